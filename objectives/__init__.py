@@ -1,0 +1,25 @@
+"""What is measured on a finished network, and the runtimes that execute its file."""
+
+from objectives.accuracy import Loss, Top1, TopK
+from objectives.bops import Bops
+from objectives.examples import Examples
+from objectives.latency import Latency
+from objectives.macs import Macs
+from objectives.objective import Limit, Metric, Objective
+from objectives.parameters import Parameters
+from objectives.size import SizeBytes
+
+__all__ = [
+    "Bops",
+    "Examples",
+    "Latency",
+    "Limit",
+    "Loss",
+    "Macs",
+    "Metric",
+    "Objective",
+    "Parameters",
+    "SizeBytes",
+    "Top1",
+    "TopK",
+]

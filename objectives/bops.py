@@ -1,0 +1,47 @@
+"""Bit operations: multiply-adds weighted by the widths of their operands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from objectives.layers import LowPrecision
+from objectives.macs import count
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from objectives.objective import Direction
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Bops:
+    """Multiply-adds of one example times the bits of weight and input (Baskin et al. 2018, arXiv:1804.10969, §3).
+
+    Parameters
+    ----------
+    example
+        Inputs, shape (B, ...); the first is used.
+    """
+
+    example: Tensor
+    name: ClassVar[str] = "bops"
+    direction: ClassVar[Direction] = "minimize"
+    is_cost: ClassVar[bool] = True
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the count; what no layer has rounded counts 32 x 32."""
+        macs = count(model, self.example)
+        total = macs[""] * FLOAT_BITS**2
+        for name, module in model.named_modules():
+            if isinstance(module, LowPrecision):
+                total += macs[name] * (module.weight_bits * module.activation_bits - FLOAT_BITS**2)
+        return float(total)
+
+    def __repr__(self) -> str:
+        """Name the shape of the example."""
+        return f"Bops({tuple(self.example.shape[1:])})"

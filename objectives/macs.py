@@ -1,0 +1,92 @@
+"""Multiply-adds, counted by fvcore."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor
+
+from objectives.examples import device_of
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from torch import nn
+
+    from objectives.objective import Direction
+
+# fvcore also estimates norms, pooling and upsampling; multiply-adds are those of convolutions and matrix products.
+NOT_COUNTED = (
+    "aten::batch_norm", "aten::group_norm", "aten::layer_norm", "aten::instance_norm", "aten::norm",
+    "aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::adaptive_avg_pool2d", "aten::grid_sampler",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Macs:
+    """Multiply-adds of one example, 1 a multiply-add, over convolutions, linear layers and matrix products.
+
+    Parameters
+    ----------
+    example
+        Inputs, shape (B, ...); the first is used.
+    """
+
+    example: Tensor
+    name: ClassVar[str] = "macs"
+    direction: ClassVar[Direction] = "minimize"
+    is_cost: ClassVar[bool] = True
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the count."""
+        return float(count(model, self.example)[""])
+
+    def __repr__(self) -> str:
+        """Name the shape of the example."""
+        return f"Macs({tuple(self.example.shape[1:])})"
+
+
+def count(model: nn.Module, example: Tensor) -> Counter[str]:
+    """Return the multiply-adds of one example for every module, its submodules included; "" is the network.
+
+    Parameters
+    ----------
+    model
+        Any network; a copy is traced, since fvcore leaves hooks behind when a forward fails.
+    example
+        Inputs, shape (B, ...); the first is used.
+    """
+    traced = copy.deepcopy(model).eval()
+    analysis = FlopCountAnalysis(traced, example[:1].to(device_of(model)))
+    analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
+    analysis.tracer_warnings("none")
+    for operation in NOT_COUNTED:
+        analysis.set_op_handle(operation, _nothing)  # None would leave the built-in estimate in place
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
+    analysis.set_op_handle("aten::baddbmm", _batched_product)
+    with torch.no_grad():
+        return analysis.by_module()
+
+
+def _nothing(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001 - the signature is fvcore's
+    return 0
+
+
+def _shape(value: Any) -> list[int]:  # noqa: ANN401 - a torch._C.Value
+    return list(value.type().sizes())
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """Queries (..., L, E) times keys (..., S, E), and their weights times values (..., S, V): L*S*(E+V) a head."""
+    queries, keys, values = (_shape(value) for value in inputs[:3])
+    del outputs
+    return math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
+
+
+def _batched_product(inputs: list[Any], outputs: list[Any]) -> int:
+    return math.prod(_shape(outputs[0])) * _shape(inputs[1])[-1]

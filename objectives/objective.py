@@ -1,0 +1,91 @@
+"""What an objective is, and what a limit on one is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from objectives.examples import Examples
+
+Direction = Literal["minimize", "maximize"]
+
+
+class Objective(Protocol):
+    """One number measured on a finished network, the form that is shipped.
+
+    Implementations are frozen dataclasses whose `repr` is the same in every process: it is part of the definition that a
+    stored study is compared with.
+    """
+
+    @property
+    def name(self) -> str:
+        """A column name that ends in the unit, such as `latency_ms`."""
+        ...
+
+    @property
+    def direction(self) -> Direction:
+        """Which way is better."""
+        ...
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether the value depends on the structure alone and so is known before any training."""
+        ...
+
+    def __call__(self, model: nn.Module) -> float:
+        """Measure a finished network, in evaluation mode, on the device where it lies."""
+        ...
+
+
+@runtime_checkable
+class Metric(Objective, Protocol):
+    """An objective that is measured on examples, and can be measured on others."""
+
+    def on(self, examples: Examples) -> Metric:
+        """Return the same metric on other examples."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What must hold of one objective; exactly one of the two bounds is given.
+
+    Parameters
+    ----------
+    objective
+        What is limited; it need not be among the objectives of the study.
+    at_most, at_least
+        The bound, positive.
+    """
+
+    objective: Objective
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError(
+                f"a limit takes exactly one of at_most and at_least, but got at_most={self.at_most}, "
+                f"at_least={self.at_least} for {self.objective.name!r}"
+            )
+        if self.bound <= 0:
+            raise ValueError(f"a limit must be positive, but got {self.bound} for {self.objective.name!r}")
+
+    @property
+    def bound(self) -> float:
+        """The number of whichever bound was given."""
+        bound = self.at_least if self.at_most is None else self.at_most
+        assert bound is not None
+        return float(bound)
+
+    def excess(self, value: float) -> float:
+        """Return by how much the value misses the bound, relative to it; zero or less where the limit holds."""
+        return (value - self.bound) / self.bound if self.at_least is None else (self.bound - value) / self.bound
+
+    def __str__(self) -> str:
+        """Word the limit."""
+        return f"{self.objective.name} {'<=' if self.at_least is None else '>='} {self.bound:g}"

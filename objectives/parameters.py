@@ -1,0 +1,24 @@
+"""How many numbers the network holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from objectives.objective import Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Weights and biases of the finished network, whatever their width; a folded BatchNorm counts as its bias."""
+
+    name: ClassVar[str] = "parameters"
+    direction: ClassVar[Direction] = "minimize"
+    is_cost: ClassVar[bool] = True
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the count."""
+        return float(sum(parameter.numel() for parameter in model.parameters()))

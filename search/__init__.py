@@ -1,0 +1,6 @@
+"""Run a study, look at its front, confirm it, export from it."""
+
+from search.spec import Budget, Recipe, Splits, StudySpec
+from search.teacher import trained
+
+__all__ = ["Budget", "Recipe", "Splits", "StudySpec", "trained"]

@@ -1,0 +1,48 @@
+"""A plan as JSON and back, so that an exported network can be rebuilt without the study that found it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import spaces
+from search.errors import UserError
+from spaces.anatomy import unknown
+
+KIND = "kind"
+
+
+def encode(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return dataclasses as objects with their class under `kind`, tuples as lists, the rest as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {KIND: type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(value: Any, kinds: tuple[type, ...] = ()) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Undo `encode`; only the classes that `spaces` exports and the given ones are ever made.
+
+    Parameters
+    ----------
+    value
+        What `json.loads` returned.
+    kinds
+        Steps and the like of the user's own.
+
+    Raises
+    ------
+    UserError
+        If a kind is not known.
+    """
+    if isinstance(value, list):
+        return tuple(decode(item, kinds) for item in value)
+    if not isinstance(value, dict):
+        return value
+    known = {name: found for name in spaces.__all__ if dataclasses.is_dataclass(found := getattr(spaces, name))}
+    known |= {kind.__name__: kind for kind in kinds}
+    if value.get(KIND) not in known:
+        raise UserError(f"{unknown('kind of step', str(value.get(KIND)), known)}; give your own classes as kinds=")
+    return known[value[KIND]](**{name: decode(item, kinds) for name, item in value.items() if name != KIND})

@@ -1,0 +1,246 @@
+"""From a candidate to files that were read back and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from optuna.trial import FixedTrial
+from safetensors.torch import load_file
+
+from objectives import Examples, Latency
+from objectives.examples import outputs
+from search.codec import decode, encode
+from search.definition import fingerprint
+from search.errors import UserError
+from search.progress import track
+from search.storage import save_json
+from search.trial import VALUES, save_state, state_path
+from spaces import deployed
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+    from torch import Tensor, nn
+
+    from search.spec import StudySpec
+    from search.trial import Bench
+    from spaces import Plan
+
+LARGEST_LOSS = 0.5  # points of top-1 between the file and the torch network
+LEAST_AGREEMENT = 99.0  # percent of the samples with the same first class
+PLAN, STATE, RECORD = "plan.json", "state.safetensors", "verification.json"
+
+
+class Disagreement(UserError):
+    """The file does not answer as the network does."""
+
+
+def plan_of(trial: FrozenTrial, bench: Bench) -> Plan:
+    """Rebuild the plan of a past trial."""
+    return bench.spec.space.suggest(FixedTrial(trial.params), bench.anatomy)
+
+
+def restored(trial: FrozenTrial, bench: Bench, weights: Path) -> nn.Module:
+    """Return the trained network of a past trial, in evaluation mode.
+
+    Raises
+    ------
+    UserError
+        If its weights are gone.
+    """
+    if not weights.exists():
+        raise UserError(f"the weights of trial {trial.number} are missing: {weights}; --folder names where they lie")
+    model = bench.build(plan_of(trial, bench))
+    model.load_state_dict(load_file(weights))
+    return model.to(bench.device).eval()
+
+
+def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) -> nn.Module:
+    """Return the exported torch network from its plan and its weights alone, bit for bit, in evaluation mode.
+
+    Parameters
+    ----------
+    model
+        The teacher's architecture; its weights do not matter.
+    folder
+        Where `export` wrote.
+    kinds
+        Classes of steps of your own that the plan holds.
+
+    Raises
+    ------
+    UserError
+        If the folder holds no export.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / PLAN).read_text())
+        state = load_file(folder / STATE)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} must hold {PLAN} and {STATE} as export writes them: {error}") from error
+    example = torch.randn((8, *content["input_shape"]), generator=torch.Generator().manual_seed(0))
+    rebuilt = decode(content["plan"], kinds).apply(model, example)
+    rebuilt.load_state_dict(state)
+    return rebuilt.eval()  # type: ignore[no-any-return]
+
+
+def teacher_file(bench: Bench, folder: Path) -> Path:
+    """Return the teacher's own file, exported once a folder: the reference of every latency.
+
+    Raises
+    ------
+    ExportError
+        If the runtime cannot take the teacher; it is tried before a search starts, not after hours of it.
+    """
+    spec = bench.spec
+    path = folder / f"teacher-{fingerprint(spec.teacher)}.{spec.runtime.name}"
+    if not path.exists():
+        unfinished = path.with_name(f".{os.getpid()}-{path.name}")
+        spec.runtime.export(deployed(spec.teacher, spec.example()), spec.example()[:1], unfinished)
+        unfinished.replace(path)
+    return path
+
+
+def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
+    """Load the file from disk, run the whole validation split through it, and compare with the torch network.
+
+    Parameters
+    ----------
+    model
+        The trained network, in evaluation mode.
+    path
+        Its file.
+    spec
+        The study: its validation split and runtime.
+    reference
+        The teacher's file.
+
+    Raises
+    ------
+    Disagreement
+        If top-1 differs by more than 0.5 points, or the first class on more than 1% of the samples.
+    """
+    examples: Examples = spec.splits.validation
+    want = outputs(model, examples.inputs)
+    run = spec.runtime.load(path)
+    got = torch.cat([run(inputs) for inputs, _ in examples.batches()])
+    latency = Latency(spec.runtime, spec.teacher, spec.example()[:1])
+    record = {
+        "runtime": spec.runtime.name,
+        "samples": len(examples),
+        "top1_torch": _top1(want, examples.labels),
+        "top1_file": _top1(got, examples.labels),
+        "agreement_percent": 100 * float((want.argmax(1) == got.argmax(1)).double().mean()),
+        "sqnr_db": _sqnr(want, got),
+        "file_bytes": path.stat().st_size,
+        "teacher_file_bytes": reference.stat().st_size,
+        "latency": dataclasses.asdict(latency.compare(path, reference)),
+        "machine": f"{platform.machine()}, {platform.system()}, torch {torch.__version__}",
+    }
+    loss = abs(record["top1_file"] - record["top1_torch"])
+    if loss > LARGEST_LOSS or record["agreement_percent"] < LEAST_AGREEMENT:
+        raise Disagreement(
+            f"the exported file must answer as the network does, but its top-1 is {record['top1_file']:.2f} instead of "
+            f"{record['top1_torch']:.2f} and they agree on {record['agreement_percent']:.2f}% of {len(examples)} samples; "
+            f"nothing was written; please report the plan"
+        )
+    return record
+
+
+def verify_front(members: list[FrozenTrial], bench: Bench, folder: Path) -> list[str]:
+    """Export, read back and verify every member that was not yet, each record in `verified/`; return what failed."""
+    todo = [trial for trial in members if not record_path(folder, trial).exists()]
+    failures = []
+    if not todo:
+        return []
+    reference = teacher_file(bench, folder)
+    with track(f"verifying {len(todo)} members of the front from their files") as told:
+        for done, trial in enumerate(todo):
+            model = restored(trial, bench, state_path(folder, trial.number)).cpu()
+            with tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary) / f"model.{bench.spec.runtime.name}"
+                bench.spec.runtime.export(deployed(model, bench.spec.example()), bench.spec.example()[:1], path)
+                try:
+                    save_json(record_path(folder, trial), verify(model, path, bench.spec, reference))
+                except Disagreement as error:
+                    failures.append(f"trial {trial.number}: {error}")
+            told((done + 1) / len(todo))
+    return failures
+
+
+def record_path(folder: Path, trial: FrozenTrial) -> Path:
+    """Return where the verification of a member of the front lies."""
+    return folder / "verified" / f"{trial.number}.json"
+
+
+def export(trial: FrozenTrial, bench: Bench, weights: Path, folder: Path, reference: Path) -> dict[str, Any]:
+    """Write model.onnx, plan.json, state.safetensors and verification.json; nothing appears before all is verified.
+
+    Parameters
+    ----------
+    trial, bench
+        The candidate and its study.
+    weights
+        Its trained state.
+    folder
+        Where the four files go; replaced as a whole.
+    reference
+        The teacher's file.
+
+    Returns
+    -------
+    dict
+        What verification.json holds.
+    """
+    spec = bench.spec
+    model = restored(trial, bench, weights).cpu()
+    example = spec.example()[:1]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        spec.runtime.export(deployed(model, spec.example()), example, unfinished / "model.onnx")
+        record = verify(model, unfinished / "model.onnx", spec, reference)
+        values = trial.user_attrs[VALUES]
+        record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}
+        plan = plan_of(trial, bench)
+        content = {"plan": encode(plan), "words": plan.words(), "parameters": trial.params,
+                   "input_shape": list(example.shape[1:])}  # fmt: skip
+        save_json(unfinished / PLAN, content)
+        save_json(unfinished / RECORD, record)
+        save_state(model, unfinished / STATE)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return record
+
+
+def record_words(record: dict[str, Any]) -> str:
+    """Word a verification in one line."""
+    latency = record["latency"]
+    return (
+        f"top-1 {record['top1_file']:.2f}% from the file ({record['top1_torch']:.2f}% in torch, agreement "
+        f"{record['agreement_percent']:.2f}% of {record['samples']}), {record['file_bytes']:,} bytes (teacher "
+        f"{record['teacher_file_bytes']:,}), latency {latency['ratio']:.2f}x the teacher's "
+        f"({latency['cpu_ms']:.3f} ms, batch {latency['batch']}, {latency['threads']} thread)"
+        f"{', on a noisy machine' if latency['noisy'] else ''}"
+    )
+
+
+def _top1(scores: Tensor, labels: Tensor) -> float:
+    return 100 * float((scores.argmax(1) == labels).double().mean())
+
+
+def _sqnr(want: Tensor, got: Tensor) -> float:
+    noise = float((want - got).double().pow(2).sum())
+    signal = float(want.double().pow(2).sum())
+    return float(10 * torch.log10(torch.tensor(signal / max(noise, 1e-30))))
+
+

@@ -1,0 +1,103 @@
+"""Find the function that a user names, and call it with what the user sets."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search.errors import UserError
+from search.spec import StudySpec
+from spaces.anatomy import unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+
+def load(target: str, settings: list[str]) -> StudySpec:
+    """Return the spec that `file.py:function` or `package.module:function` returns.
+
+    Parameters
+    ----------
+    target
+        The function.
+    settings
+        Arguments for it, each as `name=value`.
+
+    Raises
+    ------
+    UserError
+        If there is no such function, it does not take the settings, or its data is missing.
+    """
+    function = _function(target)
+    given = _settings(function, target, settings)
+    try:
+        spec = function(**given)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{target}: {error}") from error
+    if not isinstance(spec, StudySpec):
+        raise UserError(f"{target} must return a StudySpec, but it returned {type(spec).__name__}")
+    return spec
+
+
+def _function(target: str) -> Callable[..., Any]:
+    place, _, name = target.rpartition(":")
+    if not place or not name:
+        raise UserError(
+            f"a study must be named as file.py:function or package.module:function, but got {target!r}; "
+            "for example studies/digits.py:study"
+        )
+    module = _module(place)
+    found = {key: value for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")}
+    if name not in found:
+        own = [key for key, value in found.items() if value.__module__ == module.__name__]
+        raise UserError(f"{place}: {unknown('function', name, own)}")
+    return found[name]
+
+
+def _module(place: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        path = Path(place)
+        if not path.is_file():
+            raise UserError(f"no file {place}; give the path of the file with the study, such as studies/digits.py")
+        sys.path.insert(0, str(path.resolve().parent))  # a study may import what lies beside it
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"{place} cannot be imported: {error}") from error
+    return module
+
+
+def _settings(function: Callable[..., Any], target: str, settings: list[str]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    given: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set takes name=value, but got {setting!r}")
+        if name not in parameters:
+            raise UserError(f"{target}: {unknown('setting', name, parameters)}")
+        given[name] = _value(text, parameters[name])
+    return given
+
+
+def _value(text: str, parameter: inspect.Parameter) -> Any:  # noqa: ANN401 - whatever the function takes
+    """Read the text as the type of the parameter's default."""
+    kind = type(parameter.default)
+    if kind not in {int, float}:
+        return text
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise UserError(f"{parameter.name} must be of type {kind.__name__}, but got {text!r}") from error

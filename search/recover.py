@@ -1,0 +1,128 @@
+"""Train a network, alone or after a teacher."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from objectives.examples import device_of, outputs
+from search.errors import Diverged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from objectives import Examples
+    from search.spec import Recipe
+    from spaces import Recovery
+
+WARM_UP = 0.05  # share of the steps over which the learning rate rises
+LARGEST_GRADIENT = 5.0  # norm; a cut network starts with a few very large ones
+
+
+def recover(
+    student: nn.Module,
+    teacher: Teacher,
+    examples: Examples,
+    recovery: Recovery,
+    recipe: Recipe,
+    seed: int,
+    told: Callable[[float], None] = lambda done: None,  # noqa: ARG005
+) -> None:
+    """Train `student` in place by the recovery's loss, on the device where it lies.
+
+    Parameters
+    ----------
+    student
+        The network; left in evaluation mode.
+    teacher
+        Whose outputs the loss may use.
+    examples
+        The training set.
+    recovery
+        The loss.
+    recipe
+        The schedule.
+    seed
+        Of the order of the examples, the augmentation and the dropout.
+    told
+        Called after each step with the share of the steps done.
+
+    Raises
+    ------
+    Diverged
+        If the loss is not finite.
+    """
+    device = device_of(student)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # dropout
+    batch = min(recipe.batch_size, len(examples))
+    steps = recipe.epochs * (len(examples) // batch)
+    optimizer = recipe.optimizer(
+        [p for p in student.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    student.train()
+    step = 0
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(examples), generator=generator)
+        losses = []
+        for chosen in order.split(batch):
+            if len(chosen) < batch:
+                continue  # a short batch has poor statistics
+            inputs = examples.inputs[chosen]
+            if recipe.augment is not None:
+                inputs = recipe.augment(inputs, generator)
+            inputs = inputs.to(device)
+            loss = recovery.loss(
+                student(inputs),
+                teacher.answers(inputs, None if recipe.augment else chosen),
+                examples.labels[chosen].to(device),
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), LARGEST_GRADIENT)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+            step += 1
+            told(step / steps)
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            raise Diverged(f"the loss became {mean} within {step} of {steps} steps; a lower learning rate may help")
+    student.eval()
+
+
+class Teacher:
+    """The network that was given, with its answers to the training set computed once.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode, on the device that is trained on.
+    examples
+        The training set.
+    """
+
+    def __init__(self, model: nn.Module, examples: Examples) -> None:
+        self.model = model
+        self.examples = examples
+        self._answers: Tensor | None = None
+
+    def answers(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:
+        """Return the outputs (B, classes) for a batch: remembered ones by index, fresh ones for augmented inputs."""
+        if chosen is None:
+            with torch.no_grad():
+                return self.model(inputs)  # type: ignore[no-any-return]
+        if self._answers is None:
+            self._answers = outputs(self.model, self.examples.inputs)
+        return self._answers[chosen].to(inputs.device)
+
+
+def _rate(step: int, steps: int) -> float:
+    rise = max(1, round(WARM_UP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

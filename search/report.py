@@ -1,0 +1,112 @@
+"""One folder that shows a study: pictures, one page to click on, one table."""
+
+from __future__ import annotations
+
+import html
+import json
+import warnings
+from typing import TYPE_CHECKING
+
+import optuna
+import plotly.graph_objects as go
+from optuna.visualization import plot_hypervolume_history, plot_param_importances
+
+from search.export import plan_of, record_path, record_words
+from search.front import candidates, need_front, trained
+from search.pictures import draw_front, draw_plan, interactive_front
+from search.run import TEACHER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from optuna import Study
+
+    from search.spec import StudySpec
+    from search.trial import Bench
+
+LEAST_FOR_IMPORTANCE = 8  # trained trials; fewer say nothing of 20 parameters
+MARGIN = 1.1  # the reference point lies so far beyond the worst trained values
+
+
+def report(study: Study, bench: Bench, folder: Path, out: Path) -> list[Path]:
+    """Write front.png, front.html, candidates.csv and plan-<number>.png for each member; return the files.
+
+    Parameters
+    ----------
+    study, bench
+        The study.
+    folder
+        Of the study's files, for the verifications.
+    out
+        Where the report goes.
+    """
+    spec = bench.spec
+    members = need_front(study)
+    table = candidates(study, spec)
+    names = [objective.name for objective in spec.objectives]
+    teacher = study.user_attrs[TEACHER]
+    title = f"{spec.name}: {len(trained(study))} trained candidates, seed {spec.seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "candidates.csv", index=False)
+    draw_front(table, names, teacher, title, out / "front.png")
+    written = [out / "front.png", out / "front.html", out / "candidates.csv"]
+    for trial in members:
+        values = ", ".join(f"{name} {value:,.4g}" for name, value in zip(names, trial.values, strict=True))
+        path = out / f"plan-{trial.number}.png"
+        draw_plan(plan_of(trial, bench), bench.anatomy, f"trial {trial.number}: {values}", path)
+        written.append(path)
+    figures = [interactive_front(table, names, teacher, title), *_history(study), *_importances(study, names)]
+    verified = {
+        trial.number: record_words(json.loads(record_path(folder, trial).read_text()))
+        for trial in members
+        if record_path(folder, trial).exists()
+    }
+    (out / "front.html").write_text(_page(spec, figures, verified))
+    return written
+
+
+def _page(spec: StudySpec, figures: list[go.Figure], verified: dict[int, str]) -> str:
+    """Return one page that needs no network: the script of the plots is inside."""
+    parts = [figure.to_html(full_html=False, include_plotlyjs=not index) for index, figure in enumerate(figures)]
+    rows = "".join(f"<li>trial {number}: {html.escape(words)}</li>" for number, words in verified.items())
+    checked = f"<h2>Verified from the exported files</h2><ul>{rows}</ul>" if rows else ""
+    name = html.escape(spec.name)
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}</title></head>"
+        f"<body style='font-family: sans-serif; max-width: 1100px; margin: 1em auto'>{parts[0]}{checked}"
+        f"{''.join(parts[1:])}</body></html>"
+    )
+
+
+def reference_point(study: Study) -> list[float]:
+    """Return a point a little worse than every trained candidate, against which the hypervolume is taken."""
+    point = []
+    for column, direction in enumerate(study.directions):
+        values = [trial.values[column] for trial in trained(study)]
+        best, worst = (max(values), min(values)) if direction.name == "MAXIMIZE" else (min(values), max(values))
+        point.append(best + (worst - best) * MARGIN)
+    return point
+
+
+def _history(study: Study) -> Iterator[go.Figure]:
+    if len(trained(study)) > 1 and len(study.directions) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield plot_hypervolume_history(study, reference_point(study))
+
+
+def _importances(study: Study, names: list[str]) -> Iterator[go.Figure]:
+    """Yield the importance of the parameters for each objective (fANOVA), where there are trials enough."""
+    if len(trained(study)) < LEAST_FOR_IMPORTANCE:
+        return
+    for column, name in enumerate(names):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            figure = plot_param_importances(
+                study,
+                evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
+                target=lambda trial, at=column: trial.values[at],
+                target_name=name,
+            )
+        yield figure

@@ -1,0 +1,210 @@
+"""The loop: trials until the budget is spent, with what is best so far in sight, and a way to stop without loss."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import optuna
+import torch
+from optuna.trial import TrialState
+
+from search.anchors import anchors
+from search.errors import Diverged, UserError
+from search.front import front, trained
+from search.progress import EVERY_SECONDS, bar, console, duration
+from search.storage import INTERRUPTED, REASON, enqueue, requeue_abandoned
+from search.trial import Bench, run_trial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import FrameType
+
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+    from search.spec import StudySpec
+
+ANCHORS = "anchors"
+TEACHER = "teacher"
+FRUITLESS = 300  # proposals in a row that are over a limit or known: the space is exhausted or the limits too tight
+FIRST_FAILURES = 3  # failed trials with not one trained: not bad luck, but something that is wrong
+
+
+def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
+    """Train candidates until the budget is spent; return whether it was (and not stopped before).
+
+    Parameters
+    ----------
+    spec, study, bench
+        The study.
+    folder
+        Where the weights of the candidates go.
+
+    Raises
+    ------
+    UserError
+        If the limits cannot be met, or nothing can be trained.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    lost = requeue_abandoned(study)
+    if lost:
+        console.print(f"{lost} trial(s) of a process that is gone: will be run again")
+    if ANCHORS not in study.user_attrs:
+        console.print("measuring the uniform plans")
+        for params in anchors(bench):
+            enqueue(study, params)
+        study.set_user_attr(ANCHORS, value=True)
+    done = len(trained(study))
+    if done >= spec.budget.trials:
+        console.print(f"{done} of {spec.budget.trials} trials are done; --trials asks for more")
+        return True
+    with _Watch(study, spec, bench, folder) as watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with contextlib.suppress(KeyboardInterrupt):
+            while not watch.over():
+                study.optimize(watch.objective, n_trials=1, catch=(Diverged,))
+                watch.look()
+    return not watch.stopped
+
+
+def measure_teacher(study: Study, bench: Bench) -> dict[str, float]:
+    """Return what every objective says of the teacher, measured once a study: the point to compare with."""
+    if TEACHER not in study.user_attrs:
+        finished = bench.finish(bench.model)
+        study.set_user_attr(TEACHER, {objective.name: objective(finished) for objective in bench.spec.measured})
+    return dict(study.user_attrs[TEACHER])
+
+
+@dataclass
+class _Watch:
+    """What the loop keeps in mind between two trials."""
+
+    study: Study
+    spec: StudySpec
+    bench: Bench
+    folder: Path
+    stopped: bool = False
+    fruitless: int = 0
+    started: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __enter__(self) -> _Watch:
+        self.at_start = self.done = len(trained(self.study))
+        self.progress = self.exits.enter_context(bar("best"))
+        self.task = self.progress.add_task("trials", total=self.spec.budget.trials, best="", completed=self.at_start)
+        self.exits.enter_context(_gentle_stop(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.exits.close()
+
+    def objective(self, trial: Trial) -> tuple[float, ...]:
+        """Run one trial; whatever ends it leaves a reason, and an interrupted plan is enqueued again."""
+        try:
+            return run_trial(
+                trial,
+                self.bench,
+                self.folder,
+                lambda share: self.progress.update(self.task, completed=self.done + share),
+            )
+        except KeyboardInterrupt:
+            trial.set_user_attr(INTERRUPTED, value=True)
+            enqueue(self.study, trial.params)
+            raise
+        except (optuna.TrialPruned, Diverged):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            trial.set_user_attr(REASON, reason)
+            console.print(f"trial {trial.number} failed: {reason}")
+            raise Diverged(reason) from error
+
+    def over(self) -> bool:
+        """Whether to stop before the next trial."""
+        minutes = self.spec.budget.minutes
+        late = minutes is not None and time.monotonic() - self.started > 60 * minutes
+        return self.stopped or late or len(trained(self.study)) >= self.spec.budget.trials
+
+    def look(self) -> None:
+        """Show what the last trial brought; give up where nothing comes of any."""
+        last = self.study.get_trials(deepcopy=False)[-1]
+        done = len(trained(self.study))
+        self.fruitless = 0 if done > self.done else self.fruitless + 1
+        self.done = done
+        self.progress.update(self.task, completed=done, best=best_points(self.study))
+        failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        reasons = [trial.user_attrs[REASON] for trial in failed if REASON in trial.user_attrs]
+        if not done and len(reasons) >= FIRST_FAILURES:
+            raise UserError(f"the first {len(reasons)} trials all failed, the last with: {reasons[-1]}")
+        if self.fruitless >= FRUITLESS:
+            console.print(f"{FRUITLESS} proposals in a row were over a limit or known already: stopping here")
+            self.stopped = True
+        self._say(last, done)
+
+    def _say(self, last: FrozenTrial, done: int) -> None:
+        now = time.monotonic()
+        if console.is_terminal or (now - self.said < EVERY_SECONDS and done < self.spec.budget.trials):
+            return
+        self.said = now
+        new = max(1, done - self.at_start)
+        left = (now - self.started) / new * (self.spec.budget.trials - done)
+        console.print(
+            f"trial {last.number}: {done}/{self.spec.budget.trials} trained, {duration(left)} left, "
+            f"{best_points(self.study)}"
+        )
+
+
+def best_points(study: Study, most: int = 3) -> str:
+    """Word the front: how many members, and a few of them from one end to the other."""
+    members = front(study)
+    if not members:
+        return "no feasible candidate yet"
+    places = sorted({round(i * (len(members) - 1) / max(1, most - 1)) for i in range(most)})
+    points = [" / ".join(f"{value:.4g}" for value in members[place].values) for place in places]
+    return f"front of {len(members)}: {', '.join(points)}"
+
+
+@contextlib.contextmanager
+def _gentle_stop(watch: _Watch) -> Iterator[None]:
+    """First Ctrl-C: finish the trial under way. Second: stop now, that trial is run again on resume."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if watch.stopped:
+            raise KeyboardInterrupt
+        watch.stopped = True
+        console.print("stopping after the trial under way (again to stop now: it will be run again on resume)")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` means on this machine.
+
+    Raises
+    ------
+    UserError
+        If there is no GPU for `cuda`.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda needs a GPU that torch can use, and there is none; take --device auto or cpu")
+    return torch.device(name)
+
+

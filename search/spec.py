@@ -1,0 +1,171 @@
+"""What a study is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import optuna
+import torch
+
+from objectives import Examples
+from objectives.runtimes import OnnxRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Generator, Tensor, nn
+
+    from objectives import Limit, Objective
+    from objectives.runtimes import Runtime
+    from spaces import Space
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Three disjoint sets of examples.
+
+    Attributes
+    ----------
+    train
+        What candidates are trained on.
+    validation
+        What the search measures on.
+    test
+        Read once, by `confirm`.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes
+    ----------
+    epochs
+        Passes over the training set.
+    batch_size
+        Examples a step.
+    learning_rate
+        The highest; it rises over the first 5% of the steps and falls along a cosine to zero.
+    weight_decay
+        As the optimizer takes it.
+    optimizer
+        Called with the parameters, `lr=` and `weight_decay=`.
+    augment
+        Called with a batch of inputs (B, ...) and a generator on the CPU, returns inputs; without it the teacher's
+        outputs are computed once for all trials.
+    """
+
+    epochs: int = 3
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    augment: Callable[[Tensor, Generator], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, but got {getattr(self, name)}")
+
+    def longer(self, times: int) -> Recipe:
+        """Return the recipe with so many times the epochs."""
+        return replace(self, epochs=self.epochs * times)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a study may spend.
+
+    Attributes
+    ----------
+    trials
+        Trained candidates; refused and repeated plans are not counted.
+    minutes
+        Wall time of this run, or None for no bound; the trial under way is finished.
+    """
+
+    trials: int = 40
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.trials < 1 or (self.minutes is not None and self.minutes <= 0):
+            raise ValueError(f"a budget must be positive, but got trials={self.trials}, minutes={self.minutes}")
+
+
+@dataclass(frozen=True, slots=True)
+class StudySpec:
+    """A whole study, as a function in a file returns it; a variant is `dataclasses.replace`.
+
+    Attributes
+    ----------
+    name
+        Letters, digits, `.`, `_` and `-`; names the study in its storage and the folder below `runs/`.
+    teacher
+        The trained network: one input tensor, one output tensor (B, classes).
+    splits
+        The data.
+    space
+        What may be done to the teacher.
+    objectives
+        What is optimized, two or three as a rule.
+    limits
+        What must hold.
+    recipe
+        How a candidate is trained in the search.
+    confirmation
+        How it is trained by `confirm`; by default four times as long.
+    budget
+        What `run` may spend.
+    sampler
+        Any class or function that makes an Optuna sampler when called with `seed=`.
+    runtime
+        What the files are exported to and verified on.
+    calibration
+        How many training inputs the steps are fitted on.
+    seed
+        With one worker, the same seed gives the same plans and the same values.
+    """
+
+    name: str
+    teacher: nn.Module
+    splits: Splits
+    space: Space
+    objectives: tuple[Objective, ...]
+    limits: tuple[Limit, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    confirmation: Recipe | None = None
+    budget: Budget = field(default_factory=Budget)
+    sampler: Callable[..., optuna.samplers.BaseSampler] = optuna.samplers.TPESampler
+    runtime: Runtime = field(default_factory=OnnxRuntime)
+    calibration: int = 256
+    seed: int = 0
+
+    @property
+    def costs(self) -> tuple[Objective, ...]:
+        """All objectives, limited ones included, that are known before training; each name once."""
+        return tuple(objective for objective in self.measured if objective.is_cost)
+
+    @property
+    def measured(self) -> tuple[Objective, ...]:
+        """All objectives, limited ones included, in order; each name once."""
+        everything = (*self.objectives, *(limit.objective for limit in self.limits))
+        return tuple({objective.name: objective for objective in reversed(everything)}.values())[::-1]
+
+    def example(self) -> Tensor:
+        """Return the calibration inputs: a seeded draw from the training set, shape (calibration, ...)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(self.splits.train), generator=generator)[: self.calibration]
+        return self.splits.train.inputs[chosen]
+
+
+def names(objectives: Iterable[Objective]) -> list[str]:
+    """Return the names of the objectives."""
+    return [objective.name for objective in objectives]

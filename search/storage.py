@@ -1,0 +1,169 @@
+"""Where a study lies: Optuna's storage for the trials, one folder for the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from search.definition import define, differences
+from search.errors import UserError
+from search.sampling import Seeded
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+
+    from search.spec import StudySpec
+
+DEFINITION = "definition"
+WORKER = "worker"
+REASON = "reason"
+INTERRUPTED = "interrupted"
+
+
+def folder_of(spec: StudySpec, folder: str | None) -> Path:
+    """Return the folder of the study's files, `runs/<name>` unless one is given.
+
+    Raises
+    ------
+    UserError
+        If the name of the study is no plain file name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
+        raise UserError(
+            f"a study's name must be of letters, digits, '.', '_' and '-', but got {spec.name!r}; it becomes a folder"
+        )
+    return Path(folder) if folder else Path("runs") / spec.name
+
+
+def writable(folder: Path) -> None:
+    """Create the folder and check that files can be written there.
+
+    Raises
+    ------
+    UserError
+        If not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; name another folder with --folder") from error
+
+
+def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) -> Study:
+    """Open the study, or create it.
+
+    Parameters
+    ----------
+    spec
+        Its definition.
+    folder
+        Where its files lie; the trials too, as `journal.log`, unless `url` names a storage.
+    url
+        Any storage that Optuna knows, such as `postgresql://...` or `sqlite:///file.db`.
+    create
+        Whether a study that does not exist yet is created.
+
+    Raises
+    ------
+    UserError
+        If the storage cannot be read, holds no such study, or holds one of another definition.
+    """
+    directions = [objective.direction for objective in spec.objectives]
+    sampler = Seeded(spec.sampler, spec.seed)
+    try:
+        storage = _storage(folder, url, create=create)
+        exists = spec.name in {found.study_name for found in storage.get_all_studies()}
+        if not exists and not create:
+            raise UserError(f"no study called {spec.name!r} in {url or folder}; start it with: slimfront run")
+        study = optuna.create_study(
+            storage=storage, study_name=spec.name, directions=directions, sampler=sampler, load_if_exists=True
+        )
+        stored = study.user_attrs.get(DEFINITION)
+        if stored is None:
+            study.set_user_attr(DEFINITION, define(spec))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names([objective.name for objective in spec.objectives])
+        len(study.trials)  # reads all of it
+    except UserError:
+        raise
+    except Exception as error:
+        where = url or folder / "journal.log"
+        raise UserError(
+            f"the storage {where} cannot be used ({type(error).__name__}: {str(error).splitlines()[0][:200]}); if it is "
+            f"damaged, move it away or name another with --storage or --folder"
+        ) from error
+    if stored is not None and (changed := differences(stored, define(spec))):
+        raise UserError(
+            f"the study {spec.name!r} was stored with another definition: {'; '.join(changed[:3])}"
+            f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}; "
+            "undo the change, or give the new study another name or --folder"
+        )
+    return study
+
+
+def _storage(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
+    if url is None:
+        path = folder / "journal.log"
+        if not create and not path.exists():
+            raise UserError(f"no study in {folder}; start it with: slimfront run")
+        return JournalStorage(JournalFileBackend(str(path)))
+    if url.startswith("journal://"):
+        return JournalStorage(JournalFileBackend(url.removeprefix("journal://")))
+    return optuna.storages.get_storage(url)
+
+
+def worker() -> str:
+    """Name this process, so that another can tell whether it still lives."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def requeue_abandoned(study: Study) -> int:
+    """Give up the trials whose process on this machine is gone, and enqueue their plans again; return how many."""
+    lost = 0
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        host, _, pid = trial.user_attrs.get(WORKER, ":").rpartition(":")
+        if host == socket.gethostname() and not _alive(int(pid)):
+            study.tell(trial.number, state=TrialState.FAIL)
+            enqueue(study, trial.params)
+            lost += 1
+    return lost
+
+
+def enqueue(study: Study, params: dict[str, float]) -> None:
+    """Put a plan before what the sampler proposes next."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.enqueue_trial(params, user_attrs={"enqueued": True})
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def save_json(path: Path, content: object) -> None:
+    """Write JSON so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.replace(path)

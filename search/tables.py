@@ -1,0 +1,79 @@
+"""The tables that the commands print."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from search.export import record_path
+from search.front import candidates, front
+from search.run import TEACHER
+from search.trial import VALUES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna import Study
+
+    from search.spec import StudySpec
+
+
+def front_table(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
+    """Return the teacher and the front: objectives and limits, what the files measured, feasibility, plan in words.
+
+    `file_top1`, `file_bytes` and `latency_ratio` (to the teacher, on the runtime) are read from the exported file and
+    empty where a member was not verified.
+    """
+    table = candidates(study, spec).set_index("number")
+    names = [objective.name for objective in spec.measured]
+    teacher = study.user_attrs.get(TEACHER, {})
+    rows: list[dict[str, Any]] = []
+    for trial in front(study):
+        path = record_path(folder, trial)
+        record = json.loads(path.read_text()) if path.exists() else {}
+        rows.append(
+            {
+                "trial": str(trial.number),
+                **{name: trial.user_attrs[VALUES][name] for name in names},
+                "file_top1": record.get("top1_file"),
+                "file_bytes": record.get("file_bytes"),
+                "latency_ratio": record.get("latency", {}).get("ratio"),
+                "feasible": "yes" if table.loc[trial.number, "feasible"] else "no",
+                "plan": table.loc[trial.number, "plan"],
+            }
+        )
+    first = {"trial": "teacher", **{name: teacher.get(name) for name in names}, "latency_ratio": 1.0,
+             "feasible": "", "plan": "the network as it was given"}  # fmt: skip
+    return pd.DataFrame([first, *rows]).infer_objects()
+
+
+def confirmed_table(records: list[dict[str, Any]], spec: StudySpec, study: Study) -> pd.DataFrame:
+    """Return one row a member: costs, and mean and spread of each metric on validation and test.
+
+    A member is `kept` unless another is at least as good in the confirmed mean of every objective and better in one.
+    """
+    costs = [objective.name for objective in spec.measured if objective.is_cost]
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {"trial": str(record["trial"]), "n": record["n"]}
+        row |= {name: record["searched"][name] for name in costs}
+        for name, value in record.items():
+            if isinstance(value, dict) and "mean" in value:
+                row[name] = f"{value['mean']:.2f} ± {value['spread']:.2f}"
+        row["kept"] = "yes" if not any(_beats(other, record, spec) for other in records) else "no"
+        row["plan"] = study.trials[record["trial"]].user_attrs["plan"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _beats(other: dict[str, Any], record: dict[str, Any], spec: StudySpec) -> bool:
+    pairs = [(_confirmed(other, x.name), _confirmed(record, x.name), x.direction) for x in spec.objectives]
+    signed = [(a - b) * (1 if direction == "maximize" else -1) for a, b, direction in pairs]
+    return all(gain >= 0 for gain in signed) and any(gain > 0 for gain in signed)
+
+
+def _confirmed(record: dict[str, Any], name: str) -> float:
+    found = record.get(f"validation_{name}")
+    return float(found["mean"] if found else record["searched"][name])

@@ -1,0 +1,197 @@
+"""One trial: choose a plan, build it, refuse it early or train it, measure it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from optuna import TrialPruned
+from optuna.trial import TrialState
+from safetensors.torch import save_file
+
+from objectives.examples import outputs
+from search.errors import Diverged, UserError
+from search.recover import Teacher, recover
+from search.storage import REASON, WORKER, worker
+from spaces import deployed, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+    from torch import Tensor, nn
+
+    from objectives import Objective
+    from search.spec import Recipe, StudySpec
+    from spaces import Anatomy, Plan
+
+KEY, PLAN, VALUES, EXCESS, SECONDS, REPLAY = "plan_key", "plan", "measured", "excess", "cpu_seconds", "replay_of"
+
+
+class Bench:
+    """All that trials share: the teacher on its device, its anatomy, its answers, the calibration inputs.
+
+    Parameters
+    ----------
+    spec
+        The study.
+    device
+        Where networks are trained and measured.
+
+    Raises
+    ------
+    UserError
+        If the teacher does not run on the data, or a label is out of range.
+    """
+
+    def __init__(self, spec: StudySpec, device: torch.device) -> None:
+        self.spec = spec
+        self.device = device
+        self.example: Tensor = spec.example().to(device)
+        self.model: nn.Module = copy.deepcopy(spec.teacher).to(device).eval()
+        try:
+            self.anatomy: Anatomy = trace(self.model, self.example)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.classes = _classes(self.model, self.example)
+        for name in ("train", "validation", "test"):
+            _check_labels(name, getattr(spec.splits, name).labels, self.classes)
+        self.teacher = Teacher(self.model, spec.splits.train)
+
+    def build(self, plan: Plan) -> nn.Module:
+        """Return the network of a plan, not yet trained."""
+        return plan.apply(self.model, self.example)
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Return the form of a network that is shipped."""
+        return deployed(model, self.example)
+
+    def costs(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
+        """Measure what is known before training, on a network that is not finished yet."""
+        finished = self.finish(model)
+        return {objective.name: objective(finished) for objective in objectives}
+
+    def train(
+        self, model: nn.Module, plan: Plan, recipe: Recipe, seed: int, told: Callable[[float], None] | None = None
+    ) -> None:
+        """Train the network of a plan in place."""
+        recover(
+            model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, *(() if told is None else (told,))
+        )
+
+
+def key_of(plan: Plan) -> str:
+    """Return a digest that equal plans share in every process."""
+    return hashlib.sha256(repr(plan).encode()).hexdigest()[:16]
+
+
+def seed_of(spec: StudySpec, key: str, turn: int = 0) -> int:
+    """Return the training seed of a plan: it depends on the plan and not on when it is trained."""
+    return int(hashlib.sha256(f"{spec.seed}:{key}:{turn}".encode()).hexdigest()[:8], 16)
+
+
+def run_trial(trial: Trial, bench: Bench, folder: Path, told: Callable[[float], None]) -> tuple[float, ...]:
+    """Return the values of the study's objectives for the plan that the trial draws.
+
+    Raises
+    ------
+    TrialPruned
+        If a limit is missed before training.
+    Diverged
+        If training leaves the finite numbers.
+    """
+    spec = bench.spec
+    trial.set_user_attr(WORKER, worker())
+    started = time.process_time()
+    plan = spec.space.suggest(trial, bench.anatomy)
+    key = key_of(plan)
+    trial.set_user_attr(KEY, key)
+    trial.set_user_attr(PLAN, plan.words())
+    earlier = _same_plan(trial.study, key, trial.number)
+    if earlier is not None:
+        return _replay(trial, earlier)
+    model = bench.build(plan)
+    values = bench.costs(model, spec.costs)
+    _note(trial, spec, values)
+    missed = [str(limit) for limit in spec.limits if values.get(limit.objective.name) is not None
+              and limit.excess(values[limit.objective.name]) > 0]  # fmt: skip
+    if missed:
+        trial.set_user_attr(REASON, f"over the limit {', '.join(missed)}")
+        raise TrialPruned
+    try:
+        bench.train(model, plan, spec.recipe, seed_of(spec, key), told)
+    except Diverged as error:
+        trial.set_user_attr(REASON, str(error))
+        raise
+    finished = bench.finish(model)
+    values |= {objective.name: objective(finished) for objective in spec.measured if not objective.is_cost}
+    _note(trial, spec, values)
+    save_state(model, state_path(folder, trial.number))
+    trial.set_user_attr(SECONDS, time.process_time() - started)
+    return tuple(values[objective.name] for objective in spec.objectives)
+
+
+def state_path(folder: Path, number: int) -> Path:
+    """Return where the trained weights of a trial lie."""
+    return folder / "candidates" / f"{number}.safetensors"
+
+
+def save_state(model: nn.Module, path: Path) -> None:
+    """Write the network's tensors as safetensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, path)
+
+
+def _note(trial: Trial, spec: StudySpec, values: dict[str, float]) -> None:
+    """Record what was measured and by how much each limit is missed; all constraints, always in one order."""
+    trial.set_user_attr(VALUES, values)
+    excess = {str(x): x.excess(values[x.objective.name]) for x in spec.limits if x.objective.name in values}
+    trial.set_user_attr(EXCESS, excess)
+    if len(excess) == len(spec.limits):
+        for limit, value in excess.items():
+            trial.set_constraint(limit, value)
+
+
+def _same_plan(study: Study, key: str, number: int) -> FrozenTrial | None:
+    over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    for earlier in study.get_trials(deepcopy=False, states=over):
+        settled = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
+        if earlier.number != number and settled and earlier.user_attrs.get(KEY) == key:
+            return earlier
+    return None
+
+
+def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
+    """End as the earlier trial of the same plan did, without building or training anything."""
+    for name in (VALUES, EXCESS, REASON):
+        if name in earlier.user_attrs:
+            trial.set_user_attr(name, earlier.user_attrs[name])
+    trial.set_user_attr(REPLAY, earlier.user_attrs.get(REPLAY, earlier.number))
+    for limit, value in earlier.constraints.items():
+        trial.set_constraint(limit, value)
+    if earlier.state == TrialState.PRUNED:
+        raise TrialPruned
+    if earlier.state == TrialState.FAIL:
+        raise Diverged(earlier.user_attrs[REASON])
+    return tuple(earlier.values)
+
+
+def _classes(model: nn.Module, example: Tensor) -> int:
+    answer = outputs(model, example[:2])
+    if answer.dim() != 2:  # noqa: PLR2004
+        raise UserError(f"the teacher must return one tensor of shape (B, classes), but got {tuple(answer.shape)}")
+    return int(answer.shape[1])
+
+
+def _check_labels(name: str, labels: Tensor, classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"labels must be in [0, {classes}), the teacher's {classes} outputs, but the {name} split has labels from "
+            f"{low} to {high}; renumber them or take a teacher with more outputs"
+        )

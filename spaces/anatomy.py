@@ -1,0 +1,184 @@
+"""What a network is made of, as plain data: its layers, and the channels that must go together."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Side = Literal["out", "in", "parameter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One convolution or linear layer of the network, as it ran on the example.
+
+    Attributes
+    ----------
+    name
+        Its name in the network's `named_modules`.
+    kind
+        The class, such as `Conv2d` or `Linear`.
+    outputs, inputs
+        Channels (features for a linear layer).
+    kernel, stride
+        One number a spatial dimension; empty for a linear layer.
+    groups
+        Groups of a convolution; 1 for a linear layer.
+    positions
+        How many times a kernel is applied to one example: the output pixels, or the tokens of a linear layer, summed
+        over the calls of a layer that is used more than once.
+    calls
+        How often one forward calls the layer.
+    tied
+        Whether another module holds the same weight.
+    """
+
+    name: str
+    kind: str
+    outputs: int
+    inputs: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    groups: int
+    positions: int
+    calls: int
+    tied: bool
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one example (1 a multiply-add)."""
+        return self.positions * self.outputs * self.inputs // self.groups * math.prod(self.kernel)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has a kernel of its own."""
+        return self.groups > 1 and self.groups == self.inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What one layer loses when a unit of its group goes.
+
+    Attributes
+    ----------
+    layer
+        Name of a module, or of a bare parameter when `side` is `parameter`.
+    side
+        `out` channels of the module, `in` channels, or a dimension of a bare parameter.
+    dimension
+        Which dimension of a bare parameter; 0 otherwise.
+    positions
+        For each unit of the group, the indices along that side which go with it.
+    """
+
+    layer: str
+    side: Side
+    dimension: int
+    positions: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Channels that can only be removed together, in units of one or more channels.
+
+    Attributes
+    ----------
+    name
+        The first layer in order of execution whose outputs the group covers.
+    units
+        How many independently removable units there are.
+    members
+        Every place that a unit reaches.
+    """
+
+    name: str
+    units: int
+    members: tuple[Member, ...]
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """The layers whose output channels go, in order of execution."""
+        return tuple(member.layer for member in self.members if member.side == "out")
+
+    @property
+    def consumers(self) -> tuple[Member, ...]:
+        """The members whose input channels go."""
+        return tuple(member for member in self.members if member.side == "in")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why channels of a layer stay: named, so that nothing is skipped silently."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """All that the axes need to know of a network, traced once.
+
+    Attributes
+    ----------
+    layers
+        Convolutions and linear layers in order of execution.
+    groups
+        The groups of channels that were tried on the network and held.
+    refusals
+        The layers whose outputs cannot be pruned, and why.
+    others
+        Modules with weights of their own that no axis acts on, as (name, kind).
+    """
+
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    refusals: tuple[Refusal, ...]
+    others: tuple[tuple[str, str], ...]
+
+    def layer(self, name: str) -> Layer:
+        """Return the layer of that name.
+
+        Raises
+        ------
+        ValueError
+            If there is none; the nearest names are listed.
+        """
+        found = {layer.name: layer for layer in self.layers}
+        if name not in found:
+            raise ValueError(unknown("layer", name, found))
+        return found[name]
+
+    def group(self, name: str) -> Group:
+        """Return the group of that name.
+
+        Raises
+        ------
+        ValueError
+            If there is none; the nearest names are listed.
+        """
+        found = {group.name: group for group in self.groups}
+        if name not in found:
+            raise ValueError(unknown("group of channels", name, found))
+        return found[name]
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Word the error for a name that does not exist, with the nearest names that do.
+
+    Parameters
+    ----------
+    what
+        The kind of thing, such as `layer`.
+    name
+        What was asked for.
+    known
+        The names that exist, in any iterable.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+    return f"no {what} is called {name!r}; the nearest are: {', '.join(near) or 'none at all'}"

@@ -1,0 +1,169 @@
+"""Quantize layers: which widths may be chosen, and the quantization itself."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from spaces.anatomy import unknown
+from spaces.grids import Grid, Uniform
+from spaces.plan import settled, snap
+from spaces.quantized import OFF, QuantizedLayer
+from spaces.statistics import forward_in_eval
+from spaces.trace import LAYER_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna.trial import BaseTrial
+
+    from spaces.anatomy import Anatomy, Layer
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """Round the weights and inputs of layers.
+
+    Attributes
+    ----------
+    widths
+        Triples of (layer, bits of its weights, bits of its inputs); 32 leaves either alone. A layer that was split
+        gives its widths to all of its parts.
+    grid
+        Where the weight levels lie.
+    """
+
+    widths: tuple[tuple[str, int, int], ...]
+    grid: Grid = field(default_factory=Uniform)
+
+    def __post_init__(self) -> None:
+        """Check the widths."""
+        for name, weight, activation in self.widths:
+            _check("weight", weight, 2, f"layer {name!r}")
+            _check("activation", activation, 2, f"layer {name!r}")
+
+    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """Return a network of `QuantizedLayer`; scales are those of least squared error on the example."""
+        rounded = copy.deepcopy(model)
+        layers = dict(rounded.named_modules())
+        wrapped: dict[str, QuantizedLayer] = {}
+        for name, weight, activation in self.widths:
+            if name not in layers:
+                raise ValueError(unknown("layer", name, layers))
+            if weight == OFF and activation == OFF:
+                continue
+            for part, module in layers[name].named_modules(prefix=name):
+                if isinstance(module, LAYER_TYPES):
+                    wrapped[part] = QuantizedLayer(module, weight, activation, self.grid)
+        _calibrate(rounded, wrapped, example)
+        for name, layer in wrapped.items():
+            rounded.set_submodule(name, layer.train(layers[name].training))
+        return rounded
+
+    def choices(self) -> dict[str, dict[str, float]]:
+        """Return the widths of each layer."""
+        return {
+            "weight bits": {name: bits for name, bits, _ in self.widths},
+            "input bits": {name: bits for name, _, bits in self.widths},
+        }
+
+    def words(self) -> str:
+        """Say which layers get how many bits."""
+        weights = tuple((name, f"{bits} bit") for name, bits, _ in self.widths if bits < OFF)
+        inputs = tuple((name, f"{bits} bit") for name, _, bits in self.widths if bits < OFF)
+        parts = [f"weights {settled(weights)}" if weights else "", f"inputs {settled(inputs)}" if inputs else ""]
+        return "; ".join(filter(None, parts))
+
+
+@dataclass(frozen=True, slots=True)
+class BitWidths:
+    """How many bits the weights and the inputs of each layer may have; 32, off, is always offered.
+
+    Parameters
+    ----------
+    weights
+        Widths of the weights, from 2 to 8.
+    activations
+        Widths of the inputs, from 4 to 8.
+    grid
+        See `Quantize`.
+    only
+        Names of the layers to act on; empty for all.
+    """
+
+    weights: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    activations: tuple[int, ...] = (4, 5, 6, 7, 8)
+    grid: Grid = field(default_factory=Uniform)
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the widths."""
+        if not self.weights or not self.activations:
+            raise ValueError("weights and activations must each offer a width; to leave one alone, offer (32,)")
+        for bits in self.weights:
+            _check("weight", bits, 2, "BitWidths")
+        for bits in self.activations:
+            _check("activation", bits, 4, "BitWidths")
+
+    def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Quantize:
+        """Draw `weight_bits/<layer>` and `activation_bits/<layer>` on logarithmic scales."""
+        widths = []
+        for layer in self._layers(anatomy):
+            drawn = []
+            for kind, ladder in (("weight_bits", self.weights), ("activation_bits", self.activations)):
+                value = trial.suggest_int(f"{kind}/{layer.name}", min(ladder), OFF, log=True)
+                drawn.append(int(snap(value, _ladder(ladder))))
+            widths.append((layer.name, drawn[0], drawn[1]))
+        return Quantize(tuple(widths), self.grid)
+
+    def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
+        """Return the same widths for every layer."""
+        params: dict[str, float] = {}
+        for kind, ladder in (("weight_bits", self.weights), ("activation_bits", self.activations)):
+            rungs = sorted(_ladder(ladder), reverse=True)
+            value = rungs[round(strength * (len(rungs) - 1))]
+            params |= {f"{kind}/{layer.name}": value for layer in self._layers(anatomy)}
+        return params
+
+    def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
+        """Say which widths each layer may have, or why it keeps 32."""
+        widths = f"weights {'/'.join(map(str, self.weights))}, inputs {'/'.join(map(str, self.activations))}, or 32"
+        chosen = {layer.name for layer in self._layers(anatomy)}
+        return {
+            layer.name: widths if layer.name in chosen
+            else "no: its weight belongs to another module too" if layer.tied
+            else f"no: {layer.name} is not among only={self.only}"
+            for layer in anatomy.layers
+        }  # fmt: skip
+
+    def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
+        for name in self.only:
+            anatomy.layer(name)
+        return tuple(x for x in anatomy.layers if not x.tied and (not self.only or x.name in self.only))
+
+
+def _ladder(widths: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted({*widths, OFF}))
+
+
+def _check(kind: str, bits: int, lowest: int, where: str) -> None:
+    if bits != OFF and not lowest <= bits <= 8:  # noqa: PLR2004 - a byte
+        raise ValueError(f"{kind} bits must be from {lowest} to 8, or 32 for off, but got {bits} for {where}")
+
+
+def _calibrate(model: nn.Module, wrapped: Mapping[str, QuantizedLayer], example: Tensor) -> None:
+    """Show every wrapper the inputs of its layer, in one forward of the float model."""
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, layer=layer: layer.calibrate(inputs[0])  # type: ignore[misc]
+        )
+        for name, layer in wrapped.items()
+        if layer.activation_bits < OFF
+    ]
+    if handles:
+        forward_in_eval(model, example)
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,119 @@
+"""From the network that was trained to the one that is shipped: BatchNorm folded, integers packed.
+
+Per-channel symmetric codes survive the folding unchanged: a BatchNorm multiplies every output channel by one number, and
+so does the scale. What is measured, exported and verified is this form.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from spaces.quantized import OFF, PackedLayer, QuantizedLayer
+from spaces.surgery import CONVOLUTIONS, NORMS
+from spaces.statistics import forward_in_eval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TOLERANCE = 1e-4  # relative; folding only reorders roundings
+
+
+def deployed(model: nn.Module, example: Tensor) -> nn.Module:
+    """Return the finished network in evaluation mode; `model` is not changed.
+
+    Parameters
+    ----------
+    model
+        A trained network, with or without `QuantizedLayer`.
+    example
+        A batch of inputs, shape (B, ...): which BatchNorm follows which convolution is seen on it, and that the folded
+        network answers as the unfolded one is checked on it.
+    """
+    finished = copy.deepcopy(model).eval()
+    for convolution, norm in _pairs(finished, example[:2]):
+        folded = copy.deepcopy(finished)
+        _fold(folded.get_submodule(convolution), folded.get_submodule(norm))
+        folded.set_submodule(norm, nn.Identity())
+        finished = folded
+    if not _agree(model, finished, example[:2]):
+        finished = copy.deepcopy(model).eval()  # some output is read before its norm: keep every norm as it is
+    for name, module in list(finished.named_modules()):
+        if isinstance(module, QuantizedLayer):
+            finished.set_submodule(name, PackedLayer(module).eval())
+    return finished
+
+
+def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
+    """Find the BatchNorms whose input is the very output of a convolution, each used once."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    pairs: list[tuple[str, str]] = []
+    calls: dict[str, int] = {}
+
+    def produce(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            made[id(output)] = name, output  # holding the tensor keeps its id from being given to another
+
+        return note
+
+    def consume(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if id(inputs[0]) in made:
+                pairs.append((made[id(inputs[0])][0], name))
+
+        return note
+
+    inner = {f"{name}.layer" for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear, QuantizedLayer)) and name not in inner:
+            handles.append(module.register_forward_hook(produce(name)))
+        elif isinstance(module, NORMS[:3]) and module.track_running_stats:
+            handles.append(module.register_forward_pre_hook(consume(name)))
+    forward_in_eval(model, example)
+    for handle in handles:
+        handle.remove()
+    return [(convolution, norm) for convolution, norm in pairs if calls[convolution] == calls[norm] == 1]
+
+
+def _fold(module: nn.Module, norm: nn.Module) -> None:
+    """Multiply the layer's outputs by what the norm would, in place: gain on weights or scales, shift in the bias."""
+    layer = module.layer if isinstance(module, QuantizedLayer) else module
+    assert isinstance(layer, nn.Module)
+    assert isinstance(norm, NORMS[:3])
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        gain = gain * norm.weight.detach()
+    old: Tensor | None = layer.bias  # type: ignore[assignment]
+    shift = -norm.running_mean * gain if old is None else (old.detach() - norm.running_mean) * gain
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach()
+    layer.bias = nn.Parameter(shift)
+    weight = layer.get_parameter("weight")
+    if isinstance(module, QuantizedLayer) and module.weight_bits < OFF:
+        # Weights over scales, and so the codes, stay as they are. Integer kernels want positive scales, so uniform
+        # codes, which are symmetric, take the sign. A gain of zero silences the channel whatever its codes are.
+        gain = torch.where(gain == 0, torch.finfo(gain.dtype).tiny, gain)
+        weight.data.mul_(gain.reshape(-1, *[1] * (weight.dim() - 1)))
+        module.weight_scale.mul_(gain.abs() if module.uniform else gain)
+    else:
+        weight.data.mul_(gain.reshape(-1, *[1] * (weight.dim() - 1)))
+
+
+def _agree(model: nn.Module, finished: nn.Module, example: Tensor) -> bool:
+    reference = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        want, got = reference(example), finished(example)
+    if not isinstance(want, Tensor):
+        return True
+    # A value that lies on the edge between two levels may fall to the other side, so the bound is not tight.
+    quantized = any(isinstance(m, QuantizedLayer) and m.activation_bits < OFF for m in model.modules())
+    bound = 0.05 if quantized else TOLERANCE
+    return bool((got - want).abs().max() <= bound * want.abs().max().clamp_min(1e-6))

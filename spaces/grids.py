@@ -1,0 +1,117 @@
+"""The values that a quantized weight may take: a row of levels in [-1, 1], scaled channel by channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans as ScikitKMeans
+from torch import Tensor
+
+SHRINKS = torch.linspace(0.25, 1.0, 31)
+
+
+class Grid(Protocol):
+    """Where the levels lie."""
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the levels are evenly spaced, so that the codes are plain integers."""
+        ...
+
+    def levels(self, normal: Tensor, bits: int) -> Tensor:
+        """Return the levels, ascending, at most 2**bits of them.
+
+        Parameters
+        ----------
+        normal
+            The weights of one layer, each output channel divided by its largest magnitude.
+        bits
+            Width of a code.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Evenly spaced and symmetric: -q/q ... q/q with q = 2**(bits-1) - 1, so that 2 bits are three values."""
+
+    @property
+    def uniform(self) -> bool:
+        """True."""
+        return True
+
+    def levels(self, normal: Tensor, bits: int) -> Tensor:
+        """Return 2q + 1 levels."""
+        q = 2 ** (bits - 1) - 1
+        return torch.arange(-q, q + 1, device=normal.device) / q
+
+
+@dataclass(frozen=True, slots=True)
+class PowersOfTwo:
+    """Zero and plus or minus 1, 1/2, 1/4, ...: a product becomes a shift (Zhou et al. 2017, arXiv:1702.03044)."""
+
+    @property
+    def uniform(self) -> bool:
+        """False."""
+        return False
+
+    def levels(self, normal: Tensor, bits: int) -> Tensor:
+        """Return 2**bits - 1 levels."""
+        magnitudes = 2.0 ** -torch.arange(2 ** (bits - 1) - 1, device=normal.device)
+        return torch.cat([-magnitudes, magnitudes.new_zeros(1), magnitudes.flip(0)])
+
+
+@dataclass(frozen=True, slots=True)
+class KMeans:
+    """A codebook of its own for every layer, found by k-means (Han et al. 2016, arXiv:1510.00149, §3).
+
+    Parameters
+    ----------
+    sample
+        At most so many weights are clustered.
+    """
+
+    sample: int = 8192
+
+    @property
+    def uniform(self) -> bool:
+        """False."""
+        return False
+
+    def levels(self, normal: Tensor, bits: int) -> Tensor:
+        """Return the centres; fewer where the layer has fewer distinct weights."""
+        flat = normal.detach().flatten().cpu().double().numpy()
+        flat = flat[:: max(1, len(flat) // self.sample)]
+        count = min(2**bits, len(np.unique(flat)))
+        start = np.quantile(flat, (np.arange(count) + 0.5) / count)  # deterministic, and every cell starts non-empty
+        found = ScikitKMeans(count, init=start[:, None], n_init=1, max_iter=50).fit(flat[:, None])
+        return torch.from_numpy(np.sort(found.cluster_centers_[:, 0])).to(normal)
+
+
+def scales(weight_OX: Tensor, levels: Tensor) -> Tensor:  # noqa: N803 - output channels first
+    """Return for each output channel the scale whose rounding error is smallest, shape (O,).
+
+    Parameters
+    ----------
+    weight_OX
+        The weights, one row an output channel.
+    levels
+        See `Grid.levels`.
+    """
+    largest = weight_OX.abs().amax(1).clamp_min(1e-8)
+    best, least = largest, torch.full_like(largest, torch.inf)
+    for shrink in SHRINKS.to(weight_OX.device):
+        scale = largest * shrink
+        rounded = levels[nearest(weight_OX / scale[:, None], levels)] * scale[:, None]
+        error = (rounded - weight_OX).pow(2).sum(1)
+        best = torch.where(error < least, scale, best)
+        least = torch.minimum(error, least)
+    return best
+
+
+def nearest(values: Tensor, levels: Tensor) -> Tensor:
+    """Return the index of the nearest level to each value; ties go to the lower."""
+    return torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)

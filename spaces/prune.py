@@ -1,0 +1,180 @@
+"""Remove channels physically: which ratios may be chosen, and the cut itself."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from spaces.anatomy import unknown
+from spaces.importance import Importance, SecondOrder
+from spaces.memory import remembered
+from spaces.plan import settled
+from spaces.statistics import moments, reestimate, refit
+from spaces.surgery import cut
+from spaces.trace import trace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna.trial import BaseTrial
+    from torch import Tensor, nn
+
+    from spaces.anatomy import Anatomy, Group
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Remove a share of the units of each group of channels, then refit what reads the rest.
+
+    Attributes
+    ----------
+    ratios
+        Pairs of (group, share of its units to remove, in [0, 1)).
+    round_to
+        Kept units are rounded up to a multiple of this (never above the number there are).
+    importance
+        Says which units go first.
+    refit
+        Whether the consumers' weights are fitted anew by least squares.
+    """
+
+    ratios: tuple[tuple[str, float], ...]
+    round_to: int = 1
+    importance: Importance = field(default_factory=SecondOrder)
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the ratios."""
+        for name, ratio in self.ratios:
+            if not 0 <= ratio < 1:
+                raise ValueError(f"ratio must be in [0, 1), but got {ratio} for group {name!r}")
+
+    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """Return a network without those channels; its BatchNorm statistics are those of the example."""
+        anatomy = trace(model, example)
+        kept = [
+            (group, self._kept(model, example, group, count))
+            for name, ratio in self.ratios
+            if (count := kept_units((group := anatomy.group(name)).units, ratio, self.round_to)) < group.units
+        ]
+        smaller = copy.deepcopy(model)
+        if not kept:
+            return smaller
+        if self.refit:
+            _refit(model, smaller, example, kept)
+        cut(smaller, kept)
+        reestimate(smaller, example)
+        return smaller
+
+    def _kept(self, model: nn.Module, example: Tensor, group: Group, count: int) -> tuple[int, ...]:
+        order = remembered(
+            model,
+            ("order", group.name, self.importance, example),
+            lambda: self.importance.order(model, example, group),
+        )
+        return tuple(sorted(order[group.units - count :]))
+
+    def choices(self) -> dict[str, dict[str, float]]:
+        """Return the share of its units that each group loses."""
+        return {"channels removed": dict(self.ratios)}
+
+    def words(self) -> str:
+        """Say which share of which groups is removed."""
+        chosen = tuple((name, f"-{ratio:.0%}") for name, ratio in self.ratios if ratio > 0)
+        return f"channels {settled(chosen)}" if chosen else ""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRatios:
+    """How large a share of the channels may go, group by group.
+
+    Parameters
+    ----------
+    highest
+        The largest ratio offered, in (0, 1).
+    step
+        The distance between the ratios offered.
+    round_to
+        See `Prune`; 8 is what the kernels of most runtimes want.
+    importance, refit
+        See `Prune`.
+    only
+        Names of the groups to act on; empty for all.
+    """
+
+    highest: float = 0.75
+    step: float = 0.125
+    round_to: int = 1
+    importance: Importance = field(default_factory=SecondOrder)
+    refit: bool = True
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the ladder."""
+        if not 0 < self.step <= self.highest < 1:
+            raise ValueError(f"0 < step <= highest < 1 must hold, but got step={self.step}, highest={self.highest}")
+        if self.round_to < 1:
+            raise ValueError(f"round_to must be at least 1, but got {self.round_to}")
+
+    def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Prune:
+        """Draw a ratio for every group, as `prune/<group>`."""
+        top = self._top()
+        ratios = tuple(
+            (group.name, trial.suggest_float(f"prune/{group.name}", 0.0, top, step=self.step))
+            for group in self._groups(anatomy)
+        )
+        return Prune(ratios, self.round_to, self.importance, self.refit)
+
+    def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
+        """Return the same ratio for every group."""
+        ratio = round(strength * self._top() / self.step) * self.step
+        return {f"prune/{group.name}": ratio for group in self._groups(anatomy)}
+
+    def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
+        """Say how far each layer's channels can go and with whom, or why they stay."""
+        said = {layer.name: "no: its channels were not found in any group" for layer in anatomy.layers}
+        said |= {refusal.layer: f"no: {refusal.reason}" for refusal in anatomy.refusals}
+        chosen = {group.name for group in self._groups(anatomy)}
+        for group in anatomy.groups:
+            for name in group.producers:
+                if name not in said:
+                    continue
+                if group.name not in chosen:
+                    said[name] = f"no: {group.name} is not among only={self.only}"
+                    continue
+                least = kept_units(group.units, self._top(), self.round_to)
+                others = [other for other in group.producers if other != name and other in said]
+                tied = f", together with {', '.join(others)}" if others else ""
+                said[name] = f"{least}-{group.units} of {group.units} units{tied}"
+        return said
+
+    def _top(self) -> float:
+        return math.floor(self.highest / self.step + 1e-9) * self.step
+
+    def _groups(self, anatomy: Anatomy) -> tuple[Group, ...]:
+        names = [group.name for group in anatomy.groups]
+        for name in self.only:
+            if name not in names:
+                raise ValueError(unknown("group of channels", name, names))
+        return tuple(group for group in anatomy.groups if not self.only or group.name in self.only)
+
+
+def kept_units(units: int, ratio: float, round_to: int) -> int:
+    """Return how many of the units stay: at least one, rounded up to a multiple of `round_to`."""
+    wanted = max(1, units - round(ratio * units))
+    return min(units, math.ceil(wanted / round_to) * round_to)
+
+
+def _refit(model: nn.Module, smaller: nn.Module, example: Tensor, kept: list[tuple[Group, tuple[int, ...]]]) -> None:
+    gone: dict[str, set[int]] = {}
+    for group, units in kept:
+        for member in group.consumers:
+            lost = (p for u in set(range(group.units)).difference(units) for p in member.positions[u])
+            gone.setdefault(member.layer, set()).update(lost)
+    readers = [member.layer for group in trace(model, example).groups for member in group.consumers]
+    seen = moments(model, example, dict.fromkeys(readers))
+    for name, positions in gone.items():
+        if name in seen:
+            refit(smaller.get_submodule(name), seen[name], sorted(positions))

@@ -1,0 +1,157 @@
+"""The layer that trains with rounded weights and inputs, and the layer that holds the integers in the end.
+
+Legend: `O` output channels. Scales are held fixed while training; gradients pass straight through the rounding and stop
+where an input is clipped (Bengio et al. 2013, arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.ao.quantization.fx._decomposed  # noqa: F401 - registers torch.ops.quantized_decomposed
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+
+from spaces.grids import Grid, nearest, scales
+
+OFF = 32  # bits of a layer that is left alone
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer with rounded weights and inputs, for training.
+
+    Parameters
+    ----------
+    layer
+        The layer; its parameters stay the trained ones.
+    weight_bits, activation_bits
+        Widths; 32 is off.
+    grid
+        Where the weight levels lie.
+    """
+
+    def __init__(self, layer: nn.Module, weight_bits: int, activation_bits: int, grid: Grid) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight_bits = weight_bits
+        self.activation_bits = activation_bits
+        self.uniform = grid.uniform
+        self.weight_scale: Tensor
+        self.levels: Tensor
+        self.input_scale: Tensor
+        self.input_zero: Tensor
+        weight = layer.get_parameter("weight").detach()
+        rows = weight.flatten(1)
+        levels, scale = rows.new_zeros(0), rows.new_zeros(0)
+        if weight_bits < OFF:
+            normal = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
+            levels = grid.levels(normal, weight_bits)
+            scale = scales(rows, levels)
+        self.register_buffer("levels", levels)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("input_scale", rows.new_ones(()))
+        self.register_buffer("input_zero", torch.zeros((), dtype=torch.int64, device=weight.device))
+
+    def calibrate(self, inputs: Tensor) -> None:
+        """Fix the input scale and zero point to the least squared error on these inputs."""
+        if self.activation_bits < OFF:
+            scale, zero = _affine(inputs.detach().flatten(), 2**self.activation_bits - 1)
+            self.input_scale.copy_(scale)
+            self.input_zero.copy_(zero)
+
+    def codes(self) -> Tensor:
+        """Return the index of each weight's level, in the weight's shape."""
+        weight = self.layer.get_parameter("weight").detach()
+        return nearest(weight.flatten(1) / self.weight_scale[:, None], self.levels).reshape(weight.shape)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the layer's output with everything rounded that is to be."""
+        weight = self.layer.get_parameter("weight")
+        if self.activation_bits < OFF:
+            inputs = _rounded_inputs(inputs, self.input_scale, self.input_zero, 2**self.activation_bits - 1)
+        if self.weight_bits < OFF:
+            scale = self.weight_scale.reshape(-1, *[1] * (weight.dim() - 1))
+            with torch.no_grad():
+                shift = self.levels[self.codes()] * scale - weight
+            weight = weight + shift
+        return run_layer(self.layer, inputs, weight)
+
+
+class PackedLayer(nn.Module):
+    """The finished layer: integer codes, scales, and explicit quantize and dequantize operations.
+
+    What an exporter sees are the standard `quantized_decomposed` operations for uniform levels and activations, and
+    `levels[codes] * scale` for the others.
+    """
+
+    def __init__(self, trained: QuantizedLayer) -> None:
+        super().__init__()
+        self.layer = trained.layer
+        self.weight_bits = trained.weight_bits
+        self.activation_bits = trained.activation_bits
+        self.input_scale = float(trained.input_scale)
+        self.input_zero = int(trained.input_zero)
+        self.uniform = trained.uniform
+        self.scale: Tensor
+        self.zeros: Tensor
+        self.levels: Tensor
+        if trained.weight_bits == OFF:
+            return
+        codes, scale, levels = trained.codes(), trained.weight_scale.clone(), trained.levels.clone()
+        if trained.uniform:
+            self.limit = 2 ** (self.weight_bits - 1) - 1
+            codes, scale, levels = (codes - self.limit).to(torch.int8), scale / self.limit, levels[:0]
+        else:
+            codes = codes.to(torch.uint8)
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.register_buffer("scale", scale)
+        self.register_buffer("levels", levels)
+        self.register_buffer("zeros", torch.zeros(len(scale), dtype=torch.int64, device=scale.device))
+        bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
+        self.layer.register_parameter("weight", None)
+        self.layer.bias = bias  # type: ignore[assignment]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the layer's output, computed from the integers."""
+        ops = torch.ops.quantized_decomposed
+        if self.activation_bits < OFF:
+            given = (self.input_scale, self.input_zero, 0, 2**self.activation_bits - 1, torch.uint8)
+            inputs = ops.dequantize_per_tensor(ops.quantize_per_tensor(inputs, *given), *given)
+        if self.weight_bits == OFF:
+            return run_layer(self.layer, inputs, self.layer.get_parameter("weight"))
+        if self.uniform:
+            weight = ops.dequantize_per_channel(
+                self.codes, self.scale, self.zeros, 0, -self.limit, self.limit, torch.int8
+            )
+        else:
+            weight = self.levels[self.codes.long()] * self.scale.reshape(-1, *[1] * (self.codes.dim() - 1))
+        return run_layer(self.layer, inputs, weight)
+
+
+def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
+    """Run a convolution or linear layer with another weight."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(inputs, weight, layer.bias)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return layer._conv_forward(inputs, weight, layer.bias)  # noqa: SLF001 - knows every padding mode
+
+
+def _rounded_inputs(inputs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
+    clipped = inputs.clamp(-zero * scale, (top - zero) * scale)
+    with torch.no_grad():
+        shift = (clipped / scale).round_().mul_(scale).sub_(clipped)
+    return clipped + shift
+
+
+def _affine(values: Tensor, top: int, most: int = 65536) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of the range, shrunk as the squared error likes best; zero is always exact."""
+    values = values[:: max(1, len(values) // most)].float()
+    low, high = values.min().clamp_max(0.0), values.max().clamp_min(0.0)
+    best, least = None, torch.inf
+    for shrink in torch.linspace(0.3, 1.0, 29):
+        scale = ((high - low) * shrink / top).clamp_min(1e-8)
+        zero = (-low * shrink / scale).round().clamp(0, top)
+        error = float((_rounded_inputs(values, scale, zero, top) - values).pow(2).mean())
+        if error < least:
+            best, least = (scale, zero.to(torch.int64)), error
+    assert best is not None
+    return best

@@ -1,0 +1,101 @@
+"""Look at a network once: which layers ran, on what, and which channels belong together."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from spaces.anatomy import Anatomy, Layer
+from spaces.groups import channel_groups
+from spaces.memory import remembered
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def trace(model: nn.Module, example: Tensor) -> Anatomy:
+    """Return the anatomy of `model`, traced on one example and remembered as long as the model lives.
+
+    Parameters
+    ----------
+    model
+        Any network that takes one tensor. It is not changed.
+    example
+        A batch of inputs, shape (B, ...); only the first is used.
+
+    Raises
+    ------
+    ValueError
+        If the forward pass fails on the example.
+    """
+    return remembered(model, ("anatomy", tuple(example.shape[1:])), lambda: _look(model, example[:1]))
+
+
+def _look(model: nn.Module, example: Tensor) -> Anatomy:
+    seen = copy.deepcopy(model).eval()
+    layers = _layers(seen, example)
+    groups, refusals = channel_groups(seen, example, tuple(layer.name for layer in layers))
+    weighted = {layer.name for layer in layers}
+    others = tuple(
+        (name, type(module).__name__)
+        for name, module in seen.named_modules()
+        if name not in weighted and any(True for _ in module.parameters(recurse=False))
+    )
+    return Anatomy(layers, groups, refusals, others)
+
+
+def _layers(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
+    positions: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+            channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
+            positions[name] += output.numel() // (output.shape[0] * channels)
+            calls[name] += 1
+
+        return module.register_forward_hook(note)
+
+    handles = [watch(name, module) for name, module in found.items()]
+    try:
+        with torch.no_grad():
+            model(example)
+    except Exception as error:
+        raise ValueError(
+            f"the network must accept the example, but its forward failed on a tensor of shape "
+            f"{tuple(example.shape)}: {error}; give an example as the network is called in use"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    holders = Counter(id(module.weight) for module in found.values())
+    return tuple(
+        describe(
+            name,
+            found[name],
+            positions=positions[name],
+            calls=calls[name],
+            tied=holders[id(found[name].weight)] > 1,
+        )
+        for name in positions
+    )
+
+
+def describe(name: str, module: nn.Module, *, positions: int = 1, calls: int = 1, tied: bool = False) -> Layer:
+    """Return the `Layer` of a convolution or linear module."""
+    kind = type(module).__name__
+    if isinstance(module, nn.Linear):
+        return Layer(name, kind, module.out_features, module.in_features, (), (), 1, positions, calls, tied)
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    kernel = tuple(int(size) for size in module.kernel_size)
+    stride = tuple(int(size) for size in module.stride)
+    return Layer(
+        name, kind, module.out_channels, module.in_channels, kernel, stride, module.groups, positions, calls, tied
+    )

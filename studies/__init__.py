@@ -1,0 +1,1 @@
+"""Studies that come with the project; your own can lie anywhere."""

@@ -1,0 +1,116 @@
+"""What a latency is relative to, and that it sees a larger network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from objectives.latency import Latency
+from objectives.runtimes import OnnxRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+def network(width: int) -> nn.Module:
+    """Return two convolutions."""
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3)).eval()
+
+
+class Recording:
+    """A runtime that counts its exports and executes in torch."""
+
+    name = "recording"
+    threads = 1
+    weight_bits = ()
+    activation_bits = ()
+
+    def __init__(self) -> None:
+        self.exported: list[nn.Module] = []
+
+    def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
+        """Remember the model."""
+        del example
+        path.write_text(str(len(self.exported)))
+        self.exported.append(model)
+
+    def load(self, path: Path) -> Callable[[Tensor], Tensor]:
+        """Return the model that was exported to the path."""
+        return self.exported[int(path.read_text())]
+
+    def __repr__(self) -> str:
+        """Name the class."""
+        return "Recording()"
+
+
+@pytest.fixture(scope="module")
+def latency() -> Latency:
+    """Return a latency on ONNX Runtime whose reference is a small network."""
+    return Latency(OnnxRuntime(), network(8), torch.randn(2, 3, 24, 24), rounds=15, block_ms=2.0)
+
+
+@pytest.fixture(scope="module")
+def files(latency: Latency, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return the files of a small and of a large network."""
+    folder = tmp_path_factory.mktemp("files")
+    for width in (8, 48):
+        latency.runtime.export(network(width), latency.example, folder / f"{width}.onnx")
+    return folder / "8.onnx", folder / "48.onnx"
+
+
+def test_a_file_is_as_fast_as_itself(latency: Latency, files: tuple[Path, Path]) -> None:
+    """The ratio is near 1, its interval holds it, and what was measured is recorded."""
+    found = latency.compare(files[0], files[0])
+    assert found.ratio == pytest.approx(1, abs=0.3)
+    assert found.low <= found.ratio <= found.high
+    assert (found.threads, found.batch, found.rounds) == (1, 2, 15)
+    assert 0 < found.cpu_ms <= 1.1 * found.wall_ms
+
+
+def test_a_larger_network_is_slower(latency: Latency, files: tuple[Path, Path]) -> None:
+    """Twenty times the multiply-adds take at least three times as long."""
+    found = latency.compare(files[1], files[0])
+    assert found.ratio > 3
+    assert found.cpu_ms > 2 * found.reference_cpu_ms
+
+
+def test_the_value_is_milliseconds_a_batch(latency: Latency) -> None:
+    """The reference's own value is its time, and a larger network's is more."""
+    small, large = latency(network(8)), latency(network(48))
+    assert 0 < small < large < 1000
+
+
+def test_the_reference_is_exported_once() -> None:
+    """The baseline is shared by all candidates of a process."""
+    runtime = Recording()
+    reference, candidate = network(2), network(4)
+    latency = Latency(runtime, reference, torch.randn(1, 3, 8, 8), rounds=3, block_ms=0.1)
+    for _ in range(2):
+        latency(candidate)
+    assert [model is reference for model in runtime.exported] == [True, False, False]
+
+
+def test_the_definition_is_short_and_the_same_everywhere() -> None:
+    """No weights, no examples, no addresses: the text is compared between processes."""
+    texts = {repr(Latency(OnnxRuntime(), network(width), torch.randn(2, 3, 8, 8))) for width in (2, 3)}
+    assert texts == {"Latency(OnnxRuntime(threads=1), Sequential, (2, 3, 8, 8), rounds=40, block_ms=4)"}
+
+
+def test_a_latency_is_a_cost_that_can_be_a_key() -> None:
+    """It is known before training, smaller is better, and two are equal only when they are one."""
+    latency, other = (Latency(Recording(), network(2), torch.randn(1, 3, 8, 8)) for _ in range(2))
+    assert {latency: latency.name} == {latency: "latency_ms"}
+    assert latency != other
+    assert (latency.direction, latency.is_cost) == ("minimize", True)
+
+
+def test_no_rounds_are_refused() -> None:
+    """A median of nothing has no value."""
+    with pytest.raises(ValueError, match="rounds must be at least 1 and block_ms positive, but got rounds=0"):
+        Latency(Recording(), network(2), torch.randn(1, 3, 8, 8), rounds=0)

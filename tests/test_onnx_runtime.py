@@ -1,0 +1,342 @@
+"""What an exported .onnx file computes, how large it is, and what is said when there can be none."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import onnx
+import onnxruntime  # type: ignore[import-untyped]
+import pytest
+import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+from onnx import TensorProto
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+
+from objectives.runtimes import ExportError, OnnxRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+OPS = torch.ops.quantized_decomposed
+RUNTIME = OnnxRuntime()
+EXACT = 100.0  # dB: nothing but the order of floating-point sums differs
+INTEGER = 38.0  # dB: integer kernels round a bias, and so now and then an output to the neighbouring level
+
+
+class Codes(nn.Module):
+    """A layer with uniform integer weights; random ones."""
+
+    def __init__(self, bits: int, operator: Callable[..., Tensor], shape: tuple[int, ...], **options: int) -> None:
+        super().__init__()
+        self.axis = 1 if "transpose" in operator.__name__ else 0
+        self.operator, self.options, self.limit = operator, options, 2 ** (bits - 1) - 1
+        codes = torch.randint(-self.limit, self.limit + 1, shape, dtype=torch.int8)
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.register_buffer("scale", (torch.rand(shape[self.axis]) + 0.5) * 0.3 / self.limit)
+        self.register_buffer("zeros", torch.zeros(shape[self.axis], dtype=torch.int64))
+        self.bias = nn.Parameter(torch.randn(shape[self.axis]) * 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dequantize the weight and apply the operator."""
+        given = (self.scale, self.zeros, self.axis, -self.limit, self.limit, torch.int8)
+        weight: Tensor = OPS.dequantize_per_channel(self.codes, *given)
+        return self.operator(x, weight, self.bias, **self.options)
+
+
+class Codebook(nn.Module):
+    """A 3x3 convolution whose weights are entries of a table."""
+
+    def __init__(self, entries: int, channels: int) -> None:
+        super().__init__()
+        self.codebook: Tensor
+        self.scale: Tensor
+        codes = torch.randint(0, entries, (channels, channels, 3, 3)).to(torch.uint8)
+        codes.view(-1)[0] = entries - 1
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.register_buffer("codebook", torch.randn(entries) * 0.1)
+        self.register_buffer("scale", torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Look the weight up and convolve."""
+        weight: Tensor = self.codebook[self.codes.long()] * self.scale.view(-1, 1, 1, 1)
+        return F.conv2d(x, weight, padding=1)
+
+
+class Levels(nn.Module):
+    """Quantize and dequantize activations."""
+
+    def __init__(self, bits: int, largest: float, zero_point: int = 0) -> None:
+        super().__init__()
+        top = 2**bits - 1
+        self.given = (largest / (top - zero_point), zero_point, 0, top, torch.uint8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round to the levels."""
+        rounded: Tensor = OPS.dequantize_per_tensor(OPS.quantize_per_tensor(x, *self.given), *self.given)
+        return rounded
+
+
+class Residual(nn.Module):
+    """Two quantized convolutions around an addition."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.before, self.inside = Levels(8, 4.0, 128), Levels(8, 4.0)
+        self.first, self.second = (Codes(bits, F.conv2d, (8, 8, 3, 3), padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what two convolutions made of the input to it."""
+        x = self.before(x)
+        result: Tensor = self.inside(F.relu(x + self.second(self.inside(F.relu(self.first(x))))))
+        return result
+
+
+class Pair(nn.Module):
+    """A network with two outputs."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two tensors."""
+        return x + 1, x - 1
+
+
+class Bessel(nn.Module):
+    """A network with an operator that ONNX does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the Bessel function."""
+        result: Tensor = torch.special.bessel_j0(x)
+        return result
+
+
+def weights_only(bits: int) -> nn.Sequential:
+    """Return one convolution of each kind and a linear layer, all with floating-point activations."""
+    return nn.Sequential(
+        Codes(bits, F.conv2d, (32, 4, 3, 3), padding=1),
+        nn.ReLU(),
+        Codes(bits, F.conv2d, (32, 1, 3, 3), groups=32),
+        Codes(bits, F.conv2d, (32, 8, 3, 3), groups=4),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        Codes(bits, F.linear, (10, 32 * 4 * 4)),
+    )
+
+
+def chain(weight_bits: int, activation_bits: int) -> nn.Sequential:
+    """Return three convolutions with quantized activations on both sides, the last one depthwise."""
+    return nn.Sequential(
+        Levels(activation_bits, 4.0, 2 ** (activation_bits - 1)),
+        Codes(weight_bits, F.conv2d, (16, 4, 3, 3), padding=1),
+        nn.ReLU(),
+        Levels(activation_bits, 4.0),
+        Codes(weight_bits, F.conv2d, (16, 16, 3, 3), stride=2),
+        nn.ReLU6(),
+        Levels(activation_bits, 5.9),
+        Codes(weight_bits, F.conv2d, (16, 1, 3, 3), groups=16),
+        Levels(activation_bits, 4.0, 2 ** (activation_bits - 1)),
+    )
+
+
+def sqnr(reference: Tensor, other: Tensor) -> float:
+    """Return the power of the reference over that of the difference, in dB."""
+    return float(10 * torch.log10(reference.square().mean() / (reference - other).square().mean().clamp_min(1e-30)))
+
+
+def exported(model: nn.Module, shape: tuple[int, ...], folder: Path) -> tuple[Path, float]:
+    """Export a network and return its file and its agreement with torch, the worse of two batch sizes."""
+    path = folder / "model.onnx"
+    RUNTIME.export(model.eval(), torch.randn(1, *shape), path)
+    run = RUNTIME.load(path)
+    with torch.no_grad():
+        return path, min(sqnr(model(x), run(x)) for x in (torch.randn(1, *shape), torch.randn(7, *shape)))
+
+
+def executed(path: Path, folder: Path, precision: str) -> Counter[str]:
+    """Return the operators that ONNX Runtime makes of a file; "weight" is one that reads a constant at every run."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.add_session_config_entry("session.x64quantprecision", precision)
+    onnxruntime.InferenceSession(str(path), options)
+    graph = onnx.load(folder / "optimized.onnx").graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return Counter("weight" if node.input[0] in constants else node.op_type for node in graph.node)
+
+
+def kinds(path: Path) -> Counter[int]:
+    """Return the types of the initializers with more than one element."""
+    return Counter(tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) > 1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_weights_are_packed_to_their_bits_and_agree(bits: int, tmp_path: Path) -> None:
+    """The file is as large as the packed codes, scales and biases, and little more."""
+    model = weights_only(bits)
+    path, agreement = exported(model, (4, 12, 12), tmp_path)
+    stored, kind = (2, TensorProto.INT2) if bits == 2 else (4, TensorProto.INT4) if bits <= 4 else (8, TensorProto.INT8)
+    layers = [module for module in model if isinstance(module, Codes)]
+    payload = sum(layer.codes.numel() * stored / 8 + 8 * layer.codes.shape[0] for layer in layers)
+    assert agreement > EXACT
+    assert kinds(path)[kind] == len(layers)
+    assert payload < path.stat().st_size < payload + 140 * len(layers) + 220
+
+
+@pytest.mark.parametrize(
+    ("entries", "kind"),
+    [(4, TensorProto.UINT2), (16, TensorProto.UINT4), (17, TensorProto.UINT8), (256, TensorProto.UINT8)],
+)
+def test_codebooks_stay_tables_of_packed_indices(entries: int, kind: int, tmp_path: Path) -> None:
+    """Indices take 2, 4 or 8 bits, and the looked-up weight is not in the file."""
+    path, agreement = exported(nn.Sequential(Codebook(entries, 8), nn.ReLU()), (8, 6, 6), tmp_path)
+    bits = {4: 2, 16: 4}.get(entries, 8)
+    assert agreement > EXACT
+    assert kinds(path)[kind] == 1
+    assert path.stat().st_size < 8 * 8 * 9 * bits / 8 + 4 * entries + 4 * 8 + 260
+
+
+@pytest.mark.parametrize("bits", range(4, 9))
+def test_activations_saturate_at_their_width(bits: int, tmp_path: Path) -> None:
+    """Levels are those of torch, bit by bit, also far outside the range."""
+    model = nn.Sequential(Levels(bits, 3.0, 3), nn.Flatten()).eval()
+    RUNTIME.export(model, torch.randn(2, 4, 5), tmp_path / "model.onnx")
+    x = torch.randn(50, 4, 5) * 5
+    assert torch.equal(RUNTIME.load(tmp_path / "model.onnx")(x), model(x))
+
+
+@pytest.mark.parametrize("weight_bits", [2, 4, 5, 8])
+@pytest.mark.parametrize("precision", ["0", "1"])
+def test_a_quantized_chain_runs_in_integer_kernels(weight_bits: int, precision: str, tmp_path: Path) -> None:
+    """All convolutions become integer ones, of packed weights too, with and without the x86 precision option."""
+    path, agreement = exported(chain(weight_bits, 8), (4, 16, 16), tmp_path)
+    operators = executed(path, tmp_path, precision)
+    assert agreement > INTEGER
+    assert operators["QLinearConv"] == 3
+    assert operators["weight"] == 0
+    assert not {"Relu", "Clip"} & {node.op_type for node in onnx.load(path).graph.node}
+
+
+@pytest.mark.parametrize("activation_bits", [4, 6])
+def test_coarse_activations_agree(activation_bits: int, tmp_path: Path) -> None:
+    """Where a rounded bias would show, floating-point kernels are taken, and their weights are not rounded."""
+    path, agreement = exported(chain(4, activation_bits), (4, 16, 16), tmp_path)
+    assert agreement > INTEGER
+    assert executed(path, tmp_path, "1")["weight"] == 0
+
+
+@pytest.mark.parametrize("codebook", [True, False])
+def test_a_float_layer_between_quantizers_keeps_its_weight(
+    codebook: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+) -> None:
+    """ONNX Runtime must not round it to 8 bits, which it does unless it is kept from it."""
+    layer = Codebook(16, 16) if codebook else nn.Conv2d(16, 16, 3)
+    model = nn.Sequential(Levels(8, 4.0, 128), layer, nn.ReLU(), Levels(8, 3.0))
+    assert exported(model, (16, 8, 8), tmp_path)[1] > 60
+
+
+@pytest.mark.parametrize("between", [nn.MaxPool2d(2), nn.Flatten()], ids=["pool", "flatten"])
+@pytest.mark.parametrize("bits", [8, 32])
+def test_what_lies_between_a_layer_and_its_quantizer_does_not_matter(
+    bits: int, between: nn.Module, tmp_path: Path
+) -> None:
+    """ONNX Runtime moves quantizers across pooling and reshaping; the kernel is still the one that was meant."""
+    layer = nn.Conv2d(16, 16, 3) if bits == 32 else Codes(bits, F.conv2d, (16, 16, 3, 3))
+    model = nn.Sequential(Levels(8, 4.0, 128), layer, nn.ReLU(), between, Levels(8, 3.0))
+    path, agreement = exported(model, (16, 8, 8), tmp_path)
+    assert agreement > (60 if bits == 32 else INTEGER)
+    assert executed(path, tmp_path, "0")["QLinearConv"] == (bits < 32)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_residual_block_agrees(bits: int, tmp_path: Path) -> None:
+    """The convolution before the addition is a float one, and its weight is prepared once."""
+    path, agreement = exported(Residual(bits), (8, 8, 8), tmp_path)
+    operators = executed(path, tmp_path, "1")
+    assert agreement > INTEGER
+    assert operators["QLinearConv"] == 1
+    assert operators["weight"] == 0
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "input_shape"),
+    [
+        (F.conv1d, (8, 4, 3), (4, 20)),
+        (F.conv3d, (4, 2, 3, 3, 3), (2, 6, 6, 6)),
+        (F.conv_transpose2d, (4, 6, 2, 2), (4, 5, 5)),
+        (F.linear, (6, 5), (7, 5)),
+    ],
+    ids=["conv1d", "conv3d", "transposed", "tokens"],
+)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_other_layers_agree(
+    operator: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    input_shape: tuple[int, ...],
+    quantized: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+) -> None:
+    """Convolutions in one and three dimensions, transposed ones, and linear layers on tokens."""
+    layer = Codes(4, operator, shape)
+    model = nn.Sequential(Levels(8, 3.0, 128), layer, Levels(8, 3.0, 128)) if quantized else layer
+    assert exported(model, input_shape, tmp_path)[1] > (INTEGER if quantized else EXACT)
+
+
+def test_a_silent_channel_with_a_tiny_scale_agrees(tmp_path: Path) -> None:
+    """Its bias in units of that scale would not fit 32 bits."""
+    model = chain(8, 8)
+    with torch.no_grad():
+        model[1].get_buffer("scale")[0] = torch.finfo(torch.float32).tiny
+    assert exported(model, (4, 16, 16), tmp_path)[1] > INTEGER
+
+
+def test_export_is_silent_and_changes_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """No line on the terminal, no warning, the same state before and after, the same bytes twice."""
+    model = chain(4, 8).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for name in ("first", "second"):
+        RUNTIME.export(model, torch.randn(1, 4, 16, 16), tmp_path / name)
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_an_operator_without_onnx_form_is_named(tmp_path: Path) -> None:
+    """The error is one line."""
+    with pytest.raises(ExportError, match=r"^every operator .* but Bessel fails: .*bessel_j0[^\n]*$"):
+        RUNTIME.export(Bessel().eval(), torch.randn(1, 3), tmp_path / "model.onnx")
+
+
+def test_two_outputs_are_refused(tmp_path: Path) -> None:
+    """A file has one output."""
+    with pytest.raises(ExportError, match="must return one tensor to be exported, but Pair returns 2"):
+        RUNTIME.export(Pair().eval(), torch.randn(1, 3), tmp_path / "model.onnx")
+
+
+def test_a_model_in_training_is_refused(tmp_path: Path) -> None:
+    """Dropout and BatchNorm would be exported as they train."""
+    with pytest.raises(ExportError, match="must be in eval mode to be exported, but Linear is training"):
+        RUNTIME.export(nn.Linear(3, 3), torch.randn(1, 3), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxruntime"])
+def test_a_missing_extra_is_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to install."""
+
+    def export_and_load() -> None:
+        RUNTIME.export(nn.Linear(3, 3).eval(), torch.randn(1, 3), tmp_path / "model.onnx")
+        RUNTIME.load(tmp_path / "model.onnx")
+
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"but {module} is missing: pip install slimfront\[onnx\]$"):
+        export_and_load()
