@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
 from objectives.layers import LowPrecision
 from objectives.macs import count
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from objectives.objective import Direction
 

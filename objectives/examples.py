@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Examples:
     """Labelled inputs.
 
-    One tensor in memory and batches by slicing: for small inputs a loader with workers costs more than the network does.
+    One tensor in memory and batches by slicing: for small inputs, a loader with workers costs more than the network.
 
     Parameters
     ----------

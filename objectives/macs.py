@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor
 
 from objectives.examples import device_of
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # fvcore scripts its losses while it is imported
+    from fvcore.nn import FlopCountAnalysis
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -69,8 +73,15 @@ def count(model: nn.Module, example: Tensor) -> Counter[str]:
         analysis.set_op_handle(operation, _nothing)  # None would leave the built-in estimate in place
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
     analysis.set_op_handle("aten::baddbmm", _batched_product)
-    with torch.no_grad():
-        return analysis.by_module()
+    analysis.set_op_handle("aten::_convolution_mode", _same_convolution)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, in which fvcore sees nothing
+    try:
+        with torch.no_grad():
+            counts: Counter[str] = analysis.by_module()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counts
 
 
 def _nothing(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001 - the signature is fvcore's
@@ -82,10 +93,15 @@ def _shape(value: Any) -> list[int]:  # noqa: ANN401 - a torch._C.Value
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
-    """Queries (..., L, E) times keys (..., S, E), and their weights times values (..., S, V): L*S*(E+V) a head."""
+    """Count queries (..., L, E) times keys (..., S, E), and their weights times values (..., S, V)."""
     queries, keys, values = (_shape(value) for value in inputs[:3])
     del outputs
     return math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
+
+
+def _same_convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count a convolution with padding="same", for which fvcore has no handle."""
+    return math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[1])[1:])
 
 
 def _batched_product(inputs: list[Any], outputs: list[Any]) -> int:

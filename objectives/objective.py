@@ -16,8 +16,8 @@ Direction = Literal["minimize", "maximize"]
 class Objective(Protocol):
     """One number measured on a finished network, the form that is shipped.
 
-    Implementations are frozen dataclasses whose `repr` is the same in every process: it is part of the definition that a
-    stored study is compared with.
+    Implementations are frozen dataclasses whose `repr` is the same in every process: it is part of the definition that
+    a stored study is compared with.
     """
 
     @property

@@ -76,13 +76,11 @@ def _check_reachable(bench: Bench, reachable: dict[tuple[float, ...], dict[str, 
     limits = _limits(bench)
     if not limits or any(holds(bench, values) for values in reachable.values()):
         return
-    nearest, values = min(
-        reachable.items(), key=lambda item: max(x.excess(item[1][x.objective.name]) for x in limits)
-    )
+    nearest, values = min(reachable.items(), key=lambda item: max(x.excess(item[1][x.objective.name]) for x in limits))
     binding = max(limits, key=lambda limit: limit.excess(values[limit.objective.name]))
     plan = bench.spec.space.suggest(FixedTrial(bench.spec.space.uniform(bench.anatomy, nearest)), bench.anatomy)
     reached = values[binding.objective.name]
     raise UserError(
-        f"the limit {binding} cannot be met: the smallest plan reaches {binding.objective.name} {reached:g}; the nearest "
-        f"plan is: {plan.words()}; raise the limit to at least {reached:g} or let the axes go further"
+        f"the limit {binding} cannot be met: the smallest plan reaches {binding.objective.name} {reached:g}; the "
+        f"nearest plan is: {plan.words()}; raise the limit to at least {reached:g} or let the axes go further"
     )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
+import shlex
 import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import optuna
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from objectives.runtimes import ExportError
 from search.confirm import confirm, weights_of
 from search.errors import UserError
-from search.export import export, record_words, teacher_file, verify_front
+from search.export import export, record_words, replaceable, teacher_file, verify_front
 from search.front import front, need_front
 from search.inspection import inspection, reach
 from search.loading import load
@@ -25,7 +27,7 @@ from search.progress import console
 from search.report import report
 from search.run import device_named, measure_teacher, run
 from search.storage import folder_of, open_study, writable
-from search.tables import confirmed_table, front_table
+from search.tables import confirmed_table, front_table, latency_note
 from search.trial import Bench
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
 }
 STOPPED = 130  # as a shell says of a command that Ctrl-C ended
-paper = Console(highlight=False, soft_wrap=True)
+paper = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,29 +57,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options.again = shlex.join(["slimfront", *given])
+    torch.set_num_threads(max(1, options.threads))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # fvcore traces with it; nothing a user can do
     try:
         spec = _spec(options)
         act: Callable[[argparse.Namespace, StudySpec, Path], int] = options.act
         return act(options, spec, folder_of(spec, options.folder))
-    except UserError as error:
-        console.print(f"slimfront: {error}", markup=False)
+    except (UserError, ExportError) as error:
+        console.print(f"slimfront: {' '.join(str(error).split())}")
         if options.debug:
             raise
         return 2
+    except optuna.exceptions.StorageInternalError as error:
+        console.print(
+            f"slimfront: the storage failed: {str(error).splitlines()[0]}; the same command goes on", markup=False
+        )
+        return 2
     except KeyboardInterrupt:
-        console.print("stopped; nothing that was done is lost, the same command goes on")
+        console.print(f"stopped; nothing that was done is lost; go on with: {options.again}", markup=False)
         return STOPPED
 
 
 def _spec(options: argparse.Namespace) -> StudySpec:
     spec = load(options.study, options.set)
-    budget = spec.budget
-    if getattr(options, "trials", None) is not None:
-        budget = dataclasses.replace(budget, trials=options.trials)
-    if getattr(options, "minutes", None) is not None:
-        budget = dataclasses.replace(budget, minutes=options.minutes)
+    asked = {name: getattr(options, name, None) for name in ("trials", "minutes")}
+    try:
+        budget = dataclasses.replace(spec.budget, **{name: value for name, value in asked.items() if value is not None})
+    except ValueError as error:
+        raise UserError(str(error)) from error
     sampler = SAMPLERS[options.sampler] if options.sampler else spec.sampler
     seed = spec.seed if options.seed is None else options.seed
     return dataclasses.replace(spec, budget=budget, sampler=sampler, seed=seed)
@@ -92,14 +101,16 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
     console.print(f"its file: {reference.stat().st_size:,} bytes, {reference}")
     if not run(spec, study, bench, folder):
-        again = f"slimfront run {options.study}{f' --folder {options.folder}' if options.folder else ''}"
-        console.print(f"stopped with {len(front(study))} members on the front; go on with: {again} (and the same options)")
+        reached = len(front(study))
+        console.print(f"stopped with {reached} members on the front; go on with: {options.again}", markup=False)
         return STOPPED
     members = need_front(study)
     failures = [] if options.unverified else verify_front(members, bench, folder)
     _show(front_table(study, spec, folder), options.format)
+    console.print(latency_note(study, folder))
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
+    console.print(f"pictures: slimfront report {options.study}   files: slimfront export {options.study} --pick knee")
     return 1 if failures else 0
 
 
@@ -107,6 +118,7 @@ def _front(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     study = open_study(spec, folder, options.storage, create=False)
     need_front(study)
     _show(front_table(study, spec, folder), options.format)
+    console.print(latency_note(study, folder))
     return 0
 
 
@@ -133,6 +145,8 @@ def _report(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
 
 def _confirm(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     study = open_study(spec, folder, options.storage, create=False)
+    if options.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, but got {options.seeds}")
     writable(folder)
     members = [pick(study, spec, options.pick)] if options.pick else need_front(study)
     bench = Bench(spec, device_named(options.device))
@@ -145,8 +159,7 @@ def _export(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     study = open_study(spec, folder, options.storage, create=False)
     trial = pick(study, spec, options.pick)
     out = Path(options.out) if options.out else folder / "export"
-    if out.exists() and any(out.iterdir()) and not options.replace:
-        raise UserError(f"{out} is not empty; name another folder with --out, or overwrite it with --replace")
+    replaceable(out, replace=options.replace)
     writable(out.parent)
     bench = Bench(spec, device_named(options.device))
     record = export(trial, bench, weights_of(folder, trial), out, teacher_file(bench, folder))
@@ -163,12 +176,17 @@ def _show(table: pd.DataFrame, form: str) -> None:
     elif form == "json":
         sys.stdout.write(table.to_json(orient="records", indent=1) + "\n")
     else:
+        wide = table.drop(columns=["plan"], errors="ignore")
         drawn = Table(box=None, header_style="bold", pad_edge=False)
-        for name in table.columns:
-            drawn.add_column(name, overflow="fold", justify="right" if table[name].dtype.kind in "fi" else "left")
-        for row in table.itertuples(index=False):
+        for name in wide.columns:
+            drawn.add_column(name, overflow="fold", justify="right" if wide[name].dtype.kind in "fi" else "left")
+        for row in wide.itertuples(index=False):
             drawn.add_row(*(_cell(value) for value in row))
-        paper.print(drawn, soft_wrap=not paper.is_terminal)
+        paper.print(drawn, crop=False)
+        if "plan" in table:
+            paper.print()
+            for first, plan in zip(table.iloc[:, 0], table["plan"], strict=True):
+                paper.print(f"{first}: {plan}", markup=False)
 
 
 def _cell(value: object) -> str:
@@ -177,8 +195,16 @@ def _cell(value: object) -> str:
     return str(value)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        self.exit(2, f"slimfront: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="slimfront",
         description="Search for the lightest networks that keep a trained network's accuracy.",
         epilog="Start with: slimfront inspect studies/digits.py:study, then slimfront run studies/digits.py:study",
@@ -196,16 +222,22 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--seeds", type=int, default=3, help="trainings a member (default: 3)")
     verb.add_argument("--pick", help="only this member: knee, a number, or 'max NAME where NAME<=VALUE'")
     verb = _verb(
-        verbs, "export", _export, "write the picked member as verified files", "--pick 'max top1 where size_bytes<=20000'"
+        verbs,
+        "export",
+        _export,
+        "write the picked member as verified files",
+        "--pick 'max top1 where size_bytes<=20000'",
     )
-    verb.add_argument("--pick", default="knee", help="knee (default), a number, or 'max NAME where NAME<=VALUE [and ...]'")
+    verb.add_argument(
+        "--pick", default="knee", help="knee (default), a number, or 'max NAME where NAME<=VALUE [and ...]'"
+    )
     verb.add_argument("--out", help="folder of the files (default: export/ in the study's folder)")
     verb.add_argument("--replace", action="store_true", help="overwrite the folder of an earlier export")
     return parser
 
 
 def _verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    verbs: argparse._SubParsersAction[_Parser],
     name: str,
     act: Callable[[argparse.Namespace, StudySpec, Path], int],
     words: str,
@@ -222,12 +254,8 @@ def _verb(
     verb.add_argument("--sampler", choices=SAMPLERS, help="Optuna's sampler (default: the study's)")
     verb.add_argument("--seed", type=int, help="base seed (default: the study's)")
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where networks are trained")
-    verb.add_argument("--threads", type=int, default=_threads(), help="CPU threads (default: %(default)s)")
+    verb.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1; more help large networks only)")
     verb.add_argument("--format", choices=("table", "csv", "json"), default="table", help="of what is printed")
     verb.add_argument("--debug", action="store_true", help="show where an error came from")
     verb.set_defaults(act=act)
     return verb
-
-
-def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or torch.get_num_threads()

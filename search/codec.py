@@ -35,14 +35,20 @@ def decode(value: Any, kinds: tuple[type, ...] = ()) -> Any:  # noqa: ANN401 - w
     Raises
     ------
     UserError
-        If a kind is not known.
+        If a kind is not known, or does not take what is given.
     """
     if isinstance(value, list):
         return tuple(decode(item, kinds) for item in value)
     if not isinstance(value, dict):
         return value
-    known = {name: found for name in spaces.__all__ if dataclasses.is_dataclass(found := getattr(spaces, name))}
+    known: dict[str, Any] = {name: getattr(spaces, name) for name in spaces.__all__}
+    known = {name: kind for name, kind in known.items() if dataclasses.is_dataclass(kind)}
     known |= {kind.__name__: kind for kind in kinds}
-    if value.get(KIND) not in known:
-        raise UserError(f"{unknown('kind of step', str(value.get(KIND)), known)}; give your own classes as kinds=")
-    return known[value[KIND]](**{name: decode(item, kinds) for name, item in value.items() if name != KIND})
+    named = str(value.get(KIND))
+    if named not in known:
+        raise UserError(f"{unknown('kind of step', named, known)}; give your own classes as kinds=")
+    given = {name: decode(item, kinds) for name, item in value.items() if name != KIND}
+    try:
+        return known[named](**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"a plan of this version holds no such {named}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from search.errors import Diverged
 from search.export import plan_of
 from search.progress import console, track
 from search.storage import save_json
-from search.trial import VALUES, key_of, save_state, seed_of, state_path
+from search.trial import VALUES, check_labels, key_of, save_state, seed_of, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,7 @@ def confirm(members: list[FrozenTrial], bench: Bench, folder: Path, seeds: int) 
     seeds
         How many trainings a member.
     """
+    check_labels("test", bench.spec.splits.test, bench.classes)
     recipe = bench.spec.confirmation or bench.spec.recipe.longer(LONGER)
     total = max(1, len(members) * seeds)
     records = []
@@ -51,12 +53,13 @@ def confirm(members: list[FrozenTrial], bench: Bench, folder: Path, seeds: int) 
             runs = []
             for turn in range(seeds):
                 done = index * seeds + turn
-                runs.append(
-                    _trained_once(trial, bench, folder, recipe, turn, lambda part, at=done: told((at + part) / total))
-                )
+                share = functools.partial(_tell_share, told, done, total)
+                runs.append(_trained_once(trial, bench, folder, recipe, turn, share))
                 told((done + 1) / total)
             records.append(_record(trial, runs))
-    save_json(folder / "confirmed" / "front.json", {"teacher": metrics(bench, bench.finish(bench.model)), "members": records})
+    save_json(
+        folder / "confirmed" / "front.json", {"teacher": metrics(bench, bench.finish(bench.model)), "members": records}
+    )
     return records
 
 
@@ -79,6 +82,10 @@ def metrics(bench: Bench, finished: nn.Module) -> dict[str, float]:
     return values
 
 
+def _tell_share(told: Callable[[float], None], done: int, total: int, part: float) -> None:
+    told((done + part) / total)
+
+
 def _path(folder: Path, trial: FrozenTrial, turn: int) -> Path:
     return folder / "confirmed" / f"{trial.number}-seed{turn}.json"
 
@@ -95,10 +102,11 @@ def _trained_once(
     try:
         bench.train(model, plan, recipe, seed_of(bench.spec, key_of(plan), turn + 1), told)
         values = metrics(bench, bench.finish(model))
+        save_state(model, path.with_suffix(".safetensors"))
     except Diverged as error:
         console.print(f"trial {trial.number}, seed {turn}: {error}")
         values = {}
-    save_state(model, path.with_suffix(".safetensors"))
+        path.with_suffix(".safetensors").unlink(missing_ok=True)  # of an earlier recipe: not to be exported as this one
     found = {"trial": trial.number, "seed": turn, "recipe": recipe_now, "values": values}
     save_json(path, found)
     return found
@@ -110,5 +118,8 @@ def _record(trial: FrozenTrial, runs: list[dict[str, Any]]) -> dict[str, Any]:
     record["n"] = len(finished)
     for name in finished[0] if finished else ():
         column = [values[name] for values in finished]
-        record[name] = {"mean": statistics.fmean(column), "spread": statistics.stdev(column) if len(column) > 1 else 0.0}
+        record[name] = {
+            "mean": statistics.fmean(column),
+            "spread": statistics.stdev(column) if len(column) > 1 else 0.0,
+        }
     return record

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from search.spec import StudySpec
 
-LEFT_OUT = ("budget", "confirmation", "runtime")  # they change how long and what comes after, not what a trial gives
+# They change how long a study runs and what comes after it, not what a trial gives; and only `confirm` reads test.
+LEFT_OUT = ("budget", "confirmation", "runtime", "splits.test")
 
 
 def define(spec: StudySpec) -> dict[str, str]:
@@ -23,7 +23,6 @@ def define(spec: StudySpec) -> dict[str, str]:
     return {
         path: value
         for field in dataclasses.fields(spec)
-        if field.name not in LEFT_OUT
         for path, value in _walk(field.name, getattr(spec, field.name))
     }
 
@@ -43,6 +42,8 @@ def differences(stored: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def _walk(path: str, value: object) -> Iterator[tuple[str, str]]:
+    if path in LEFT_OUT:
+        return
     if isinstance(value, nn.Module):
         yield path, f"{type(value).__name__} {fingerprint(value)}"
     elif isinstance(value, Tensor):
@@ -63,8 +64,9 @@ def _walk(path: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def _named(value: object) -> str:
+    """Name a function or class by the last part of its module: a study's file may be named by path or by module."""
     kind = value if hasattr(value, "__qualname__") else type(value)
-    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
+    return f"{getattr(kind, '__module__', '').rpartition('.')[2]}.{getattr(kind, '__qualname__', '')}"
 
 
 def _digest(tensor: Tensor) -> str:
@@ -77,4 +79,3 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}{_digest(tensor)}".encode())
     return digest.hexdigest()[:12]
-

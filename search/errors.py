@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+REASON = "reason"  # attribute of a trial that ended without values; a failed one that has none was cut short
+
 
 class UserError(ValueError):
     """An error of one line that says the rule, the values and the way out; the command ends with exit code 2."""

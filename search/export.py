@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 LARGEST_LOSS = 0.5  # points of top-1 between the file and the torch network
 LEAST_AGREEMENT = 99.0  # percent of the samples with the same first class
-PLAN, STATE, RECORD = "plan.json", "state.safetensors", "verification.json"
+MODEL, PLAN, STATE, RECORD = "model.onnx", "plan.json", "state.safetensors", "verification.json"
 
 
 class Disagreement(UserError):
@@ -132,7 +132,7 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
     run = spec.runtime.load(path)
     got = torch.cat([run(inputs) for inputs, _ in examples.batches()])
     latency = Latency(spec.runtime, spec.teacher, spec.example()[:1])
-    record = {
+    record: dict[str, Any] = {
         "runtime": spec.runtime.name,
         "samples": len(examples),
         "top1_torch": _top1(want, examples.labels),
@@ -148,8 +148,8 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
     if loss > LARGEST_LOSS or record["agreement_percent"] < LEAST_AGREEMENT:
         raise Disagreement(
             f"the exported file must answer as the network does, but its top-1 is {record['top1_file']:.2f} instead of "
-            f"{record['top1_torch']:.2f} and they agree on {record['agreement_percent']:.2f}% of {len(examples)} samples; "
-            f"nothing was written; please report the plan"
+            f"{record['top1_torch']:.2f} and they agree on {record['agreement_percent']:.2f}% of {len(examples)} "
+            "samples; nothing was written; please report the plan"
         )
     return record
 
@@ -180,6 +180,24 @@ def record_path(folder: Path, trial: FrozenTrial) -> Path:
     return folder / "verified" / f"{trial.number}.json"
 
 
+def replaceable(folder: Path, *, replace: bool) -> None:
+    """Check that an export to the folder destroys nothing but an earlier export, and that only where it is asked to.
+
+    Raises
+    ------
+    UserError
+        If it would.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder with --out")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = sorted(found - {MODEL, PLAN, STATE, RECORD})
+    if others:
+        raise UserError(f"{folder} holds what no export wrote, such as {others[0]}; name another folder with --out")
+    if found and not replace:
+        raise UserError(f"{folder} is not empty; name another folder with --out, or overwrite it with --replace")
+
+
 def export(trial: FrozenTrial, bench: Bench, weights: Path, folder: Path, reference: Path) -> dict[str, Any]:
     """Write model.onnx, plan.json, state.safetensors and verification.json; nothing appears before all is verified.
 
@@ -205,8 +223,8 @@ def export(trial: FrozenTrial, bench: Bench, weights: Path, folder: Path, refere
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        spec.runtime.export(deployed(model, spec.example()), example, unfinished / "model.onnx")
-        record = verify(model, unfinished / "model.onnx", spec, reference)
+        spec.runtime.export(deployed(model, spec.example()), example, unfinished / MODEL)
+        record = verify(model, unfinished / MODEL, spec, reference)
         values = trial.user_attrs[VALUES]
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}
         plan = plan_of(trial, bench)
@@ -242,5 +260,3 @@ def _sqnr(want: Tensor, got: Tensor) -> float:
     noise = float((want - got).double().pow(2).sum())
     signal = float(want.double().pow(2).sum())
     return float(10 * torch.log10(torch.tensor(signal / max(noise, 1e-30))))
-
-

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from optuna.trial import TrialState
 
-from search.errors import UserError
-from search.trial import EXCESS, PLAN, REASON, REPLAY, SECONDS, VALUES
+from search.errors import REASON, UserError
+from search.trial import EXCESS, PLAN, REPLAY, SECONDS, VALUES
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -27,8 +27,8 @@ def front(study: Study) -> list[FrozenTrial]:
     """Return the feasible trained trials that no other dominates, the best in the first objective first."""
     best = {trial.number: trial for trial in study.best_trials if REPLAY not in trial.user_attrs}
     sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
-    distinct = {tuple(trial.values): trial for trial in reversed(sorted(best.values(), key=lambda x: x.number))}
-    return sorted(distinct.values(), key=lambda trial: (sign * trial.values[0], trial.number))
+    distinct = {tuple(trial.values): trial for trial in sorted(best.values(), key=lambda x: x.number, reverse=True)}
+    return sorted(distinct.values(), key=lambda trial: (sign * trial.values[0], trial.number))  # noqa: PD011 - no pandas
 
 
 def candidates(study: Study, spec: StudySpec) -> pd.DataFrame:

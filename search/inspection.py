@@ -22,7 +22,8 @@ def inspection(spec: StudySpec, anatomy: Anatomy) -> pd.DataFrame:
         {
             "layer": layer.name,
             "kind": layer.kind,
-            "shape": f"{layer.inputs}->{layer.outputs}" + (f" {'x'.join(map(str, layer.kernel))}" if layer.kernel else ""),
+            "shape": f"{layer.inputs}->{layer.outputs}"
+            + (f" {'x'.join(map(str, layer.kernel))}" if layer.kernel else ""),
             "macs_percent": 100 * layer.macs / total,
             **{axis: words.get(layer.name, "no: not asked") for axis, words in said.items()},
         }

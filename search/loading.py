@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+APART = "slimfront_study"  # a user's file may be called like one of our own modules, or torch
+
 
 def load(target: str, settings: list[str]) -> StudySpec:
     """Return the spec that `file.py:function` or `package.module:function` returns.
@@ -37,7 +39,7 @@ def load(target: str, settings: list[str]) -> StudySpec:
     given = _settings(function, target, settings)
     try:
         spec = function(**given)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # torch says by RuntimeError that shapes do not fit
         raise UserError(f"{target}: {error}") from error
     if not isinstance(spec, StudySpec):
         raise UserError(f"{target} must return a StudySpec, but it returned {type(spec).__name__}")
@@ -68,11 +70,12 @@ def _module(place: str) -> ModuleType:
         if not path.is_file():
             raise UserError(f"no file {place}; give the path of the file with the study, such as studies/digits.py")
         sys.path.insert(0, str(path.resolve().parent))  # a study may import what lies beside it
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        name = f"{APART}.{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
+        sys.modules[name] = module
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError) as error:
         raise UserError(f"{place} cannot be imported: {error}") from error
@@ -89,6 +92,9 @@ def _settings(function: Callable[..., Any], target: str, settings: list[str]) ->
         if name not in parameters:
             raise UserError(f"{target}: {unknown('setting', name, parameters)}")
         given[name] = _value(text, parameters[name])
+    missing = [name for name, taken in parameters.items() if taken.default is taken.empty and name not in given]
+    if missing:
+        raise UserError(f"{target} needs a value for {missing[0]!r}; give it with --set {missing[0]}=VALUE")
     return given
 
 

@@ -66,16 +66,19 @@ def _scale(axes: Any, values: list[float]) -> None:  # noqa: ANN401 - matplotlib
         axes.set_xscale("log")
 
 
-def interactive_front(table: pd.DataFrame, names: Sequence[str], teacher: dict[str, float], title: str) -> go.Figure:
-    """Return the front as a plotly figure: hover shows all that was measured and the plan."""
+def interactive_front(
+    table: pd.DataFrame, names: Sequence[str], teacher: dict[str, float], title: str, columns: Sequence[str]
+) -> go.Figure:
+    """Return the front as a plotly figure, the teacher marked; hover shows these columns and the plan."""
     trained = table[table["state"] == "trained"]
     costs = names[1:] or names
     figure = go.Figure()
     for chosen, label, colour, size in ((False, "trained", GREY, 7), (True, "front", BLUE, 11)):
-        rows = trained[trained["on_front"] == chosen]
-        hover = [_hover(row, table.columns[4 : 4 + len(names) + 4]) for row in rows.to_dict("records")]
+        rows = trained[trained["on_front"] == chosen].sort_values(costs[0])
+        mode = "lines+markers" if chosen and len(costs) == 1 else "markers"
+        hover = [_hover(row, columns) for row in rows.to_dict("records")]
         figure.add_scatter(
-            x=rows[costs[0]], y=rows[names[0]], mode="markers", name=label, text=hover, hoverinfo="text",
+            x=rows[costs[0]], y=rows[names[0]], mode=mode, name=label, text=hover, hoverinfo="text",
             marker={"color": colour, "size": size},
         )  # fmt: skip
     figure.add_scatter(
@@ -90,7 +93,7 @@ def interactive_front(table: pd.DataFrame, names: Sequence[str], teacher: dict[s
     return figure
 
 
-def _hover(row: dict[str, Any], columns: Sequence[str]) -> str:
+def _hover(row: dict[Any, Any], columns: Sequence[str]) -> str:
     lines = [f"trial {row['number']}"]
     for name in columns:
         value = row.get(name)
@@ -117,6 +120,9 @@ def draw_plan(plan: Plan, anatomy: Anatomy, title: str, path: Path) -> None:
     """
     choices = plan.choices()
     layers = [layer.name for layer in anatomy.layers]
+    for group in anatomy.groups:  # what holds for a group holds for every layer in it
+        for chosen in (chosen for name, chosen in choices.items() if "channels" in name and group.name in chosen):
+            chosen.update(dict.fromkeys(group.producers, chosen[group.name]))
     figure = Figure(figsize=(2.2 + 1.5 * len(choices), 1.4 + 0.26 * len(layers)), layout="constrained")
     axes = figure.add_subplot()
     strength = np.full((len(layers), len(choices)), np.nan)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import warnings
 from typing import TYPE_CHECKING
 
 import optuna
-import plotly.graph_objects as go
 from optuna.visualization import plot_hypervolume_history, plot_param_importances
 
 from search.export import plan_of, record_path, record_words
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import plotly.graph_objects as go
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
     from search.spec import StudySpec
     from search.trial import Bench
@@ -45,6 +47,7 @@ def report(study: Study, bench: Bench, folder: Path, out: Path) -> list[Path]:
     members = need_front(study)
     table = candidates(study, spec)
     names = [objective.name for objective in spec.objectives]
+    columns = [*(objective.name for objective in spec.measured), "cpu_seconds"]
     teacher = study.user_attrs[TEACHER]
     title = f"{spec.name}: {len(trained(study))} trained candidates, seed {spec.seed}"
     out.mkdir(parents=True, exist_ok=True)
@@ -56,21 +59,24 @@ def report(study: Study, bench: Bench, folder: Path, out: Path) -> list[Path]:
         path = out / f"plan-{trial.number}.png"
         draw_plan(plan_of(trial, bench), bench.anatomy, f"trial {trial.number}: {values}", path)
         written.append(path)
-    figures = [interactive_front(table, names, teacher, title), *_history(study), *_importances(study, names)]
-    verified = {
-        trial.number: record_words(json.loads(record_path(folder, trial).read_text()))
-        for trial in members
-        if record_path(folder, trial).exists()
-    }
-    (out / "front.html").write_text(_page(spec, figures, verified))
+    figures = [interactive_front(table, names, teacher, title, columns), *_history(study), *_importances(study, names)]
+    checks = {trial.number: _check(record_path(folder, trial)) for trial in members}
+    (out / "front.html").write_text(_page(spec, figures, checks))
     return written
 
 
-def _page(spec: StudySpec, figures: list[go.Figure], verified: dict[int, str]) -> str:
+def _check(path: Path) -> str:
+    return record_words(json.loads(path.read_text())) if path.exists() else "not verified yet"
+
+
+def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str]) -> str:
     """Return one page that needs no network: the script of the plots is inside."""
     parts = [figure.to_html(full_html=False, include_plotlyjs=not index) for index, figure in enumerate(figures)]
-    rows = "".join(f"<li>trial {number}: {html.escape(words)}</li>" for number, words in verified.items())
-    checked = f"<h2>Verified from the exported files</h2><ul>{rows}</ul>" if rows else ""
+    rows = "".join(
+        f"<li><a href='plan-{number}.png'>trial {number}</a>: {html.escape(words)}</li>"
+        for number, words in checks.items()
+    )
+    checked = f"<h2>The front: plans, and what the exported files measured</h2><ul>{rows}</ul>"
     name = html.escape(spec.name)
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}</title></head>"
@@ -93,7 +99,12 @@ def _history(study: Study) -> Iterator[go.Figure]:
     if len(trained(study)) > 1 and len(study.directions) > 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield plot_hypervolume_history(study, reference_point(study))
+            figure = plot_hypervolume_history(study, reference_point(study))
+        yield figure.update_layout(title="Hypervolume over the trials", template="plotly_white")
+
+
+def _value(column: int, trial: FrozenTrial) -> float:
+    return float(trial.values[column])
 
 
 def _importances(study: Study, names: list[str]) -> Iterator[go.Figure]:
@@ -106,7 +117,7 @@ def _importances(study: Study, names: list[str]) -> Iterator[go.Figure]:
             figure = plot_param_importances(
                 study,
                 evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
-                target=lambda trial, at=column: trial.values[at],
+                target=functools.partial(_value, column),
                 target_name=name,
             )
-        yield figure
+        yield figure.update_layout(title=f"Importance of the parameters for {name} (fANOVA)", template="plotly_white")

@@ -8,26 +8,24 @@ import threading
 import time
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import optuna
 import torch
 from optuna.trial import TrialState
 
 from search.anchors import anchors
-from search.errors import Diverged, UserError
+from search.errors import REASON, Diverged, UserError
 from search.front import front, trained
 from search.progress import EVERY_SECONDS, bar, console, duration
-from search.storage import INTERRUPTED, REASON, enqueue, requeue_abandoned
+from search.storage import INTERRUPTED, enqueue, requeue_abandoned
 from search.trial import Bench, run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import FrameType
 
     from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
 
     from search.spec import StudySpec
 
@@ -52,7 +50,6 @@ def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
     UserError
         If the limits cannot be met, or nothing can be trained.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     lost = requeue_abandoned(study)
     if lost:
         console.print(f"{lost} trial(s) of a process that is gone: will be run again")
@@ -91,12 +88,13 @@ class _Watch:
     bench: Bench
     folder: Path
     stopped: bool = False
+    exhausted: bool = False
     fruitless: int = 0
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
     exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Self:
         self.at_start = self.done = len(trained(self.study))
         self.progress = self.exits.enter_context(bar("best"))
         self.task = self.progress.add_task("trials", total=self.spec.budget.trials, best="", completed=self.at_start)
@@ -131,11 +129,10 @@ class _Watch:
         """Whether to stop before the next trial."""
         minutes = self.spec.budget.minutes
         late = minutes is not None and time.monotonic() - self.started > 60 * minutes
-        return self.stopped or late or len(trained(self.study)) >= self.spec.budget.trials
+        return self.stopped or self.exhausted or late or len(trained(self.study)) >= self.spec.budget.trials
 
     def look(self) -> None:
         """Show what the last trial brought; give up where nothing comes of any."""
-        last = self.study.get_trials(deepcopy=False)[-1]
         done = len(trained(self.study))
         self.fruitless = 0 if done > self.done else self.fruitless + 1
         self.done = done
@@ -146,20 +143,17 @@ class _Watch:
             raise UserError(f"the first {len(reasons)} trials all failed, the last with: {reasons[-1]}")
         if self.fruitless >= FRUITLESS:
             console.print(f"{FRUITLESS} proposals in a row were over a limit or known already: stopping here")
-            self.stopped = True
-        self._say(last, done)
+            self.exhausted = True
+        self._say(done)
 
-    def _say(self, last: FrozenTrial, done: int) -> None:
+    def _say(self, done: int) -> None:
         now = time.monotonic()
         if console.is_terminal or (now - self.said < EVERY_SECONDS and done < self.spec.budget.trials):
             return
         self.said = now
         new = max(1, done - self.at_start)
         left = (now - self.started) / new * (self.spec.budget.trials - done)
-        console.print(
-            f"trial {last.number}: {done}/{self.spec.budget.trials} trained, {duration(left)} left, "
-            f"{best_points(self.study)}"
-        )
+        console.print(f"{done}/{self.spec.budget.trials} trained, {duration(left)} left, {best_points(self.study)}")
 
 
 def best_points(study: Study, most: int = 3) -> str:
@@ -179,7 +173,7 @@ def _gentle_stop(watch: _Watch) -> Iterator[None]:
         yield
         return
 
-    def stop(signum: int, frame: FrameType | None) -> None:
+    def stop(*_: object) -> None:
         if watch.stopped:
             raise KeyboardInterrupt
         watch.stopped = True
@@ -206,5 +200,3 @@ def device_named(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda needs a GPU that torch can use, and there is none; take --device auto or cpu")
     return torch.device(name)
-
-

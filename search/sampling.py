@@ -10,6 +10,8 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
+from search.errors import REASON
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -22,8 +24,9 @@ class Seeded(BaseSampler):
     """Any sampler of Optuna's, made anew for every trial with a seed of that trial's own.
 
     Optuna keeps no sampler in its storage, so a resumed study would repeat its first draws and two workers would ask
-    for the same points. Here the state is only what the storage holds and (base seed, number of the trial). Failed
-    trials are not counted: an interrupted one that is run again leaves the draws after it as they were.
+    for the same points. Here the state is only what the storage holds and (base seed, number of the trial). A trial
+    that was cut short is not counted: it is run again, and the draws after it are as they would have been. One that
+    failed with a reason is, or the next would draw the same plan and fail again.
 
     Parameters
     ----------
@@ -47,7 +50,8 @@ class Seeded(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Make the sampler of this trial."""
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        self._inner = self._at(trial.number - sum(other.number < trial.number for other in failed))
+        cut_short = [other for other in failed if other.number < trial.number and REASON not in other.user_attrs]
+        self._inner = self._at(trial.number - len(cut_short))
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -66,8 +70,6 @@ class Seeded(BaseSampler):
         """Ask the sampler of this trial."""
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Tell the sampler of this trial."""
         self._inner.after_trial(study, trial, state, values)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import optuna
 import torch
 
-from objectives import Examples
 from objectives.runtimes import OnnxRuntime
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Generator, Tensor, nn
 
-    from objectives import Limit, Objective
+    from objectives import Examples, Limit, Objective
     from objectives.runtimes import Runtime
     from spaces import Space
 
@@ -118,6 +117,8 @@ class StudySpec:
         What is optimized, two or three as a rule.
     limits
         What must hold.
+    reported
+        What is measured on every candidate beside that, and shown.
     recipe
         How a candidate is trained in the search.
     confirmation
@@ -140,6 +141,7 @@ class StudySpec:
     space: Space
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...] = ()
+    reported: tuple[Objective, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
     confirmation: Recipe | None = None
     budget: Budget = field(default_factory=Budget)
@@ -150,14 +152,17 @@ class StudySpec:
 
     @property
     def costs(self) -> tuple[Objective, ...]:
-        """All objectives, limited ones included, that are known before training; each name once."""
+        """What is measured and known before training; each name once."""
         return tuple(objective for objective in self.measured if objective.is_cost)
 
     @property
     def measured(self) -> tuple[Objective, ...]:
-        """All objectives, limited ones included, in order; each name once."""
-        everything = (*self.objectives, *(limit.objective for limit in self.limits))
-        return tuple({objective.name: objective for objective in reversed(everything)}.values())[::-1]
+        """All objectives, then what is limited, then what is only reported; each name once."""
+        everything = (*self.objectives, *(limit.objective for limit in self.limits), *self.reported)
+        first: dict[str, Objective] = {}
+        for objective in everything:
+            first.setdefault(objective.name, objective)
+        return tuple(first.values())
 
     def example(self) -> Tensor:
         """Return the calibration inputs: a seeded draw from the training set, shape (calibration, ...)."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 DEFINITION = "definition"
 WORKER = "worker"
-REASON = "reason"
 INTERRUPTED = "interrupted"
+SHOWN = 3  # differences named in full
 
 
 def folder_of(spec: StudySpec, folder: str | None) -> Path:
@@ -80,39 +80,59 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
     Raises
     ------
     UserError
-        If the storage cannot be read, holds no such study, or holds one of another definition.
+        If the storage cannot be read, holds no such study or one of another definition, or the folder is another's.
     """
-    directions = [objective.direction for objective in spec.objectives]
-    sampler = Seeded(spec.sampler, spec.seed)
+    now = define(spec)
     try:
         storage = _storage(folder, url, create=create)
-        exists = spec.name in {found.study_name for found in storage.get_all_studies()}
-        if not exists and not create:
-            raise UserError(f"no study called {spec.name!r} in {url or folder}; start it with: slimfront run")
-        study = optuna.create_study(
-            storage=storage, study_name=spec.name, directions=directions, sampler=sampler, load_if_exists=True
-        )
-        stored = study.user_attrs.get(DEFINITION)
-        if stored is None:
-            study.set_user_attr(DEFINITION, define(spec))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names([objective.name for objective in spec.objectives])
+        study = _opened(storage, spec, folder, create=create)
+        stored = study.user_attrs.get(DEFINITION, now)
         len(study.trials)  # reads all of it
     except UserError:
         raise
     except Exception as error:
         where = url or folder / "journal.log"
         raise UserError(
-            f"the storage {where} cannot be used ({type(error).__name__}: {str(error).splitlines()[0][:200]}); if it is "
-            f"damaged, move it away or name another with --storage or --folder"
+            f"the storage {where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}); if it "
+            "is damaged, start anew in another --folder (and --storage)"
         ) from error
-    if stored is not None and (changed := differences(stored, define(spec))):
+    if changed := differences(stored, now):
+        more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise UserError(
-            f"the study {spec.name!r} was stored with another definition: {'; '.join(changed[:3])}"
-            f"{f' and {len(changed) - 3} more' if len(changed) > 3 else ''}; "
-            "undo the change, or give the new study another name or --folder"
+            f"the study {spec.name!r} was stored with another definition: {'; '.join(changed[:SHOWN])}{more}; undo the "
+            "change, or give the new study another name or --folder"
         )
+    return study
+
+
+def _opened(storage: BaseStorage, spec: StudySpec, folder: Path, *, create: bool) -> Study:
+    if spec.name not in {found.study_name for found in storage.get_all_studies()}:
+        if not create:
+            raise UserError(f"the storage holds no study called {spec.name!r}; start it with: slimfront run")
+        return _created(storage, spec, folder)
+    study = optuna.load_study(study_name=spec.name, storage=storage, sampler=Seeded(spec.sampler, spec.seed))
+    now = define(spec)
+    if create and study.user_attrs.get(DEFINITION, now) != now and not study.trials:
+        # an error stopped it before its first trial, and the new definition may be what mends that
+        optuna.delete_study(study_name=spec.name, storage=storage)
+        return _created(storage, spec, folder)
+    return study
+
+
+def _created(storage: BaseStorage, spec: StudySpec, folder: Path) -> Study:
+    if any(folder.glob("candidates/*")):
+        raise UserError(f"{folder} holds the candidates of another study; name another folder with --folder")
+    study = optuna.create_study(
+        storage=storage,
+        study_name=spec.name,
+        directions=[objective.direction for objective in spec.objectives],
+        sampler=Seeded(spec.sampler, spec.seed),
+        load_if_exists=True,  # another worker may have been faster
+    )
+    study.set_user_attr(DEFINITION, define(spec))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([objective.name for objective in spec.objectives])
     return study
 
 
@@ -139,7 +159,7 @@ def requeue_abandoned(study: Study) -> int:
         host, _, pid = trial.user_attrs.get(WORKER, ":").rpartition(":")
         if host == socket.gethostname() and not _alive(int(pid)):
             study.tell(trial.number, state=TrialState.FAIL)
-            enqueue(study, trial.params)
+            enqueue(study, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
             lost += 1
     return lost
 

@@ -49,6 +49,23 @@ def front_table(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
     return pd.DataFrame([first, *rows]).infer_objects()
 
 
+def latency_note(study: Study, folder: Path) -> str:
+    """Say how the latencies of the front were measured, and on which members the machine was noisy."""
+    records = {trial.number: record_path(folder, trial) for trial in front(study)}
+    found = {number: json.loads(path.read_text()) for number, path in records.items() if path.exists()}
+    if not found:
+        return "not verified yet: slimfront run exports and verifies the front at its end"
+    first = next(iter(found.values()))
+    latency = first["latency"]
+    noisy = [str(number) for number, record in found.items() if record["latency"]["noisy"]]
+    return (
+        f"latency_ratio: CPU time of the file over that of the teacher's file, interleaved, median of "
+        f"{latency['rounds']} rounds; {first['runtime']}, {latency['threads']} thread, batch {latency['batch']}; "
+        f"the teacher takes {latency['reference_cpu_ms']:.3g} ms"
+        f"{'; the machine was noisy for ' + ', '.join(noisy) if noisy else ''}"
+    )
+
+
 def confirmed_table(records: list[dict[str, Any]], spec: StudySpec, study: Study) -> pd.DataFrame:
     """Return one row a member: costs, and mean and spread of each metric on validation and test.
 

@@ -7,26 +7,26 @@ import hashlib
 import time
 from typing import TYPE_CHECKING
 
-import torch
 from optuna import TrialPruned
 from optuna.trial import TrialState
 from safetensors.torch import save_file
 
 from objectives.examples import outputs
-from search.errors import Diverged, UserError
+from search.errors import REASON, Diverged, UserError
 from search.recover import Teacher, recover
-from search.storage import REASON, WORKER, worker
+from search.storage import WORKER, worker
 from spaces import deployed, trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    import torch
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
     from torch import Tensor, nn
 
-    from objectives import Objective
+    from objectives import Examples, Objective
     from search.spec import Recipe, StudySpec
     from spaces import Anatomy, Plan
 
@@ -46,7 +46,7 @@ class Bench:
     Raises
     ------
     UserError
-        If the teacher does not run on the data, or a label is out of range.
+        If the teacher does not run on the data, an axis names what it does not have, or a label is out of range.
     """
 
     def __init__(self, spec: StudySpec, device: torch.device) -> None:
@@ -56,11 +56,12 @@ class Bench:
         self.model: nn.Module = copy.deepcopy(spec.teacher).to(device).eval()
         try:
             self.anatomy: Anatomy = trace(self.model, self.example)
+            spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))
         except ValueError as error:
             raise UserError(str(error)) from error
         self.classes = _classes(self.model, self.example)
-        for name in ("train", "validation", "test"):
-            _check_labels(name, getattr(spec.splits, name).labels, self.classes)
+        check_labels("training", spec.splits.train, self.classes)
+        check_labels("validation", spec.splits.validation, self.classes)
         self.teacher = Teacher(self.model, spec.splits.train)
 
     def build(self, plan: Plan) -> nn.Module:
@@ -117,10 +118,9 @@ def run_trial(trial: Trial, bench: Bench, folder: Path, told: Callable[[float], 
         return _replay(trial, earlier)
     model = bench.build(plan)
     values = bench.costs(model, spec.costs)
-    _note(trial, spec, values)
-    missed = [str(limit) for limit in spec.limits if values.get(limit.objective.name) is not None
-              and limit.excess(values[limit.objective.name]) > 0]  # fmt: skip
+    missed = [limit for limit, excess in _note(trial, spec, values).items() if excess > 0]
     if missed:
+        _constrain(trial, spec, trial.user_attrs[EXCESS])
         trial.set_user_attr(REASON, f"over the limit {', '.join(missed)}")
         raise TrialPruned
     try:
@@ -130,7 +130,7 @@ def run_trial(trial: Trial, bench: Bench, folder: Path, told: Callable[[float], 
         raise
     finished = bench.finish(model)
     values |= {objective.name: objective(finished) for objective in spec.measured if not objective.is_cost}
-    _note(trial, spec, values)
+    _constrain(trial, spec, _note(trial, spec, values))
     save_state(model, state_path(folder, trial.number))
     trial.set_user_attr(SECONDS, time.process_time() - started)
     return tuple(values[objective.name] for objective in spec.objectives)
@@ -147,14 +147,18 @@ def save_state(model: nn.Module, path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, path)
 
 
-def _note(trial: Trial, spec: StudySpec, values: dict[str, float]) -> None:
-    """Record what was measured and by how much each limit is missed; all constraints, always in one order."""
+def _note(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
+    """Record what was measured and by how much each limit is missed, relative to it; return the latter."""
     trial.set_user_attr(VALUES, values)
     excess = {str(x): x.excess(values[x.objective.name]) for x in spec.limits if x.objective.name in values}
     trial.set_user_attr(EXCESS, excess)
-    if len(excess) == len(spec.limits):
-        for limit, value in excess.items():
-            trial.set_constraint(limit, value)
+    return excess
+
+
+def _constrain(trial: Trial, spec: StudySpec, excess: dict[str, float]) -> None:
+    """Tell Optuna, once a trial and always all limits in one order; one that was not measured yet counts as held."""
+    for limit in spec.limits:
+        trial.set_constraint(str(limit), excess.get(str(limit), 0.0))
 
 
 def _same_plan(study: Study, key: str, number: int) -> FrozenTrial | None:
@@ -188,8 +192,15 @@ def _classes(model: nn.Module, example: Tensor) -> int:
     return int(answer.shape[1])
 
 
-def _check_labels(name: str, labels: Tensor, classes: int) -> None:
-    low, high = int(labels.min()), int(labels.max())
+def check_labels(name: str, examples: Examples, classes: int) -> None:
+    """Check that every label is one of the teacher's classes.
+
+    Raises
+    ------
+    UserError
+        If not, with the range and the way out.
+    """
+    low, high = int(examples.labels.min()), int(examples.labels.max())
     if low < 0 or high >= classes:
         raise UserError(
             f"labels must be in [0, {classes}), the teacher's {classes} outputs, but the {name} split has labels from "

@@ -35,7 +35,7 @@ class Layer:
     calls
         How often one forward calls the layer.
     tied
-        Whether another module holds the same weight.
+        Whether the network holds the same weight under another name too.
     """
 
     name: str
@@ -165,6 +165,11 @@ class Anatomy:
         if name not in found:
             raise ValueError(unknown("group of channels", name, found))
         return found[name]
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, for a message of one line; its class where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

@@ -6,12 +6,12 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+import torch
 
 from spaces.anatomy import unknown
 from spaces.grids import Grid, Uniform
 from spaces.plan import settled, snap
-from spaces.quantized import OFF, QuantizedLayer
+from spaces.quantized import OFF, QuantizedLayer, thinned
 from spaces.statistics import forward_in_eval
 from spaces.trace import LAYER_TYPES
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from optuna.trial import BaseTrial
+    from torch import Tensor, nn
 
     from spaces.anatomy import Anatomy, Layer
 
@@ -134,7 +135,7 @@ class BitWidths:
         chosen = {layer.name for layer in self._layers(anatomy)}
         return {
             layer.name: widths if layer.name in chosen
-            else "no: its weight belongs to another module too" if layer.tied
+            else "no: its weight is held under another name too" if layer.tied
             else f"no: {layer.name} is not among only={self.only}"
             for layer in anatomy.layers
         }  # fmt: skip
@@ -155,15 +156,18 @@ def _check(kind: str, bits: int, lowest: int, where: str) -> None:
 
 
 def _calibrate(model: nn.Module, wrapped: Mapping[str, QuantizedLayer], example: Tensor) -> None:
-    """Show every wrapper the inputs of its layer, in one forward of the float model."""
+    """Show every wrapper the inputs of its layer, of all its calls in one forward of the float model."""
+    seen: dict[str, list[Tensor]] = {name: [] for name, layer in wrapped.items() if layer.activation_bits < OFF}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, layer=layer: layer.calibrate(inputs[0])  # type: ignore[misc]
+            lambda _, inputs, kept=kept: kept.append(thinned(inputs[0]).clone())
         )
-        for name, layer in wrapped.items()
-        if layer.activation_bits < OFF
+        for name, kept in seen.items()
     ]
     if handles:
         forward_in_eval(model, example)
     for handle in handles:
         handle.remove()
+    for name, kept in seen.items():
+        if kept:
+            wrapped[name].calibrate(torch.cat(kept))

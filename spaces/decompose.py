@@ -1,8 +1,8 @@
 """Write one layer as a product of thinner ones, fitted to what the layer sees.
 
-Legend: `O` output channels, `I` input channels, `R` rank, `K` kernel positions, `D` = I*K, `H W` the kernel's height and
-width. All three are *activation-whitened*: the error that is smallest is that of the layer's output on the calibration
-inputs, not that of its weights (Wang et al. 2024, SVD-LLM, arXiv:2403.07378, §3.1).
+Legend: `O` output channels, `I` input channels, `R` rank, `K` kernel positions, `D` = I*K, `H W` the kernel's height
+and width. All three are *activation-whitened*: the error that is smallest is that of the layer's output on the
+calibration inputs, not that of its weights (Wang et al. 2024, SVD-LLM, arXiv:2403.07378, §3.1).
 """
 
 from __future__ import annotations
@@ -137,12 +137,14 @@ def _is_wide(layer: Layer) -> bool:
 
 def _root(second: Tensor) -> Tensor:
     """Return the Cholesky factor L of the second moment, L L' = H; H is damped, so it is positive definite."""
-    return torch.linalg.cholesky(second.double()).float()
+    factor: Tensor = torch.linalg.cholesky(second.double())
+    return factor.float()
 
 
 def _unwhiten(rows: Tensor, root: Tensor) -> Tensor:
     """Return rows L^-1, over the last dimension."""
-    return torch.linalg.solve_triangular(root, rows, upper=False, left=False)
+    solved: Tensor = torch.linalg.solve_triangular(root, rows, upper=False, left=False)
+    return solved
 
 
 def _best(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -191,7 +193,7 @@ def _like(module: nn.Module, weight: Tensor, *, along: int | None = None, bias: 
     return _fill(new, weight, kept)
 
 
-def _pointwise(module: nn.Module, weight_OI: Tensor, *, bias: bool = False) -> nn.Module:  # noqa: N803
+def _pointwise(module: nn.Module, weight_OI: Tensor, *, bias: bool = False) -> nn.Module:
     """Return a linear layer or a 1x1 convolution of the kind of `module`."""
     kept: Tensor | None = module.bias if bias else None  # type: ignore[assignment]
     if isinstance(module, nn.Linear):

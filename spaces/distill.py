@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ class Temperatures:
     lowest, highest
         Range of the temperature, drawn on a logarithmic scale.
     heaviest
-        Largest weight, in [0, 1]; drawn in steps of 0.1 from 0.
+        Largest weight, in [0, 1]; drawn in steps of 0.1 from 0, so what exceeds a tenth is cut off.
     """
 
     lowest: float = 1.0
@@ -81,9 +82,12 @@ class Temperatures:
     def suggest(self, trial: BaseTrial) -> Distill:
         """Draw `distill/temperature` and `distill/weight`."""
         temperature = trial.suggest_float("distill/temperature", self.lowest, self.highest, log=True)
-        return Distill(temperature, trial.suggest_float("distill/weight", 0.0, self.heaviest, step=0.1))
+        return Distill(temperature, trial.suggest_float("distill/weight", 0.0, self._top(), step=0.1))
 
     def usual(self) -> dict[str, float]:
         """Return T = 4 and weight 0.7, or what the ranges allow nearest to it."""
         temperature = min(max(4.0, self.lowest), self.highest)
-        return {"distill/temperature": temperature, "distill/weight": min(0.7, self.heaviest)}
+        return {"distill/temperature": temperature, "distill/weight": min(0.7, self._top())}
+
+    def _top(self) -> float:
+        return math.floor(self.heaviest * 10 + 1e-9) / 10

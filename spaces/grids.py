@@ -46,7 +46,8 @@ class Uniform:
     def levels(self, normal: Tensor, bits: int) -> Tensor:
         """Return 2q + 1 levels."""
         q = 2 ** (bits - 1) - 1
-        return torch.arange(-q, q + 1, device=normal.device) / q
+        levels: Tensor = torch.arange(-q, q + 1, device=normal.device) / q
+        return levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class KMeans:
         return torch.from_numpy(np.sort(found.cluster_centers_[:, 0])).to(normal)
 
 
-def scales(weight_OX: Tensor, levels: Tensor) -> Tensor:  # noqa: N803 - output channels first
+def scales(weight_OX: Tensor, levels: Tensor) -> Tensor:
     """Return for each output channel the scale whose rounding error is smallest, shape (O,).
 
     Parameters

@@ -100,7 +100,8 @@ class _Reader:
         self.inverse = torch.linalg.inv(second)
         self.energy = (self.products * second).sum().clamp_min(1e-12)
         span = torch.arange(seen.block)
-        self.columns = [(torch.tensor(at)[:, None] * seen.block + span).flatten() for at in member.positions]
+        positions = [torch.tensor(at, dtype=torch.long) for at in member.positions]
+        self.columns = [(at[:, None] * seen.block + span).flatten() for at in positions]
 
     def losses(self) -> Tensor:
         """Return the relative loss of each unit, shape (units,); a removed unit's is meaningless."""
@@ -114,7 +115,8 @@ class _Reader:
         """Return the loss of each row of columns, shape (units,)."""
         block = self.inverse[at[:, :, None], at[:, None, :]]
         block = block + 1e-12 * torch.eye(at.shape[1], dtype=block.dtype, device=block.device)
-        return torch.linalg.solve(block, self.products[at[:, :, None], at[:, None, :]]).diagonal(dim1=1, dim2=2).sum(1)
+        solved: Tensor = torch.linalg.solve(block, self.products[at[:, :, None], at[:, None, :]])
+        return solved.diagonal(dim1=1, dim2=2).sum(1)
 
     def remove(self, unit: int) -> None:
         """Take the unit's columns out and let the others take over what they can."""
@@ -155,7 +157,8 @@ def _fisher(model: nn.Module, example: Tensor, name: str) -> Tensor:
     kept: list[Tensor] = []
 
     def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        watched = inputs[0].detach().requires_grad_(True)  # noqa: FBT003
+        # a copy in the graph, not a new leaf: the layer may be called again on what follows from this call
+        watched = inputs[0].clone() if inputs[0].requires_grad else inputs[0].detach().requires_grad_(True)  # noqa: FBT003 - torch's own
         kept.append(watched)
         return (watched, *inputs[1:])
 

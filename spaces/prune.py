@@ -129,7 +129,7 @@ class PruneRatios:
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
         """Return the same ratio for every group."""
-        ratio = round(strength * self._top() / self.step) * self.step
+        ratio = round(round(strength * self._top() / self.step) * self.step, 9)
         return {f"prune/{group.name}": ratio for group in self._groups(anatomy)}
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
@@ -151,7 +151,8 @@ class PruneRatios:
         return said
 
     def _top(self) -> float:
-        return math.floor(self.highest / self.step + 1e-9) * self.step
+        # rounded, since Optuna takes 0.7000000000000001 for no multiple of 0.1
+        return round(math.floor(self.highest / self.step + 1e-9) * self.step, 9)
 
     def _groups(self, anatomy: Anatomy) -> tuple[Group, ...]:
         names = [group.name for group in anatomy.groups]

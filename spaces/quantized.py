@@ -7,7 +7,7 @@ where an input is clipped (Bengio et al. 2013, arXiv:1308.3432; Jacob et al. 201
 from __future__ import annotations
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401 - registers torch.ops.quantized_decomposed
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
@@ -54,7 +54,7 @@ class QuantizedLayer(nn.Module):
     def calibrate(self, inputs: Tensor) -> None:
         """Fix the input scale and zero point to the least squared error on these inputs."""
         if self.activation_bits < OFF:
-            scale, zero = _affine(inputs.detach().flatten(), 2**self.activation_bits - 1)
+            scale, zero = _affine(thinned(inputs), 2**self.activation_bits - 1)
             self.input_scale.copy_(scale)
             self.input_zero.copy_(zero)
 
@@ -63,15 +63,19 @@ class QuantizedLayer(nn.Module):
         weight = self.layer.get_parameter("weight").detach()
         return nearest(weight.flatten(1) / self.weight_scale[:, None], self.levels).reshape(weight.shape)
 
+    def rounded(self) -> Tensor:
+        """Return the weights, each at its level."""
+        levels = self.levels[self.codes()]
+        return levels * self.weight_scale.reshape(-1, *[1] * (levels.dim() - 1))
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's output with everything rounded that is to be."""
-        weight = self.layer.get_parameter("weight")
+        weight: Tensor = self.layer.get_parameter("weight")
         if self.activation_bits < OFF:
             inputs = _rounded_inputs(inputs, self.input_scale, self.input_zero, 2**self.activation_bits - 1)
         if self.weight_bits < OFF:
-            scale = self.weight_scale.reshape(-1, *[1] * (weight.dim() - 1))
             with torch.no_grad():
-                shift = self.levels[self.codes()] * scale - weight
+                shift = self.rounded() - weight
             weight = weight + shift
         return run_layer(self.layer, inputs, weight)
 
@@ -106,9 +110,7 @@ class PackedLayer(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("levels", levels)
         self.register_buffer("zeros", torch.zeros(len(scale), dtype=torch.int64, device=scale.device))
-        bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
         self.layer.register_parameter("weight", None)
-        self.layer.bias = bias  # type: ignore[assignment]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's output, computed from the integers."""
@@ -132,7 +134,14 @@ def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(inputs, weight, layer.bias)
     assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return layer._conv_forward(inputs, weight, layer.bias)  # noqa: SLF001 - knows every padding mode
+    output: Tensor = layer._conv_forward(inputs, weight, layer.bias)  # noqa: SLF001 - knows every padding mode
+    return output
+
+
+def thinned(values: Tensor, most: int = 65536) -> Tensor:
+    """Return about `most` of the values, evenly spaced, as a flat view where that is possible."""
+    flat = values.detach().flatten()
+    return flat[:: max(1, len(flat) // most)]
 
 
 def _rounded_inputs(inputs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
@@ -142,9 +151,9 @@ def _rounded_inputs(inputs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Te
     return clipped + shift
 
 
-def _affine(values: Tensor, top: int, most: int = 65536) -> tuple[Tensor, Tensor]:
+def _affine(values: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Return scale and zero point of the range, shrunk as the squared error likes best; zero is always exact."""
-    values = values[:: max(1, len(values) // most)].float()
+    values = values.float()
     low, high = values.min().clamp_max(0.0), values.max().clamp_min(0.0)
     best, least = None, torch.inf
     for shrink in torch.linspace(0.3, 1.0, 29):

@@ -10,7 +10,7 @@ from spaces.anatomy import unknown
 from spaces.decompose import Decomposition, Tucker2
 from spaces.plan import settled, snap
 from spaces.statistics import moments, reestimate
-from spaces.trace import describe
+from spaces.trace import LAYER_TYPES, describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +50,10 @@ class Factorize:
         for name, _ in self.ranks:
             if name not in layers:
                 raise ValueError(unknown("layer", name, layers))
+            if not isinstance(layers[name], LAYER_TYPES) or describe(name, layers[name]).groups > 1:
+                raise ValueError(
+                    f"only dense convolutions and linear layers can be split, but layer {name!r} is {layers[name]}"
+                )
         todo = [
             (name, fraction, layer)
             for name, fraction in self.ranks
@@ -115,7 +119,7 @@ class Ranks:
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
         """Return the same place on the ladder for every layer."""
         rungs = round((self._top() - self.lowest) / self.step)
-        value = self._top() - round(strength * rungs) * self.step
+        value = round(self._top() - round(strength * rungs) * self.step, 9)
         return {f"rank/{x.name}": value for x in self._layers(anatomy) if len(self.offered(x)) > 1}
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
@@ -144,7 +148,7 @@ class Ranks:
     def _top(self) -> float:
         """Return the top of the ladder: 1, or just above it where the step does not divide the way."""
         rungs = -(-(1 - self.lowest) // self.step)
-        return self.lowest + rungs * self.step
+        return round(self.lowest + rungs * self.step, 9)  # Optuna takes 1.0000000000000002 for no rung
 
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         for name in self.only:
@@ -163,4 +167,4 @@ def saves(decomposition: Decomposition, layer: Layer, fraction: float) -> bool:
 def _unfit(layer: Layer) -> str:
     if layer.groups > 1:
         return f"a convolution of {layer.groups} groups is not split"
-    return "its weight belongs to another module too" if layer.tied else ""
+    return "its weight is held under another name too" if layer.tied else ""

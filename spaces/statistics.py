@@ -46,7 +46,7 @@ class Moments:
     block: int
 
     @property
-    def channels_II(self) -> Tensor:
+    def channels_II(self) -> Tensor:  # noqa: N802 - the suffix names the dimensions
         """The second moment between channels, mean over the kernel positions, shape (I, I)."""
         size = len(self.mean_D) // self.block
         blocks = self.second_DD.reshape(size, self.block, size, self.block)
@@ -70,22 +70,31 @@ def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str
 
 
 def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Moments]:
-    found: dict[str, Moments] = {}
+    sums: dict[str, tuple[int, Tensor, Tensor, int]] = {}
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows, block = _rows(module, inputs[0].detach())
-            second = rows.T @ rows / len(rows)
-            second.diagonal().add_(second.diagonal().mean().clamp_min(1e-8) * DAMPING)
-            found[name] = Moments(rows.mean(0), second, block)
+            count, total, products = len(rows), rows.sum(0), rows.T @ rows
+            if name in sums:  # a layer that is called again
+                before = sums[name]
+                count, total, products = count + before[0], total + before[1], products + before[2]
+            sums[name] = count, total, products, block
 
         return module.register_forward_pre_hook(note)
 
     layers = {name: model.get_submodule(name) for name in names}
     handles = [watch(name, module) for name, module in layers.items() if _dense(module)]
-    forward_in_eval(model, example)
-    for handle in handles:
-        handle.remove()
+    try:
+        forward_in_eval(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for name, (count, total, products, block) in sums.items():
+        second = products / count
+        second.diagonal().add_(second.diagonal().mean().clamp_min(1e-8) * DAMPING)
+        found[name] = Moments(total / count, second, block)
     return found
 
 
@@ -103,12 +112,15 @@ def _rows(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
     if inputs.shape[1] * size > MOST_COLUMNS:
         rows = inputs.movedim(1, -1).reshape(-1, inputs.shape[1]).float()
         return rows[:: max(1, len(rows) // MOST_ROWS)], 1
-    padded = F.pad(inputs.float(), module._reversed_padding_repeated_twice)  # noqa: SLF001 - knows padding="same"
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    around = module._reversed_padding_repeated_twice  # noqa: SLF001 - knows padding="same"
+    padded = F.pad(inputs.float(), around, mode)
     for axis in range(space):
         reach = (module.kernel_size[axis] - 1) * module.dilation[axis] + 1
         padded = padded.unfold(2 + axis, reach, module.stride[axis])
     for axis in range(space):  # the windows came last, one dimension each
-        padded = padded[(..., slice(None, None, module.dilation[axis]), *[slice(None)] * (space - 1 - axis))]
+        each = torch.arange(0, padded.shape[2 + space + axis], module.dilation[axis], device=padded.device)
+        padded = padded.index_select(2 + space + axis, each)
     many = padded.shape[0] * math.prod(padded.shape[2 : 2 + space])
     skip = max(1, math.ceil((many / MOST_ROWS) ** (1 / space)))
     windows = padded[(slice(None), slice(None), *[slice(None, None, skip)] * space)]

@@ -1,7 +1,4 @@
-"""Cut channels out of modules: plain slicing, by the positions that a group names.
-
-Legend: `O` output channels, `I` input channels, `g` groups, `K` kernel positions.
-"""
+"""Cut channels out of modules: plain slicing, by the positions that a group names."""
 
 from __future__ import annotations
 
@@ -50,12 +47,13 @@ def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
             _cut_outputs(modules[name], positions)
 
 
-def input_weight_OIK(module: nn.Module) -> Tensor:  # noqa: N802 - the suffix names the dimensions
-    """Return the weight as (outputs, inputs a group, kernel positions), a view where that is possible."""
-    weight = module.get_parameter("weight")
-    if isinstance(module, TRANSPOSED):
-        weight = weight.transpose(0, 1)
-    return weight.reshape(weight.shape[0], weight.shape[1], -1)
+def depthwise(module: nn.Module) -> bool:
+    """Whether the module is a convolution with one kernel for every channel, which it keeps apart."""
+    return (
+        isinstance(module, CONVOLUTIONS)
+        and module.groups > 1
+        and module.groups == module.in_channels == module.out_channels
+    )
 
 
 def _left(size: int, gone: set[int]) -> Tensor:
@@ -75,13 +73,14 @@ def _slice(module: nn.Module, leaf: str, dimension: int, gone: set[int]) -> int:
 
 def _cut_outputs(module: nn.Module, gone: set[int]) -> None:
     if isinstance(module, CONVOLUTIONS):
-        depthwise = module.groups == module.in_channels and module.groups > 1
+        alone = depthwise(module)
         module.out_channels = _slice(module, "weight", 0, gone)
         _slice(module, "bias", 0, gone)
-        if depthwise:
+        if alone:
             module.in_channels = module.groups = module.out_channels
     elif isinstance(module, TRANSPOSED):
-        module.out_channels = _slice(module, "weight", 1, gone)
+        width = module.out_channels // module.groups  # the outputs of all groups are stored at the same places
+        module.out_channels = module.groups * _slice(module, "weight", 1, {position % width for position in gone})
         _slice(module, "bias", 0, gone)
     elif isinstance(module, nn.Linear):
         module.out_features = _slice(module, "weight", 0, gone)

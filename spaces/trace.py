@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spaces.anatomy import Anatomy, Layer
+from spaces.anatomy import Anatomy, Layer, first_line
 from spaces.groups import channel_groups
 from spaces.memory import remembered
 
@@ -57,8 +57,8 @@ def _layers(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
         def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
-            positions[name] += output.numel() // (output.shape[0] * channels)
+            # not divided by the length of the batch, which is 1: windows and tokens may have been moved there
+            positions[name] += output.numel() // output.shape[-1 if isinstance(module, nn.Linear) else 1]
             calls[name] += 1
 
         return module.register_forward_hook(note)
@@ -70,12 +70,12 @@ def _layers(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
     except Exception as error:
         raise ValueError(
             f"the network must accept the example, but its forward failed on a tensor of shape "
-            f"{tuple(example.shape)}: {error}; give an example as the network is called in use"
+            f"{tuple(example.shape)}: {first_line(error)}; give an example as the network is called in use"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
-    holders = Counter(id(module.weight) for module in found.values())
+    holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return tuple(
         describe(
             name,

@@ -131,7 +131,7 @@ def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes) -> None:
     - anything else: Cast to FLOAT, Mul.
     """
     name, scale_name = dequantize.input[:2]
-    scale_O = graph.constants[scale_name]  # noqa: N806 - the axes of a tensor are capitals
+    scale_O = graph.constants[scale_name]
     axis = next((item.i for item in dequantize.attribute if item.name == "axis"), 1)
     if any(graph.constants[zero_point].any() for zero_point in dequantize.input[2:]):
         return  # an asymmetric weight stays as it was exported
@@ -174,13 +174,13 @@ def _integer_factor(graph: Graph, dequantize: NodeProto, codes: Codes) -> int | 
     bias = graph.constants.get(layer.input[2]) if len(layer.input) > 2 else np.zeros(1)  # noqa: PLR2004
     largest = max(int(np.abs(codes.astype(np.int16)).max()), 1)
     for factor in (1, 2 ** max(int(np.log2(_SAFE_CODE / largest)), 0)):
-        unit_O = input_scale * graph.constants[dequantize.input[1]].astype(np.float64) / factor  # noqa: N806
+        unit_O = input_scale * graph.constants[dequantize.input[1]].astype(np.float64) / factor
         if bias is not None and np.all(_rounding(bias, unit_O) <= _BIAS_TOLERANCE * output_scale * levels):
             return factor
     return None
 
 
-def _rounding(bias: NDArray[Any], unit_O: NDArray[np.float64]) -> NDArray[np.float64]:  # noqa: N803
+def _rounding(bias: NDArray[Any], unit_O: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what storing ``bias`` as 32-bit multiples of ``unit_O`` changes, as absolute values."""
     limits = np.iinfo(np.int32)
     with np.errstate(all="ignore"):  # the scale of a channel of zeros may be zero: the result is not a number then

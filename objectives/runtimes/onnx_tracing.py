@@ -71,7 +71,7 @@ def trace(model: nn.Module, example: Tensor) -> ModelProto:
     return ir.to_proto(program.model)
 
 
-def _quantize(  # noqa: PLR0913, PLR0917 - the signature of the operator that it translates
+def _quantize(
     x: Any,  # noqa: ANN401 - a symbolic tensor of the exporter
     scale: float,
     zero_point: int,

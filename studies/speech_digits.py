@@ -1,0 +1,188 @@
+"""Spoken digits for small boards: the Free Spoken Digit Dataset and a depthwise-separable network.
+
+slimfront run studies/speech_digits.py:study --set data=FOLDER_OF_THE_RECORDINGS
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import wave
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+
+from objectives import Examples, Macs, SizeBytes, Top1
+from search import Budget, Recipe, Splits, StudySpec, trained
+from search.errors import UserError
+from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
+
+FOLDER = "FSDD"  # the environment variable that names the folder of the .wav files
+CACHE = Path("runs/features")
+RATE, SECONDS = 8000, 1.0
+WINDOW, HOP, MELS = 320, 160, 20  # 40 ms and 20 ms: 49 frames, as in MLPerf Tiny
+TEST_BELOW, VALIDATION_BELOW = 5, 10  # index of a speaker's recording: 0-4 is its authors' test set
+
+
+class DsCnn(nn.Module):
+    """A 10x4 convolution and four depthwise-separable blocks (Zhang et al. 2017, arXiv:1711.07128, §4; MLPerf Tiny)."""
+
+    def __init__(self, width: int = 64, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, (10, 4), 2, (5, 1), bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.blocks = nn.Sequential(*(_separable(width) for _ in range(4)))
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits (B, 10) of log-mel features (B, 1, frames, mels)."""
+        return self.head(self.drop(self.blocks(self.stem(features)).mean((2, 3))))  # type: ignore[no-any-return]
+
+
+def _separable(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    )
+
+
+def shift_and_mask(features: Tensor, generator: Generator) -> Tensor:
+    """Return features (B, 1, T, M) moved by up to 5 frames, a stripe of frames and one of bands of each set to zero.
+
+    References
+    ----------
+    Park et al. 2019, SpecAugment, arXiv:1904.08779, §2.
+    """
+    count, _, frames, mels = features.shape
+    moved = torch.randint(-5, 6, (count, 1), generator=generator) + torch.arange(frames)
+    features = features[torch.arange(count)[:, None], :, moved.clamp(0, frames - 1)].transpose(1, 2)
+    for size, widest, axis in ((frames, 8, 2), (mels, 4, 3)):
+        start = torch.randint(0, size, (count, 1), generator=generator)
+        width = torch.randint(0, widest + 1, (count, 1), generator=generator)
+        place = torch.arange(size)
+        hidden = (place >= start) & (place < start + width)
+        features = features.masked_fill(hidden.reshape(count, 1, *([size, 1] if axis == 2 else [1, size])), 0.0)  # noqa: PLR2004
+    return features
+
+
+def study(data: str = "", trials: int = 40) -> StudySpec:
+    """Search for top-1 against the size of the file and the multiply-adds.
+
+    Parameters
+    ----------
+    data
+        Folder of the recordings, by default that of the environment variable FSDD.
+    trials
+        Trained candidates.
+    """
+    found = splits(data)
+    torch.manual_seed(0)
+    recipe = Recipe(epochs=40, batch_size=64, learning_rate=4e-3, weight_decay=0.02, augment=shift_and_mask)
+    teacher = trained(DsCnn(), found.train, recipe, smoothing=0.05)
+    return StudySpec(
+        name="speech-digits",
+        teacher=teacher,
+        splits=found,
+        space=Space(
+            # 2, 4 and 8 bits are what ONNX packs; 8-bit inputs are what ONNX Runtime computes with
+            steps=(PruneRatios(), Ranks(), BitWidths(weights=(2, 4, 8), activations=(8,))),
+            recovery=Temperatures(),
+        ),
+        objectives=(Top1(found.validation), SizeBytes(), Macs(found.validation.inputs)),
+        recipe=Recipe(epochs=8, batch_size=64, learning_rate=3e-3),
+        confirmation=Recipe(epochs=30, batch_size=64, learning_rate=3e-3, augment=shift_and_mask),
+        budget=Budget(trials=trials),
+    )
+
+
+def splits(data: str = "") -> Splits:
+    """Return recordings 10-49 of every speaker and digit for training, 5-9 for validation, 0-4 for test.
+
+    Inputs are log-mel features (B, 1, 49, 20), standardized by the training set.
+
+    Raises
+    ------
+    UserError
+        If the folder holds no recordings.
+    """
+    inputs, labels, indices = _features(_folder(data))
+    train = indices >= VALIDATION_BELOW
+    validation = (indices >= TEST_BELOW) & ~train
+    inputs = (inputs - inputs[train].mean()) / inputs[train].std()
+    return Splits(*(Examples(inputs[part], labels[part]) for part in (train, validation, indices < TEST_BELOW)))
+
+
+def _folder(data: str) -> Path:
+    named = data or os.environ.get(FOLDER, "")
+    folder = Path(named) / "recordings" if (Path(named) / "recordings").is_dir() else Path(named)
+    if not named or not any(folder.glob("*_*_*.wav")):
+        raise UserError(
+            f"no recordings such as 0_george_0.wav in {named or 'the current folder'}; clone the Free Spoken Digit "
+            f"Dataset and name its folder with --set data=FOLDER or the environment variable {FOLDER}"
+        )
+    return folder
+
+
+def _features(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-mel features (N, 1, T, M), digits (N,) and recording indices (N,), cached on disk."""
+    paths = sorted(folder.glob("*_*_*.wav"))
+    stamp = "".join(f"{path.name}{path.stat().st_size}" for path in paths) + f"{RATE}{SECONDS}{WINDOW}{HOP}{MELS}"
+    cached = CACHE / f"fsdd-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.safetensors"
+    if not cached.exists():
+        signals = torch.stack([_signal(path) for path in paths])
+        names = [path.stem.split("_") for path in paths]
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        found = {
+            "inputs": log_mel(signals)[:, None].contiguous(),
+            "labels": torch.tensor([int(digit) for digit, _, _ in names]),
+            "indices": torch.tensor([int(index) for _, _, index in names]),
+        }
+        unfinished = cached.with_suffix(f".{os.getpid()}")
+        save_file(found, unfinished)
+        unfinished.replace(cached)
+    found = load_file(cached)
+    return found["inputs"], found["labels"], found["indices"]
+
+
+def _signal(path: Path) -> Tensor:
+    """Return one second of a mono 16-bit recording in [-1, 1], cut or padded evenly at both ends."""
+    with wave.open(str(path)) as file:
+        if file.getframerate() != RATE or file.getnchannels() != 1 or file.getsampwidth() != 2:  # noqa: PLR2004
+            raise UserError(f"recordings must be mono, 16 bit and {RATE} Hz, but {path} is not; convert it")
+        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
+    signal = torch.from_numpy(samples.astype(np.float32)) / 32768
+    missing = int(RATE * SECONDS) - len(signal)
+    if missing >= 0:
+        return F.pad(signal, (missing // 2, missing - missing // 2))
+    return signal[-missing // 2 : -missing // 2 + int(RATE * SECONDS)]
+
+
+def log_mel(signals: Tensor) -> Tensor:
+    """Return log-mel energies (N, frames, mels) of signals (N, samples)."""
+    spectrum = torch.stft(
+        signals, WINDOW, HOP, window=torch.hann_window(WINDOW), center=False, return_complex=True
+    ).abs()
+    return torch.log(torch.einsum("nft,fm->ntm", spectrum.square(), mel_filters()) + 1e-6)
+
+
+def mel_filters() -> Tensor:
+    """Return triangular filters (frequencies, mels), evenly spaced on the mel scale from 20 Hz to half the rate."""
+    edges = torch.linspace(_mel(20.0), _mel(RATE / 2), MELS + 2)
+    hertz = 700 * (10 ** (edges / 2595) - 1)
+    frequencies = torch.linspace(0, RATE / 2, WINDOW // 2 + 1)[:, None]
+    rising = (frequencies - hertz[:-2]) / (hertz[1:-1] - hertz[:-2])
+    falling = (hertz[2:] - frequencies) / (hertz[2:] - hertz[1:-1])
+    return torch.minimum(rising, falling).clamp_min(0)
+
+
+def _mel(hertz: float) -> float:
+    return 2595 * math.log10(1 + hertz / 700)

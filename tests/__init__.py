@@ -1,0 +1,1 @@
+"""Tests, and the contracts that extensions inherit."""

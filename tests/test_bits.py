@@ -1,0 +1,108 @@
+"""Quantizing keeps the contract of an axis, and says what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spaces import BitWidths, Factorize, KMeans, PowersOfTwo, Quantize, trace
+from spaces.quantized import QuantizedLayer
+from tests.contracts import AxisContract
+from tests.nets import Mlp, Net, Plain, Separable, Sequence, example, run, teacher
+
+
+class TestBitWidths(AxisContract):
+    axis = BitWidths()
+
+
+class TestBitWidthsOfPowersOfTwo(AxisContract):
+    axis = BitWidths(grid=PowersOfTwo())
+    nets = (Plain, Sequence)
+
+
+class TestBitWidthsOfKMeans(AxisContract):
+    axis = BitWidths(grid=KMeans(), weights=(2, 4), activations=(8,))
+    nets = (Separable, Mlp)
+
+
+def test_a_split_layer_gives_its_widths_to_its_parts() -> None:
+    net = teacher(Plain)
+    thinner = Factorize((("second", 0.25),)).apply(net, example(net))
+    rounded = Quantize((("second", 4, 8),)).apply(thinner, example(net))
+    for name in ("second.reduce", "second.expand"):
+        part = rounded.get_submodule(name)
+        assert isinstance(part, QuantizedLayer)
+        assert (part.weight_bits, part.activation_bits) == (4, 8)
+
+
+def test_one_of_both_may_be_left_alone() -> None:
+    net = teacher(Plain)
+    rounded = Quantize((("first", 4, 32), ("second", 32, 4), ("head", 32, 32))).apply(net, example(net))
+    assert isinstance(rounded.get_submodule("head"), nn.Linear)
+    assert torch.equal(rounded.get_parameter("second.layer.weight"), net.get_parameter("second.weight"))
+
+
+class Twice(Net):
+    """Calls one layer on small and on large inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(10 * x, self.conv) + run(0.1 * x, self.conv)
+
+
+def test_the_inputs_of_all_calls_set_the_range() -> None:
+    net = Twice().eval()
+    rounded = Quantize((("conv", 32, 8),)).apply(net, example(net))
+    layer = rounded.get_submodule("conv")
+    assert isinstance(layer, QuantizedLayer)
+    assert 255 * layer.input_scale > 0.3 * 10 * (example(net).max() - example(net).min())
+
+
+class Alias(Net):
+    """Holds one layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = self.other = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(x, self.one, self.other)
+
+
+def test_a_layer_with_two_names_is_refused() -> None:
+    net = Alias().eval()
+    anatomy = trace(net, example(net))
+    assert BitWidths().acts_on(anatomy) == {"one": "no: its weight is held under another name too"}
+    assert BitWidths().uniform(anatomy, 1.0) == {}
+
+
+def test_words_and_choices_name_the_layers() -> None:
+    act = Quantize((("first", 8, 32), ("second", 4, 8)))
+    assert act.words() == "weights 8 bit first, 4 bit second; inputs 8 bit second"
+    assert act.choices() == {"weight bits": {"first": 8, "second": 4}, "input bits": {"first": 32, "second": 8}}
+
+
+def test_only_restricts_the_parameters_and_says_so() -> None:
+    net = teacher(Plain)
+    anatomy = trace(net, example(net))
+    axis = BitWidths(only=("second",))
+    assert set(axis.uniform(anatomy, 1.0)) == {"weight_bits/second", "activation_bits/second"}
+    assert axis.acts_on(anatomy)["first"] == "no: first is not among only=('second',)"
+
+
+def test_wrong_names_and_widths_are_told() -> None:
+    net = teacher(Plain)
+    with pytest.raises(ValueError, match="no layer is called 'frist'; the nearest are: first"):
+        Quantize((("frist", 4, 4),)).apply(net, example(net))
+    with pytest.raises(ValueError, match="no layer is called 'frist'"):
+        BitWidths(only=("frist",)).uniform(trace(net, example(net)), 0.5)
+    with pytest.raises(ValueError, match="weight bits must be from 2 to 8, or 32 for off, but got 9 for layer 'first'"):
+        Quantize((("first", 9, 8),))
+    with pytest.raises(ValueError, match="activation bits must be from 4 to 8, or 32 for off, but got 3 for BitWidths"):
+        BitWidths(activations=(3,))
+    with pytest.raises(ValueError, match="must each offer a width"):
+        BitWidths(weights=())

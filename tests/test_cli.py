@@ -1,0 +1,542 @@
+"""What a person sees who types a command: the tables, the errors, and that stopping loses nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from objectives.runtimes import ExportError, OnnxRuntime
+from search.cli import main
+from search.errors import REASON
+from search.front import trained
+from search.trial import KEY
+from tests import small_study
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+STUDY = "my_study.py:study"
+VARIANTS = """
+import dataclasses
+import torch
+from objectives import Examples, Macs
+from search.storage import folder_of
+from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
+from my_study import splits, study
+
+def _space(**axes):
+    return dataclasses.replace(study(), space=Space(steps=tuple(axes.values()), recovery=Temperatures()))
+
+def layer():
+    return _space(bits=BitWidths(only=("secnod",)))
+
+def rank():
+    return _space(ranks=Ranks(only=("heat",)))
+
+def group():
+    return _space(prune=PruneRatios(only=("frist",)))
+
+def tight():
+    return study(share=0.01)
+
+def labels():
+    data = splits()
+    wrong = Examples(data.train.inputs, data.train.labels + 3)
+    return dataclasses.replace(study(), splits=dataclasses.replace(data, train=wrong))
+
+def shape():
+    data = splits()
+    wide = Examples(data.train.inputs.repeat(1, 3, 1, 1), data.train.labels)
+    return dataclasses.replace(study(), splits=dataclasses.replace(data, train=wide))
+
+def counted():
+    return Macs(torch.zeros(1, 3, 8, 8))(study().teacher)
+
+def number():
+    return 3
+
+def named():
+    return dataclasses.replace(study(), name="a/b")
+
+def needs(data):
+    return study()
+"""
+BROKEN = "def study(:\n"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a study's file, and the study when it has run."""
+    folder = tmp_path_factory.mktemp("done")
+    write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["run", STUDY]) == 0
+    return folder
+
+
+def write(folder: Path) -> None:
+    shutil.copy(small_study.__file__, folder / "my_study.py")
+    (folder / "variants.py").write_text(VARIANTS)
+    (folder / "broken.py").write_text(BROKEN)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with a study's file, as the working directory."""
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def there(done: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder of the study that has run; a command must leave what is in it as it was."""
+    monkeypatch.chdir(done)
+    before = content(done)
+    yield done
+    after = content(done)
+    assert {path: after.get(path) for path in before} == before
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
+def opened(folder: Path) -> optuna.Study:
+    storage = JournalStorage(JournalFileBackend(str(folder / "runs" / "small" / "journal.log")))
+    return optuna.load_study(study_name="small", storage=storage)
+
+
+def plans(study: optuna.Study) -> list[tuple[str, tuple[float, ...]]]:
+    return [
+        (trial.user_attrs[KEY], tuple(trial.values)) for trial in study.trials if trial.state == TrialState.COMPLETE
+    ]
+
+
+VERBS = ("inspect", "run", "front", "report", "confirm", "export")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert f"example: slimfront {verb} studies/digits.py:study" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_command_itself_names_every_verb() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "search", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert all(f"    {verb} " in done.stdout for verb in VERBS)
+    assert "slimfront run studies/digits.py:study" in " ".join(done.stdout.split())
+
+
+# What is wrong, and what the one line on standard error says of it.
+BAD: dict[str, tuple[list[str], str]] = {
+    "no such file": (["run", "nowhere.py:study"], "no file nowhere.py; give the path of the file with the study"),
+    "no such module": (["run", "nowhere.at:study"], "nowhere.at cannot be imported: No module named 'nowhere'"),
+    "no function": (["run", "my_study.py"], "must be named as file.py:function or package.module:function"),
+    "unknown function": (["run", "my_study.py:studdy"], "no function is called 'studdy'; the nearest are: study"),
+    "a syntax error": (["run", "broken.py:study"], "broken.py cannot be imported: invalid syntax"),
+    "no study": (["run", "variants.py:number"], "must return a StudySpec, but it returned int"),
+    "unknown setting": (["run", STUDY, "--set", "trails=3"], "no setting is called 'trails'; the nearest are: trials"),
+    "no setting": (["run", STUDY, "--set", "trials"], "--set takes name=value, but got 'trials'"),
+    "setting of another type": (["run", STUDY, "--set", "trials=x"], "trials must be of type int, but got 'x'"),
+    "a setting that is needed": (
+        ["run", "variants.py:needs"],
+        "needs a value for 'data'; give it with --set data=VALUE",
+    ),
+    "unknown layer to quantize": (["run", "variants.py:layer"], "no layer is called 'secnod'; the nearest are: second"),
+    "unknown layer to split": (["run", "variants.py:rank"], "no layer is called 'heat'; the nearest are: head"),
+    "unknown group": (["run", "variants.py:group"], "no group of channels is called 'frist'; the nearest are: first"),
+    "unknown layer to inspect": (
+        ["inspect", "variants.py:layer"],
+        "no layer is called 'secnod'; the nearest are: second",
+    ),
+    "no data": (
+        ["run", str(ROOT / "studies" / "fashion_mnist.py") + ":residual", "--set", "data=/nowhere"],
+        "no train-images-idx3-ubyte(.gz) in /nowhere; name the folder of the four IDX files",
+    ),
+    "labels": (["run", "variants.py:labels"], "labels must be in [0, 4), the teacher's 4 outputs, but the train"),
+    "a forward that fails": (
+        ["run", "variants.py:shape"],
+        "the network must accept the example, but its forward failed",
+    ),
+    "a forward that fails in the study": (["run", "variants.py:counted"], "variants.py:counted: Given groups=1"),
+    "the name of the study": (
+        ["run", "variants.py:named"],
+        "name must be of letters, digits, '.', '_' and '-', but got",
+    ),
+    "a folder below a file": (["run", STUDY, "--folder", "my_study.py/x"], "cannot write to my_study.py/x: Not a dir"),
+    "a budget of none": (["run", STUDY, "--trials", "0"], "a budget must be positive, but got trials=0"),
+    "a storage of no kind": (["run", STUDY, "--storage", "nothing://x"], "the storage nothing://x cannot be used"),
+    "a study that was not run": (["front", STUDY], "no study in runs/small; start it with: slimfront run"),
+    "a report before the run": (["report", STUDY], "no study in runs/small; start it with: slimfront run"),
+    "an export before the run": (["export", STUDY], "no study in runs/small; start it with: slimfront run"),
+    "confirming before the run": (["confirm", STUDY], "no study in runs/small; start it with: slimfront run"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line_with_the_way_out(here: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, says = BAD[what]
+    before = content(here)
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("slimfront: ")
+    assert says in told.err
+    assert told.out == ""
+    after = content(here)
+    assert {path: after.get(path) for path in before} == before
+
+
+def test_a_limit_that_is_too_low_is_named_before_anything_is_trained(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "variants.py:tight"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "the limit macs <= 139.52 cannot be met: the smallest plan reaches macs" in last
+    assert "raise the limit to at least" in last
+    assert not (here / "runs" / "small" / "candidates").exists()
+
+
+def test_after_an_error_the_corrected_study_runs(here: Path) -> None:
+    assert main(["run", "variants.py:tight"]) == 2
+    assert main(["run", "variants.py:layer"]) == 2
+    assert main(["run", STUDY, "--trials", "1", "--unverified"]) == 0
+
+
+# The same, for a study that was run.
+BAD_AFTER: dict[str, tuple[list[str], str]] = {
+    "another seed": (
+        ["run", STUDY, "--seed", "3"],
+        "stored with another definition: seed was 0, is 3; undo the change",
+    ),
+    "another sampler": (
+        ["run", STUDY, "--sampler", "random"],
+        "sampler was sampler.TPESampler, is _random.RandomSampler",
+    ),
+    "another limit": (["front", STUDY, "--set", "share=0.9"], "limits[0].at_most was 8371.199999999999, is 12556.8"),
+    "another recipe": (["run", STUDY, "--set", "epochs=2"], "recipe.epochs was 1, is 2"),
+    "no member": (["export", STUDY, "--pick", "77"], "trial 77 is not on the front; its members are"),
+    "no sentence": (["export", STUDY, "--pick", "the best"], "a pick must be 'knee', a number, or 'max NAME where"),
+    "no condition": (
+        ["export", STUDY, "--pick", "max top1 where size_bytes<=1"],
+        "no member of the front has size_bytes<=1",
+    ),
+    "confirming no member": (["confirm", STUDY, "--pick", "77"], "trial 77 is not on the front"),
+    "no seeds": (["confirm", STUDY, "--seeds", "0"], "--seeds must be at least 1, but got 0"),
+    "an export to a full folder": (
+        ["export", STUDY, "--out", "runs"],
+        "runs holds what no export wrote, such as small",
+    ),
+    "an export that would replace another's files": (
+        ["export", STUDY, "--out", ".", "--replace"],
+        "holds what no export",
+    ),
+    "an export to a file": (
+        ["export", STUDY, "--out", "my_study.py"],
+        "my_study.py is a file; name a folder with --out",
+    ),
+    "a report below a file": (["report", STUDY, "--out", "my_study.py/x"], "cannot write to my_study.py/x: Not a dir"),
+    "another storage": (["run", STUDY, "--storage", "sqlite:///x.db"], "holds the candidates of another study; name"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_AFTER)
+def test_bad_input_leaves_a_study_alone(there: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, says = BAD_AFTER[what]
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("slimfront: ")
+    assert says in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "slimfront: the following arguments are required: COMMAND; see slimfront --help"),
+        (["fly"], "slimfront: argument COMMAND: invalid choice: 'fly'"),
+        (["run"], "slimfront: the following arguments are required: study; see slimfront run --help"),
+        (["run", STUDY, "--trials", "x"], "slimfront: argument --trials: invalid int value: 'x'"),
+        (["run", STUDY, "--sampler", "magic"], "slimfront: argument --sampler: invalid choice: 'magic'"),
+        (["front", STUDY, "--pick", "3"], "slimfront: unrecognized arguments: --pick 3; see slimfront --help"),
+    ],
+)
+def test_a_command_that_is_mistyped_is_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith(says)
+
+
+@pytest.mark.parametrize("damage", ["a line of nonsense\n", '{"op_code": 99}\n', '{"op_code": 4, "trial_id": 7}\n'])
+def test_a_damaged_journal_is_named_and_kept(
+    done: Path, here: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(done / "runs", here / "runs")
+    journal = here / "runs" / "small" / "journal.log"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:9], damage, *lines[9:]]))
+    before = content(here)
+    for verb in ("run", "front"):
+        assert main([verb, STUDY]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert told.startswith("slimfront: the storage runs/small/journal.log cannot be used (")
+        assert "if it is damaged, start anew in another --folder" in told
+    assert content(here) == before
+
+
+def test_a_damaged_database_is_named_and_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "my.db").write_bytes(b"this is no database" * 99)
+    assert main(["run", STUDY, "--storage", "sqlite:///my.db"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "the storage sqlite:///my.db cannot be used" in told
+    assert (here / "my.db").read_bytes() == b"this is no database" * 99
+
+
+def test_a_network_without_a_form_in_the_runtime_is_one_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: Any) -> None:
+        raise ExportError("every operator of an exported model must have an ONNX form,\nbut Net fails")
+
+    monkeypatch.setattr(OnnxRuntime, "export", refused)
+    assert main(["run", STUDY]) == 2
+    assert capsys.readouterr().err == (
+        "slimfront: every operator of an exported model must have an ONNX form, but Net fails\n"
+    )
+
+
+def test_debug_shows_where_an_error_came_from(here: Path) -> None:
+    with pytest.raises(ValueError, match=r"no file nowhere\.py"):
+        main(["run", "nowhere.py:study", "--debug"])
+
+
+def test_a_study_may_be_called_like_a_module_of_ours(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "my_study.py").rename(here / "search.py")
+    before = sys.modules["search"]
+    assert main(["inspect", "search.py:study"]) == 0
+    assert sys.modules["search"] is before
+
+
+def test_inspect_says_what_each_axis_can_do(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", STUDY, "--format", "csv"]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("layer")
+    assert list(table.index[:3]) == ["first", "second", "head"]
+    assert table["macs_percent"].sum() == pytest.approx(100)
+    assert table.loc["second", "PruneRatios"] == "2-8 of 8 units"
+    assert str(table.loc["head", "PruneRatios"]).startswith("no: ")
+    assert "inputs 8" in str(table.loc["head", "BitWidths"])
+
+
+def test_the_front_is_a_table_of_the_teacher_and_its_members(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", STUDY]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split()[:4] == ["trial", "top1", "size_bytes", "macs"]
+    assert "teacher: the network as it was given" in out
+
+
+def test_the_front_is_csv(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", STUDY, "--format", "csv"]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert table["trial"][0] == "teacher"
+    assert len(table) > 1
+    assert set(table["feasible"][1:]) == {"yes"}
+    assert (table["file_bytes"][1:] > 0).all()
+    assert (table["macs"][1:] <= 0.6 * table["macs"][0]).all()
+
+
+def test_the_front_is_json(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", STUDY, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["trial"] == "teacher"
+    numbers = [int(row["trial"]) for row in rows[1:]]
+    assert rows[1]["top1"] == opened(there).trials[numbers[0]].values[0]  # noqa: PD011 - no pandas
+    assert rows[1]["plan"] == opened(there).trials[numbers[0]].user_attrs["plan"]
+
+
+def test_report_names_its_files(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", STUDY, "--out", "pictures"]) == 0
+    named = capsys.readouterr().out.split()
+    assert "pictures/front.png" in named
+    assert all(Path(name).is_file() for name in named)
+
+
+def test_confirm_prints_mean_and_spread_on_test(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["confirm", STUDY, "--pick", "knee", "--seeds", "2", "--format", "csv"]) == 0
+    (row,) = pd.read_csv(io.StringIO(capsys.readouterr().out)).to_dict("records")
+    assert row["n"] == 2
+    assert "±" in row["test_top1"]
+
+
+@pytest.mark.parametrize("words", ["knee", "max top1 where size_bytes<=2500"])
+def test_export_writes_and_prints_what_it_measured(
+    there: Path, tmp_path: Path, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", STUDY, "--pick", words, "--out", str(out)]) == 0
+    record = json.loads((out / "verification.json").read_text())
+    printed = capsys.readouterr().out
+    assert f"trial {record['trial']}: top-1 {record['top1_file']:.2f}% from the file" in printed
+    assert f"{record['file_bytes']:,} bytes" in printed
+    assert str(out / "model.onnx") in printed
+
+
+def test_an_export_is_replaced_only_where_that_is_asked(
+    there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", STUDY, "--out", str(out)]) == 0
+    before = content(out)
+    assert main(["export", STUDY, "--out", str(out)]) == 2
+    assert "overwrite it with --replace" in capsys.readouterr().err
+    assert content(out) == before
+    assert main(["export", STUDY, "--out", str(out), "--replace"]) == 0
+    assert content(out).keys() == before.keys()
+
+
+def test_a_database_is_a_storage(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = ["--storage", "sqlite:///my.db", "--unverified"]
+    assert main(["run", STUDY, "--trials", "2", *storage]) == 0
+    assert main(["run", STUDY, "--trials", "3", *storage]) == 0
+    assert not (here / "runs" / "small" / "journal.log").exists()
+    capsys.readouterr()
+    assert main(["front", STUDY, "--format", "csv", *storage[:2]]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    study = optuna.load_study(study_name="small", storage="sqlite:///my.db")
+    assert len(trained(study)) == 3
+    assert {int(number) for number in table["trial"][1:]} <= {trial.number for trial in study.trials}
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "random"])
+def test_a_sampler_is_chosen_by_a_word(here: Path, sampler: str) -> None:
+    assert main(["run", STUDY, "--sampler", sampler, "--trials", "7", "--unverified"]) == 0
+    assert len(trained(opened(here))) == 7
+
+
+def test_another_folder_holds_another_study(here: Path) -> None:
+    assert main(["run", STUDY, "--folder", "a", "--trials", "1", "--unverified"]) == 0
+    assert main(["run", STUDY, "--folder", "b", "--trials", "1", "--seed", "9", "--unverified"]) == 0
+    assert (here / "a" / "candidates" / "0.safetensors").exists()
+    assert (here / "b" / "candidates" / "0.safetensors").exists()
+    assert not (here / "runs").exists()
+
+
+def started(folder: Path, *, trials: int) -> subprocess.Popen[str]:
+    """Run the command in a process of its own, with networks that take a while to train."""
+    command = [sys.executable, "-m", "search", "run", STUDY, "--unverified", "--trials", str(trials)]
+    return subprocess.Popen(
+        [*command, "--set", "epochs=25"], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
+    """Wait until that trial is being trained."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "runs" / "small" / "journal.log").exists():
+            trials = opened(folder).trials if "trial" in (folder / "runs/small/journal.log").read_text() else []
+            if len(trials) > number and trials[number].state == TrialState.RUNNING and KEY in trials[number].user_attrs:
+                return
+        time.sleep(0.05)
+    pytest.fail(f"trial {number} was never seen running")
+
+
+def finish(monkeypatch: pytest.MonkeyPatch, trials: int) -> list[tuple[int, int]]:
+    """Go on in this process; return the trainings."""
+    seeds = small_study.watched(monkeypatch)
+    assert main(["run", STUDY, "--unverified", "--trials", str(trials), "--set", "epochs=25"]) == 0
+    return seeds
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, tuple[float, ...]]]:
+    """Return plans and values of the study that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["run", STUDY, "--unverified", "--trials", "7", "--set", "epochs=25"]) == 0
+    return plans(opened(folder))
+
+
+def test_ctrl_c_says_how_to_go_on_and_nothing_is_trained_twice(
+    here: Path, monkeypatch: pytest.MonkeyPatch, whole: list[tuple[str, tuple[float, ...]]]
+) -> None:
+    process = started(here, trials=7)
+    wait_for(here, 2, process)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert "stopping after the trial under way" in told
+    assert f"go on with: slimfront run {STUDY} --unverified --trials 7 --set epochs=25" in told
+    before = len(trained(opened(here)))
+    assert 3 <= before < 7
+    seeds = finish(monkeypatch, 7)
+    assert len(seeds) == 7 - before
+    study = opened(here)
+    assert not [trial for trial in study.trials if trial.state in {TrialState.FAIL, TrialState.RUNNING}]
+    assert plans(study) == whole
+
+
+def test_a_killed_trial_is_given_up_and_its_plan_run_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    whole: list[tuple[str, tuple[float, ...]]],
+) -> None:  # fmt: skip
+    process = started(here, trials=7)
+    wait_for(here, 1, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    killed = next(trial for trial in opened(here).trials if trial.state == TrialState.RUNNING)
+    before = len(trained(opened(here)))
+    seeds = finish(monkeypatch, 7)
+    assert "1 trial(s) of a process that is gone: will be run again" in capsys.readouterr().err
+    study = opened(here)
+    assert study.trials[killed.number].state == TrialState.FAIL
+    assert REASON not in study.trials[killed.number].user_attrs
+    again = [trial for trial in trained(study) if trial.user_attrs[KEY] == killed.user_attrs[KEY]]
+    assert len(again) == 1
+    assert len(seeds) == 7 - before
+    anchors = {key for key, _ in whole[:6]}
+    assert anchors <= {trial.user_attrs[KEY] for trial in study.trials}
+    values = {trial.user_attrs[KEY]: tuple(trial.values) for trial in trained(study)}
+    assert all(values[key] == value for key, value in whole if key in values)
+
+
+def test_a_finished_study_says_how_to_go_on(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", STUDY]) == 0
+    assert "4 of 4 trials are done; --trials asks for more" in capsys.readouterr().err
+
+
+def test_no_plan_is_trained_twice(done: Path) -> None:
+    keys = [trial.user_attrs[KEY] for trial in trained(opened(done))]
+    assert len(keys) == len(set(keys)) == 4

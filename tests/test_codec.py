@@ -1,0 +1,126 @@
+"""A plan survives JSON, and JSON makes nothing but plans."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.codec import KIND, decode, encode
+from search.errors import UserError
+from spaces import (
+    Distill,
+    Factorize,
+    KMeans,
+    Magnitude,
+    Plan,
+    PowersOfTwo,
+    Prune,
+    Quantize,
+    SecondOrder,
+    SpatialSvd,
+    Svd,
+    Taylor,
+    Tucker2,
+    Uniform,
+)
+from tests.small_study import bench, study
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from spaces import Step
+
+STEPS: dict[str, Step] = {
+    "prune": Prune((("layer1.0.conv1", 0.125), ("stem", 0.0)), round_to=8, importance=Taylor(), refit=False),
+    "prune by magnitude": Prune((("a", 1 / 3),), importance=Magnitude(norm=1)),
+    "prune by second order": Prune((), importance=SecondOrder()),
+    "svd": Factorize((("head", 0.1 + 0.2),), Svd()),
+    "spatial svd": Factorize((("a", 0.5), ("b", 1.0)), SpatialSvd()),
+    "tucker": Factorize((("a", 1.0),), Tucker2()),
+    "uniform": Quantize((("a", 8, 32), ("b", 2, 4)), Uniform()),
+    "k-means": Quantize((("a", 4, 8),), KMeans(sample=77)),
+    "powers of two": Quantize((("a", 3, 32),), PowersOfTwo()),
+}
+
+
+def round_trip(value: object, kinds: tuple[type, ...] = ()) -> object:
+    return decode(json.loads(json.dumps(encode(value))), kinds)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_comes_back_equal(name: str) -> None:
+    back = round_trip(STEPS[name])
+    assert back == STEPS[name]
+    assert type(back) is type(STEPS[name])
+    assert hash(back) == hash(STEPS[name])
+
+
+def test_a_plan_of_every_step_comes_back_equal() -> None:
+    plan = Plan(tuple(STEPS.values()), Distill(2.5, 0.3))
+    assert round_trip(plan) == plan
+    assert repr(round_trip(plan)) == repr(plan)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_plan_that_was_drawn_comes_back_equal(seed: int) -> None:
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+    shared = bench(study())
+    plan = shared.spec.space.suggest(drawn, shared.anatomy)
+    assert round_trip(plan) == plan
+
+
+@given(st.floats(0, 1, exclude_max=True), st.floats(0.01, 100))
+def test_numbers_come_back_bit_for_bit(ratio: float, temperature: float) -> None:
+    plan = Plan((Prune((("a", ratio),)),), Distill(temperature))
+    assert round_trip(plan) == plan
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
+    with pytest.raises(
+        UserError, match=r"no kind of step is called 'Quantise'; the nearest are: Quantize.*; give your own"
+    ):
+        decode({KIND: "Quantise", "widths": []})
+
+
+@pytest.mark.parametrize("kind", ["Path", "system", "trace", "deployed", "__class__", "Step", "object", None, 3])
+def test_nothing_but_data_of_the_space_is_made(kind: object) -> None:
+    with pytest.raises(UserError, match="no kind of step is called"):
+        decode({KIND: kind, "a": 1})
+
+
+def test_an_object_without_a_kind_is_refused() -> None:
+    with pytest.raises(UserError, match="no kind of step is called 'None'"):
+        decode([{"ratios": []}])
+
+
+def test_a_field_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="Quantize"):
+        decode({KIND: "Quantize", "bits": 3})
+
+
+def test_a_value_out_of_range_is_refused() -> None:
+    with pytest.raises(UserError, match=r"ratio must be in \[0, 1\), but got 3"):
+        decode({KIND: "Prune", "ratios": [["a", 3]]})
+
+
+@dataclass(frozen=True)
+class Mine:
+    """A step of a user's own."""
+
+    names: tuple[str, ...]
+
+    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+        return model
+
+
+def test_a_step_of_ones_own_is_made_where_it_is_given() -> None:
+    mine = Plan((), Distill()), Mine(("a", "b"))
+    with pytest.raises(UserError, match="Mine"):
+        round_trip(mine)
+    assert round_trip(mine, (Mine,)) == mine

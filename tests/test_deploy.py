@@ -1,0 +1,217 @@
+"""The network that is shipped answers as the one that was trained."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+
+from spaces import BitWidths, Distill, KMeans, Plan, PowersOfTwo, PruneRatios, Quantize, Ranks, Uniform, deployed, trace
+from spaces.quantized import PackedLayer
+from tests.contracts import step
+from tests.nets import NETS, Mlp, Net, Residual, Sequence, example, run, scrambled, teacher
+
+if TYPE_CHECKING:
+    from spaces.grids import Grid
+
+GRIDS: tuple[Grid, ...] = (Uniform(), PowersOfTwo(), KMeans())
+each_grid = pytest.mark.parametrize("grid", GRIDS, ids=repr)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def rounded(net: Net, grid: Grid, weights: int = 4, activations: int = 32) -> nn.Module:
+    """Return the network with all of its layers quantized."""
+    widths = tuple((layer.name, weights, activations) for layer in trace(net, example(net)).layers)
+    return Quantize(widths, grid).apply(net, example(net))
+
+
+def norms(net: nn.Module) -> list[str]:
+    """Return the names of the BatchNorms."""
+    return [name for name, module in net.named_modules() if isinstance(module, NORMS)]
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_a_float_network_answers_alike(kind: type[Net]) -> None:
+    net = teacher(kind)
+    finished = deployed(net, example(net))
+    torch.testing.assert_close(finished(example(net)), net(example(net)), atol=1e-5, rtol=1e-4)
+
+
+@each_grid
+@pytest.mark.parametrize("kind", NETS)
+def test_a_quantized_network_answers_alike(kind: type[Net], grid: Grid) -> None:
+    net = teacher(kind)
+    trained = rounded(net, grid)
+    finished = deployed(trained, example(net))
+    torch.testing.assert_close(finished(example(net)), trained(example(net)), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_rounded_inputs_may_fall_to_the_other_side_but_rarely(kind: type[Net]) -> None:
+    net = teacher(kind)
+    trained = rounded(net, Uniform(), 8, 8)
+    want = trained(example(net))
+    off = (deployed(trained, example(net))(example(net)) - want).abs()
+    assert off.median() < 1e-3 * want.abs().max()
+    assert off.max() < 5e-2 * want.abs().max()
+
+
+@each_grid
+def test_gains_of_zero_silence_their_channels(grid: Grid) -> None:
+    net = copy.deepcopy(teacher(Residual))
+    with torch.no_grad():
+        for name in norms(net):
+            net.get_parameter(f"{name}.weight")[::2] = 0
+        net.get_parameter("block1.conv1.weight")[2] = 0
+    for model in (net, rounded(net, grid)):
+        finished = deployed(model, example(net))
+        assert norms(finished) == []
+        torch.testing.assert_close(finished(example(net)), model(example(net)), atol=1e-4, rtol=1e-3)
+        for module in finished.modules():
+            if isinstance(module, PackedLayer):
+                assert module.scale.isfinite().all()
+                assert module.scale.all()
+
+
+def test_weights_midway_between_two_levels_stay_where_they_were() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    net.get_parameter("1.weight").data.fill_(-0.7)
+    inputs = torch.randn(4, 3, 6, 6)
+    trained = Quantize((("0", 2, 32),)).apply(net, inputs)
+    weight, scale = trained.get_parameter("0.layer.weight"), trained.get_buffer("0.weight_scale")
+    weight.data = weight.sign() * scale[:, None, None, None] / 2
+    finished = deployed(trained, inputs)
+    assert norms(finished) == []
+    torch.testing.assert_close(finished(inputs), trained(inputs), atol=1e-5, rtol=1e-4)
+
+
+def test_inputs_on_the_edge_of_two_levels_keep_no_norm() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1)).eval()
+    net.get_parameter("1.weight").data.fill_(0.7)
+    inputs = torch.randn(2, 3, 20, 20)
+    trained = Quantize((("0", 4, 4), ("3", 8, 8))).apply(net, inputs)
+    # all outputs of the first layer are multiples of this, and every other one falls between two levels of the next
+    trained.get_buffer("0.weight_scale").fill_(0.7)
+    smallest = 0.7 / 7 * trained.get_buffer("0.input_scale") * 0.7 / (1 + 1e-5) ** 0.5
+    trained.get_buffer("3.input_scale").copy_(2 * smallest)
+    finished = deployed(trained, inputs)
+    assert norms(finished) == []
+    want = trained(inputs)
+    off = (finished(inputs) - want).abs().max() / want.abs().max()
+    assert 1e-3 < off < 0.1  # some fell to the other side
+
+
+def test_uniform_scales_stay_positive_under_negative_gains() -> None:
+    net = teacher(Residual)
+    assert (net.get_parameter("bn.weight") < 0).any()
+    finished = deployed(rounded(net, Uniform()), example(net))
+    packed = finished.get_submodule("stem")
+    assert isinstance(packed, PackedLayer)
+    assert (packed.scale > 0).all()
+
+
+def test_every_norm_behind_a_layer_is_gone() -> None:
+    for kind in (Residual, Mlp, Sequence):
+        net = teacher(kind)
+        assert norms(net)
+        assert norms(deployed(net, example(net))) == []
+
+
+class EarlyReader(Net):
+    """Reads the output of its first convolution before and after the norm; its second norm is an ordinary one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.read_early = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.usual = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.usual(self.second(F.relu(self.read_early(x))))
+        return run(x.mean((2, 3)), self.head)
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_a_norm_whose_input_is_read_elsewhere_stays_and_the_others_go(bits: int) -> None:
+    net = scrambled(EarlyReader())
+    trained = rounded(net, Uniform(), bits, bits)
+    finished = deployed(trained, example(net))
+    assert norms(finished) == ["read_early"]
+    want = trained(example(net))
+    assert (finished(example(net)) - want).abs().max() < 5e-2 * want.abs().max()
+
+
+class Shared(Net):
+    """Calls a convolution and a norm twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.other = nn.Conv2d(3, 3, 1)
+        self.free = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(self.norm(self.conv(x))))
+        return run(x, self.other, self.free).mean((2, 3))
+
+
+def test_what_is_called_twice_or_has_no_statistics_is_not_folded() -> None:
+    net = Shared().eval()
+    net.get_buffer("norm.running_mean").normal_()
+    finished = deployed(net, example(net))
+    assert norms(finished) == ["norm", "free"]
+    assert torch.equal(finished(example(net)), net(example(net)))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_norms_with_and_without_gain_and_convolutions_with_and_without_bias(*, affine: bool, bias: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4, affine=affine)).eval()
+    net.get_buffer("1.running_mean").normal_()
+    net.get_buffer("1.running_var").uniform_(0.5, 2)
+    inputs = torch.randn(4, 3, 6, 6)
+    finished = deployed(net, inputs)
+    assert norms(finished) == []
+    torch.testing.assert_close(finished(inputs), net(inputs), atol=1e-5, rtol=1e-4)
+
+
+@each_grid
+def test_weights_are_bytes(grid: Grid) -> None:
+    net = teacher(Residual)
+    finished = deployed(rounded(net, grid), example(net))
+    packed = [module for module in finished.modules() if isinstance(module, PackedLayer)]
+    assert len(packed) == len(trace(net, example(net)).layers)
+    stored = dict(finished.named_parameters())
+    for name, layer in finished.named_modules():
+        if isinstance(layer, PackedLayer):
+            assert stored[f"{name}.codes"].dtype == (torch.int8 if grid.uniform else torch.uint8)
+            assert f"{name}.layer.weight" not in stored
+
+
+def test_the_trained_network_stays_as_it_was() -> None:
+    net = teacher(Residual)
+    trained = rounded(net, Uniform(), 4, 8).train()
+    before = copy.deepcopy(trained.state_dict())
+    finished = deployed(trained, example(net))
+    assert trained.training
+    assert not finished.training
+    assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in trained.modules())
+
+
+@pytest.mark.parametrize("kind", [Residual, Mlp])
+def test_a_whole_plan_is_deployed(kind: type[Net]) -> None:
+    net = teacher(kind)
+    axes = (PruneRatios(), Ranks(), BitWidths(activations=(32,)))
+    model = Plan(tuple(step(axis, net, 0.5) for axis in axes), Distill()).apply(net, example(net))
+    finished = deployed(model, example(net))
+    assert norms(finished) == []
+    torch.testing.assert_close(finished(example(net)), model(example(net)), atol=1e-4, rtol=1e-3)

@@ -1,0 +1,236 @@
+"""What an export writes, that its numbers are true, and what happens where the file is not the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from objectives.runtimes import OnnxRuntime
+from search.confirm import weights_of
+from search.errors import UserError
+from search.export import (
+    Disagreement,
+    export,
+    plan_of,
+    rebuild,
+    record_path,
+    record_words,
+    replaceable,
+    restored,
+    teacher_file,
+    verify,
+    verify_front,
+)
+from search.front import front, trained
+from search.trial import KEY, key_of, state_path
+from spaces import deployed
+from tests.small_study import Net, bench, searched, splits, study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from search import StudySpec
+    from search.trial import Bench
+
+FILES = ["model.onnx", "plan.json", "state.safetensors", "verification.json"]
+IMAGES = splits().validation.inputs
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def found(home: Path) -> Study:
+    return searched(study(8), home)
+
+
+@pytest.fixture(scope="module")
+def shared(found: Study) -> Bench:
+    return bench(study(8))
+
+
+@pytest.fixture(scope="module")
+def exported(home: Path, found: Study, shared: Bench) -> Path:
+    """Return the folder of one export, with every kind of step in its plan."""
+    trial = front(found)[0]
+    export(trial, shared, weights_of(home, trial), home / "export", teacher_file(shared, home))
+    return home / "export"
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "verification.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_an_export_is_four_files(exported: Path) -> None:
+    assert sorted(path.name for path in exported.iterdir()) == FILES
+
+
+def test_nothing_unfinished_is_left(exported: Path, home: Path) -> None:
+    assert not [path for path in home.rglob("*") if path.name.startswith(".")]
+
+
+def test_the_verification_is_true_of_the_file(exported: Path) -> None:
+    record, labels = record_of(exported), splits().validation.labels
+    got = OnnxRuntime().load(exported / "model.onnx")(IMAGES)
+    assert record["samples"] == len(labels)
+    assert record["top1_file"] == 100 * float((got.argmax(1) == labels).double().mean())
+    assert record["file_bytes"] == (exported / "model.onnx").stat().st_size
+    want = rebuild(Net(), exported)(IMAGES)
+    assert record["top1_torch"] == 100 * float((want.argmax(1) == labels).double().mean())
+    assert record["agreement_percent"] == 100 * float((want.argmax(1) == got.argmax(1)).double().mean())
+    assert record["sqnr_db"] > 15
+    assert record["latency"]["ratio"] > 0
+
+
+def test_the_verification_names_its_study_and_trial(exported: Path, found: Study) -> None:
+    record, trial = record_of(exported), front(found)[0]
+    assert (record["study"], record["trial"], record["runtime"]) == ("small", trial.number, "onnx")
+    assert record["searched"]["top1"] == trial.values[0]
+    words = record_words(record)
+    assert f"top-1 {record['top1_file']:.2f}% from the file" in words
+    assert f"{record['file_bytes']:,} bytes" in words
+
+
+def test_the_teachers_file_answers_as_the_teacher(shared: Bench, home: Path) -> None:
+    path = teacher_file(shared, home)
+    torch.testing.assert_close(OnnxRuntime().load(path)(IMAGES), shared.model(IMAGES).detach(), rtol=1e-4, atol=1e-4)
+    written = path.stat().st_mtime_ns
+    assert teacher_file(shared, home).stat().st_mtime_ns == written
+
+
+def test_plan_and_weights_rebuild_the_network_bit_for_bit(
+    exported: Path, found: Study, shared: Bench, home: Path
+) -> None:
+    trial = front(found)[0]
+    original = restored(trial, shared, weights_of(home, trial))
+    torch.manual_seed(77)
+    again = rebuild(Net(), exported)
+    assert not again.training
+    assert again(IMAGES).equal(original(IMAGES))
+    again_finished, finished = (deployed(network, IMAGES[:64]) for network in (again, original))
+    assert again_finished(IMAGES).equal(finished(IMAGES))
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_every_candidate_is_rebuilt_from_its_plan(
+    found: Study, shared: Bench, home: Path, place: int, tmp_path: Path
+) -> None:
+    trial = trained(found)[place]
+    assert key_of(plan_of(trial, shared)) == trial.user_attrs[KEY]
+    network = restored(trial, shared, state_path(home, trial.number))
+    finished = shared.finish(network)
+    assert [objective(finished) for objective in shared.spec.objectives] == trial.values
+    assert load_file(state_path(home, trial.number)).keys() == network.state_dict().keys()
+
+
+def test_what_is_no_export_is_not_rebuilt(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"must hold plan.json and state.safetensors as export writes them"):
+        rebuild(Net(), tmp_path)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"must hold plan.json"):
+        rebuild(Net(), tmp_path)
+
+
+def test_missing_weights_are_named(found: Study, shared: Bench, tmp_path: Path) -> None:
+    trial = front(found)[0]
+    with pytest.raises(
+        UserError, match=r"the weights of trial \d+ are missing: .*/candidates/\d+.safetensors; --folder"
+    ):
+        restored(trial, shared, state_path(tmp_path, trial.number))
+
+
+def tamper(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change the largest constant of a file."""
+    model = onnx.load(path)
+    largest = max(model.graph.initializer, key=lambda constant: len(constant.raw_data))
+    largest.raw_data = change(largest.raw_data)
+    onnx.save(model, path)
+
+
+def test_a_file_that_was_tampered_with_is_found_out(
+    exported: Path, found: Study, shared: Bench, home: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    shutil.copy(exported / "model.onnx", path)
+    tamper(path, lambda raw: raw[::-1])
+    trial = front(found)[0]
+    network = restored(trial, shared, weights_of(home, trial))
+    with pytest.raises(Disagreement, match=r"its top-1 is .* instead of .* and they agree on .*% of 100 samples"):
+        verify(network, path, shared.spec, teacher_file(shared, home))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tampering:
+    """ONNX Runtime, but for a file that is not what the network computes."""
+
+    honest: OnnxRuntime = dataclasses.field(default_factory=OnnxRuntime)
+    name: str = "onnx"
+    threads: int = 1
+    weight_bits: tuple[int, ...] = (2, 4, 8)
+    activation_bits: tuple[int, ...] = (8,)
+
+    def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
+        self.honest.export(model, example, path)
+        tamper(path, lambda raw: raw[::-1])
+
+    def load(self, path: Path) -> Callable[[Tensor], Tensor]:
+        return self.honest.load(path)
+
+
+def tampered(spec: StudySpec) -> Bench:
+    return bench(dataclasses.replace(spec, runtime=Tampering()))
+
+
+def test_an_export_that_disagrees_leaves_nothing_behind(found: Study, home: Path, tmp_path: Path) -> None:
+    trial, liar = front(found)[0], tampered(study(8))
+    with pytest.raises(Disagreement, match="nothing was written"):
+        export(trial, liar, weights_of(home, trial), tmp_path / "export", teacher_file(liar, home))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_disagrees_leaves_an_earlier_one_alone(exported: Path, found: Study, home: Path) -> None:
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    trial, liar = front(found)[0], tampered(study(8))
+    with pytest.raises(Disagreement):
+        export(trial, liar, weights_of(home, trial), exported, teacher_file(liar, home))
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+
+
+def test_the_front_is_verified_once_and_what_fails_is_named(
+    found: Study, shared: Bench, home: Path, tmp_path: Path
+) -> None:
+    member: FrozenTrial = front(found)[0]
+    shutil.copytree(home / "candidates", tmp_path / "candidates")
+    assert verify_front([member], tampered(study(8)), tmp_path) != []
+    assert not record_path(tmp_path, member).exists()
+    assert verify_front([member], shared, tmp_path) == []
+    assert record_path(tmp_path, member).exists()
+    assert verify_front([member], tampered(study(8)), tmp_path) == []
+
+
+def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
+    replaceable(tmp_path / "new", replace=False)
+    replaceable(tmp_path, replace=False)
+    (tmp_path / "plan.json").touch()
+    with pytest.raises(UserError, match="is not empty; name another folder with --out, or overwrite it with --replace"):
+        replaceable(tmp_path, replace=False)
+    replaceable(tmp_path, replace=True)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds what no export wrote, such as thesis.tex; name another folder"):
+        replaceable(tmp_path, replace=True)
+    with pytest.raises(UserError, match="is a file; name a folder with --out"):
+        replaceable(tmp_path / "thesis.tex", replace=True)

@@ -1,0 +1,132 @@
+"""A space draws plans, and a plan does its steps in order and says what they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import FixedTrial
+from torch import Tensor, nn
+
+from spaces import (
+    BitWidths,
+    Distill,
+    Factorize,
+    Plan,
+    Prune,
+    PruneRatios,
+    Quantize,
+    Ranks,
+    Space,
+    Temperatures,
+    trace,
+)  # fmt: skip
+from spaces.anatomy import unknown
+from spaces.plan import settled, snap
+from tests.nets import Plain, example, teacher
+
+SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures())
+
+
+@dataclass(frozen=True)
+class Append:
+    """A step that adds a named module behind the network."""
+
+    module: str
+
+    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+        return nn.Sequential(*model.children(), getattr(nn, self.module)())
+
+    def choices(self) -> dict[str, dict[str, float]]:
+        return {self.module: {"all": 1.0}}
+
+    def words(self) -> str:
+        return f"add {self.module}" if self.module != "Identity" else ""
+
+
+def test_steps_are_applied_in_order() -> None:
+    plan = Plan((Append("ReLU"), Append("Tanh")), Distill())
+    model = nn.Sequential()
+    assert [type(module) for module in plan.apply(model, Tensor()).children()] == [nn.ReLU, nn.Tanh]
+    assert len(model) == 0
+
+
+def test_words_join_those_of_the_steps() -> None:
+    assert Plan((Append("ReLU"), Append("Identity"), Append("Tanh")), Distill()).words() == "add ReLU; add Tanh"
+    assert Plan((Append("Identity"),), Distill()).words() == "nothing removed"
+
+
+def test_choices_join_those_of_the_steps() -> None:
+    steps = (Prune((("a", 0.5),)), Factorize((("b", 0.25),)), Quantize((("c", 4, 8),)))
+    assert Plan(steps, Distill()).choices() == {
+        "channels removed": {"a": 0.5},
+        "rank kept": {"b": 0.25},
+        "weight bits": {"c": 4},
+        "input bits": {"c": 8},
+    }
+
+
+def test_a_space_draws_one_step_an_axis_in_its_order() -> None:
+    net = teacher(Plain)
+    plan = SPACE.suggest(optuna.create_study().ask(), trace(net, example(net)))
+    assert [type(step) for step in plan.steps] == [Prune, Factorize, Quantize]
+    assert isinstance(plan.recovery, Distill)
+
+
+def test_a_past_plan_is_rebuilt_from_its_parameters() -> None:
+    net = teacher(Plain)
+    anatomy = trace(net, example(net))
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(5)).ask()
+    plan = SPACE.suggest(trial, anatomy)
+    again = SPACE.suggest(FixedTrial(trial.params), anatomy)
+    assert (plan, hash(plan), plan.words()) == (again, hash(again), again.words())
+
+
+def test_parameters_are_named_by_axis_and_layer() -> None:
+    net = teacher(Plain)
+    params = SPACE.uniform(trace(net, example(net)), (0.5, 0.0, 1.0))
+    assert {name.partition("/")[0] for name in params} == {
+        "prune", "rank", "weight_bits", "activation_bits", "distill",
+    }  # fmt: skip
+    plan = SPACE.suggest(FixedTrial(params), trace(net, example(net)))
+    assert plan.choices()["channels removed"] == {"first": 0.375, "second": 0.375}
+    assert set(plan.choices()["rank kept"].values()) == {1.0}
+    assert plan.choices()["weight bits"] == {"first": 2, "second": 2, "head": 2}
+
+
+def test_every_axis_needs_a_strength() -> None:
+    net = teacher(Plain)
+    with pytest.raises(ValueError, match="zip"):
+        SPACE.uniform(trace(net, example(net)), (0.5,))
+
+
+@pytest.mark.parametrize(("value", "nearest"), [(2, 2), (5.4, 4), (19, 8), (21, 32), (100, 32)])
+def test_values_between_the_rungs_go_to_the_nearest(value: float, nearest: float) -> None:
+    assert snap(value, (2, 4, 8, 32)) == nearest
+
+
+@given(st.floats(-1e6, 1e6), st.lists(st.floats(-1e6, 1e6), min_size=1).map(tuple))
+def test_a_snapped_value_is_offered_and_stays(value: float, offered: tuple[float, ...]) -> None:
+    rung = snap(value, offered)
+    assert rung in offered
+    assert snap(rung, offered) == rung
+    assert all(abs(rung - value) <= abs(other - value) for other in offered)
+
+
+def test_rare_choices_are_named_and_common_ones_counted() -> None:
+    pairs = (*((f"conv{index}", "4 bit") for index in range(5)), ("head", "8 bit"))
+    assert settled(pairs) == "8 bit head, 4 bit (5 layers)"
+    assert settled(pairs, most=5) == "8 bit head, 4 bit conv0, conv1, conv2, conv3, conv4"
+    assert settled(()) == ""
+
+
+def test_an_unknown_name_lists_the_nearest() -> None:
+    names = ["layer1.conv1", "layer1.conv2", "layer2.conv1", "head"]
+    message = unknown("layer", "layer1.conv3", names)
+    assert message.startswith("no layer is called 'layer1.conv3'; the nearest are: ")
+    assert set(message.rpartition(": ")[2].split(", ")) == set(names[:3])
+    assert unknown("layer", "§", names).endswith("the nearest are: layer1.conv1, layer1.conv2, layer2.conv1")
+    assert unknown("layer", "conv", []).endswith("the nearest are: none at all")

@@ -1,0 +1,139 @@
+"""Pruning keeps the contract of an axis, cuts what was asked for, and says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import FixedTrial
+from torch import nn
+
+from spaces import Magnitude, Prune, PruneRatios, Taylor, trace
+from spaces.prune import kept_units
+from spaces.statistics import reestimate
+from tests.contracts import AxisContract, step
+from tests.nets import Grouped, Mlp, Net, Padded, Plain, Residual, example, teacher
+
+
+class TestPruneRatios(AxisContract):
+    axis = PruneRatios()
+
+
+class TestPruneRatiosByMagnitude(AxisContract):
+    axis = PruneRatios(importance=Magnitude(1), refit=False)
+    nets = (Residual, Grouped)
+
+
+class TestPruneRatiosByTaylor(AxisContract):
+    axis = PruneRatios(importance=Taylor(), round_to=2)
+    nets = (Residual, Mlp)
+
+
+@given(st.integers(1, 512), st.floats(0, 0.999), st.sampled_from([1, 2, 8, 16]))
+def test_kept_units_are_a_multiple_where_there_are_enough(units: int, ratio: float, round_to: int) -> None:
+    kept = kept_units(units, ratio, round_to)
+    assert 1 <= kept <= units
+    assert kept == units or kept % round_to == 0
+    assert kept >= units - round(ratio * units)
+
+
+def test_as_many_channels_go_as_the_ratio_says() -> None:
+    net = teacher(Plain)
+    smaller = Prune((("first", 0.25), ("second", 0.5))).apply(net, example(net))
+    shapes = {name: tuple(value.shape) for name, value in smaller.state_dict().items()}
+    assert shapes["first.weight"] == (6, 3, 3, 3)
+    assert shapes["second.weight"] == (6, 6, 3, 3)
+    assert shapes["norm.running_var"] == (6,)
+    assert shapes["head.weight"] == (5, 24)
+    assert [m.out_channels for m in smaller.modules() if isinstance(m, nn.Conv2d)] == [6, 6]
+
+
+@pytest.mark.parametrize(("kind", "group"), [(Plain, "first"), (Mlp, "second")])
+def test_refitting_brings_the_outputs_nearer_to_the_teacher(kind: type[Net], group: str) -> None:
+    net = copy.deepcopy(teacher(kind))
+    inputs = example(net, 64)
+    reestimate(net, inputs)
+    ratios = ((group, 0.5),)
+    with torch.no_grad():
+        raw, refitted = (
+            (Prune(ratios, importance=Magnitude(), refit=refit).apply(net, inputs)(inputs) - net(inputs))
+            .square()
+            .mean()
+            for refit in (False, True)
+        )
+    assert refitted < 0.7 * raw
+
+
+def test_statistics_are_those_of_the_example() -> None:
+    net = teacher(Residual)
+    smaller = Prune((("stem", 0.5),)).apply(net, example(net))
+    batch = smaller.get_submodule("stem")(example(net))
+    torch.testing.assert_close(smaller.get_buffer("bn.running_mean"), batch.mean((0, 2, 3)))
+
+
+def test_the_mode_of_the_model_is_kept() -> None:
+    net = teacher(Residual)
+    act = step(PruneRatios(), net, 0.5)
+    assert not act.apply(net, example(net)).training
+
+
+def test_the_ladder_of_tenths_is_one_that_optuna_takes() -> None:
+    net = teacher(Plain)
+    axis = PruneRatios(highest=0.7, step=0.1)
+    anatomy = trace(net, example(net))
+    for strength in (0.0, 0.3, 0.5, 1.0):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            axis.suggest(FixedTrial(axis.uniform(anatomy, strength)), anatomy)
+
+
+def test_words_and_choices_name_the_groups() -> None:
+    act = Prune((("first", 0.25), ("second", 0.0)))
+    assert act.words() == "channels -25% first"
+    assert act.choices() == {"channels removed": {"first": 0.25, "second": 0.0}}
+    assert Prune((("first", 0.0),)).words() == ""
+
+
+def test_only_restricts_the_parameters_and_says_so() -> None:
+    net = teacher(Plain)
+    anatomy = trace(net, example(net))
+    axis = PruneRatios(only=("second",))
+    assert set(axis.uniform(anatomy, 1.0)) == {"prune/second"}
+    assert axis.acts_on(anatomy)["first"] == "no: first is not among only=('second',)"
+
+
+def test_layers_of_a_refused_group_say_why() -> None:
+    net = teacher(Padded)
+    said = PruneRatios().acts_on(trace(net, example(net)))
+    for name in ("stem", "conv2"):
+        assert said[name].startswith("no: cutting it was tried and the output is off by")
+    assert said["conv1"] == "4-16 of 16 units"
+
+
+def test_layers_of_one_group_name_each_other() -> None:
+    net = teacher(Residual)
+    said = PruneRatios().acts_on(trace(net, example(net)))
+    assert said["stem"] == "2-8 of 8 units, together with block1.conv2"
+
+
+def test_an_unknown_group_lists_the_nearest() -> None:
+    net = teacher(Plain)
+    with pytest.raises(ValueError, match="no group of channels is called 'frist'; the nearest are: first"):
+        Prune((("frist", 0.5),)).apply(net, example(net))
+    with pytest.raises(ValueError, match="no group of channels is called 'secnd'; the nearest are: second"):
+        PruneRatios(only=("secnd",)).uniform(trace(net, example(net)), 0.5)
+
+
+def test_wrong_settings_name_the_rule_and_the_values() -> None:
+    with pytest.raises(ValueError, match=r"ratio must be in \[0, 1\), but got 1.0 for group 'stem'"):
+        Prune((("stem", 1.0),))
+    with pytest.raises(ValueError, match=r"0 < step <= highest < 1 must hold, but got step=0.5, highest=0.25"):
+        PruneRatios(highest=0.25, step=0.5)
+    with pytest.raises(ValueError, match="round_to must be at least 1, but got 0"):
+        PruneRatios(round_to=0)
+    with pytest.raises(ValueError, match="norm must be 1 or 2, but got 3"):
+        Magnitude(3)

@@ -1,0 +1,95 @@
+"""Factorizing keeps the contract of an axis, offers what saves, and says what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from spaces import Factorize, Ranks, SpatialSvd, Svd, Tucker2, trace
+from spaces.ranks import saves
+from tests.contracts import AxisContract, step
+from tests.nets import Grouped, Plain, Residual, Sequence, Wide, example, teacher
+
+
+class TestRanks(AxisContract):
+    axis = Ranks()
+
+
+class TestRanksBySvd(AxisContract):
+    axis = Ranks(decomposition=Svd(), lowest=0.2, step=0.1)
+    nets = (Plain, Sequence)
+
+
+class TestRanksBySpatialSvd(AxisContract):
+    axis = Ranks(decomposition=SpatialSvd())
+    nets = (Plain, Residual)
+
+
+class TestRanksByTucker2(AxisContract):
+    axis = Ranks(decomposition=Tucker2())
+    nets = (Wide,)
+
+
+@pytest.mark.parametrize("decomposition", [Svd(), SpatialSvd(), Tucker2()])
+def test_what_saves_nothing_is_not_offered(decomposition: Svd | SpatialSvd | Tucker2) -> None:
+    net = teacher(Residual)
+    axis = Ranks(decomposition=decomposition)
+    for layer in trace(net, example(net)).layers:
+        *fractions, last = axis.offered(layer)
+        assert last == 1
+        for eighth in range(1, 8):
+            cheaper = decomposition.macs(layer, eighth / 8) * layer.positions < layer.macs
+            assert (eighth / 8 in fractions) == (cheaper and layer.groups == 1)
+            assert saves(decomposition, layer, eighth / 8) == cheaper
+
+
+def test_layers_with_nothing_to_offer_say_why() -> None:
+    net = teacher(Grouped)
+    said = Ranks(lowest=0.7, step=0.2).acts_on(trace(net, example(net)))
+    assert said["grouped"] == "no: a convolution of 2 groups is not split"
+    assert said["head"] == "no: no rank from the ladder saves multiply-adds"
+    assert said["last"] == "70%-90% of the full rank, or all"
+
+
+def test_a_rank_that_saves_nothing_on_what_is_left_leaves_the_layer_alone() -> None:
+    net = teacher(Plain)
+    thinner = Factorize((("head", 0.99), ("second", 0.25))).apply(net, example(net))
+    assert isinstance(thinner.get_submodule("head"), nn.Linear)
+    assert isinstance(thinner.get_submodule("second"), nn.Sequential)
+
+
+def test_the_mode_of_the_model_is_kept() -> None:
+    net = teacher(Residual)
+    thinner = step(Ranks(), net, 1.0).apply(net, example(net))
+    assert not any(module.training for module in thinner.modules())
+
+
+def test_words_and_choices_name_the_layers() -> None:
+    act = Factorize((("second", 0.25), ("head", 1.0)))
+    assert act.words() == "rank 25% second"
+    assert act.choices() == {"rank kept": {"second": 0.25, "head": 1.0}}
+    assert Factorize((("head", 1.0),)).words() == ""
+
+
+def test_only_restricts_the_parameters_and_says_so() -> None:
+    net = teacher(Plain)
+    anatomy = trace(net, example(net))
+    axis = Ranks(only=("second",))
+    assert set(axis.uniform(anatomy, 1.0)) == {"rank/second"}
+    assert axis.acts_on(anatomy)["first"] == "no: first is not among only=('second',)"
+
+
+def test_wrong_names_and_settings_are_told() -> None:
+    net = teacher(Grouped)
+    with pytest.raises(ValueError, match="no layer is called 'hed'; the nearest are: head"):
+        Factorize((("hed", 0.5),)).apply(net, example(net))
+    with pytest.raises(ValueError, match="only dense convolutions and linear layers can be split, but layer 'grouped'"):
+        Factorize((("grouped", 0.5),)).apply(net, example(net))
+    with pytest.raises(ValueError, match="only dense convolutions and linear layers can be split, but layer 'bn'"):
+        Factorize((("bn", 0.5),)).apply(net, example(net))
+    with pytest.raises(ValueError, match="no layer is called 'hed'"):
+        Ranks(only=("hed",)).uniform(trace(net, example(net)), 0.5)
+    with pytest.raises(ValueError, match=r"rank must be a fraction in \(0, 1\], but got 0.0 for layer 'head'"):
+        Factorize((("head", 0.0),))
+    with pytest.raises(ValueError, match=r"must hold, but got lowest=1.0, step=0.1"):
+        Ranks(lowest=1.0, step=0.1)

@@ -1,0 +1,169 @@
+"""Training wins accuracy back, reproducibly, and says where it cannot."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from objectives import Loss, Top1
+from search import Recipe, trained
+from search.errors import Diverged
+from search.recover import Teacher, recover
+from spaces import Distill
+from tests.small_study import Net, splits, teacher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Generator
+
+TRAIN = splits().train
+RECIPE = Recipe(epochs=2, batch_size=32, learning_rate=5e-3)
+
+
+def student() -> nn.Module:
+    torch.manual_seed(3)
+    return Net()
+
+
+class Counted(nn.Module):
+    """A teacher that counts the examples that it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = teacher()
+        self.asked = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.asked += len(images)
+        return self.network(images)  # type: ignore[no-any-return]
+
+
+def shifted(images: Tensor, generator: Generator) -> Tensor:
+    return images + 0.01 * torch.rand(images.shape, generator=generator)
+
+
+def weights(recipe: Recipe, seed: int) -> dict[str, Tensor]:
+    network = student()
+    recover(network, Teacher(teacher(), TRAIN), TRAIN, Distill(), recipe, seed)
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_the_loss_falls(share: float) -> None:
+    network, loss = student(), Loss(splits().validation)
+    before = loss(network.eval())
+    recover(network, Teacher(teacher(), TRAIN), TRAIN, Distill(weight=share), RECIPE, 0)
+    assert loss(network) < before - 0.3
+    assert Top1(splits().validation)(network) > 60
+
+
+def test_the_network_is_left_in_evaluation_mode() -> None:
+    network = student()
+    recover(network, Teacher(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0)
+    assert not network.training
+
+
+def test_the_teacher_is_asked_once_for_all_trainings() -> None:
+    counted = Counted()
+    shared = Teacher(counted, TRAIN)
+    for seed in range(2):
+        recover(student(), shared, TRAIN, Distill(), RECIPE, seed)
+    assert counted.asked == len(TRAIN)
+
+
+def test_remembered_answers_are_those_of_the_examples() -> None:
+    chosen = torch.tensor([5, 3, 190])
+    answers = Teacher(teacher(), TRAIN).answers(TRAIN.inputs[chosen], chosen)
+    torch.testing.assert_close(answers, teacher()(TRAIN.inputs[chosen]).detach())
+
+
+def test_the_teacher_sees_augmented_inputs_itself() -> None:
+    counted = Counted()
+    recipe = Recipe(epochs=2, batch_size=32, augment=shifted)
+    recover(student(), Teacher(counted, TRAIN), TRAIN, Distill(), recipe, 0)
+    assert counted.asked == 2 * len(TRAIN)
+
+
+def test_the_teacher_is_not_changed() -> None:
+    before = copy.deepcopy(teacher().state_dict())
+    recover(student(), Teacher(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0)
+    assert all(before[name].equal(tensor) for name, tensor in teacher().state_dict().items())
+    assert all(parameter.grad is None for parameter in Teacher(teacher(), TRAIN).model.parameters())
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=2, batch_size=32, augment=shifted)])
+def test_a_seed_gives_the_same_weights_bit_for_bit(recipe: Recipe) -> None:
+    first, again, other = weights(recipe, 5), weights(recipe, 5), weights(recipe, 6)
+    assert all(first[name].equal(again[name]) for name in first)
+    assert not first["head.weight"].equal(other["head.weight"])
+
+
+def test_training_that_leaves_the_numbers_is_said() -> None:
+    with pytest.raises(Diverged, match="the loss became nan within 6 of 12 steps; a lower learning rate may help"):
+        recover(student(), Teacher(teacher(), TRAIN), TRAIN, Nan(), RECIPE, 0)
+
+
+@dataclass(frozen=True)
+class Nan:
+    """A recovery whose loss is no number."""
+
+    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return student.sum() * torch.nan
+
+    def words(self) -> str:
+        return ""
+
+
+def test_a_recipe_of_an_infinite_learning_rate_diverges() -> None:
+    recipe = Recipe(epochs=3, batch_size=32, learning_rate=1e30, optimizer=torch.optim.SGD)
+    with pytest.raises(Diverged):
+        recover(student(), Teacher(teacher(), TRAIN), TRAIN, Distill(), recipe, 0)
+
+
+def test_progress_is_told_from_the_first_step_to_the_last() -> None:
+    told: list[float] = []
+    recover(student(), Teacher(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0, told.append)
+    assert told == [(step + 1) / 12 for step in range(12)]
+
+
+def test_a_batch_that_is_larger_than_the_training_set_is_the_training_set() -> None:
+    told: list[float] = []
+    recipe = Recipe(epochs=3, batch_size=1000)
+    recover(student(), Teacher(teacher(), TRAIN), TRAIN, Distill(), recipe, 0, told.append)
+    assert len(told) == 3
+
+
+def test_frozen_parameters_stay() -> None:
+    network = student()
+    network.get_parameter("first.weight").requires_grad_(False)  # noqa: FBT003
+    before = network.get_parameter("first.weight").clone()
+    recover(network, Teacher(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0)
+    assert network.get_parameter("first.weight").equal(before)
+
+
+def test_a_teacher_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIMFRONT_TEACHERS", str(tmp_path))
+    first = trained(student(), TRAIN, RECIPE)
+    (path,) = tmp_path.iterdir()
+    written = path.stat().st_mtime_ns
+    again = trained(student(), TRAIN, RECIPE)
+    assert path.stat().st_mtime_ns == written
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in first.state_dict().items())
+    assert not again.training
+    assert Top1(splits().validation)(again) > 60
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"smoothing": 0.1}, {"recipe": Recipe(1)}])
+def test_another_recipe_seed_or_smoothing_is_another_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    monkeypatch.setenv("SLIMFRONT_TEACHERS", str(tmp_path))
+    trained(student(), TRAIN, RECIPE)
+    trained(student(), TRAIN, **{"recipe": RECIPE, **change})  # type: ignore[arg-type]
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,85 @@
+"""What a report holds."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pytest
+
+from search.front import front
+from search.report import report
+from tests.small_study import bench, searched, study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna import Study
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def found(home: Path) -> Study:
+    return searched(study(9), home)
+
+
+@pytest.fixture(scope="module")
+def written(home: Path, found: Study) -> list[Path]:
+    return report(found, bench(study(9)), home, home / "report")
+
+
+@pytest.fixture(scope="module")
+def page(home: Path, written: list[Path]) -> str:
+    return (home / "report" / "front.html").read_text(encoding="utf-8")
+
+
+def test_the_files_that_are_named_are_the_files_that_are_there(home: Path, written: list[Path], found: Study) -> None:
+    assert sorted(written) == sorted((home / "report").iterdir())
+    names = {path.name for path in written}
+    assert {"front.png", "front.html", "candidates.csv"} < names
+    assert {f"plan-{trial.number}.png" for trial in front(found)} < names
+
+
+def test_pictures_are_png(written: list[Path]) -> None:
+    pictures = [path for path in written if path.suffix == ".png"]
+    for path in pictures:
+        content = path.read_bytes()
+        assert content.startswith(PNG)
+        assert len(content) > 5000
+
+
+def test_the_page_needs_no_network(page: str) -> None:
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)\s*=", page)
+    assert "Plotly.newPlot" in page
+
+
+def test_the_page_shows_the_teacher_and_every_member(page: str, found: Study) -> None:
+    assert '"name":"teacher"' in page
+    for trial in front(found):
+        assert re.search(rf'"trial {trial.number}\\u003cbr\\u003etop1: {trial.values[0]:,.6g}', page)  # noqa: PD011 - no pandas
+
+
+def test_the_page_shows_the_history_and_the_importance(page: str) -> None:
+    assert "Hypervolume" in page
+    assert "Importance of the parameters for size_bytes" in page
+
+
+def test_the_table_has_every_finished_trial(home: Path, found: Study, written: list[Path]) -> None:
+    table = pd.read_csv(home / "report" / "candidates.csv")
+    assert list(table["number"]) == [trial.number for trial in found.trials]
+    assert list(table["number"][table["on_front"]]) == sorted(trial.number for trial in front(found))
+    trained = table[table["state"] == "trained"].set_index("number")
+    for number, row in trained.iterrows():
+        assert [row["top1"], row["size_bytes"]] == found.trials[int(str(number))].values  # noqa: PD011 - no pandas
+    assert set(found.trials[0].params) < set(table.columns)
+
+
+def test_a_report_can_be_written_again(home: Path, found: Study, written: list[Path]) -> None:
+    assert report(found, bench(study(9)), home, home / "report") == written

@@ -1,0 +1,66 @@
+"""What the project promises of itself: its map, its commands, its licences of style."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("search", "spaces", "objectives", "studies")
+LONGEST_FILE = 320
+
+
+def _modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def _tree() -> str:
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"```\n(search/ .*?)```", readme, re.DOTALL)
+    assert found
+    return found.group(1)
+
+
+def test_the_tree_of_the_readme_names_every_module_once() -> None:
+    named = re.findall(r"^\s*(\w+\.py|\w+/)\s", _tree(), re.MULTILINE)
+    there = [path.name for path in _modules() if path.name != "__init__.py"]
+    assert sorted(name for name in named if name.endswith(".py")) == sorted(there)
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    verbs = next(action.choices for action in _parser()._actions if action.choices)
+    assert verbs
+    for verb in verbs:
+        assert f"`slimfront {verb} " in readme
+
+
+def test_files_stay_short() -> None:
+    long = {str(path.relative_to(ROOT)): lines for path in _modules()
+            if (lines := len(path.read_text().splitlines())) > LONGEST_FILE}  # fmt: skip
+    assert not long
+
+
+@pytest.mark.parametrize("word", ["utils", "common", "helpers", "misc", "manager"])
+def test_no_module_is_a_drawer(word: str) -> None:
+    assert not [path for path in _modules() if word in path.stem]
+
+
+def test_runtimes_and_plots_are_not_loaded_by_the_space() -> None:
+    code = "import sys, spaces; print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    for heavy in ("onnx", "onnxruntime", "plotly", "matplotlib", "optuna"):
+        assert f"'{heavy}'" not in loaded.stdout
+
+
+def test_every_dependency_says_who_needs_it() -> None:
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    dependencies = [line for line in lines if re.match(r'\s+"[a-zA-Z-]+[><=]', line)]
+    assert dependencies
+    assert not [line for line in dependencies if "#" not in line]

@@ -1,0 +1,360 @@
+"""What the loop refuses, repeats, survives and counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+import search.run
+from objectives import Limit, SizeBytes, Top1
+from search import Budget, Recipe
+from search.anchors import anchors, costs
+from search.errors import REASON, Diverged, UserError
+from search.front import front, need_front, trained
+from search.run import device_named
+from search.storage import INTERRUPTED, open_study
+from search.trial import EXCESS, KEY, PLAN, REPLAY
+from spaces import Distill, PruneRatios, Space, Temperatures
+from tests.small_study import bench, searched, splits, study, watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from optuna.trial import BaseTrial, FrozenTrial
+    from torch import Tensor, nn
+
+    from objectives.objective import Direction
+    from search import StudySpec
+
+RANDOM = optuna.samplers.RandomSampler
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Note epochs and seed of every training."""
+    return watched(monkeypatch)
+
+
+def raising(error: BaseException, *numbers: int) -> Callable[[int], None]:
+    """Return what raises the error before the trainings of these numbers."""
+
+    def before(number: int) -> None:
+        if number in numbers:
+            raise error
+
+    return before
+
+
+def pruning(trials: int, **settings: Any) -> StudySpec:
+    """Return a study of channels alone: two groups, so that plans repeat soon."""
+    space = Space(steps=(PruneRatios(),), recovery=Fixed())
+    return dataclasses.replace(study(trials), space=space, limits=(), sampler=RANDOM, **settings)
+
+
+def free(trials: int, **settings: Any) -> StudySpec:
+    """Return the small study without its limit: its anchors need no measuring."""
+    return dataclasses.replace(study(trials), limits=(), **settings)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Nothing to choose in how accuracy is won back."""
+
+    recovery: Distill = dataclasses.field(default_factory=Distill)
+
+    def suggest(self, trial: BaseTrial) -> Distill:
+        return self.recovery
+
+    def usual(self) -> dict[str, float]:
+        return {}
+
+
+def outcome(trial: FrozenTrial) -> tuple[object, ...]:
+    return trial.user_attrs[PLAN], trial.user_attrs[KEY], trial.state, tuple(trial.values or ())
+
+
+def outcomes(of: optuna.Study) -> list[tuple[object, ...]]:
+    """Return what every trial came to, those aside that are run again."""
+    return [outcome(trial) for trial in of.trials if trial.state != TrialState.FAIL or REASON in trial.user_attrs]
+
+
+def test_a_plan_over_a_limit_is_refused_before_training(tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
+    spec = dataclasses.replace(study(7, share=0.3), sampler=RANDOM)
+    found = searched(spec, tmp_path)
+    refused = [trial for trial in found.trials if trial.state == TrialState.PRUNED and REPLAY not in trial.user_attrs]
+    assert refused
+    for trial in refused:
+        assert trial.constraints[str(spec.limits[0])] == trial.user_attrs[EXCESS][str(spec.limits[0])] > 0
+        assert trial.user_attrs[REASON] == f"over the limit {spec.limits[0]}"
+        assert not (tmp_path / "candidates" / f"{trial.number}.safetensors").exists()
+    assert len(trainings) == len(trained(found)) == 7
+
+
+def test_a_trial_within_the_limits_says_so_to_the_sampler(tmp_path: Path) -> None:
+    found = searched(study(2), tmp_path)
+    assert all(next(iter(trial.constraints.values())) <= 0 for trial in trained(found))
+
+
+def test_the_same_plan_is_replayed_and_not_trained_again(tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
+    spec = dataclasses.replace(pruning(6), space=Space(steps=(PruneRatios(highest=0.5, step=0.5),), recovery=Fixed()))
+    found = searched(dataclasses.replace(spec, budget=Budget(4)), tmp_path)
+    replays = [trial for trial in found.trials if REPLAY in trial.user_attrs]
+    assert replays
+    for trial in replays:
+        first = found.trials[trial.user_attrs[REPLAY]]
+        assert outcome(trial) == outcome(first)
+        assert REPLAY not in first.user_attrs
+    assert len(trainings) == len({trial.user_attrs[KEY] for trial in found.trials}) == 4
+
+
+def test_the_budget_counts_what_was_trained(tmp_path: Path) -> None:
+    found = searched(dataclasses.replace(study(7, share=0.3), sampler=RANDOM), tmp_path)
+    assert len(trained(found)) == 7
+    assert len(found.trials) > 7
+
+
+def test_a_spent_budget_trains_nothing_more(tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
+    searched(study(2), tmp_path)
+    found = searched(study(2), tmp_path)
+    assert len(trainings) == len(trained(found)) == 2
+
+
+def test_an_exhausted_space_ends_the_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search.run, "FRUITLESS", 20)
+    spec = dataclasses.replace(pruning(9), space=Space(steps=(PruneRatios(highest=0.5, step=0.5),), recovery=Fixed()))
+    assert len(trained(searched(spec, tmp_path))) == 4
+    assert "over a limit or known already" in capsys.readouterr().err
+
+
+def test_training_that_diverges_fails_one_trial_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = watched(monkeypatch, raising(Diverged("the loss became nan"), 2, 8))  # an anchor, and a sampler's plan
+    found = searched(free(8), tmp_path)
+    failed = [trial for trial in found.trials if trial.state == TrialState.FAIL]
+    assert [trial.user_attrs[REASON] for trial in failed] == ["the loss became nan"] * 2
+    assert len(trained(found)) == 8
+    assert len(calls) == 10
+
+
+@dataclass(frozen=True)
+class Nan:
+    """A recovery whose loss is no number."""
+
+    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return student.sum() * torch.nan
+
+    def words(self) -> str:
+        return ""
+
+    def suggest(self, trial: BaseTrial) -> Nan:
+        return self
+
+    def usual(self) -> dict[str, float]:
+        return {}
+
+
+def test_a_study_where_everything_fails_stops_with_the_reason(tmp_path: Path) -> None:
+    spec = dataclasses.replace(pruning(4), space=Space(steps=(PruneRatios(),), recovery=Nan()))
+    with pytest.raises(UserError, match="first 3 trials all failed, the last with: the loss became nan within"):
+        searched(spec, tmp_path)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A metric that fails."""
+
+    message: str
+    name: ClassVar[str] = "broken"
+    direction: ClassVar[Direction] = "minimize"
+    is_cost: ClassVar[bool] = False
+
+    def __call__(self, model: nn.Module) -> float:
+        if len(list(model.parameters())) == 6 and model.second.weight.shape[0] < 8:  # type: ignore[union-attr, index]
+            raise RuntimeError(self.message)
+        return 0.0
+
+
+def test_a_trial_that_crashes_leaves_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = pruning(2)
+    spec = dataclasses.replace(spec, objectives=(Top1(splits().validation), Broken("cannot [/open] it\nat all")))
+    found = searched(spec, tmp_path)
+    reasons = {trial.user_attrs[REASON] for trial in found.trials if trial.state == TrialState.FAIL}
+    assert reasons == {"RuntimeError: cannot [/open] it"}
+    assert "failed: RuntimeError: cannot [/open] it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.TPESampler, optuna.samplers.NSGAIISampler, RANDOM])
+def test_the_same_seed_gives_the_same_plans_and_values(tmp_path: Path, sampler: type) -> None:
+    spec = free(9, sampler=sampler)
+    first, second = (outcomes(searched(spec, tmp_path / name)) for name in ("a", "b"))
+    assert first == second
+
+
+def test_another_seed_gives_other_plans(tmp_path: Path) -> None:
+    first, second = (outcomes(searched(free(8, seed=seed), tmp_path / str(seed))) for seed in (0, 1))
+    assert first != second
+
+
+def quick(*, startup: int) -> Callable[..., optuna.samplers.BaseSampler]:
+    return functools.partial(optuna.samplers.TPESampler, n_startup_trials=startup)
+
+
+def test_a_study_in_pieces_is_the_study_in_one(tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
+    whole = dataclasses.replace(study(12), sampler=quick(startup=4))
+    once = outcomes(searched(whole, tmp_path / "once"))
+    assert len(trainings) == 12
+    for trials in (3, 7, 12):
+        pieces = searched(dataclasses.replace(whole, budget=Budget(trials)), tmp_path / "pieces")
+    assert outcomes(pieces) == once
+    assert trainings[12:] == trainings[:12]
+
+
+def test_an_interrupted_trial_is_run_again_and_changes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = free(10, sampler=quick(startup=4))
+    once = searched(spec, tmp_path / "once")
+    calls = watched(monkeypatch, raising(KeyboardInterrupt(), 8))
+    stopped = searched(spec, tmp_path / "twice")
+    assert len(trained(stopped)) == 7
+    again = searched(spec, tmp_path / "twice")
+    assert [INTERRUPTED in trial.user_attrs for trial in again.trials if trial.state == TrialState.FAIL] == [True]
+    assert outcomes(again) == outcomes(once)
+    assert len(calls) == 11
+
+
+def test_an_anchor_that_was_interrupted_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = watched(monkeypatch, raising(KeyboardInterrupt(), 2))
+    searched(free(4), tmp_path)
+    again = searched(free(6), tmp_path)
+    lost = next(trial for trial in again.trials if trial.state == TrialState.FAIL)
+    assert lost.user_attrs[KEY] in {trial.user_attrs[KEY] for trial in trained(again)}
+    assert len(calls) == 7
+
+
+def test_ctrl_c_finishes_the_trial_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    watched(monkeypatch, lambda _: signal.raise_signal(signal.SIGINT))
+    found = searched(free(4), tmp_path)
+    assert len(trained(found)) == 1
+    assert "stopping after the trial under way" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_anchors_hold_the_limits() -> None:
+    for share in (0.7, 0.3):
+        shared = bench(study(share=share))
+        uniform = anchors(shared)
+        (limit,) = shared.spec.limits
+        assert len(uniform) > 3
+        for params in uniform:
+            plan = shared.spec.space.suggest(optuna.trial.FixedTrial(params), shared.anatomy)
+            assert shared.costs(shared.build(plan), [limit.objective])[limit.objective.name] <= limit.bound
+
+
+def test_anchors_start_at_the_weakest_plan_within_the_limits() -> None:
+    shared = bench(study(share=0.5))
+    strengths = [
+        max(value for name, value in params.items() if name.startswith("prune/")) for params in anchors(shared)
+    ]
+    assert 0 < strengths[0] < 0.75
+
+
+def test_without_limits_the_first_anchor_leaves_the_network_alone() -> None:
+    shared = bench(dataclasses.replace(study(), limits=()))
+    plan = shared.spec.space.suggest(optuna.trial.FixedTrial(anchors(shared)[0]), shared.anatomy)
+    assert plan.words() == "nothing removed"
+
+
+def test_an_unreachable_limit_is_named_with_the_smallest_value_and_the_nearest_plan(
+    tmp_path: Path, trainings: list[tuple[int, int]]
+) -> None:
+    spec = study(share=0.01)
+    smallest = min(
+        costs(bench(spec), mask)["macs"]
+        for mask in [(1.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)]
+    )
+    with pytest.raises(UserError) as caught:
+        searched(spec, tmp_path)
+    assert str(caught.value).startswith(
+        f"the limit {spec.limits[0]} cannot be met: the smallest plan reaches macs {smallest:g}; the nearest plan is: "
+        "channels -75%"
+    )
+    assert f"raise the limit to at least {smallest:g}" in str(caught.value)
+    assert not trainings
+
+
+def test_a_limit_that_was_too_low_can_be_raised(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be met"):
+        searched(study(2, share=0.01), tmp_path)
+    assert len(trained(searched(study(2, share=0.6), tmp_path))) == 2
+
+
+def test_a_limit_on_a_metric_is_applied_after_training(tmp_path: Path) -> None:
+    least = Limit(Top1(splits().validation), at_least=90)
+    found = searched(dataclasses.replace(study(8), limits=(least,)), tmp_path)
+    missed = [trial for trial in trained(found) if trial.values[0] < 90]
+    assert missed
+    assert all(trial.constraints[str(least)] == (90 - trial.values[0]) / 90 for trial in trained(found))
+    assert front(found)
+    assert all(trial.values[0] >= 90 for trial in front(found))
+
+
+def test_a_front_that_is_empty_names_the_nearest_trial(tmp_path: Path) -> None:
+    least = Limit(Top1(splits().validation), at_least=100.5)
+    found = searched(dataclasses.replace(study(3), limits=(least,)), tmp_path)
+    best = max(trained(found), key=lambda trial: trial.values[0])
+    with pytest.raises(UserError, match=rf"nearest, trial {best.number}, misses top1 >= 100.5 by \d+\.\d%"):
+        need_front(found)
+
+
+def test_no_trials_are_no_front(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no trained candidate yet; run it for longer: slimfront run"):
+        need_front(open_study(study(), tmp_path, None, create=True))
+
+
+def test_one_objective_is_enough(tmp_path: Path) -> None:
+    found = searched(dataclasses.replace(study(3), objectives=(SizeBytes(),)), tmp_path)
+    assert len(front(found)) == 1
+    assert front(found)[0].values[0] == min(trial.values[0] for trial in trained(found))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said() -> None:
+    with pytest.raises(UserError, match="there is none; take --device auto or cpu"):
+        device_named("cuda")
+
+
+def test_a_budget_and_a_recipe_are_positive() -> None:
+    with pytest.raises(ValueError, match="budget must be positive, but got trials=0"):
+        Budget(trials=0)
+    with pytest.raises(ValueError, match="minutes=-1"):
+        Budget(minutes=-1)
+    with pytest.raises(ValueError, match="learning_rate must be positive, but got 0"):
+        Recipe(learning_rate=0)
+
+
+def test_minutes_end_a_run(tmp_path: Path) -> None:
+    spec = free(50, budget=Budget(trials=50, minutes=0.01))
+    found = searched(spec, tmp_path)
+    assert 1 <= len(trained(found)) < 50
+
+
+def test_temperatures_are_part_of_the_plan(tmp_path: Path) -> None:
+    space = Space(steps=(PruneRatios(),), recovery=Temperatures())
+    found = searched(dataclasses.replace(pruning(7), space=space), tmp_path)
+    assert len({trial.params["distill/temperature"] for trial in found.trials}) > 1

@@ -1,0 +1,63 @@
+"""The predicted size against the file that is really written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from objectives import SizeBytes
+from objectives.runtimes import OnnxRuntime
+from spaces import Factorize, KMeans, PowersOfTwo, Prune, Quantize, deployed, trace
+from studies.digits import Net
+from tests.small_study import teacher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from spaces import Step
+
+SHARE, BYTES = 0.05, 150
+IMAGES = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+torch.manual_seed(0)
+NETS = {"small": teacher(), "residual": Net(32)}
+for _ in range(3):
+    NETS["residual"](2 * IMAGES + 1)  # statistics that leave no bias at zero: the exporter drops such
+NETS["residual"].eval()
+
+
+def plans(network: nn.Module) -> dict[str, tuple[Step, ...]]:
+    """Return steps for every form that a layer may take in the file."""
+    anatomy = trace(network, IMAGES)
+    names = [layer.name for layer in anatomy.layers]
+    prune = Prune(tuple((group.name, 0.5) for group in anatomy.groups))
+    split = Factorize(tuple((name, 0.25) for name in names))
+    eight = Quantize(tuple((name, 8, 8) for name in names))
+    return {
+        "float": (),
+        "pruned": (prune,),
+        "low rank": (split,),
+        "2 bits": (Quantize(tuple((name, 2, 32) for name in names)),),
+        "4 bits": (Quantize(tuple((name, 4, 32) for name in names)),),
+        "8 bits and inputs": (eight,),
+        "inputs alone": (Quantize(tuple((name, 32, 8) for name in names)),),
+        "codebook": (Quantize(tuple((name, 4, 32) for name in names), KMeans()),),
+        "powers of two": (Quantize(tuple((name, 3, 8) for name in names), PowersOfTwo()),),
+        "everything": (prune, split, Quantize(tuple((name, 4, 8) for name in names))),
+    }
+
+
+@pytest.mark.parametrize("plan", plans(NETS["small"]))
+@pytest.mark.parametrize("net", NETS)
+def test_the_size_is_that_of_the_file(net: str, plan: str, tmp_path: Path) -> None:
+    network = NETS[net]
+    for step in plans(network)[plan]:
+        network = step.apply(network, IMAGES)
+    finished = deployed(network, IMAGES)
+    OnnxRuntime().export(finished, IMAGES[:1], tmp_path / "model.onnx")
+    predicted, real = SizeBytes()(finished), (tmp_path / "model.onnx").stat().st_size
+    print(f"{net}, {plan}: {predicted:.0f}, file {real}, {predicted / real - 1:+.1%}")  # noqa: T201
+    assert abs(predicted - real) <= max(BYTES, SHARE * real)

@@ -1,0 +1,191 @@
+"""Moments and refitted weights are those of the closed forms."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+
+from spaces import statistics
+from spaces.statistics import columns_of, moments, reestimate, refit, weight_of
+from tests.nets import Mlp, Residual, example, run, teacher
+
+LAYERS = {
+    "linear": (nn.Linear(5, 4), (64, 5)),
+    "tokens": (nn.Linear(5, 4), (16, 7, 5)),
+    "pointwise": (nn.Conv2d(5, 4, 1), (4, 5, 6, 6)),
+    "plain": (nn.Conv2d(3, 4, 3), (8, 3, 7, 7)),
+    "padded": (nn.Conv2d(3, 4, 3, padding=1), (8, 3, 7, 7)),
+    "strided": (nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(1, 0)), (8, 3, 8, 7)),
+    "dilated": (nn.Conv2d(3, 4, 3, padding=2, dilation=2), (8, 3, 7, 7)),
+    "same": (nn.Conv2d(3, 4, (3, 5), padding="same"), (8, 3, 7, 7)),
+    "reflected": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (8, 3, 7, 7)),
+    "one dimension": (nn.Conv1d(3, 4, 5, stride=2, padding=2, dilation=2), (16, 3, 20)),
+    "three dimensions": (nn.Conv3d(2, 4, (2, 3, 2), stride=(1, 2, 1), padding=(0, 1, 1)), (4, 2, 4, 5, 4)),
+}
+each_layer = pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS.keys())
+
+
+def features(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what the kernel meets, shape (N, D), read off the layer itself with one-hot kernels."""
+    if isinstance(layer, nn.Linear):
+        return inputs.reshape(-1, layer.in_features)
+    weight = layer.get_parameter("weight")
+    columns = weight[0].numel()
+    probe = copy.deepcopy(layer)
+    assert isinstance(probe, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    probe.out_channels, probe.bias = columns, None
+    probe.weight = nn.Parameter(torch.eye(columns).reshape(columns, *weight.shape[1:]))
+    with torch.no_grad():
+        return run(inputs, probe).movedim(1, -1).reshape(-1, columns)
+
+
+@each_layer
+def test_moments_are_those_of_the_unfolded_inputs(
+    layer: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "DAMPING", 0.0)
+    net, inputs = nn.Sequential(layer), torch.randn(shape) + 0.5
+    seen = moments(net, inputs, ["0"])["0"]
+    rows = features(layer, inputs)
+    torch.testing.assert_close(seen.mean_D, rows.mean(0))
+    torch.testing.assert_close(seen.second_DD, rows.T @ rows / len(rows))
+    assert seen.block == math.prod(getattr(layer, "kernel_size", ()))
+
+
+def test_the_diagonal_is_damped_by_a_share_of_its_mean() -> None:
+    net, inputs = nn.Sequential(nn.Linear(5, 4)), torch.randn(64, 5)
+    second = inputs.T @ inputs / 64
+    damped = second + 0.01 * second.diagonal().mean() * torch.eye(5)
+    torch.testing.assert_close(moments(net, inputs, ["0"])["0"].second_DD, damped)
+
+
+def test_channels_are_the_mean_over_the_kernel_positions() -> None:
+    net, inputs = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(8, 3, 7, 7)
+    seen = moments(net, inputs, ["0"])["0"]
+    want = torch.stack([seen.second_DD[position::9, position::9] for position in range(9)]).mean(0)
+    torch.testing.assert_close(seen.channels_II, want)
+
+
+def test_wide_layers_pool_the_kernel_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MOST_COLUMNS", 26)
+    monkeypatch.setattr(statistics, "DAMPING", 0.0)
+    net, inputs = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(8, 3, 7, 7)
+    seen = moments(net, inputs, ["0"])["0"]
+    rows = inputs.movedim(1, -1).reshape(-1, 3)
+    torch.testing.assert_close(seen.second_DD, rows.T @ rows / len(rows))
+    torch.testing.assert_close(seen.channels_II, seen.second_DD)
+    assert seen.block == 1
+
+
+def test_all_calls_of_a_layer_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return run(x[:10], self.layer).sum() + run(3 * x, self.layer).sum()
+
+    monkeypatch.setattr(statistics, "DAMPING", 0.0)
+    inputs = torch.randn(50, 4)
+    rows = torch.cat([inputs[:10], 3 * inputs])
+    seen = moments(Twice(), inputs, ["layer"])["layer"]
+    torch.testing.assert_close(seen.mean_D, rows.mean(0))
+    torch.testing.assert_close(seen.second_DD, rows.T @ rows / 60)
+
+
+def test_grouped_convolutions_are_left_out_and_hooks_removed() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1))
+    assert set(moments(net, torch.randn(2, 4, 3, 3), ["0", "1"])) == {"1"}
+    with pytest.raises(RuntimeError):
+        moments(net, torch.randn(2, 5, 3, 3), ["1"])
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@each_layer
+def test_refitted_weights_are_the_least_squares_solution(
+    layer: nn.Module, shape: tuple[int, ...], *, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "DAMPING", 1e-7)
+    layer = copy.deepcopy(layer)
+    layer.register_parameter("bias", nn.Parameter(torch.randn(4)) if bias else None)
+    inputs = torch.randn(shape) + 0.5
+    inputs = inputs + 0.5 * inputs.roll(1, -1 if isinstance(layer, nn.Linear) else 1)  # so that others can take over
+    rows = features(layer, inputs)
+    weight = layer.get_parameter("weight")
+    kept = torch.arange(weight.shape[1]).repeat_interleave(weight[0, 0].numel()) != 1
+    want = rows @ weight.detach().flatten(1).T
+    if bias:
+        want = want + layer.get_parameter("bias").detach()
+    known = np.concatenate([rows[:, kept].numpy(), np.ones((len(rows), int(bias)))], 1)
+    solution = np.linalg.lstsq(known, want.numpy(), rcond=None)[0]
+    refit(layer, moments(nn.Sequential(copy.deepcopy(layer)), inputs, ["0"])["0"], [1])
+    got = weight.detach().flatten(1)
+    assert not got[:, ~kept].any()
+    np.testing.assert_allclose(got[:, kept].T, solution[: int(kept.sum())], atol=2e-3)
+    if bias:
+        np.testing.assert_allclose(layer.get_parameter("bias").detach(), solution[-1], atol=2e-3)
+
+
+def test_pooled_positions_are_refitted_nearer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MOST_COLUMNS", 8)
+    layer, inputs = nn.Conv2d(4, 6, 3), torch.randn(16, 4, 8, 8)
+    inputs[:, 1] = inputs[:, 0] + 0.1 * inputs[:, 1]
+    net = nn.Sequential(layer)
+    with torch.no_grad():
+        want, raw = net(inputs), copy.deepcopy(layer)
+        raw.weight[:, 1] = 0
+        refit(layer, moments(copy.deepcopy(net), inputs, ["0"])["0"], [1])
+        assert (layer(inputs) - want).square().mean() < 0.1 * (raw(inputs) - want).square().mean()
+
+
+@pytest.mark.parametrize("block", [1, 9])
+def test_columns_go_back_into_the_weight(block: int) -> None:
+    weight = torch.randn(4, 3, 3, 3)
+    columns = columns_of(weight, block)
+    assert columns.shape[1] == 3 * block
+    assert torch.equal(weight_of(columns, weight, block), weight)
+
+
+def test_statistics_become_the_mean_and_variance_of_the_batch() -> None:
+    norm, inputs = nn.BatchNorm1d(4, momentum=0.3).eval(), 3 * torch.randn(100, 4) + 1
+    net = nn.Sequential(norm, nn.Dropout())
+    modes = [module.training for module in net.modules()]
+    assert modes == [True, False, True]
+    reestimate(net, inputs)
+    torch.testing.assert_close(norm.running_mean, inputs.mean(0))
+    torch.testing.assert_close(norm.running_var, inputs.var(0))
+    assert norm.momentum == 0.3
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_several_batches_count_alike_and_a_last_single_one_not() -> None:
+    norm, inputs = nn.BatchNorm1d(4), torch.randn(65, 4)
+    reestimate(norm, inputs, batch=32)
+    torch.testing.assert_close(norm.running_mean, inputs[:64].mean(0))
+    torch.testing.assert_close(norm.running_var, (inputs[:32].var(0) + inputs[32:64].var(0)) / 2)
+
+
+def test_statistics_of_deep_norms_are_those_of_normalized_inputs() -> None:
+    net = copy.deepcopy(teacher(Residual))
+    reestimate(net, example(net))
+    given: list[Tensor] = []
+    handle = net.get_submodule("block2.bn2").register_forward_pre_hook(lambda _, x: given.append(x[0]))
+    copied = copy.deepcopy(net).train()
+    handle.remove()
+    copied(example(net))
+    torch.testing.assert_close(given[0].mean((0, 2, 3)), net.get_buffer("block2.bn2.running_mean"))
+
+
+def test_one_example_has_no_variance_and_changes_nothing() -> None:
+    net = copy.deepcopy(teacher(Mlp))
+    before = F.softplus(net.get_buffer("bn.running_var"))
+    reestimate(net, example(net)[:1])
+    assert torch.equal(F.softplus(net.get_buffer("bn.running_var")), before)

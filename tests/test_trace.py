@@ -1,0 +1,143 @@
+"""What a trace says of a network's layers."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from objectives.macs import count
+from spaces import Layer, trace
+from tests.nets import NETS, Net, Normed, Plain, Separable, Wide, example, run, teacher
+
+
+@pytest.mark.parametrize("kind", [*NETS, Wide])
+def test_multiply_adds_are_those_that_fvcore_counts(kind: type[Net]) -> None:
+    net = teacher(kind)
+    counted = count(net, example(net))
+    layers = trace(net, example(net)).layers
+    assert {layer.name: layer.macs for layer in layers} == {layer.name: counted[layer.name] for layer in layers}
+    assert sum(layer.macs for layer in layers) == counted[""]
+
+
+def test_layers_come_in_order_of_execution_with_their_geometry() -> None:
+    net = teacher(Separable)
+    layers = trace(net, example(net)).layers
+    assert [layer.name for layer in layers] == ["stem", "depthwise", "pointwise", "head"]
+    assert layers[0] == Layer("stem", "Conv2d", 8, 3, (3, 3), (2, 2), 1, 16, 1, tied=False)
+    assert layers[3] == Layer("head", "Linear", 5, 12, (), (), 1, 1, 1, tied=False)
+    assert [layer.depthwise for layer in layers] == [False, True, False, False]
+
+
+def test_modules_with_weights_that_no_axis_acts_on_are_listed() -> None:
+    net = teacher(Normed)
+    others = (("group_norm", "GroupNorm"), ("slopes", "PReLU"), ("layer_norm", "LayerNorm"))
+    assert trace(net, example(net)).others == others
+
+
+class Tokens(Net):
+    """Moves the pixels into the batch, and calls one layer for each of two halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 6)
+        self.shared = nn.Linear(6, 6)
+        self.idle = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 5)
+        self.head.weight = nn.Parameter(torch.randn(5, 6))
+        self.tied = nn.Linear(6, 5)
+        self.tied.weight = self.head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.permute(0, 2, 3, 1).flatten(0, 2))
+        left, right = tokens.chunk(2)
+        tokens = torch.cat([self.shared(left), self.shared(right)]).reshape(len(x), -1, 6)
+        return run(tokens.mean(1), self.head) + run(tokens.amax(1), self.tied)
+
+
+def test_all_calls_and_all_tokens_of_one_example_count() -> None:
+    net = Tokens().eval()
+    layers = {layer.name: layer for layer in trace(net, example(net)).layers}
+    assert (layers["embed"].positions, layers["embed"].calls) == (64, 1)
+    assert (layers["shared"].positions, layers["shared"].calls) == (64, 2)
+    counted = count(net, example(net))
+    assert {name: layer.macs for name, layer in layers.items()} == {name: counted[name] for name in layers}
+
+
+def test_layers_that_do_not_run_are_left_out_and_tied_ones_marked() -> None:
+    net = Tokens().eval()
+    layers = trace(net, example(net)).layers
+    assert isinstance(net.idle, nn.Linear)
+    assert {layer.name: layer.tied for layer in layers} == {"embed": False, "shared": False, "head": True, "tied": True}
+
+
+class Words(Net):
+    """Its head and its embedding are one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.hidden = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 5)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(self.hidden(self.embed(x)).mean(1), self.head)
+
+
+def test_a_weight_that_an_embedding_holds_too_is_tied() -> None:
+    layers = trace(Words().eval(), torch.tensor([[0, 3, 2]])).layers
+    assert [(layer.name, layer.tied) for layer in layers] == [("hidden", False), ("head", True)]
+
+
+def test_a_failing_forward_gives_an_error_of_one_line() -> None:
+    net = copy.deepcopy(teacher(Plain))
+    message = (
+        r"^the network must accept the example, but its forward failed on a tensor of shape \(1, 4, 8, 8\): .*; "
+        r"give an example as the network is called in use$"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        trace(net, torch.randn(2, 4, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+class Silent(nn.Module):
+    """Fails without a word, or with too many."""
+
+    def __init__(self, *words: str) -> None:
+        super().__init__()
+        self.words = words
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError(*self.words)
+
+
+@pytest.mark.parametrize(("words", "said"), [((), "RuntimeError"), (("first\nsecond",), "first")])
+def test_whatever_the_forward_raises_is_said_in_one_line(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=rf"\(1, 3\): {said}; give an example"):
+        trace(Silent(*words), torch.randn(1, 3))
+
+
+def test_a_network_is_traced_once_and_forgotten_with_it() -> None:
+    net = copy.deepcopy(teacher(Plain))
+    first = trace(net, example(net))
+    assert trace(net, torch.randn(1, 3, 8, 8)) is first
+    alive = weakref.ref(net)
+    del net
+    example.cache_clear()
+    gc.collect()
+    assert alive() is None
+
+
+def test_unknown_names_list_the_nearest() -> None:
+    net = teacher(Plain)
+    anatomy = trace(net, example(net))
+    assert anatomy.layer("second").name == anatomy.group("second").name == "second"
+    with pytest.raises(ValueError, match="no layer is called 'secnd'; the nearest are: second"):
+        anatomy.layer("secnd")
+    with pytest.raises(ValueError, match="no group of channels is called 'head'; the nearest are: "):
+        anatomy.group("head")
