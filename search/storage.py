@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from search.definition import define, differences
@@ -141,10 +141,25 @@ def _storage(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
         path = folder / "journal.log"
         if not create and not path.exists():
             raise UserError(f"no study in {folder}; start it with: slimfront run")
+        if create and path.exists():
+            _cut_unfinished(path)
         return JournalStorage(JournalFileBackend(str(path)))
     if url.startswith("journal://"):
         return JournalStorage(JournalFileBackend(url.removeprefix("journal://")))
     return optuna.storages.get_storage(url)
+
+
+def _cut_unfinished(journal: Path) -> None:
+    """Cut off a last record that a power cut or a full disk left half written: the next would be joined to it."""
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(journal, whole)
+    finally:
+        lock.release()
 
 
 def worker() -> str:

@@ -312,6 +312,17 @@ def test_a_damaged_journal_is_named_and_kept(
     assert content(here) == before
 
 
+def test_a_record_that_was_half_written_is_done_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", STUDY, "--unverified", "--trials", "2"]) == 0
+    journal = here / "runs" / "small" / "journal.log"
+    os.truncate(journal, journal.stat().st_size - 25)
+    assert main(["run", STUDY, "--unverified", "--trials", "3"]) == 0
+    assert len(trained(opened(here))) == 3
+    assert main(["front", STUDY]) == 0
+
+
 def test_a_damaged_database_is_named_and_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "my.db").write_bytes(b"this is no database" * 99)
     assert main(["run", STUDY, "--storage", "sqlite:///my.db"]) == 2

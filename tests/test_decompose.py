@@ -122,7 +122,7 @@ def test_pooled_positions_do_too(decomposition: Decomposition, *, wide: bool, mo
 
 
 @each_decomposition
-@pytest.mark.parametrize(("layer", "shape"), [case for name, case in LAYERS.items() if name != "same"])
+@pytest.mark.parametrize(("layer", "shape"), LAYERS.values())
 @pytest.mark.parametrize("fraction", [0.25, 0.6, 1.0])
 def test_the_multiply_adds_are_those_that_fvcore_counts(
     decomposition: Decomposition, layer: nn.Module, shape: tuple[int, ...], fraction: float

@@ -1,0 +1,106 @@
+"""The studies that come with the project: their data and their networks."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from objectives import Macs, Parameters
+from search.errors import UserError
+from studies import digits, fashion_mnist, speech_digits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FASHION = fashion_mnist.DEBIAN
+needs_fashion = pytest.mark.skipif(
+    not (FASHION.exists() or "FASHION_MNIST" in os.environ), reason="Fashion-MNIST is not on this machine"
+)
+
+
+def test_the_digits_are_split_without_overlap_and_alike() -> None:
+    found = digits.splits()
+    parts = (found.train, found.validation, found.test)
+    assert [len(part) for part in parts] == [1077, 360, 360]
+    for part in parts:
+        assert part.labels.bincount().float().div(len(part)).sub(0.1).abs().max() < 0.01
+    seen = {image.numpy().tobytes() for image in found.train.inputs}
+    assert not [image for image in found.test.inputs if image.numpy().tobytes() in seen]
+
+
+def test_the_teachers_are_as_large_as_they_are_said_to_be() -> None:
+    image = torch.zeros(1, 1, 28, 28)
+    residual = fashion_mnist.Residual().eval()
+    assert 2.4e6 < Macs(image)(residual) < 2.6e6
+    assert 75_000 < Parameters()(residual) < 80_000
+    introductory = fashion_mnist.Introductory().eval()
+    assert [tuple(p.shape) for p in introductory.parameters()][::2] == [
+        (10, 1, 5, 5), (20, 10, 5, 5), (50, 320), (10, 50)
+    ]  # fmt: skip
+    assert 1e6 < Macs(torch.zeros(1, 1, 8, 8))(digits.Net().eval()) < 1.4e6
+    assert 5e6 < Macs(torch.zeros(1, 1, 49, 20))(speech_digits.DsCnn().eval()) < 6e6
+
+
+def test_shifted_images_are_parts_of_the_padded_ones() -> None:
+    images = torch.rand(64, 1, 28, 28)
+    moved = fashion_mnist.flip_and_shift(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    inner = images[..., 8:20, 8:20]
+    hits = [
+        any(
+            torch.equal(side[..., 8 + down : 20 + down, 8 + right : 20 + right], whole)
+            for side in (shifted, shifted.flip(-1))
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+        )
+        for shifted, whole in zip(moved, inner, strict=True)
+    ]
+    assert all(hits)
+    assert not torch.equal(moved, images)
+
+
+@needs_fashion
+def test_fashion_mnist_is_standardized_and_split() -> None:
+    found = fashion_mnist.splits()
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [54000, 6000, 10000]
+    assert abs(float(found.train.inputs.mean())) < 0.01
+    assert abs(float(found.train.inputs.std()) - 1) < 0.01
+
+
+def test_a_tone_lies_in_the_mel_band_of_its_frequency() -> None:
+    seconds = torch.arange(speech_digits.RATE) / speech_digits.RATE
+    hertz = 1000.0
+    mels = speech_digits.log_mel(torch.sin(2 * torch.pi * hertz * seconds)[None])
+    assert mels.shape == (1, 49, speech_digits.MELS)
+    band = speech_digits.mel_filters()[round(hertz / speech_digits.RATE * speech_digits.WINDOW)].argmax()
+    assert (mels[0].argmax(1) == band).all()
+
+
+def test_every_frequency_below_half_the_rate_is_heard_once() -> None:
+    filters = speech_digits.mel_filters()
+    middle = filters[4:-12].sum(1)
+    assert ((middle > 0.5) & (middle <= 1.001)).all()
+
+
+def test_masked_features_keep_their_shape_and_lose_a_stripe() -> None:
+    features = torch.ones(32, 1, 49, 20)
+    masked = speech_digits.shift_and_mask(features, torch.Generator().manual_seed(0))
+    assert masked.shape == features.shape
+    assert 0.5 < float(masked.mean()) < 0.99
+
+
+def test_a_folder_without_recordings_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--set data=FOLDER"):
+        speech_digits.splits(str(tmp_path))
+
+
+def test_recordings_are_split_by_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = os.environ.get(speech_digits.FOLDER)
+    if not folder:
+        pytest.skip("the recordings are not here: name their folder with the environment variable FSDD")
+    monkeypatch.setattr(speech_digits, "CACHE", tmp_path)
+    found = speech_digits.splits(folder)
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [2400, 300, 300]
