@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = _spec(options)
         act: Callable[[argparse.Namespace, StudySpec, Path], int] = options.act
         return act(options, spec, folder_of(spec, options.folder))
-    except (UserError, ExportError) as error:
+    except (UserError, ExportError, ImportError) as error:
         console.print(f"slimfront: {' '.join(str(error).split())}")
         if options.debug:
             raise
@@ -78,6 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print(f"stopped; nothing that was done is lost; go on with: {options.again}", markup=False)
         return STOPPED
+
+
+def _shared(options: argparse.Namespace) -> str:
+    """Return the study and the options that every command on it needs, as they would be typed."""
+    words = [options.study, *(word for setting in options.set for word in ("--set", setting))]
+    for name in ("folder", "storage", "sampler", "seed"):
+        if getattr(options, name) is not None:
+            words += [f"--{name}", str(getattr(options, name))]
+    return shlex.join(words)
 
 
 def _spec(options: argparse.Namespace) -> StudySpec:
@@ -110,7 +119,8 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     console.print(latency_note(study, folder))
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
-    console.print(f"pictures: slimfront report {options.study}   files: slimfront export {options.study} --pick knee")
+    console.print(f"pictures: slimfront report {_shared(options)}", markup=False)
+    console.print(f"files: slimfront export {_shared(options)} --pick knee", markup=False)
     return 1 if failures else 0
 
 

@@ -221,7 +221,8 @@ def export(trial: FrozenTrial, bench: Bench, weights: Path, folder: Path, refere
     model = restored(trial, bench, weights).cpu()
     example = spec.example()[:1]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = folder.parent / f".{folder.name}-{os.getpid()}"
+    unfinished.mkdir()
     try:
         spec.runtime.export(deployed(model, spec.example()), example, unfinished / MODEL)
         record = verify(model, unfinished / MODEL, spec, reference)

@@ -92,7 +92,13 @@ def _settings(function: Callable[..., Any], target: str, settings: list[str]) ->
         if name not in parameters:
             raise UserError(f"{target}: {unknown('setting', name, parameters)}")
         given[name] = _value(text, parameters[name])
-    missing = [name for name, taken in parameters.items() if taken.default is taken.empty and name not in given]
+    missing = [
+        name
+        for name, taken in parameters.items()
+        if taken.default is taken.empty
+        and taken.kind not in {taken.VAR_POSITIONAL, taken.VAR_KEYWORD}
+        and name not in given
+    ]
     if missing:
         raise UserError(f"{target} needs a value for {missing[0]!r}; give it with --set {missing[0]}=VALUE")
     return given

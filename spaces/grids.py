@@ -83,13 +83,14 @@ class KMeans:
         return False
 
     def levels(self, normal: Tensor, bits: int) -> Tensor:
-        """Return the centres; fewer where the layer has fewer distinct weights."""
+        """Return 2**bits centres; the highest is repeated where the layer has fewer distinct weights."""
         flat = normal.detach().flatten().cpu().double().numpy()
         flat = flat[:: max(1, len(flat) // self.sample)]
         count = min(2**bits, len(np.unique(flat)))
         start = np.quantile(flat, (np.arange(count) + 0.5) / count)  # deterministic, and every cell starts non-empty
         found = ScikitKMeans(count, init=start[:, None], n_init=1, max_iter=50).fit(flat[:, None])
-        return torch.from_numpy(np.sort(found.cluster_centers_[:, 0])).to(normal)
+        centres = np.pad(np.sort(found.cluster_centers_[:, 0]), (0, 2**bits - count), mode="edge")
+        return torch.from_numpy(centres).to(normal)
 
 
 def scales(weight_OX: Tensor, levels: Tensor) -> Tensor:

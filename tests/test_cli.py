@@ -312,9 +312,7 @@ def test_a_damaged_journal_is_named_and_kept(
     assert content(here) == before
 
 
-def test_a_record_that_was_half_written_is_done_again(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_that_was_half_written_is_done_again(here: Path) -> None:
     assert main(["run", STUDY, "--unverified", "--trials", "2"]) == 0
     journal = here / "runs" / "small" / "journal.log"
     os.truncate(journal, journal.stat().st_size - 25)
