@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import shlex
 import sys
 import warnings
@@ -161,7 +162,8 @@ def _confirm(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     members = [pick(study, spec, options.pick)] if options.pick else need_front(study)
     bench = Bench(spec, device_named(options.device))
     found = confirm(members, bench, folder, options.seeds)
-    _show(confirmed_table(found, spec, study), options.format)
+    teacher = json.loads((folder / "confirmed" / "front.json").read_text())["teacher"]
+    _show(confirmed_table(found, teacher, spec, study), options.format)
     return 0
 
 

@@ -57,9 +57,8 @@ def confirm(members: list[FrozenTrial], bench: Bench, folder: Path, seeds: int) 
                 runs.append(_trained_once(trial, bench, folder, recipe, turn, share))
                 told((done + 1) / total)
             records.append(_record(trial, runs))
-    save_json(
-        folder / "confirmed" / "front.json", {"teacher": metrics(bench, bench.finish(bench.model)), "members": records}
-    )
+    teacher = metrics(bench, bench.finish(bench.model))
+    save_json(folder / "confirmed" / "front.json", {"teacher": teacher, "members": records})
     return records
 
 

@@ -66,13 +66,20 @@ def latency_note(study: Study, folder: Path) -> str:
     )
 
 
-def confirmed_table(records: list[dict[str, Any]], spec: StudySpec, study: Study) -> pd.DataFrame:
-    """Return one row a member: costs, and mean and spread of each metric on validation and test.
+def confirmed_table(
+    records: list[dict[str, Any]], teacher: dict[str, float], spec: StudySpec, study: Study
+) -> pd.DataFrame:
+    """Return the teacher and one row a member: costs, and mean and spread of each metric on validation and test.
 
     A member is `kept` unless another is at least as good in the confirmed mean of every objective and better in one.
     """
     costs = [objective.name for objective in spec.measured if objective.is_cost]
-    rows = []
+    values = study.user_attrs.get(TEACHER, {})
+    rows: list[dict[str, Any]] = [
+        {"trial": "teacher", "n": 1, **{name: values.get(name) for name in costs}}
+        | {name: f"{value:.2f}" for name, value in teacher.items()}
+        | {"kept": "", "plan": "the network as it was given"}
+    ]
     for record in records:
         row: dict[str, Any] = {"trial": str(record["trial"]), "n": record["n"]}
         row |= {name: record["searched"][name] for name in costs}

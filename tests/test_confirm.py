@@ -172,7 +172,9 @@ def test_the_table_says_who_is_kept(found: Study) -> None:
         costs = {"size_bytes": size, "macs": 1.0, "top1": 0.0}
         return {"trial": trial, "n": 2, "searched": costs, "validation_top1": {"mean": top1, "spread": 0.5}}
 
-    table = confirmed_table([record(0, 90, 100), record(1, 89, 200), record(2, 95, 200)], study(4), found)
-    assert list(table["kept"]) == ["yes", "no", "yes"]
-    assert table["validation_top1"][0] == "90.00 ± 0.50"
-    assert list(table["size_bytes"]) == [100, 200, 200]
+    records = [record(0, 90, 100), record(1, 89, 200), record(2, 95, 200)]
+    table = confirmed_table(records, {"validation_top1": 96.0}, study(4), found)
+    assert list(table["trial"]) == ["teacher", "0", "1", "2"]
+    assert list(table["kept"]) == ["", "yes", "no", "yes"]
+    assert list(table["validation_top1"])[:2] == ["96.00", "90.00 ± 0.50"]
+    assert list(table["size_bytes"])[1:] == [100, 200, 200]
