@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import nn
+    from torch.utils.data import Dataset
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -27,7 +29,7 @@ class Examples:
     inputs
         As the network takes them, shape (N, ...).
     labels
-        Class indices, shape (N,).
+        Class indices (N,), or whatever the study's loss compares outputs with: class maps (N, H, W), numbers (N, ...).
     """
 
     inputs: Tensor
@@ -40,6 +42,24 @@ class Examples:
                 f"inputs and labels must be equally many and not empty, but got {len(self.inputs)} and "
                 f"{len(self.labels)}"
             )
+
+    @classmethod
+    def of(cls, source: Dataset[Any] | DataLoader[Any]) -> Examples:
+        """Read a dataset or a loader of (input, label) pairs to its end, once, into memory.
+
+        Parameters
+        ----------
+        source
+            A map-style dataset, or a loader; a loader's own order and transforms are taken as they come.
+        """
+        loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=256)
+        inputs, labels = zip(*((torch.as_tensor(x), torch.as_tensor(y)) for x, y in loader), strict=True)
+        return cls(torch.cat(inputs), torch.cat(labels))
+
+    @property
+    def classified(self) -> bool:
+        """Whether the labels are classes, that is integers."""
+        return not self.labels.is_floating_point()
 
     def __len__(self) -> int:
         """Return how many there are."""

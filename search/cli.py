@@ -19,7 +19,7 @@ from rich.table import Table
 from objectives.runtimes import ExportError
 from search.confirm import confirm, weights_of
 from search.errors import UserError
-from search.export import export, record_words, replaceable, teacher_file, verify_front
+from search.export import export, replaceable, teacher_file, verify_front
 from search.front import front, need_front
 from search.inspection import inspection, reach
 from search.loading import load
@@ -30,6 +30,7 @@ from search.run import device_named, measure_teacher, run
 from search.storage import folder_of, open_study, writable
 from search.tables import confirmed_table, front_table, latency_note
 from search.trial import Bench
+from search.verification import record_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import platform
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,31 +13,23 @@ import torch
 from optuna.trial import FixedTrial
 from safetensors.torch import load_file
 
-from objectives import Examples, Latency
-from objectives.examples import outputs
 from search.codec import decode, encode
 from search.definition import fingerprint
 from search.errors import UserError
 from search.progress import track
 from search.storage import save_json
 from search.trial import VALUES, save_state, state_path
+from search.verification import Disagreement, verify
 from spaces import deployed
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-    from torch import Tensor, nn
+    from torch import nn
 
-    from search.spec import StudySpec
     from search.trial import Bench
     from spaces import Plan
 
-LARGEST_LOSS = 0.5  # points of top-1 between the file and the torch network
-LEAST_AGREEMENT = 99.0  # percent of the samples with the same first class
 MODEL, PLAN, STATE, RECORD = "model.onnx", "plan.json", "state.safetensors", "verification.json"
-
-
-class Disagreement(UserError):
-    """The file does not answer as the network does."""
 
 
 def plan_of(trial: FrozenTrial, bench: Bench) -> Plan:
@@ -106,52 +96,6 @@ def teacher_file(bench: Bench, folder: Path) -> Path:
         spec.runtime.export(deployed(spec.teacher, spec.example()), spec.example()[:1], unfinished)
         unfinished.replace(path)
     return path
-
-
-def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
-    """Load the file from disk, run the whole validation split through it, and compare with the torch network.
-
-    Parameters
-    ----------
-    model
-        The trained network, in evaluation mode.
-    path
-        Its file.
-    spec
-        The study: its validation split and runtime.
-    reference
-        The teacher's file.
-
-    Raises
-    ------
-    Disagreement
-        If top-1 differs by more than 0.5 points, or the first class on more than 1% of the samples.
-    """
-    examples: Examples = spec.splits.validation
-    want = outputs(model, examples.inputs)
-    run = spec.runtime.load(path)
-    got = torch.cat([run(inputs) for inputs, _ in examples.batches()])
-    latency = Latency(spec.runtime, spec.teacher, spec.example()[:1])
-    record: dict[str, Any] = {
-        "runtime": spec.runtime.name,
-        "samples": len(examples),
-        "top1_torch": _top1(want, examples.labels),
-        "top1_file": _top1(got, examples.labels),
-        "agreement_percent": 100 * float((want.argmax(1) == got.argmax(1)).double().mean()),
-        "sqnr_db": _sqnr(want, got),
-        "file_bytes": path.stat().st_size,
-        "teacher_file_bytes": reference.stat().st_size,
-        "latency": dataclasses.asdict(latency.compare(path, reference)),
-        "machine": f"{platform.machine()}, {platform.system()}, torch {torch.__version__}",
-    }
-    loss = abs(record["top1_file"] - record["top1_torch"])
-    if loss > LARGEST_LOSS or record["agreement_percent"] < LEAST_AGREEMENT:
-        raise Disagreement(
-            f"the exported file must answer as the network does, but its top-1 is {record['top1_file']:.2f} instead of "
-            f"{record['top1_torch']:.2f} and they agree on {record['agreement_percent']:.2f}% of {len(examples)} "
-            "samples; nothing was written; please report the plan"
-        )
-    return record
 
 
 def verify_front(members: list[FrozenTrial], bench: Bench, folder: Path) -> list[str]:
@@ -239,25 +183,3 @@ def export(trial: FrozenTrial, bench: Bench, weights: Path, folder: Path, refere
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return record
-
-
-def record_words(record: dict[str, Any]) -> str:
-    """Word a verification in one line."""
-    latency = record["latency"]
-    return (
-        f"top-1 {record['top1_file']:.2f}% from the file ({record['top1_torch']:.2f}% in torch, agreement "
-        f"{record['agreement_percent']:.2f}% of {record['samples']}), {record['file_bytes']:,} bytes (teacher "
-        f"{record['teacher_file_bytes']:,}), latency {latency['ratio']:.2f}x the teacher's "
-        f"({latency['cpu_ms']:.3f} ms, batch {latency['batch']}, {latency['threads']} thread)"
-        f"{', on a noisy machine' if latency['noisy'] else ''}"
-    )
-
-
-def _top1(scores: Tensor, labels: Tensor) -> float:
-    return 100 * float((scores.argmax(1) == labels).double().mean())
-
-
-def _sqnr(want: Tensor, got: Tensor) -> float:
-    noise = float((want - got).double().pow(2).sum())
-    signal = float(want.double().pow(2).sum())
-    return float(10 * torch.log10(torch.tensor(signal / max(noise, 1e-30))))

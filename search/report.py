@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.visualization import plot_hypervolume_history, plot_param_importances
 
-from search.export import plan_of, record_path, record_words
+from search.export import plan_of, record_path
 from search.front import candidates, need_front, trained
 from search.pictures import draw_front, draw_plan, interactive_front
 from search.run import TEACHER
+from search.verification import record_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

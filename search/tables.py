@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from objectives import Metric
 from search.export import record_path
 from search.front import candidates, front
 from search.run import TEACHER
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
 
 def front_table(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
-    """Return the teacher and the front: objectives and limits, what the files measured, feasibility, plan in words.
+    """Return the teacher and the front: what was measured, what the files measured, feasibility, the plan in words.
 
-    `file_top1`, `file_bytes` and `latency_ratio` (to the teacher, on the runtime) are read from the exported file and
-    empty where a member was not verified.
+    `file_<metric>`, `file_bytes` and `latency_ratio` (to the teacher, on the runtime) are read from the exported file
+    and empty where a member was not verified.
     """
     table = candidates(study, spec).set_index("number")
     names = [objective.name for objective in spec.measured]
+    metrics = [objective.name for objective in spec.measured if isinstance(objective, Metric)]
     teacher = study.user_attrs.get(TEACHER, {})
     rows: list[dict[str, Any]] = []
     for trial in front(study):
@@ -37,7 +39,7 @@ def front_table(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
             {
                 "trial": str(trial.number),
                 **{name: trial.user_attrs[VALUES][name] for name in names},
-                "file_top1": record.get("top1_file"),
+                **{f"file_{name}": record.get(f"{name}_file") for name in metrics},
                 "file_bytes": record.get("file_bytes"),
                 "latency_ratio": record.get("latency", {}).get("ratio"),
                 "feasible": "yes" if table.loc[trial.number, "feasible"] else "no",

@@ -7,11 +7,12 @@ import hashlib
 import time
 from typing import TYPE_CHECKING
 
+import torch
 from optuna import TrialPruned
 from optuna.trial import TrialState
 from safetensors.torch import save_file
+from torch import Tensor
 
-from objectives.examples import outputs
 from search.errors import REASON, Diverged, UserError
 from search.recover import Teacher, recover
 from search.storage import WORKER, worker
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    import torch
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
-    from torch import Tensor, nn
+    from torch import nn
 
     from objectives import Examples, Objective
     from search.spec import Recipe, StudySpec
@@ -59,7 +59,7 @@ class Bench:
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))
         except ValueError as error:
             raise UserError(str(error)) from error
-        self.classes = _classes(self.model, self.example)
+        self.classes = _classes(self.model, self.example, classified=spec.splits.train.classified)
         check_labels("training", spec.splits.train, self.classes)
         check_labels("validation", spec.splits.validation, self.classes)
         self.teacher = Teacher(self.model, spec.splits.train)
@@ -185,21 +185,31 @@ def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
     return tuple(earlier.values)
 
 
-def _classes(model: nn.Module, example: Tensor) -> int:
-    answer = outputs(model, example[:2])
-    if answer.dim() != 2:  # noqa: PLR2004
-        raise UserError(f"the teacher must return one tensor of shape (B, classes), but got {tuple(answer.shape)}")
-    return int(answer.shape[1])
+def _classes(model: nn.Module, example: Tensor, *, classified: bool) -> int:
+    """Return how many classes the teacher tells apart, 0 where the labels are no classes."""
+    with torch.no_grad():
+        answer = model(example[:2])
+    if not isinstance(answer, Tensor) or (classified and answer.dim() < 2):  # noqa: PLR2004
+        got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise UserError(
+            f"the teacher must return one tensor, of shape (B, classes, ...) for class labels, but got {got}; wrap it "
+            "so that it does"
+        )
+    return int(answer.shape[1]) if classified else 0
 
 
 def check_labels(name: str, examples: Examples, classes: int) -> None:
-    """Check that every label is one of the teacher's classes.
+    """Check that every label is one of the teacher's classes; 0 classes are a task without any.
 
     Raises
     ------
     UserError
         If not, with the range and the way out.
     """
+    if not classes:
+        return
+    if not examples.classified:
+        raise UserError(f"the training labels are integers, but those of the {name} split are {examples.labels.dtype}")
     low, high = int(examples.labels.min()), int(examples.labels.max())
     if low < 0 or high >= classes:
         raise UserError(

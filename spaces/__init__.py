@@ -8,7 +8,7 @@ from spaces.anatomy import Anatomy, Layer
 from spaces.bits import BitWidths, Quantize
 from spaces.decompose import SpatialSvd, Svd, Tucker2
 from spaces.deploy import deployed
-from spaces.distill import Distill, Temperatures
+from spaces.distill import Distill, Imitate, Imitations, Temperatures
 from spaces.grids import KMeans, PowersOfTwo, Uniform
 from spaces.importance import Magnitude, SecondOrder, Taylor
 from spaces.plan import Axis, Plan, Recovery, RecoveryAxis, Space, Step
@@ -22,6 +22,8 @@ __all__ = [
     "BitWidths",
     "Distill",
     "Factorize",
+    "Imitate",
+    "Imitations",
     "KMeans",
     "Layer",
     "Magnitude",

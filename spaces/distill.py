@@ -39,7 +39,15 @@ class Distill:
             raise ValueError(f"weight must be in [0, 1], but got {self.weight}")
 
     def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of outputs (B, classes) against the teacher's (B, classes) and labels (B,)."""
+        """Return the scalar loss, a mean over examples and positions.
+
+        Parameters
+        ----------
+        student, teacher
+            Outputs (B, classes, ...).
+        labels
+            Class indices (B, ...).
+        """
         hard = F.cross_entropy(student, labels)
         if self.weight == 0:
             return hard
@@ -47,8 +55,8 @@ class Distill:
             F.log_softmax(student / self.temperature, 1),
             F.log_softmax(teacher / self.temperature, 1),
             log_target=True,
-            reduction="batchmean",
-        )
+            reduction="sum",
+        ) / (student.numel() / student.shape[1])
         return self.weight * self.temperature**2 * soft + (1 - self.weight) * hard
 
     def words(self) -> str:
@@ -91,3 +99,56 @@ class Temperatures:
 
     def _top(self) -> float:
         return math.floor(self.heaviest * 10 + 1e-9) / 10
+
+
+@dataclass(frozen=True, slots=True)
+class Imitate:
+    """For tasks without classes: the error against the labels, mixed with that against the teacher's outputs.
+
+    loss = weight * mean |student - teacher|^norm + (1 - weight) * mean |student - labels|^norm
+
+    Attributes
+    ----------
+    weight
+        Share of the teacher in [0, 1]; 0 is plain training.
+    norm
+        1 for the absolute error, 2 for the squared one.
+    """
+
+    weight: float = 0.5
+    norm: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.weight <= 1 or self.norm not in {1, 2}:
+            raise ValueError(f"weight must be in [0, 1] and norm 1 or 2, but got {self.weight} and {self.norm}")
+
+    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss of outputs against the teacher's and the labels, all of one shape."""
+        mine, hers = ((student - target).abs().pow(self.norm).mean() for target in (labels, teacher))
+        return self.weight * hers + (1 - self.weight) * mine
+
+    def words(self) -> str:
+        """Say the weight."""
+        return f"weight {self.weight:g}" if self.weight else "labels only"
+
+
+@dataclass(frozen=True, slots=True)
+class Imitations:
+    """How much of the teacher a student imitates where there are no classes, in steps of 0.1; 0 turns it off.
+
+    Parameters
+    ----------
+    norm
+        See `Imitate`.
+    """
+
+    norm: int = 2
+
+    def suggest(self, trial: BaseTrial) -> Imitate:
+        """Draw `distill/weight`."""
+        return Imitate(trial.suggest_float("distill/weight", 0.0, 1.0, step=0.1), self.norm)
+
+    def usual(self) -> dict[str, float]:
+        """Return weight 0.5."""
+        return {"distill/weight": 0.5}

@@ -16,21 +16,10 @@ from torch import Tensor, nn
 from objectives.runtimes import OnnxRuntime
 from search.confirm import weights_of
 from search.errors import UserError
-from search.export import (
-    Disagreement,
-    export,
-    plan_of,
-    rebuild,
-    record_path,
-    record_words,
-    replaceable,
-    restored,
-    teacher_file,
-    verify,
-    verify_front,
-)
+from search.export import export, plan_of, rebuild, record_path, replaceable, restored, teacher_file, verify_front
 from search.front import front, trained
 from search.trial import KEY, key_of, state_path
+from search.verification import Disagreement, record_words, verify
 from spaces import deployed
 from tests.small_study import Net, bench, searched, splits, study
 
@@ -169,7 +158,7 @@ def test_a_file_that_was_tampered_with_is_found_out(
     tamper(path, lambda raw: raw[::-1])
     trial = front(found)[0]
     network = restored(trial, shared, weights_of(home, trial))
-    with pytest.raises(Disagreement, match=r"its top-1 is .* instead of .* and they agree on .*% of 100 samples"):
+    with pytest.raises(Disagreement, match=r"its top1 is .* instead of .* and they agree on .*% of 100 samples"):
         verify(network, path, shared.spec, teacher_file(shared, home))
 
 

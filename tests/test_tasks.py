@@ -1,0 +1,158 @@
+"""Tasks that are no classification, and data as users have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+from torch.utils.data import DataLoader, TensorDataset
+
+from objectives import Examples, Limit, Macs, SizeBytes
+from objectives.examples import outputs
+from search import Budget, Recipe, Splits, StudySpec
+from search.confirm import confirm
+from search.export import export as export_files
+from search.export import rebuild, teacher_file, verify_front
+from search.front import front
+from search.run import run
+from search.storage import open_study
+from search.trial import Bench, state_path
+from spaces import BitWidths, Imitate, Imitations, PruneRatios, Ranks, Space, Temperatures
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class MeanError:
+    """A user's own objective: mean absolute error."""
+
+    examples: Examples
+    name: ClassVar[str] = "error"
+    direction: ClassVar[str] = "minimize"
+    is_cost: ClassVar[bool] = False
+
+    def __call__(self, model: nn.Module) -> float:
+        return float((outputs(model, self.examples.inputs) - self.examples.labels).abs().mean())
+
+    def on(self, examples: Examples) -> MeanError:
+        return replace(self, examples=examples)
+
+
+@dataclass(frozen=True, slots=True)
+class PixelAccuracy:
+    """A user's own objective: share of the pixels that are right, in percent."""
+
+    examples: Examples
+    name: ClassVar[str] = "pixels"
+    direction: ClassVar[str] = "maximize"
+    is_cost: ClassVar[bool] = False
+
+    def __call__(self, model: nn.Module) -> float:
+        right = outputs(model, self.examples.inputs).argmax(1) == self.examples.labels
+        return 100 * float(right.double().mean())
+
+    def on(self, examples: Examples) -> PixelAccuracy:
+        return replace(self, examples=examples)
+
+
+def numbers(count: int, seed: int) -> Examples:
+    inputs = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+    return Examples(inputs, torch.stack([inputs[:, 0] * inputs[:, 1], inputs[:, 2:].sum(1)], 1))
+
+
+def maps(count: int, seed: int) -> Examples:
+    inputs = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return Examples(inputs, (F.avg_pool2d(inputs, 3, 1, 1) > 0).long()[:, 0])
+
+
+def taught(model: nn.Module, examples: Examples, loss: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss(model(examples.inputs), examples.labels).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def regression() -> StudySpec:
+    torch.manual_seed(0)
+    splits = Splits(numbers(300, 0), numbers(100, 1), numbers(100, 2))
+    net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    return StudySpec(
+        name="regression",
+        teacher=taught(net, splits.train, nn.MSELoss()),
+        splits=splits,
+        space=Space(steps=(PruneRatios(), Ranks(), BitWidths(weights=(4, 8), activations=(8,))), recovery=Imitations()),
+        objectives=(MeanError(splits.validation), SizeBytes()),  # type: ignore[arg-type]
+        limits=(Limit(Macs(splits.validation.inputs), at_most=1000),),
+        recipe=Recipe(epochs=5, batch_size=50, learning_rate=5e-3),
+        budget=Budget(4),
+    )
+
+
+def segmentation() -> StudySpec:
+    torch.manual_seed(0)
+    splits = Splits(maps(80, 0), maps(40, 1), maps(40, 2))
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+    return StudySpec(
+        name="segmentation",
+        teacher=taught(net, splits.train, nn.CrossEntropyLoss()),
+        splits=splits,
+        space=Space(steps=(PruneRatios(), BitWidths(weights=(4, 8), activations=(8,))), recovery=Temperatures()),
+        objectives=(PixelAccuracy(splits.validation), SizeBytes()),  # type: ignore[arg-type]
+        recipe=Recipe(epochs=2, batch_size=20, learning_rate=5e-3),
+        budget=Budget(4),
+    )
+
+
+@pytest.mark.parametrize("spec", [regression(), segmentation()], ids=["regression", "segmentation"])
+def test_a_study_without_class_labels_goes_from_teacher_to_verified_file(spec: StudySpec, tmp_path: Path) -> None:
+    study = open_study(spec, tmp_path, None, create=True)
+    bench = Bench(spec, torch.device("cpu"))
+    assert run(spec, study, bench, tmp_path)
+    members = front(study)
+    assert members
+    assert verify_front(members[:1], bench, tmp_path) == []
+    (record,) = confirm(members[:1], bench, tmp_path, 1)
+    name = spec.objectives[0].name
+    assert record[f"test_{name}"]["mean"] > 0
+    weights = state_path(tmp_path, members[0].number)
+    written = export_files(members[0], bench, weights, tmp_path / "out", teacher_file(bench, tmp_path))
+    assert written[f"{name}_file"] == pytest.approx(written[f"{name}_torch"], rel=0.01)
+    rebuilt = rebuild(spec.teacher, tmp_path / "out")
+    assert rebuilt(spec.splits.test.inputs[:3]).shape == spec.teacher(spec.splits.test.inputs[:3]).shape
+
+
+def test_imitation_mixes_both_errors() -> None:
+    student, teacher, labels = (torch.full((4, 2), value) for value in (1.0, 3.0, 0.0))
+    assert float(Imitate(0.25, 2).loss(student, teacher, labels)) == pytest.approx(0.25 * 4 + 0.75 * 1)
+    assert float(Imitate(0.25, 1).loss(student, teacher, labels)) == pytest.approx(0.25 * 2 + 0.75 * 1)
+    with pytest.raises(ValueError, match=r"norm 1 or 2, but got 0.5 and 3"):
+        Imitate(0.5, 3)
+
+
+def test_a_dataset_and_a_loader_are_read_whole_and_in_order() -> None:
+    inputs, labels = torch.arange(1000.0).reshape(500, 2), torch.arange(500)
+    dataset = TensorDataset(inputs, labels)
+    for source in (dataset, DataLoader(dataset, batch_size=7)):
+        found = Examples.of(source)
+        assert torch.equal(found.inputs, inputs)
+        assert torch.equal(found.labels, labels)
+    assert found.classified
+    assert not numbers(3, 0).classified
+
+
+def test_plain_numbers_and_arrays_of_a_dataset_become_tensors() -> None:
+    pairs = [(torch.zeros(1, 4, 4).numpy(), 3), (torch.ones(1, 4, 4).numpy(), 1)]
+    found = Examples.of(pairs)  # type: ignore[arg-type]
+    assert found.inputs.shape == (2, 1, 4, 4)
+    assert found.labels.tolist() == [3, 1]
