@@ -64,7 +64,9 @@ def recover(
         [p for p in student.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    student.train()
+    # In the channels-last layout, the backward pass of a strided 1x1 convolution on fewer than 8 channels (16 with
+    # AVX-512) writes beyond its memory (oneDNN issue 6035), and pruned networks have such: never train in it.
+    student.to(memory_format=torch.contiguous_format).train()
     step = 0
     for _ in range(recipe.epochs):
         order = torch.randperm(len(examples), generator=generator)
@@ -75,7 +77,7 @@ def recover(
             inputs = examples.inputs[chosen]
             if recipe.augment is not None:
                 inputs = recipe.augment(inputs, generator)
-            inputs = inputs.to(device)
+            inputs = inputs.to(device).contiguous()
             loss = recovery.loss(
                 student(inputs),
                 teacher.answers(inputs, None if recipe.augment else chosen),

@@ -114,7 +114,7 @@ def introductory(data: str = "", trials: int = 40) -> StudySpec:
         objectives=(Top1(found.validation), SizeBytes(), Macs(found.validation.inputs)),
         reported=(TopK(found.validation, 2), Loss(found.validation), Parameters()),
         recipe=Recipe(epochs=2, batch_size=128, learning_rate=2e-3),
-        confirmation=Recipe(epochs=6, batch_size=128, learning_rate=2e-3),
+        confirmation=Recipe(epochs=4, batch_size=128, learning_rate=2e-3),
         budget=Budget(trials=trials),
     )
 
@@ -141,7 +141,7 @@ def residual(data: str = "", trials: int = 40) -> StudySpec:
         objectives=(Top1(found.validation), Bops(found.validation.inputs)),
         reported=(Macs(found.validation.inputs), SizeBytes()),
         recipe=Recipe(epochs=1, batch_size=128, learning_rate=2e-3),
-        confirmation=Recipe(epochs=3, batch_size=128, learning_rate=2e-3),
+        confirmation=Recipe(epochs=2, batch_size=128, learning_rate=2e-3),
         budget=Budget(trials=trials),
     )
 

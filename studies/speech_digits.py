@@ -74,7 +74,7 @@ def shift_and_mask(features: Tensor, generator: Generator) -> Tensor:
     return features
 
 
-def study(data: str = "", trials: int = 40) -> StudySpec:
+def study(data: str = "", trials: int = 30) -> StudySpec:
     """Search for top-1 against the size of the file and the multiply-adds.
 
     Parameters
@@ -98,8 +98,8 @@ def study(data: str = "", trials: int = 40) -> StudySpec:
             recovery=Temperatures(),
         ),
         objectives=(Top1(found.validation), SizeBytes(), Macs(found.validation.inputs)),
-        recipe=Recipe(epochs=8, batch_size=64, learning_rate=3e-3),
-        confirmation=Recipe(epochs=30, batch_size=64, learning_rate=3e-3, augment=shift_and_mask),
+        recipe=Recipe(epochs=4, batch_size=64, learning_rate=3e-3),
+        confirmation=Recipe(epochs=12, batch_size=64, learning_rate=3e-3),
         budget=Budget(trials=trials),
     )
 

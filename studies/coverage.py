@@ -1,0 +1,169 @@
+"""Which networks can be compressed, by which axis, and why the rest cannot: one row a network.
+
+    python -m studies.coverage                     every classification and video builder of torchvision
+    python -m studies.coverage resnet18 swin_t     these
+    python -m studies.coverage --no-export vgg     every builder whose name contains `vgg`, without the ONNX file
+
+The weights are random: what is measured is structure, time and agreement, not accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchvision
+from optuna.trial import FixedTrial
+
+from objectives import Macs, Parameters
+from objectives.runtimes import OnnxRuntime
+from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, trace
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from spaces import Anatomy, Axis
+
+LARGEST = 100e6  # parameters
+STRENGTH = 0.4  # of every axis, in the plan that is applied
+SMALLEST = {"inception_v3": 128, "alexnet": 96, "vit": 224, "swin": 224, "maxvit": 224}  # else 64
+VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
+SPACE = Space(
+    steps=(
+        PruneRatios(importance=Magnitude(), refit=False),
+        Ranks(),
+        BitWidths(weights=(4, 8), activations=(8,)),
+    ),
+    recovery=Temperatures(),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was seen of one network.
+
+    Attributes
+    ----------
+    prune_percent, rank_percent, bits_percent
+        Share of the multiply-adds in layers on which the axis can act.
+    trace_s, apply_s
+        CPU seconds to look at the network, and to build the compressed one.
+    macs_left, parameters_left
+        Of the compressed network, as a share of the teacher's.
+    agreement
+        Largest difference between the exported file and torch, as a share of the largest output; empty without export.
+    refused
+        How often each reason was given, the commonest first.
+    """
+
+    model: str
+    prune_percent: float
+    rank_percent: float
+    bits_percent: float
+    trace_s: float
+    apply_s: float
+    macs_left: float
+    parameters_left: float
+    agreement: str
+    refused: str
+
+
+def build(name: str) -> nn.Module:
+    """Return the torchvision network of that name with random weights and BatchNorm statistics that are not trivial."""
+    torch.manual_seed(0)
+    extra: dict[str, Any] = {"init_weights": True} if name in {"inception_v3", "googlenet"} else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **extra)
+    return model.eval()
+
+
+def example(name: str) -> Tensor:
+    """Return two inputs of the smallest size at which the network makes sense."""
+    if name in VIDEO:
+        return torch.randn(2, 3, 8, 64, 64)
+    size = next((size for key, size in SMALLEST.items() if name.startswith(key)), 64)
+    return torch.randn(2, 3, size, size)
+
+
+def look(name: str, *, export: bool) -> Row:
+    """Trace, compress, and export one network."""
+    model, inputs = build(name), example(name)
+    started = time.process_time()
+    anatomy = trace(model, inputs)
+    traced = time.process_time()
+    plan = SPACE.suggest(FixedTrial(SPACE.uniform(anatomy, (STRENGTH,) * 3)), anatomy)
+    smaller = plan.apply(model, inputs)
+    applied = time.process_time()
+    finished, teacher = deployed(smaller, inputs), deployed(model, inputs)
+    said = [reason for axis in SPACE.steps for reason in axis.acts_on(anatomy).values() if reason.startswith("no: ")]
+    return Row(
+        model=name,
+        prune_percent=share(anatomy, SPACE.steps[0]),
+        rank_percent=share(anatomy, SPACE.steps[1]),
+        bits_percent=share(anatomy, SPACE.steps[2]),
+        trace_s=traced - started,
+        apply_s=applied - traced,
+        macs_left=Macs(inputs)(finished) / Macs(inputs)(teacher),
+        parameters_left=Parameters()(finished) / Parameters()(teacher),
+        agreement=f"{agreement(finished, inputs):.1e}" if export else "",
+        refused="; ".join(f"{count} x {reason[4:]}" for reason, count in Counter(said).most_common(3)),
+    )
+
+
+def share(anatomy: Anatomy, axis: Axis) -> float:
+    """Return the percentage of the multiply-adds that lie in layers whose inputs or outputs the axis can thin."""
+    said = axis.acts_on(anatomy)
+    reached = {name for name, words in said.items() if not words.startswith("no: ")}
+    if isinstance(axis, PruneRatios):  # a layer whose inputs go has fewer multiply-adds too
+        reached |= {member.layer for group in anatomy.groups for member in group.consumers}
+    return 100 * sum(x.macs for x in anatomy.layers if x.name in reached) / sum(x.macs for x in anatomy.layers)
+
+
+def agreement(model: nn.Module, inputs: Tensor) -> float:
+    """Return the largest difference between the exported file, read back, and the network, relative to its outputs."""
+    runtime = OnnxRuntime()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "model.onnx"
+        runtime.export(model, inputs, path)
+        want, got = model(inputs), runtime.load(path)(inputs)
+    return float((want - got).abs().max() / want.abs().max())
+
+
+def builders(wanted: list[str]) -> list[str]:
+    """Return the names of the builders that are asked for and not too large."""
+    names = [*torchvision.models.list_models(module=torchvision.models), *VIDEO]
+    chosen = [name for name in names if not wanted or name in wanted or any(word in name for word in wanted)]
+    with torch.device("meta"):
+        return [name for name in chosen if sum(p.numel() for p in build(name).parameters()) <= LARGEST]
+
+
+def main() -> None:
+    """Print the table as CSV, a row as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="builders, or parts of their names")
+    parser.add_argument("--no-export", action="store_true", help="leave out the ONNX file, the slowest part")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")  # torchvision's own
+    table = csv.writer(sys.stdout)
+    table.writerow(Row.__dataclass_fields__)
+    for name in builders(options.names):
+        try:
+            row = look(name, export=not options.no_export)
+            values = [getattr(row, field) for field in Row.__dataclass_fields__]
+            table.writerow([f"{value:.3g}" if isinstance(value, float) else value for value in values])
+        except Exception as error:  # noqa: BLE001 - a network that fails is a row, not the end of the table
+            table.writerow([name, *[""] * 8, f"FAILED {type(error).__name__}: {str(error).splitlines()[0][:200]}"])
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
