@@ -36,7 +36,11 @@ class Examples:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        """Check the lengths."""
+        """Check the kinds and the lengths."""
+        for name in ("inputs", "labels"):
+            if not isinstance(getattr(self, name), Tensor):
+                kind = type(getattr(self, name)).__name__
+                raise ValueError(f"{name} must be a tensor, but got {kind}; torch.as_tensor makes one")
         if len(self.inputs) != len(self.labels) or not len(self.inputs):
             raise ValueError(
                 f"inputs and labels must be equally many and not empty, but got {len(self.inputs)} and "

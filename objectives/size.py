@@ -18,6 +18,7 @@ GRAPH, HEAD = 60, 75
 CONVOLUTION, LINEAR = 64, 60
 PADDED, STRIDED, GROUPED = 20, 14, 14  # attributes of a convolution
 UNIFORM, CODEBOOK, INPUTS = 65, 99, 83  # what dequantizing the weight and quantizing the input add
+CLIP = 26  # inputs below 8 bits
 ACTIVATION = 13  # a ReLU or its like, taken as one a layer
 FLOAT_BITS, BYTE = 32, 8
 
@@ -65,6 +66,7 @@ def _low_precision(module: LowPrecision) -> int:
     assert isinstance(module, nn.Module)
     parameters = dict(module.named_parameters())
     total = INPUTS if module.activation_bits < FLOAT_BITS else 0
+    total += CLIP if module.activation_bits < BYTE else 0
     codes = parameters.pop("codes", None)
     total += 4 * sum(parameter.numel() for parameter in parameters.values())
     if codes is None:

@@ -81,6 +81,6 @@ def _check_reachable(bench: Bench, reachable: dict[tuple[float, ...], dict[str, 
     plan = bench.spec.space.suggest(FixedTrial(bench.spec.space.uniform(bench.anatomy, nearest)), bench.anatomy)
     reached = values[binding.objective.name]
     raise UserError(
-        f"the limit {binding} cannot be met: the smallest plan reaches {binding.objective.name} {reached:g}; the "
-        f"nearest plan is: {plan.words()}; raise the limit to at least {reached:g} or let the axes go further"
+        f"the limit {binding} cannot be met: the smallest plan reaches {binding.objective.name} {reached:.10g}; "
+        f"the nearest plan is: {plan.words()}; loosen the limit to {reached:.10g} or let the axes go further"
     )

@@ -177,6 +177,7 @@ def _export(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     bench = Bench(spec, device_named(options.device))
     record = export(trial, bench, weights_of(folder, trial), out, teacher_file(bench, folder))
     paper.print(f"trial {trial.number}: {record_words(record)}")
+    paper.print(f"weights: {'of confirm, its first seed' if 'seed' in record['weights'] else 'of the search'}")
     for path in sorted(out.iterdir()):
         paper.print(str(path))
     return 0
@@ -231,7 +232,13 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "front", _front, "print the front", "--format csv")
     verb = _verb(verbs, "report", _report, "write pictures, an interactive page and a table", "--out report")
     verb.add_argument("--out", help="folder of the report (default: report/ in the study's folder)")
-    verb = _verb(verbs, "confirm", _confirm, "train the front longer over seeds and read the test split", "--seeds 3")
+    verb = _verb(
+        verbs,
+        "confirm",
+        _confirm,
+        "train the front longer over seeds and read test; export takes these weights",
+        "--seeds 3",
+    )
     verb.add_argument("--seeds", type=int, default=3, help="trainings a member (default: 3)")
     verb.add_argument("--pick", help="only this member: knee, a number, or 'max NAME where NAME<=VALUE'")
     verb = _verb(

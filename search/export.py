@@ -13,6 +13,7 @@ import torch
 from optuna.trial import FixedTrial
 from safetensors.torch import load_file
 
+from objectives.runtimes import ExportError
 from search.codec import decode, encode
 from search.definition import fingerprint
 from search.errors import UserError
@@ -110,10 +111,10 @@ def verify_front(members: list[FrozenTrial], bench: Bench, folder: Path) -> list
             model = restored(trial, bench, state_path(folder, trial.number)).cpu()
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / f"model.{bench.spec.runtime.name}"
-                bench.spec.runtime.export(deployed(model, bench.spec.example()), bench.spec.example()[:1], path)
                 try:
+                    bench.spec.runtime.export(deployed(model, bench.spec.example()), bench.spec.example()[:1], path)
                     save_json(record_path(folder, trial), verify(model, path, bench.spec, reference))
-                except Disagreement as error:
+                except (Disagreement, ExportError) as error:
                     failures.append(f"trial {trial.number}: {error}")
             told((done + 1) / len(todo))
     return failures

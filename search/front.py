@@ -49,7 +49,9 @@ def candidates(study: Study, spec: StudySpec) -> pd.DataFrame:
                 "number": trial.number,
                 "state": _state(trial),
                 "on_front": trial.number in on_front,
-                "feasible": all(excess <= 0 for excess in attributes.get(EXCESS, {}).values()),
+                "feasible": all(excess <= 0 for excess in attributes[EXCESS].values())
+                if EXCESS in attributes
+                else None,
                 **{objective.name: values.get(objective.name) for objective in spec.measured},
                 "cpu_seconds": attributes.get(SECONDS),
                 "plan": attributes.get(PLAN, ""),
@@ -58,6 +60,12 @@ def candidates(study: Study, spec: StudySpec) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _feasible(trial: FrozenTrial) -> bool | None:
+    """Whether the limits hold, None where nothing was measured."""
+    excess = trial.user_attrs.get(EXCESS)
+    return None if excess is None else all(value <= 0 for value in excess.values())
 
 
 def _state(trial: FrozenTrial) -> str:
@@ -85,5 +93,5 @@ def need_front(study: Study) -> list[FrozenTrial]:
     binding, excess = max(near.user_attrs[EXCESS].items(), key=lambda item: item[1])
     raise UserError(
         f"no candidate holds all limits; the nearest, trial {near.number}, misses {binding} by {excess:.1%}; run for "
-        "longer or raise the limit"
+        "longer or loosen the limit"
     )

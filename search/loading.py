@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 APART = "slimfront_study"  # a user's file may be called like one of our own modules, or torch
+
+
+TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def load(target: str, settings: list[str]) -> StudySpec:
@@ -39,8 +43,10 @@ def load(target: str, settings: list[str]) -> StudySpec:
     given = _settings(function, target, settings)
     try:
         spec = function(**given)
-    except (OSError, RuntimeError, ValueError) as error:  # torch says by RuntimeError that shapes do not fit
+    except UserError as error:
         raise UserError(f"{target}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{target}: {type(error).__name__}: {error} ({_where(error)}); --debug shows more") from error
     if not isinstance(spec, StudySpec):
         raise UserError(f"{target} must return a StudySpec, but it returned {type(spec).__name__}")
     return spec
@@ -63,12 +69,12 @@ def _function(target: str) -> Callable[..., Any]:
 
 def _module(place: str) -> ModuleType:
     sys.path.insert(0, str(Path.cwd()))
+    path = Path(place)
+    if place.endswith(".py") and not path.is_file():
+        raise UserError(f"no file {place}; give the path of the file with the study, such as studies/digits.py")
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
-        path = Path(place)
-        if not path.is_file():
-            raise UserError(f"no file {place}; give the path of the file with the study, such as studies/digits.py")
         sys.path.insert(0, str(path.resolve().parent))  # a study may import what lies beside it
         name = f"{APART}.{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
@@ -77,9 +83,15 @@ def _module(place: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise UserError(f"{place} cannot be imported: {error}") from error
+    except Exception as error:
+        raise UserError(f"{place} cannot be imported: {type(error).__name__}: {error} ({_where(error)})") from error
     return module
+
+
+def _where(error: Exception) -> str:
+    """Return the file and line where the error arose."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}"
 
 
 def _settings(function: Callable[..., Any], target: str, settings: list[str]) -> dict[str, Any]:
@@ -107,6 +119,10 @@ def _settings(function: Callable[..., Any], target: str, settings: list[str]) ->
 def _value(text: str, parameter: inspect.Parameter) -> Any:  # noqa: ANN401 - whatever the function takes
     """Read the text as the type of the parameter's default."""
     kind = type(parameter.default)
+    if kind is bool:
+        if text.lower() not in TRUTHS:
+            raise UserError(f"{parameter.name} must be true or false, but got {text!r}")
+        return TRUTHS[text.lower()]
     if kind not in {int, float}:
         return text
     try:

@@ -56,7 +56,10 @@ def draw_front(table: pd.DataFrame, names: Sequence[str], teacher: dict[str, flo
         axes.set_xlabel(cost)
         axes.set_ylabel(names[0])
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="best", fontsize=8)
+        seen = [*members[names[0]], teacher[names[0]]]
+        margin = 0.1 * (max(seen) - min(seen)) or 1.0
+        axes.set_ylim(min(seen) - margin, max(seen) + margin)  # candidates far behind the front would flatten it
     figure.suptitle(title)
     figure.savefig(path, dpi=140)
 
@@ -75,7 +78,7 @@ def interactive_front(
     figure = go.Figure()
     for chosen, label, colour, size in ((False, "trained", GREY, 7), (True, "front", BLUE, 11)):
         rows = trained[trained["on_front"] == chosen].sort_values(costs[0])
-        mode = "lines+markers" if chosen and len(costs) == 1 else "markers"
+        mode = "lines+markers" if chosen else "markers"
         hover = [_hover(row, columns) for row in rows.to_dict("records")]
         figure.add_scatter(
             x=rows[costs[0]], y=rows[names[0]], mode=mode, name=label, text=hover, hoverinfo="text",

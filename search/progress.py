@@ -29,6 +29,7 @@ def bar(*columns: str) -> Progress:
         *fields,
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # lines are printed there instead
     )
 
 

@@ -52,6 +52,8 @@ def report(study: Study, bench: Bench, folder: Path, out: Path) -> list[Path]:
     teacher = study.user_attrs[TEACHER]
     title = f"{spec.name}: {len(trained(study))} trained candidates, seed {spec.seed}"
     out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("plan-*.png"):
+        old.unlink()  # of members that the front has left behind
     table.to_csv(out / "candidates.csv", index=False)
     draw_front(table, names, teacher, title, out / "front.png")
     written = [out / "front.png", out / "front.html", out / "candidates.csv"]
@@ -60,7 +62,8 @@ def report(study: Study, bench: Bench, folder: Path, out: Path) -> list[Path]:
         path = out / f"plan-{trial.number}.png"
         draw_plan(plan_of(trial, bench), bench.anatomy, f"trial {trial.number}: {values}", path)
         written.append(path)
-    figures = [interactive_front(table, names, teacher, title, columns), *_history(study), *_importances(study, names)]
+    fronts = [interactive_front(table, (names[0], cost), teacher, title, columns) for cost in names[1:] or names]
+    figures = [*fronts, *_history(study), *_importances(study, names)]
     checks = {trial.number: _check(record_path(folder, trial)) for trial in members}
     (out / "front.html").write_text(_page(spec, figures, checks))
     return written

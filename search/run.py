@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
+from objectives.runtimes import ExportError
 from search.anchors import anchors
 from search.errors import REASON, Diverged, UserError
 from search.front import front, trained
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from optuna import Study, Trial
+    from torch import nn
 
+    from objectives import Objective
     from search.spec import StudySpec
 
 ANCHORS = "anchors"
@@ -75,8 +79,21 @@ def measure_teacher(study: Study, bench: Bench) -> dict[str, float]:
     """Return what every objective says of the teacher, measured once a study: the point to compare with."""
     if TEACHER not in study.user_attrs:
         finished = bench.finish(bench.model)
-        study.set_user_attr(TEACHER, {objective.name: objective(finished) for objective in bench.spec.measured})
+        study.set_user_attr(TEACHER, {objective.name: _first(objective, finished) for objective in bench.spec.measured})
     return dict(study.user_attrs[TEACHER])
+
+
+def _first(objective: Objective, finished: nn.Module) -> float:
+    """Measure the teacher, where an objective that cannot work shows itself."""
+    try:
+        value = float(objective(finished))
+    except ExportError:
+        raise
+    except Exception as error:
+        raise UserError(f"the objective {objective.name} fails on the teacher: {error!r}; mend it") from error
+    if not math.isfinite(value):
+        raise UserError(f"every objective must be finite, but {objective.name} of the teacher is {value}; mend it")
+    return value
 
 
 @dataclass
@@ -117,7 +134,10 @@ class _Watch:
             trial.set_user_attr(INTERRUPTED, value=True)
             enqueue(self.study, trial.params)
             raise
-        except (optuna.TrialPruned, Diverged):
+        except optuna.TrialPruned:
+            raise
+        except Diverged as error:
+            trial.set_user_attr(REASON, str(error))
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -150,6 +150,22 @@ class StudySpec:
     calibration: int = 256
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Check what would otherwise show only after the study has started."""
+        if not isinstance(self.objectives, tuple) or not self.objectives:
+            raise ValueError(f"objectives must be a tuple of at least one objective, but got {self.objectives!r}")
+        if not isinstance(self.limits, tuple):
+            raise ValueError(f"limits must be a tuple, such as (limit,), but got {type(self.limits).__name__}")
+        seen: dict[str, str] = {}
+        for objective in (*self.objectives, *(limit.objective for limit in self.limits), *self.reported):
+            name, words = objective.name, repr(objective)
+            if objective.direction not in {"minimize", "maximize"}:
+                raise ValueError(f"direction must be minimize or maximize, but {name} has {objective.direction!r}")
+            if seen.setdefault(name, words) != words:
+                raise ValueError(
+                    f"objectives of one name must be the same, but {name!r} is {seen[name]} and {words}; rename one"
+                )
+
     @property
     def costs(self) -> tuple[Objective, ...]:
         """What is measured and known before training; each name once."""

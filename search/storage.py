@@ -112,8 +112,9 @@ def _opened(storage: BaseStorage, spec: StudySpec, folder: Path, *, create: bool
         return _created(storage, spec, folder)
     study = optuna.load_study(study_name=spec.name, storage=storage, sampler=Seeded(spec.sampler, spec.seed))
     now = define(spec)
-    if create and study.user_attrs.get(DEFINITION, now) != now and not study.trials:
-        # an error stopped it before its first trial, and the new definition may be what mends that
+    untried = not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+    if create and study.user_attrs.get(DEFINITION, now) != now and untried:
+        # an error stopped it before anything was trained, and the new definition may be what mends that
         optuna.delete_study(study_name=spec.name, storage=storage)
         return _created(storage, spec, folder)
     return study

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import time
 from typing import TYPE_CHECKING
 
 import torch
 from optuna import TrialPruned
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, TrialState
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from search.errors import REASON, Diverged, UserError
 from search.recover import Teacher, recover
 from search.storage import WORKER, worker
 from spaces import deployed, trace
+from spaces.anatomy import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,6 +65,22 @@ class Bench:
         check_labels("training", spec.splits.train, self.classes)
         check_labels("validation", spec.splits.validation, self.classes)
         self.teacher = Teacher(self.model, spec.splits.train)
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        """Compute the loss of the teacher on two examples, where outputs and labels that do not fit show themselves."""
+        recovery = self.spec.space.recovery.suggest(FixedTrial(self.spec.space.recovery.usual()))
+        with torch.no_grad():
+            answer = self.model(self.example[:2])
+        labels = self.spec.splits.train.labels[:2].to(self.device)
+        try:
+            recovery.loss(answer, answer, labels)
+        except Exception as error:
+            raise UserError(
+                f"the loss must take the teacher's outputs, of shape {tuple(answer.shape)}, and the labels, "
+                f"{labels.dtype} of shape {tuple(labels.shape)}, but: {first_line(error)}; class labels are int64 of "
+                "shape (N,)"
+            ) from error
 
     def build(self, plan: Plan) -> nn.Module:
         """Return the network of a plan, not yet trained."""
@@ -123,11 +141,7 @@ def run_trial(trial: Trial, bench: Bench, folder: Path, told: Callable[[float], 
         _constrain(trial, spec, trial.user_attrs[EXCESS])
         trial.set_user_attr(REASON, f"over the limit {', '.join(missed)}")
         raise TrialPruned
-    try:
-        bench.train(model, plan, spec.recipe, seed_of(spec, key), told)
-    except Diverged as error:
-        trial.set_user_attr(REASON, str(error))
-        raise
+    bench.train(model, plan, spec.recipe, seed_of(spec, key), told)
     finished = bench.finish(model)
     values |= {objective.name: objective(finished) for objective in spec.measured if not objective.is_cost}
     _constrain(trial, spec, _note(trial, spec, values))
@@ -149,6 +163,9 @@ def save_state(model: nn.Module, path: Path) -> None:
 
 def _note(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
     """Record what was measured and by how much each limit is missed, relative to it; return the latter."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Diverged(f"the objective {name} is {value}")
     trial.set_user_attr(VALUES, values)
     excess = {str(x): x.excess(values[x.objective.name]) for x in spec.limits if x.objective.name in values}
     trial.set_user_attr(EXCESS, excess)

@@ -107,8 +107,9 @@ class Plan:
         return {title: chosen for step in self.steps for title, chosen in step.choices().items()}
 
     def words(self) -> str:
-        """Say in one line what is done to the network."""
-        return "; ".join(filter(None, (step.words() for step in self.steps))) or "nothing removed"
+        """Say in one line what is done to the network, and how accuracy is won back."""
+        done = "; ".join(filter(None, (step.words() for step in self.steps))) or "nothing removed"
+        return f"{done}; distil {self.recovery.words()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,11 @@ def test_steps_are_applied_in_order() -> None:
 
 
 def test_words_join_those_of_the_steps() -> None:
-    assert Plan((Append("ReLU"), Append("Identity"), Append("Tanh")), Distill()).words() == "add ReLU; add Tanh"
-    assert Plan((Append("Identity"),), Distill()).words() == "nothing removed"
+    assert (
+        Plan((Append("ReLU"), Append("Identity"), Append("Tanh")), Distill()).words()
+        == "add ReLU; add Tanh; distil T=4, weight 0.7"
+    )
+    assert Plan((Append("Identity"),), Distill()).words() == "nothing removed; distil T=4, weight 0.7"
 
 
 def test_choices_join_those_of_the_steps() -> None:

@@ -277,7 +277,7 @@ def test_anchors_start_at_the_weakest_plan_within_the_limits() -> None:
 def test_without_limits_the_first_anchor_leaves_the_network_alone() -> None:
     shared = bench(dataclasses.replace(study(), limits=()))
     plan = shared.spec.space.suggest(optuna.trial.FixedTrial(anchors(shared)[0]), shared.anatomy)
-    assert plan.words() == "nothing removed"
+    assert plan.words() == "nothing removed; distil T=4, weight 0.7"
 
 
 def test_an_unreachable_limit_is_named_with_the_smallest_value_and_the_nearest_plan(
@@ -291,10 +291,10 @@ def test_an_unreachable_limit_is_named_with_the_smallest_value_and_the_nearest_p
     with pytest.raises(UserError) as caught:
         searched(spec, tmp_path)
     assert str(caught.value).startswith(
-        f"the limit {spec.limits[0]} cannot be met: the smallest plan reaches macs {smallest:g}; the nearest plan is: "
-        "channels -75%"
+        f"the limit {spec.limits[0]} cannot be met: the smallest plan reaches macs {smallest:.10g}; the nearest plan "
+        "is: channels -75%"
     )
-    assert f"raise the limit to at least {smallest:g}" in str(caught.value)
+    assert f"loosen the limit to {smallest:.10g}" in str(caught.value)
     assert not trainings
 
 
@@ -358,3 +358,35 @@ def test_temperatures_are_part_of_the_plan(tmp_path: Path) -> None:
     space = Space(steps=(PruneRatios(),), recovery=Temperatures())
     found = searched(dataclasses.replace(pruning(7), space=space), tmp_path)
     assert len({trial.params["distill/temperature"] for trial in found.trials}) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An objective that is lost on everything but the teacher."""
+
+    name: ClassVar[str] = "lost"
+    direction: ClassVar[str] = "minimize"
+    is_cost: ClassVar[bool] = True
+    whole: float = 0.0
+
+    def __call__(self, model: nn.Module) -> float:
+        count = float(sum(parameter.numel() for parameter in model.parameters()))
+        return count if count == self.whole else float("nan")
+
+
+def test_an_objective_that_is_not_finite_fails_its_trial_once_and_says_so(tmp_path: Path) -> None:
+    spec = dataclasses.replace(study(3), limits=())
+    whole = float(sum(p.numel() for p in bench(spec).finish(bench(spec).model).parameters()))
+    spec = dataclasses.replace(spec, objectives=(spec.objectives[0], Lost(whole)))  # type: ignore[arg-type]
+    found = searched(spec, tmp_path)
+    failed = found.get_trials(states=(TrialState.FAIL,))
+    assert failed
+    assert {trial.user_attrs["reason"] for trial in failed} == {"the objective lost is nan"}
+    keys = [trial.user_attrs["plan_key"] for trial in failed if "replay_of" not in trial.user_attrs]
+    assert len(keys) == len(set(keys))
+
+
+def test_two_objectives_of_one_name_that_differ_are_refused() -> None:
+    data = splits()
+    with pytest.raises(ValueError, match="objectives of one name must be the same, but 'top1' is"):
+        dataclasses.replace(study(), objectives=(Top1(data.validation), SizeBytes()), reported=(Top1(data.train),))
