@@ -1,31 +1,33 @@
-"""Which channels must go together, found by torch-pruning's dependency graph and then tried on the network.
-
-The graph is right for most networks and silently wrong for some (parameter-free shortcuts, for one), so no group is
-trusted: half of its units are cut, in three ways, and the result is compared with the same network whose cut inputs
-are set to zero.
-"""
+"""Which channels must go together, read off the labels of one forward and then tried on the network."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-import sys
-import warnings
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
-import torch_pruning
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from spaces.anatomy import Group, Member, Refusal, first_line
-from spaces.surgery import CONVOLUTIONS, CUTTABLE, NORMS, TRANSPOSED, cut, depthwise
+from spaces.attempts import refused, tried
+from spaces.calls import tensors
+from spaces.labels import Follow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-TOLERANCE = 1e-3  # relative to the largest output; the two ways round differently, nothing more
+    from spaces.anatomy import Side
+    from spaces.ledger import Ledger
+
+ALL_AT_ONCE = "they can only go all at once"
+UNREAD = "no weight of a layer reads them"
+OUTPUTS = "they are outputs of the network"
+
+Reach = dict[tuple[str, "Side", int], list[int]]  # the positions of a class of channels in each (name, side, dimension)
 
 
 def channel_groups(
@@ -41,113 +43,107 @@ def channel_groups(
         One input, shape (1, ...).
     order
         Names of the layers in order of execution.
-
-    References
-    ----------
-    Fang et al. 2023, "DepGraph: Towards Any Structural Pruning", arXiv:2301.12900.
     """
-    refusals: list[Refusal] = []
-    candidates: list[Group] = []
+    followed = copy.deepcopy(model)
+    follow = Follow(followed)
     try:
-        found = _dependencies(copy.deepcopy(model), example)
-    except Exception as error:  # noqa: BLE001 - the graph fails in its own ways on unusual networks; the rest is searched
-        reason = f"the dependency graph could not be traced: {first_line(error)}"
-        return (), tuple(Refusal(name, reason) for name in order)
-    shared = _shared(model)
-    for root, reached in found:
-        group = _group(root, reached, model, order, shared)
-        if isinstance(group, Group):
-            candidates.append(group)
-        else:
-            refusals += _refused([root, *(name for name, side, _ in reached if side == "out")], order, group)
-    candidates.sort(key=lambda group: _place(group.name, order))
-    held, failed = _tried(model, example, candidates, order)
-    return tuple(held), tuple(refusals + failed)
+        with torch.no_grad(), follow:
+            outputs = tensors(followed(example))
+    except Exception as error:  # noqa: BLE001 - whatever an unusual network raises here; its other axes are searched
+        return (), refused(order, order, f"its channels could not be followed: {first_line(error)}")
+    if not outputs:
+        return (), refused(order, order, "its channels could not be followed: no tensor was found in the output")
+    ran = {name for name, _ in follow.ledger.places}
+    outputs += _in_training(follow, followed, example)
+    for tensor in outputs:
+        follow.ledger.fix(follow.of(tensor), OUTPUTS)
+    for name, other in _shared(model).items():
+        for (owner, _), labels in follow.ledger.places.items():
+            if owner == name:
+                follow.ledger.fix(labels, f"the weight of {name!r} is also {other!r}")
+    reaches, refusals = _classes(follow.ledger, order)
+    groups = [group for group in _grouped(reaches, order) if not ran.isdisjoint(group.producers)]
+    held, failed = tried(model, example, groups, order)
+    return held, refusals + failed
 
 
-def _dependencies(model: nn.Module, example: Tensor) -> list[tuple[str, list[tuple[Any, str, dict[int, set[int]]]]]]:
-    """For each root layer, the (module or parameter, side, root channel -> positions) that its channels reach."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)  # noqa: FBT003 - the graph is read off autograd
-    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
-    names |= {parameter: name for name, parameter in model.named_parameters()}
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph().build_dependency(model, example, verbose=False)
-        groups = list(graph.get_all_groups())
+def _in_training(follow: Follow, followed: nn.Module, example: Tensor) -> list[Tensor]:
+    """Follow what runs only in training too, such as auxiliary heads, that it may be cut along; return the outputs."""
+    if not follow.idle:
+        return []
+    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad(), follow:
+        return tensors(followed.train()(torch.cat([example, example])))
+    return []
+
+
+def _classes(ledger: Ledger, order: Sequence[str]) -> tuple[dict[int, Reach], tuple[Refusal, ...]]:
+    """Return what each class of channels that can go reaches, and the layers none of whose channels can."""
+    classes, fixed, levelled = ledger.settle()
+    reaches: dict[int, Reach] = defaultdict(dict)
+    for (name, side), labels in ledger.places.items():
+        found = classes[labels.numpy()]
+        dimension, positions = (0, found) if side else _along(found)
+        if positions is None:
+            fixed = dict.fromkeys(np.unique(found).tolist(), f"the parameter {name!r} mixes them") | fixed
+            continue
+        for position, label in enumerate(positions.tolist()):
+            reaches[label].setdefault((name, cast("Side", side or "parameter"), dimension), []).append(position)
+    for label, reach in reaches.items():
+        if not any(side == "in" for _, side, _ in reach):
+            fixed.setdefault(label, UNREAD)
+    signatures = {label: _signature(reach) for label, reach in reaches.items()}
+    counts = Counter(signature for label, signature in signatures.items() if label not in fixed)
+    for label, signature in signatures.items():
+        if counts[signature] < 2:  # noqa: PLR2004 - one unit is all there is
+            fixed.setdefault(label, f"{ALL_AT_ONCE}: {levelled[label]}" if label in levelled else ALL_AT_ONCE)
+    refusals = []
+    for name in order:
+        made = ledger.places.get((name, "out"))
+        labels = [] if made is None else np.unique(classes[made.numpy()]).tolist()
+        if all(label in fixed for label in labels):
+            why = fixed[labels[0]] if labels else "it is not of a kind that is followed"
+            refusals.append(Refusal(name, f"its channels stay: {why}"))
+    return {label: reach for label, reach in reaches.items() if label not in fixed}, tuple(refusals)
+
+
+def _along(found: np.ndarray) -> tuple[int, np.ndarray | None]:
+    """Return the one dimension along which the classes of a bare parameter vary, and the class of each index there."""
+    varying = [d for d in range(found.ndim) if found.shape[d] > 1 and (found != found.take([0], axis=d)).any()]
+    if len(varying) != 1:
+        return 0, None
+    return varying[0], found.transpose(varying[0], *(d for d in range(found.ndim) if d != varying[0])).reshape(
+        found.shape[varying[0]], -1
+    )[:, 0]
+
+
+def _signature(reach: Reach) -> tuple[Any, ...]:
+    return tuple(sorted((*place, len(positions)) for place, positions in reach.items()))
+
+
+def _grouped(reaches: dict[int, Reach], order: Sequence[str]) -> list[Group]:
+    """Join the classes that reach the same places into groups of units, in order of execution."""
+    rank = {name: index for index, name in enumerate(order)}
+    alike: dict[Any, list[Reach]] = defaultdict(list)
+    for reach in reaches.values():
+        alike[_signature(reach)].append(reach)
     found = []
-    for group in groups:
-        members = []
-        for item in group.items:
-            target = item.dep.target.module
-            if target not in names:
-                continue  # an operation of the graph, such as a concatenation
-            side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-            if isinstance(target, nn.Parameter):
-                side = f"parameter {item.dep.target.pruning_dim % target.dim()}"
-            reach: dict[int, set[int]] = defaultdict(set)
-            for position, root in zip(item.idxs, item.root_idxs, strict=True):
-                reach[root].add(position)
-            members.append((names[target], side, dict(reach)))
-        found.append((names[group[0].dep.target.module], members))
-    return found
-
-
-def _group(
-    root: str,
-    reached: list[tuple[Any, str, dict[int, set[int]]]],
-    model: nn.Module,
-    order: Sequence[str],
-    shared: Mapping[str, str],
-) -> Group | str:
-    """Return the group, or why it cannot be cut."""
-    modules = dict(model.named_modules())
-    merged: dict[tuple[str, str], dict[int, set[int]]] = {}
-    for name, side, reach in reached:
-        if not side.startswith("parameter") and not _cuttable(modules[name]):
-            return f"its channels reach {name!r} ({type(modules[name]).__name__}), which cannot be cut"
-        if name in shared:
-            return f"its channels reach {name!r}, whose weight is also {shared[name]!r}"
-        if not side.startswith("parameter") and _acts_on_all_channels_alike(modules[name]):
-            side = "out"  # noqa: PLW2901 - a normalization or a depthwise convolution loses one channel, not two
-        into = merged.setdefault((name, side), defaultdict(set))
-        for channel, positions in reach.items():
-            into[channel] |= positions
-    if not any(side == "in" for _, side in merged):
-        return "its channels are outputs of the network"
-    units = _units(merged, modules)
-    if len(units) < 2:  # noqa: PLR2004 - one unit is all of the layer
-        return "its channels can only go all at once"
-    if (uneven := _uneven(units, merged, modules)) is not None:
-        return f"its channels lie unevenly in the groups of {uneven!r}"
-    members = tuple(
-        Member(
-            name, *_side(side), tuple(tuple(sorted(set().union(*(reach.get(c, ()) for c in unit)))) for unit in units)
+    for units in alike.values():
+        units.sort(key=lambda reach: min(reach.items())[1])
+        places = sorted(units[0], key=lambda place: (rank.get(place[0], len(rank)), place))
+        members = tuple(
+            Member(name, side, dimension, tuple(tuple(unit[name, side, dimension]) for unit in units))
+            for name, side, dimension in places
         )
-        for (name, side), reach in sorted(merged.items(), key=lambda item: _place(item[0][0], order))
-    )
-    named = [name for (name, side) in merged if side == "out" and name in order]
-    return Group(min(named or [root], key=lambda name: _place(name, order)), len(units), members)
-
-
-def _refused(names: Iterable[str], order: Sequence[str], reason: str) -> list[Refusal]:
-    return [Refusal(name, reason) for name in dict.fromkeys(names) if name in order]
-
-
-def _side(side: str) -> tuple[Any, int]:
-    if side.startswith("parameter"):
-        return "parameter", int(side.split()[1])
-    return side, 0
-
-
-def _place(name: str, order: Sequence[str]) -> int:
-    return order.index(name) if name in order else len(order)
-
-
-def _cuttable(module: nn.Module) -> bool:
-    if isinstance(module, nn.LayerNorm):
-        return len(module.normalized_shape) == 1  # over several dimensions, it has a weight for every pixel
-    return isinstance(module, CUTTABLE)
+        first = next((member.layer for member in members if member.side == "out"), None)
+        if first is not None:
+            found.append((first, members, len(units)))
+    found.sort(key=lambda item: rank.get(item[0], len(rank)))
+    named: Counter[str] = Counter()
+    groups = []
+    for first, members, count in found:
+        named[first] += 1
+        groups.append(Group(first if named[first] == 1 else f"{first}#{named[first]}", count, members))
+    return groups
 
 
 def _shared(model: nn.Module) -> dict[str, str]:
@@ -161,131 +157,3 @@ def _shared(model: nn.Module) -> dict[str, str]:
         for mine, other in itertools.permutations(names.values(), 2):
             shared[mine] = shared[mine.rpartition(".")[0]] = other
     return shared
-
-
-def _acts_on_all_channels_alike(module: nn.Module) -> bool:
-    return depthwise(module) or isinstance(module, (*NORMS, nn.LayerNorm, nn.GroupNorm, nn.PReLU))
-
-
-def _units(merged: dict[tuple[str, str], dict[int, set[int]]], modules: dict[str, nn.Module]) -> list[tuple[int, ...]]:
-    """Join the channels that no kernel allows to part: those that grouped layers hold at the same place."""
-    channels = sorted({channel for reach in merged.values() for channel in reach})
-    parent = {channel: channel for channel in channels}
-
-    def head(channel: int) -> int:
-        while parent[channel] != channel:
-            channel = parent[channel]
-        return channel
-
-    for (name, side), reach in merged.items():
-        _, width = _parts(name, side, modules)
-        owner: dict[int, int] = {}
-        for channel, positions in sorted(reach.items()):
-            for position in positions:
-                parent[head(channel)] = head(owner.setdefault(position % width, channel))
-    units: dict[int, list[int]] = defaultdict(list)
-    for channel in channels:
-        units[head(channel)].append(channel)
-    return [tuple(unit) for unit in units.values()]
-
-
-def _uneven(
-    units: Sequence[tuple[int, ...]],
-    merged: dict[tuple[str, str], dict[int, set[int]]],
-    modules: dict[str, nn.Module],
-) -> str | None:
-    """Name a module whose equal parts would not lose equally many channels with every unit."""
-    for (name, side), reach in merged.items():
-        parts, width = _parts(name, side, modules)
-        for unit in units:
-            lost = Counter(p // width for p in set().union(*(reach.get(channel, ()) for channel in unit)))
-            if parts > 1 and lost and len({lost[part] for part in range(parts)}) > 1:
-                return name
-    return None
-
-
-def _parts(name: str, side: str, modules: dict[str, nn.Module]) -> tuple[int, int]:
-    """Return how many equal parts, which must keep equally many channels, the side falls into, and their width."""
-    module = modules.get(name)
-    if isinstance(module, nn.GroupNorm):
-        return module.num_groups, module.num_channels // module.num_groups
-    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and module.groups > 1 and not depthwise(module):
-        channels = module.out_channels if side == "out" else module.in_channels
-        return module.groups, channels // module.groups
-    return 1, sys.maxsize
-
-
-def _tried(
-    model: nn.Module, example: Tensor, groups: list[Group], order: Sequence[str]
-) -> tuple[list[Group], list[Refusal]]:
-    if not groups or _holds(model, example, groups) is None:
-        return groups, []
-    held: list[Group] = []
-    refused: list[Refusal] = []
-    for group in groups:
-        reason = _holds(model, example, [*held, group])
-        if reason is None:
-            held.append(group)
-        else:
-            refused += _refused(group.producers, order, f"cutting it was tried and {reason}")
-    return held, refused
-
-
-def _holds(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> str | None:
-    """Cut half of the units of the groups in three ways; say what is wrong with the result, or None."""
-    halves = zip(*(_halves(group.units) for group in groups), strict=True)
-    reasons = (_wrong(model, example, list(zip(groups, half, strict=True))) for half in halves)
-    return next(filter(None, reasons), None)
-
-
-def _halves(units: int) -> tuple[tuple[int, ...], ...]:
-    """Return every other unit, the first ones, and any: a wrong map passes one of these by symmetry, hardly all."""
-    half = (units + 1) // 2
-    mixed = torch.randperm(units, generator=torch.Generator().manual_seed(0)).tolist()
-    return tuple(range(0, units, 2)), tuple(range(half)), tuple(sorted(mixed[:half]))
-
-
-def _wrong(model: nn.Module, example: Tensor, kept: Sequence[tuple[Group, tuple[int, ...]]]) -> str | None:
-    """Keep only these units; say what is wrong with the result, or None."""
-    cut_model, masked = copy.deepcopy(model), copy.deepcopy(model)
-    try:
-        cut(cut_model, kept)
-        for group, units in kept:
-            _silence(masked, group, units)
-        with torch.no_grad():
-            got, want = _tensors(cut_model(example)), _tensors(masked(example))
-    except Exception as error:  # noqa: BLE001 - whatever a wrong cut raises is the answer
-        return f"the forward failed: {first_line(error)}"
-    # A LayerNorm over fewer channels has other statistics, so only the shapes can be compared there.
-    mixing = any(isinstance(model.get_submodule(m.layer), (nn.LayerNorm, nn.GroupNorm))
-                 for group, _ in kept for m in group.members if m.side != "parameter")  # fmt: skip
-    for ours, theirs in zip(got, want, strict=True):
-        if ours.shape != theirs.shape:
-            return f"the output became {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
-        off = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
-        if not mixing and not off < TOLERANCE:
-            return f"the output is off by {off:.1%}"
-    return None
-
-
-def _tensors(output: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _silence(model: nn.Module, group: Group, kept: Sequence[int]) -> None:
-    """Set to zero, in place, all that reads a channel that is not kept."""
-    gone = [unit for unit in range(group.units) if unit not in set(kept)]
-    for member in group.consumers:
-        module = model.get_submodule(member.layer)
-        positions = [position for unit in gone for position in member.positions[unit]]
-        weight = module.get_parameter("weight").detach()
-        if isinstance(module, TRANSPOSED):
-            weight[positions] = 0
-        elif isinstance(module, CONVOLUTIONS) and module.groups > 1:
-            width = module.in_channels // module.groups
-            rows = module.out_channels // module.groups
-            for position in positions:
-                part = position // width
-                weight[part * rows : (part + 1) * rows, position % width] = 0
-        else:
-            weight[:, positions] = 0

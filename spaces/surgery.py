@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CUTTABLE = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, *NORMS, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 
 
 def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:

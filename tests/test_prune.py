@@ -106,12 +106,14 @@ def test_only_restricts_the_parameters_and_says_so() -> None:
     assert axis.acts_on(anatomy)["first"] == "no: first is not among only=('second',)"
 
 
-def test_layers_of_a_refused_group_say_why() -> None:
+def test_layers_say_how_far_they_go_or_why_they_stay() -> None:
     net = teacher(Padded)
-    said = PruneRatios().acts_on(trace(net, example(net)))
-    for name in ("stem", "conv2"):
-        assert said[name].startswith("no: cutting it was tried and the output is off by")
-    assert said["conv1"] == "4-16 of 16 units"
+    assert PruneRatios().acts_on(trace(net, example(net))) == {
+        "stem": "2-8 of 8 units, together with conv2",
+        "conv1": "4-16 of 16 units",
+        "conv2": "2-8 of 8 units, together with stem",
+        "head": "no: its channels stay: they are outputs of the network",
+    }
 
 
 def test_layers_of_one_group_name_each_other() -> None:

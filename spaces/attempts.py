@@ -1,0 +1,168 @@
+"""Try groups of channels on the network: cutting must be the same as reading zeros.
+
+No group is trusted: half of its units are cut, in three ways, and the result is compared with the same network in which
+every layer that read them is given zeros.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spaces.anatomy import Refusal, first_line
+from spaces.calls import tensors
+from spaces.labels import channel_dimension
+from spaces.surgery import cut
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from spaces.anatomy import Group
+
+TOLERANCE = 1e-3  # relative to the largest output; the two ways round differently, nothing more
+
+
+def tried(
+    model: nn.Module, example: Tensor, groups: Sequence[Group], order: Sequence[str]
+) -> tuple[tuple[Group, ...], tuple[Refusal, ...]]:
+    """Return which of the groups hold, and the refusals of the others."""
+    if not groups or _failure(model, example, groups) is None:
+        return tuple(groups), ()
+    reasons = _shapes(model, example, groups)
+    failed = [
+        refusal
+        for group in groups
+        if group.name in reasons
+        for refusal in refused(group.producers, order, f"cutting it was tried and {reasons[group.name]}")
+    ]
+    held, others = _halved(model, example, [group for group in groups if group.name not in reasons], order)
+    return held, (*failed, *others)
+
+
+def _halved(
+    model: nn.Module, example: Tensor, groups: Sequence[Group], order: Sequence[str], held: tuple[Group, ...] = ()
+) -> tuple[tuple[Group, ...], tuple[Refusal, ...]]:
+    """Do it half by half, each beside those that were held before."""
+    reason = _failure(model, example, (*held, *groups)) if groups else None
+    if reason is None:
+        return (*held, *groups), ()
+    if len(groups) == 1:
+        return held, refused(groups[0].producers, order, f"cutting it was tried and {reason}")
+    half = len(groups) // 2
+    held, failed = _halved(model, example, groups[:half], order, held)
+    held, others = _halved(model, example, groups[half:], order, held)
+    return held, failed + others
+
+
+def _shapes(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> dict[str, str]:
+    """Cut each group alone on tensors without numbers, which is quick; say what is wrong with the shapes, by group."""
+    reasons: dict[str, str] = {}
+    shape = example.to("meta")
+    with contextlib.suppress(Exception), torch.no_grad():  # what needs numbers to run is only tried with them
+        whole = tensors(_light_copy(model, "meta")(shape))
+        for group in groups:
+            try:
+                smaller = _light_copy(model, "meta")
+                cut(smaller, [(group, _halves(group.units)[0])])
+                reason = _misshapen(tensors(smaller(shape)), whole)
+            except Exception as error:  # noqa: BLE001 - whatever a wrong cut raises is the answer
+                reason = f"the forward failed: {first_line(error)}"
+            if reason:
+                reasons[group.name] = reason
+    return reasons
+
+
+def _misshapen(got: list[Tensor], want: list[Tensor]) -> str | None:
+    wrong = (f"the output became {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
+             for ours, theirs in zip(got, want, strict=True) if ours.shape != theirs.shape)  # fmt: skip
+    return next(wrong, None)
+
+
+def _failure(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> str | None:
+    """Cut half of the units of the groups in three ways; say what is wrong with the result, or None."""
+    halves = zip(*(_halves(group.units) for group in groups), strict=True)
+    reasons = (_wrong(model, example, list(zip(groups, half, strict=True))) for half in halves)
+    return next(filter(None, reasons), None)
+
+
+def _halves(units: int) -> tuple[tuple[int, ...], ...]:
+    """Return every other unit, the first ones, and any: a wrong map passes one of these by symmetry, hardly all."""
+    half = (units + 1) // 2
+    mixed = torch.randperm(units, generator=torch.Generator().manual_seed(0)).tolist()
+    return tuple(range(0, units, 2)), tuple(range(half)), tuple(sorted(mixed[:half]))
+
+
+def _wrong(model: nn.Module, example: Tensor, kept: Sequence[tuple[Group, tuple[int, ...]]]) -> str | None:
+    """Keep only these units; say what is wrong with the result, or None."""
+    cut_model, masked = _light_copy(model), _light_copy(model)
+    try:
+        cut(cut_model, kept)
+        for group, units in kept:
+            _silence(masked, group, units)
+        with torch.no_grad(), WithoutStatistics():  # type: ignore[no-untyped-call]
+            got, want = tensors(cut_model(example)), tensors(masked(example))
+    except Exception as error:  # noqa: BLE001 - whatever a wrong cut raises is the answer
+        return f"the forward failed: {first_line(error)}"
+    reason = _misshapen(got, want)
+    if reason:
+        return reason
+    for ours, theirs in zip(got, want, strict=True):
+        off = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
+        if bool(theirs.isfinite().all()) and not off < TOLERANCE:
+            return f"the output is off by {off:.1%}"
+    return None
+
+
+def _light_copy(model: nn.Module, device: str | None = None) -> nn.Module:
+    """Return a copy whose modules are its own and whose tensors are those of the model: none is changed in place."""
+    shared: dict[int, Tensor] = {id(buffer): buffer.to(device or buffer.device) for buffer in model.buffers()}
+    for own in model.parameters():
+        shared[id(own)] = nn.Parameter(own.detach().to(device), requires_grad=False) if device else own
+    return copy.deepcopy(model, shared)
+
+
+class WithoutStatistics(TorchDispatchMode):
+    """Let LayerNorm and GroupNorm only scale and shift: over fewer channels they would find other statistics."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Do the operation, but for these two."""
+        name = function._schema.name  # noqa: SLF001
+        if name == "aten::native_layer_norm":
+            x, _, weight, bias, _ = args
+        elif name == "aten::native_group_norm":
+            x, weight, bias, *_ = args
+            weight, bias = (None if p is None else p.reshape(-1, *[1] * (x.dim() - 2)) for p in (weight, bias))
+        else:
+            return function(*args, **(kwargs or {}))
+        scaled = x if weight is None else x * weight
+        return scaled if bias is None else scaled + bias, x.new_zeros(1), x.new_ones(1)
+
+
+def _silence(model: nn.Module, group: Group, kept: Sequence[int]) -> None:
+    """Let every layer read zeros for the channels that are not kept."""
+    gone = [unit for unit in range(group.units) if unit not in set(kept)]
+    for member in group.members:
+        if member.side == "parameter":
+            continue
+        module = model.get_submodule(member.layer)
+        positions = torch.tensor([position for unit in gone for position in member.positions[unit]])
+        if member.side == "in":
+            module.register_forward_pre_hook(
+                lambda module, inputs, gone=positions: (_zeroed(module, inputs[0], gone), *inputs[1:])
+            )
+        elif isinstance(module, nn.Linear):  # queries and keys are read by no weight: as zeros they add nothing
+            module.register_forward_hook(lambda module, _, output, gone=positions: _zeroed(module, output, gone))
+
+
+def _zeroed(module: nn.Module, given: Tensor, positions: Tensor) -> Tensor:
+    return given.index_fill(channel_dimension(module, given.dim()), positions.to(given.device), 0)
+
+
+def refused(names: Iterable[str], order: Sequence[str], reason: str) -> tuple[Refusal, ...]:
+    """Refuse those of the names that are layers, for one reason."""
+    return tuple(Refusal(name, reason) for name in dict.fromkeys(names) if name in order)
