@@ -49,9 +49,7 @@ def candidates(study: Study, spec: StudySpec) -> pd.DataFrame:
                 "number": trial.number,
                 "state": _state(trial),
                 "on_front": trial.number in on_front,
-                "feasible": all(excess <= 0 for excess in attributes[EXCESS].values())
-                if EXCESS in attributes
-                else None,
+                "feasible": _feasible(trial),
                 **{objective.name: values.get(objective.name) for objective in spec.measured},
                 "cpu_seconds": attributes.get(SECONDS),
                 "plan": attributes.get(PLAN, ""),

@@ -16,7 +16,6 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,34 +46,18 @@ SPACE = Space(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What was seen of one network.
-
-    Attributes
-    ----------
-    prune_percent, rank_percent, bits_percent
-        Share of the multiply-adds in layers on which the axis can act.
-    trace_s, apply_s
-        CPU seconds to look at the network, and to build the compressed one.
-    macs_left, parameters_left
-        Of the compressed network, as a share of the teacher's.
-    agreement
-        Largest difference between the exported file and torch, as a share of the largest output; empty without export.
-    refused
-        How often each reason was given, the commonest first.
-    """
-
-    model: str
-    prune_percent: float
-    rank_percent: float
-    bits_percent: float
-    trace_s: float
-    apply_s: float
-    macs_left: float
-    parameters_left: float
-    agreement: str
-    refused: str
+COLUMNS = (
+    "model",
+    "prune_percent",  # share of the multiply-adds in layers on which the axis can act
+    "rank_percent",
+    "bits_percent",
+    "trace_s",  # CPU seconds to look at the network
+    "apply_s",  # and to build the compressed one
+    "macs_left",  # of the compressed network, as a share of the teacher's
+    "parameters_left",
+    "agreement",  # largest difference between the exported file and torch, as a share of the largest output
+    "refused",  # how often each reason was given, the commonest first
+)
 
 
 def build(name: str) -> nn.Module:
@@ -93,8 +76,8 @@ def example(name: str) -> Tensor:
     return torch.randn(2, 3, size, size)
 
 
-def look(name: str, *, export: bool) -> Row:
-    """Trace, compress, and export one network."""
+def look(name: str, *, export: bool) -> tuple[str, ...]:
+    """Trace, compress, and export one network; return its row."""
     model, inputs = build(name), example(name)
     started = time.process_time()
     anatomy = trace(model, inputs)
@@ -104,18 +87,16 @@ def look(name: str, *, export: bool) -> Row:
     applied = time.process_time()
     finished, teacher = deployed(smaller, inputs), deployed(model, inputs)
     said = [reason for axis in SPACE.steps for reason in axis.acts_on(anatomy).values() if reason.startswith("no: ")]
-    return Row(
-        model=name,
-        prune_percent=share(anatomy, SPACE.steps[0]),
-        rank_percent=share(anatomy, SPACE.steps[1]),
-        bits_percent=share(anatomy, SPACE.steps[2]),
-        trace_s=traced - started,
-        apply_s=applied - traced,
-        macs_left=Macs(inputs)(finished) / Macs(inputs)(teacher),
-        parameters_left=Parameters()(finished) / Parameters()(teacher),
-        agreement=f"{agreement(finished, inputs):.1e}" if export else "",
-        refused="; ".join(f"{count} x {reason[4:]}" for reason, count in Counter(said).most_common(3)),
+    numbers = (
+        *(share(anatomy, axis) for axis in SPACE.steps),
+        traced - started,
+        applied - traced,
+        Macs(inputs)(finished) / Macs(inputs)(teacher),
+        Parameters()(finished) / Parameters()(teacher),
     )
+    agreed = f"{agreement(finished, inputs):.1e}" if export else ""
+    refused = "; ".join(f"{count} x {reason[4:]}" for reason, count in Counter(said).most_common(3))
+    return (name, *(f"{number:.3g}" for number in numbers), agreed, refused)
 
 
 def share(anatomy: Anatomy, axis: Axis) -> float:
@@ -154,14 +135,14 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # torchvision's own
     table = csv.writer(sys.stdout)
-    table.writerow(Row.__dataclass_fields__)
+    table.writerow(COLUMNS)
     for name in builders(options.names):
         try:
-            row = look(name, export=not options.no_export)
-            values = [getattr(row, field) for field in Row.__dataclass_fields__]
-            table.writerow([f"{value:.3g}" if isinstance(value, float) else value for value in values])
+            table.writerow(look(name, export=not options.no_export))
         except Exception as error:  # noqa: BLE001 - a network that fails is a row, not the end of the table
-            table.writerow([name, *[""] * 8, f"FAILED {type(error).__name__}: {str(error).splitlines()[0][:200]}"])
+            table.writerow(
+                [name, *[""] * (len(COLUMNS) - 2), f"FAILED {type(error).__name__}: {str(error).splitlines()[0][:200]}"]
+            )
         sys.stdout.flush()
 
 
