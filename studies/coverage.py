@@ -26,6 +26,7 @@ from optuna.trial import FixedTrial
 from objectives import Macs, Parameters
 from objectives.runtimes import OnnxRuntime
 from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, trace
+from spaces.anatomy import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -140,9 +141,8 @@ def main() -> None:
         try:
             table.writerow(look(name, export=not options.no_export))
         except Exception as error:  # noqa: BLE001 - a network that fails is a row, not the end of the table
-            table.writerow(
-                [name, *[""] * (len(COLUMNS) - 2), f"FAILED {type(error).__name__}: {str(error).splitlines()[0][:200]}"]
-            )
+            reason = f"FAILED {type(error).__name__}: {first_line(error)[:200]}"
+            table.writerow([name, *[""] * (len(COLUMNS) - 2), reason])
         sys.stdout.flush()
 
 
