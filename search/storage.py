@@ -93,8 +93,8 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
     except Exception as error:
         where = url or folder / "journal.log"
         raise UserError(
-            f"the storage {where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}); if it "
-            "is damaged, start anew in another --folder (and --storage)"
+            f"the storage {where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}); if "
+            "another process holds it, wait for that; if it is damaged, start anew in another --folder (and --storage)"
         ) from error
     if changed := differences(stored, now):
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""

@@ -38,7 +38,7 @@ def trace(model: nn.Module, example: Tensor) -> Anatomy:
 
 
 def _look(model: nn.Module, example: Tensor) -> Anatomy:
-    seen = copy.deepcopy(model).eval()
+    seen, example = copy.deepcopy(model).eval().cpu(), example.cpu()  # structure is the same on every device
     layers = _layers(seen, example)
     groups, refusals = channel_groups(seen, example, tuple(layer.name for layer in layers))
     weighted = {layer.name for layer in layers}
