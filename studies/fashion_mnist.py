@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from objectives import Bops, Examples, Loss, Macs, Parameters, SizeBytes, Top1, TopK
+from objectives import Bops, Examples, Latency, Loss, Macs, Parameters, SizeBytes, Top1, TopK
+from objectives.runtimes import OnnxRuntime
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.errors import UserError
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
@@ -144,6 +146,25 @@ def residual(data: str = "", trials: int = 40) -> StudySpec:
         confirmation=Recipe(epochs=2, batch_size=128, learning_rate=2e-3),
         budget=Budget(trials=trials),
     )
+
+
+def quick(data: str = "", trials: int = 20) -> StudySpec:
+    """Search on the residual network for its time in ONNX Runtime on this machine, batch 1, one thread.
+
+    A variant of `residual`: bits and split layers buy size here and not time (studies/LOG.md), so only widths are searched.
+
+    Parameters
+    ----------
+    data
+        Folder of the four IDX files, gzipped or not.
+    trials
+        Trained candidates.
+    """
+    spec = residual(data, trials)
+    one = spec.splits.validation.inputs[:1]
+    latency = Latency(OnnxRuntime(), spec.teacher, one)
+    space = Space(steps=(PruneRatios(highest=0.75, step=0.25, round_to=8),), recovery=Temperatures())
+    return replace(spec, name="fashion-quick", space=space, objectives=(spec.objectives[0], latency))
 
 
 def splits(data: str = "") -> Splits:
