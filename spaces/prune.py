@@ -121,11 +121,12 @@ class PruneRatios:
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Prune:
         """Draw a ratio for every group, as `prune/<group>`."""
         top = self._top()
-        ratios = tuple(
-            (group.name, trial.suggest_float(f"prune/{group.name}", 0.0, top, step=self.step))
-            for group in self._groups(anatomy)
-        )
-        return Prune(ratios, self.round_to, self.importance, self.refit)
+        ratios = []
+        for group in self._groups(anatomy):
+            drawn = trial.suggest_float(f"prune/{group.name}", 0.0, top, step=self.step)
+            # a ratio that rounding undoes is no ratio: the plan says so, and equals the one that leaves the group alone
+            ratios.append((group.name, drawn if kept_units(group.units, drawn, self.round_to) < group.units else 0.0))
+        return Prune(tuple(ratios), self.round_to, self.importance, self.refit)
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
         """Return the same ratio for every group."""

@@ -151,7 +151,7 @@ def residual(data: str = "", trials: int = 40) -> StudySpec:
 def quick(data: str = "", trials: int = 20) -> StudySpec:
     """Search on the residual network for its time in ONNX Runtime on this machine, batch 1, one thread.
 
-    A variant of `residual`: bits and split layers buy size here and not time (studies/LOG.md), so only widths are searched.
+    A variant of `residual`: bits and split layers buy size here and not time (studies/LOG.md), so only widths vary.
 
     Parameters
     ----------

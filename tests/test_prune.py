@@ -139,3 +139,14 @@ def test_wrong_settings_name_the_rule_and_the_values() -> None:
         PruneRatios(round_to=0)
     with pytest.raises(ValueError, match="norm must be 1 or 2, but got 3"):
         Magnitude(3)
+
+
+def test_a_ratio_that_rounding_undoes_is_none() -> None:
+    net = teacher(Residual)
+    anatomy = trace(net, example(net))
+    axis = PruneRatios(round_to=8)
+    drawn = axis.uniform(anatomy, 0.2)
+    assert set(drawn.values()) == {0.125}
+    plan = axis.suggest(FixedTrial(drawn), anatomy)
+    assert plan.words() == ""
+    assert plan == axis.suggest(FixedTrial(axis.uniform(anatomy, 0.0)), anatomy)
