@@ -31,6 +31,7 @@ from search.storage import folder_of, open_study, writable
 from search.tables import confirmed_table, front_table, latency_note
 from search.trial import Bench
 from search.verification import record_words
+from spaces.anatomy import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,9 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return 2
     except optuna.exceptions.StorageInternalError as error:
-        console.print(
-            f"slimfront: the storage failed: {str(error).splitlines()[0]}; the same command goes on", markup=False
-        )
+        console.print(f"slimfront: the storage failed: {first_line(error)}; the same command goes on", markup=False)
         return 2
     except KeyboardInterrupt:
         console.print(f"stopped; nothing that was done is lost; go on with: {options.again}", markup=False)

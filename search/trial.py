@@ -61,17 +61,17 @@ class Bench:
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))
         except ValueError as error:
             raise UserError(str(error)) from error
-        self.classes = _classes(self.model, self.example, classified=spec.splits.train.classified)
+        with torch.no_grad():
+            answer = self.model(self.example[:2])
+        self.classes = _classes(answer, classified=spec.splits.train.classified)
         check_labels("training", spec.splits.train, self.classes)
         check_labels("validation", spec.splits.validation, self.classes)
         self.teacher = Teacher(self.model, spec.splits.train)
-        self._check_loss()
+        self._check_loss(answer)
 
-    def _check_loss(self) -> None:
-        """Compute the loss of the teacher on two examples, where outputs and labels that do not fit show themselves."""
+    def _check_loss(self, answer: Tensor) -> None:
+        """Compute the loss of the teacher's answer to two examples, where what does not fit shows itself."""
         recovery = self.spec.space.recovery.suggest(FixedTrial(self.spec.space.recovery.usual()))
-        with torch.no_grad():
-            answer = self.model(self.example[:2])
         labels = self.spec.splits.train.labels[:2].to(self.device)
         try:
             recovery.loss(answer, answer, labels)
@@ -202,10 +202,8 @@ def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
     return tuple(earlier.values)
 
 
-def _classes(model: nn.Module, example: Tensor, *, classified: bool) -> int:
-    """Return how many classes the teacher tells apart, 0 where the labels are no classes."""
-    with torch.no_grad():
-        answer = model(example[:2])
+def _classes(answer: object, *, classified: bool) -> int:
+    """Return how many classes the teacher's answer tells apart, 0 where the labels are no classes."""
     if not isinstance(answer, Tensor) or (classified and answer.dim() < 2):  # noqa: PLR2004
         got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise UserError(
