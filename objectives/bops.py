@@ -9,8 +9,10 @@ from objectives.layers import LowPrecision
 from objectives.macs import count
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
+    from objectives.layers import Parts
     from objectives.objective import Direction
 
 FLOAT_BITS = 32
@@ -39,6 +41,12 @@ class Bops:
             if isinstance(module, LowPrecision):
                 total += macs[name] * (module.weight_bits * module.activation_bits - FLOAT_BITS**2)
         return float(total)
+
+    def foreseen(self, parts: Parts) -> np.ndarray:
+        """Return the multiply-adds times their widths."""
+        rounded = (parts.macs * parts.weight_bits * parts.activation_bits).sum((0, 2))
+        total: np.ndarray = rounded + parts.product_macs * FLOAT_BITS**2
+        return total
 
     def __repr__(self) -> str:
         """Name the shape of the example."""

@@ -1,8 +1,11 @@
-"""What a finished layer tells of its precision."""
+"""What a finished layer tells of its precision, and what is told of many that are not built yet."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @runtime_checkable
@@ -11,3 +14,72 @@ class LowPrecision(Protocol):
 
     weight_bits: int
     activation_bits: int
+
+
+class Parts(Protocol):
+    """The layers of N networks in numbers, arrays that broadcast to (parts, N, layers) unless said otherwise."""
+
+    @property
+    def macs(self) -> np.ndarray:
+        """Multiply-adds of one example."""
+        ...
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Numbers in the weight."""
+        ...
+
+    @property
+    def biases(self) -> np.ndarray:
+        """Numbers in the bias."""
+        ...
+
+    @property
+    def outputs(self) -> np.ndarray:
+        """Output channels, 0 where there is no such layer."""
+        ...
+
+    @property
+    def weight_bits(self) -> np.ndarray:
+        """Width of a weight, 32 for a float."""
+        ...
+
+    @property
+    def activation_bits(self) -> np.ndarray:
+        """Width of an input, 32 for a float."""
+        ...
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Entries of the weight's codebook, 0 where codes are integers."""
+        ...
+
+    @property
+    def linear(self) -> np.ndarray:
+        """Whether it is a linear layer."""
+        ...
+
+    @property
+    def padded(self) -> np.ndarray:
+        """Whether it is a convolution with padding."""
+        ...
+
+    @property
+    def strided(self) -> np.ndarray:
+        """Whether it is a convolution with a stride."""
+        ...
+
+    @property
+    def grouped(self) -> np.ndarray:
+        """Whether it is a convolution of several groups."""
+        ...
+
+    @property
+    def product_macs(self) -> np.ndarray:
+        """Multiply-adds outside of layers, shape (N,), but for a constant."""
+        ...
+
+    @property
+    def parameters(self) -> np.ndarray:
+        """Numbers held outside of layers, shape (N,), but for a constant."""
+        ...

@@ -20,8 +20,10 @@ with warnings.catch_warnings():
 if TYPE_CHECKING:
     from collections import Counter
 
+    import numpy as np
     from torch import nn
 
+    from objectives.layers import Parts
     from objectives.objective import Direction
 
 # fvcore also estimates norms, pooling and upsampling; multiply-adds are those of convolutions and matrix products.
@@ -49,6 +51,11 @@ class Macs:
     def __call__(self, model: nn.Module) -> float:
         """Return the count."""
         return float(count(model, self.example)[""])
+
+    def foreseen(self, parts: Parts) -> np.ndarray:
+        """Return the sum over the parts and the products."""
+        total: np.ndarray = parts.macs.sum((0, 2)) + parts.product_macs
+        return total
 
     def __repr__(self) -> str:
         """Name the shape of the example."""

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from objectives.examples import Examples
+    from objectives.layers import Parts
 
 Direction = Literal["minimize", "maximize"]
 
@@ -46,6 +48,15 @@ class Metric(Objective, Protocol):
 
     def on(self, examples: Examples) -> Metric:
         """Return the same metric on other examples."""
+        ...
+
+
+@runtime_checkable
+class Foreseeable(Objective, Protocol):
+    """A cost that can be told from the shapes of the layers, of many networks at once and before any is built."""
+
+    def foreseen(self, parts: Parts) -> np.ndarray:
+        """Return the cost of each network, shape (N,), but for a constant that all networks of one teacher share."""
         ...
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
+    from objectives.layers import Parts
     from objectives.objective import Direction
 
 
@@ -22,3 +24,8 @@ class Parameters:
     def __call__(self, model: nn.Module) -> float:
         """Return the count."""
         return float(sum(parameter.numel() for parameter in model.parameters()))
+
+    def foreseen(self, parts: Parts) -> np.ndarray:
+        """Return weights and biases."""
+        total: np.ndarray = (parts.weights + parts.biases).sum((0, 2)) + parts.parameters
+        return total

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from objectives.layers import LowPrecision
 
 if TYPE_CHECKING:
+    from objectives.layers import Parts
     from objectives.objective import Direction
 
 # What ONNX needs for its nodes and names, in bytes, read off exported files of residual and plain networks.
@@ -21,6 +23,10 @@ UNIFORM, CODEBOOK, INPUTS = 65, 99, 83  # what dequantizing the weight and quant
 CLIP = 26  # inputs below 8 bits
 ACTIVATION = 13  # a ReLU or its like, taken as one a layer
 FLOAT_BITS, BYTE = 32, 8
+# by the width in bits
+_WEIGHT_BYTES = np.array([next(b for b in (2, 4, 8, 32) if bits <= b) / BYTE for bits in range(FLOAT_BITS + 1)])
+_INPUT_BYTES = np.array([INPUTS * (bits < FLOAT_BITS) + CLIP * (bits < BYTE) for bits in range(FLOAT_BITS + 1)])
+_CODED = np.arange(FLOAT_BITS + 1) < FLOAT_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,21 @@ class SizeBytes:
                 total += _node(module) if _is_layer(module) else 0
                 total += 4 * sum(parameter.numel() for parameter in module.parameters(recurse=False))
         return float(total)
+
+    def foreseen(self, parts: Parts) -> np.ndarray:
+        """Return the same prediction from the shapes."""
+        node = CONVOLUTION + PADDED * parts.padded + STRIDED * parts.strided + GROUPED * parts.grouped
+        node = np.where(parts.linear, LINEAR, node)
+        width = parts.weight_bits
+        entries: np.ndarray | int = UNIFORM
+        if parts.levels.any():
+            width = np.where(parts.levels, np.ceil(np.log2(np.maximum(2, parts.levels))).astype(int), width)
+            entries = np.where(parts.levels, CODEBOOK + 4 * parts.levels, UNIFORM)
+        layer = ACTIVATION + _INPUT_BYTES[parts.activation_bits] + entries * _CODED[width]
+        each = layer + node + np.ceil(parts.weights * _WEIGHT_BYTES[width])
+        each += 4 * (parts.biases + parts.outputs * _CODED[width])  # biases and scales
+        total: np.ndarray = (each * (parts.outputs > 0)).sum((0, 2)) + 4 * parts.parameters
+        return total
 
 
 def _is_layer(module: nn.Module) -> bool:

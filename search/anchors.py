@@ -43,11 +43,12 @@ def anchors(bench: Bench) -> list[dict[str, float]]:
 
 
 def costs(bench: Bench, strengths: tuple[float, ...]) -> dict[str, float]:
-    """Measure what is limited on the uniform plan with these strengths, untrained."""
-    params = bench.spec.space.uniform(bench.anatomy, strengths)
-    model = bench.build(bench.spec.space.suggest(FixedTrial(params), bench.anatomy))
+    """Foresee what is limited of the uniform plan with these strengths, or measure it, untrained."""
+    plan = bench.spec.space.suggest(FixedTrial(bench.spec.space.uniform(bench.anatomy, strengths)), bench.anatomy)
+    foreseen = {name: float(values[0]) for name, values in bench.foresight.costs([plan]).items()}
     limited = {limit.objective.name: limit.objective for limit in _limits(bench)}
-    return bench.costs(model, limited.values())
+    unknown = [objective for name, objective in limited.items() if name not in foreseen]
+    return foreseen | (bench.costs(bench.build(plan), unknown) if unknown else {})
 
 
 def holds(bench: Bench, values: dict[str, float]) -> bool:

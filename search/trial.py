@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import math
 import time
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from search.errors import REASON, Diverged, UserError
+from search.foresight import Foresight
 from search.recover import Teacher, recover
 from search.storage import WORKER, worker
 from spaces import deployed, trace
@@ -90,6 +92,11 @@ class Bench:
         """Return the form of a network that is shipped."""
         return deployed(model, self.example)
 
+    @functools.cached_property
+    def foresight(self) -> Foresight:
+        """What the plans of this study would cost."""
+        return Foresight(self.model, self.example, self.finish(self.model), self.spec.costs)
+
     def costs(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
         """Measure what is known before training, on a network that is not finished yet."""
         finished = self.finish(model)
@@ -134,13 +141,12 @@ def run_trial(trial: Trial, bench: Bench, folder: Path, told: Callable[[float], 
     earlier = _same_plan(trial.study, key, trial.number)
     if earlier is not None:
         return _replay(trial, earlier)
+    foreseen = {name: float(values[0]) for name, values in bench.foresight.costs([plan]).items()}
+    _refuse(trial, spec, foreseen)
     model = bench.build(plan)
     values = bench.costs(model, spec.costs)
-    missed = [limit for limit, excess in _note(trial, spec, values).items() if excess > 0]
-    if missed:
-        _constrain(trial, spec, trial.user_attrs[EXCESS])
-        trial.set_user_attr(REASON, f"over the limit {', '.join(missed)}")
-        raise TrialPruned
+    bench.foresight.check(plan, values)
+    _refuse(trial, spec, values)
     bench.train(model, plan, spec.recipe, seed_of(spec, key), told)
     finished = bench.finish(model)
     values |= {objective.name: objective(finished) for objective in spec.measured if not objective.is_cost}
@@ -170,6 +176,15 @@ def _note(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, 
     excess = {str(x): x.excess(values[x.objective.name]) for x in spec.limits if x.objective.name in values}
     trial.set_user_attr(EXCESS, excess)
     return excess
+
+
+def _refuse(trial: Trial, spec: StudySpec, values: dict[str, float]) -> None:
+    """End the trial if a limit is missed already."""
+    missed = [limit for limit, excess in _note(trial, spec, values).items() if excess > 0]
+    if missed:
+        _constrain(trial, spec, trial.user_attrs[EXCESS])
+        trial.set_user_attr(REASON, f"over the limit {', '.join(missed)}")
+        raise TrialPruned
 
 
 def _constrain(trial: Trial, spec: StudySpec, excess: dict[str, float]) -> None:

@@ -5,12 +5,29 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Side = Literal["out", "in", "parameter"]
+
+
+class Run(NamedTuple):
+    """One call of a layer on one example.
+
+    Attributes
+    ----------
+    times
+        How many inputs it got: 1, or the windows or frames that the network had moved into the batch; the tokens of a
+        linear layer.
+    before, after
+        Size of the input and of the output in space; empty for a linear layer.
+    """
+
+    times: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +46,8 @@ class Layer:
         One number a spatial dimension; empty for a linear layer.
     groups
         Groups of a convolution; 1 for a linear layer.
-    positions
-        How many times a kernel is applied to one example: the output pixels, or the tokens of a linear layer, summed
-        over the calls of a layer that is used more than once.
-    calls
-        How often one forward calls the layer.
+    runs
+        The calls of one forward, one or more.
     tied
         Whether the network holds the same weight under another name too.
     """
@@ -45,9 +59,18 @@ class Layer:
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     groups: int
-    positions: int
-    calls: int
+    runs: tuple[Run, ...]
     tied: bool
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a transposed convolution, whose kernel is applied at every pixel of the input."""
+        return self.kind.startswith("ConvTranspose")
+
+    @property
+    def positions(self) -> int:
+        """How many times the kernel is applied to one example, over all calls: output pixels, or tokens."""
+        return sum(run.times * math.prod(run.before if self.transposed else run.after) for run in self.runs)
 
     @property
     def macs(self) -> int:
@@ -112,6 +135,22 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """The sizes of a tensor of parameters or of a matrix product, and which groups of channels they shrink with.
+
+    Attributes
+    ----------
+    sizes
+        Of its dimensions, as traced; their product is the number of parameters, or of multiply-adds.
+    cuts
+        Triples of (dimension, name of a group, by how much the dimension shrinks when a unit of that group goes).
+    """
+
+    sizes: tuple[int, ...]
+    cuts: tuple[tuple[int, str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """Why channels of a layer stay: named, so that nothing is skipped silently."""
 
@@ -133,12 +172,15 @@ class Anatomy:
         The layers whose outputs cannot be pruned, and why.
     others
         Modules with weights of their own that no axis acts on, as (name, kind).
+    products
+        Matrix products beside the layers, such as those of attention, that shrink with the groups.
     """
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
     refusals: tuple[Refusal, ...]
     others: tuple[tuple[str, str], ...]
+    products: tuple[Extent, ...]
 
     def layer(self, name: str) -> Layer:
         """Return the layer of that name.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from spaces.anatomy import Anatomy, Layer
+    from spaces.outline import Outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,17 @@ class Quantize:
         for name, layer in wrapped.items():
             rounded.set_submodule(name, layer.train(layers[name].training))
         return rounded
+
+    def sketch(self, outline: Outline, row: int) -> None:
+        """Write the widths, and how many levels must be stored."""
+        if not self.widths:
+            return
+        names, weights, activations = zip(*self.widths, strict=True)
+        columns = outline.frame.columns("layer", names)
+        outline.weight_bits_NL[row, columns] = weights
+        outline.activation_bits_NL[row, columns] = activations
+        if not self.grid.uniform:
+            outline.levels_NL[row, columns] = [0 if bits == OFF else self.grid.entries(bits) for bits in weights]
 
     def choices(self) -> dict[str, dict[str, float]]:
         """Return the widths of each layer."""
@@ -136,6 +148,7 @@ class BitWidths:
         return {
             layer.name: widths if layer.name in chosen
             else "no: its weight is held under another name too" if layer.tied
+            else "no: a transposed convolution is not rounded" if layer.transposed
             else f"no: {layer.name} is not among only={self.only}"
             for layer in anatomy.layers
         }  # fmt: skip
@@ -143,7 +156,9 @@ class BitWidths:
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         for name in self.only:
             anatomy.layer(name)
-        return tuple(x for x in anatomy.layers if not x.tied and (not self.only or x.name in self.only))
+        return tuple(
+            x for x in anatomy.layers if not x.tied and not x.transposed and (not self.only or x.name in self.only)
+        )
 
 
 def _ladder(widths: tuple[int, ...]) -> tuple[int, ...]:

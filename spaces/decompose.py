@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,11 +23,87 @@ if TYPE_CHECKING:
 WIDE = 32  # channels from which Tucker-2 pays; narrower convolutions take the SVD
 
 
+Numbers = Any  # a number, or an array of one number a layer: the formulas hold for both
+
+
+class Shapes(NamedTuple):
+    """What the cost of splitting layers depends on, each a number or an array.
+
+    Attributes
+    ----------
+    outputs, inputs, groups
+        Of the layers.
+    area, height, width
+        Positions of the kernel, and its first two sizes; 1 for a linear layer.
+    plane
+        Whether the kernel has two dimensions, both larger than 1.
+    positions, reads, columns
+        How often a kernel is applied to one example that stands at the pixels of the output, at those of the input, or,
+        in a plane, at the rows of the output and the columns of the input.
+    """
+
+    outputs: Numbers
+    inputs: Numbers
+    groups: Numbers
+    area: Numbers
+    height: Numbers
+    width: Numbers
+    plane: Numbers
+    positions: Numbers
+    reads: Numbers
+    columns: Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """The thinner layers in order, up to three.
+
+    Attributes
+    ----------
+    array
+        Shape (4, 3, ...): for each factor the numbers in its weight, its output channels, how often its kernel is
+        applied, and 1 where it has the kernel of the layer, or a part of it, with its stride and padding. What is not
+        there has zeros.
+    """
+
+    array: np.ndarray
+
+    @classmethod
+    def of(cls, *factors: tuple[Numbers, Numbers, Numbers, int]) -> Factors:
+        """Put up to three side by side, of each the four numbers or arrays."""
+        array = np.zeros((4, 3, *np.shape(factors[0][0])))
+        for place, factor in enumerate(factors):
+            for field, values in enumerate(factor):
+                array[field, place] = values
+        return cls(array)
+
+    def where(self, condition: Numbers, others: Factors) -> Factors:
+        """Return these where the condition holds and the others elsewhere."""
+        return Factors(np.where(condition, self.array, others.array))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Numbers in each weight, shape (3, ...)."""
+        weights: np.ndarray = self.array[0]
+        return weights
+
+    @property
+    def each(self) -> np.ndarray:
+        """Multiply-adds of each factor, shape (3, ...)."""
+        each: np.ndarray = self.array[0] * self.array[2]
+        return each
+
+    @property
+    def macs(self) -> Numbers:
+        """Multiply-adds of one example, all together."""
+        return self.each.sum(0)
+
+
 class Decomposition(Protocol):
     """How a layer of full rank becomes thinner ones."""
 
-    def macs(self, layer: Layer, fraction: float) -> int:
-        """Return the multiply-adds a position of the layer's output of what `split` would return."""
+    def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
+        """Return what `split` would make of layers of these shapes; the bias is the last one's."""
         ...
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments, fraction: float) -> nn.Sequential:
@@ -38,10 +115,14 @@ class Decomposition(Protocol):
 class Svd:
     """Linear and 1x1: W = U V; a k x k kernel: k x k to R channels, then 1x1 (Zhang et al. 2016, arXiv:1505.06798)."""
 
-    def macs(self, layer: Layer, fraction: float) -> int:
-        """Return R * (D + O)."""
-        columns = layer.inputs * math.prod(layer.kernel)
-        return rank_of(min(layer.outputs, columns), fraction) * (columns + layer.outputs)
+    def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
+        """Return weights of R*D and R*O."""
+        columns = shapes.inputs * shapes.area
+        rank = rank_of(np.minimum(shapes.outputs, columns), fraction)
+        return Factors.of(
+            (rank * columns, rank, shapes.positions, 1),
+            (rank * shapes.outputs, shapes.outputs, shapes.positions, 0),
+        )
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments, fraction: float) -> nn.Sequential:
         """Return `reduce` (the kernel, to R channels) and `expand` (1x1, with the bias)."""
@@ -66,12 +147,15 @@ class Svd:
 class SpatialSvd:
     """A k x k kernel as k x 1 and 1 x k (Jaderberg et al. 2014, arXiv:1405.3866, §2.2, scheme 2); else as `Svd`."""
 
-    def macs(self, layer: Layer, fraction: float) -> int:
-        """Return R * (I*H*stride + O*W): the first kernel runs at every column."""
-        if not _is_plane(layer):
-            return Svd().macs(layer, fraction)
-        tall, wide = layer.inputs * layer.kernel[0], layer.outputs * layer.kernel[1]
-        return rank_of(min(tall, wide), fraction) * (tall * layer.stride[1] + wide)
+    def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
+        """Return weights of R*I*H and R*O*W; the first kernel runs at every column."""
+        tall, wide = shapes.inputs * shapes.height, shapes.outputs * shapes.width
+        rank = rank_of(np.minimum(tall, wide), fraction)
+        ours = Factors.of(
+            (rank * tall, rank, shapes.columns, 1),
+            (rank * wide, shapes.outputs, shapes.positions, 1),
+        )
+        return ours.where(shapes.plane, Svd().factors(shapes, fraction))
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments, fraction: float) -> nn.Sequential:
         """Return `reduce` (k x 1) and `expand` (1 x k, with the bias)."""
@@ -96,13 +180,16 @@ class Tucker2:
     The fraction is that of the output and of the input channels alike.
     """
 
-    def macs(self, layer: Layer, fraction: float) -> int:
-        """Return I*R1*stride² + R1*R2*K + R2*O."""
-        if not _is_wide(layer):
-            return Svd().macs(layer, fraction)
-        outer, inner = rank_of(layer.outputs, fraction), rank_of(layer.inputs, fraction)
-        entry = layer.inputs * inner * math.prod(layer.stride)
-        return entry + inner * outer * math.prod(layer.kernel) + outer * layer.outputs
+    def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
+        """Return weights of I*R1, R1*R2*K and R2*O; the first kernel runs at every pixel of the input."""
+        outer, inner = rank_of(shapes.outputs, fraction), rank_of(shapes.inputs, fraction)
+        ours = Factors.of(
+            (shapes.inputs * inner, inner, shapes.reads, 0),
+            (inner * outer * shapes.area, outer, shapes.positions, 1),
+            (outer * shapes.outputs, shapes.outputs, shapes.positions, 0),
+        )
+        wide = (shapes.area > 1) & (np.minimum(shapes.outputs, shapes.inputs) >= WIDE)
+        return ours.where(wide, Svd().factors(shapes, fraction))
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments, fraction: float) -> nn.Sequential:
         """Return `reduce` (1x1), `core` (k x k) and `expand` (1x1, with the bias)."""
@@ -122,9 +209,27 @@ class Tucker2:
         return _chain(reduce=reduce, core=_like(module, core), expand=_pointwise(module, outer, bias=True))
 
 
-def rank_of(full: int, fraction: float) -> int:
+def rank_of(full: Numbers, fraction: Numbers) -> Numbers:
     """Return the rank that is this fraction of the full rank, at least 1."""
-    return max(1, round(fraction * full))
+    return np.maximum(1, np.rint(fraction * full)).astype(int)
+
+
+def shapes_of(layer: Layer) -> Shapes:
+    """Return the shapes of one layer."""
+    height, width = (*layer.kernel, 1, 1)[:2]
+    plane = _is_plane(layer)
+    return Shapes(
+        outputs=layer.outputs,
+        inputs=layer.inputs,
+        groups=layer.groups,
+        area=math.prod(layer.kernel),
+        height=height,
+        width=width,
+        plane=plane,
+        positions=layer.positions,
+        reads=sum(run.times * math.prod(run.before) for run in layer.runs),
+        columns=sum(run.times * run.after[0] * run.before[1] for run in layer.runs) if plane else 0,
+    )
 
 
 def _is_plane(layer: Layer) -> bool:

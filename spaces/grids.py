@@ -21,6 +21,10 @@ class Grid(Protocol):
         """Whether the levels are evenly spaced, so that the codes are plain integers."""
         ...
 
+    def entries(self, bits: int) -> int:
+        """Return how many levels there are."""
+        ...
+
     def levels(self, normal: Tensor, bits: int) -> Tensor:
         """Return the levels, ascending, at most 2**bits of them.
 
@@ -43,6 +47,10 @@ class Uniform:
         """True."""
         return True
 
+    def entries(self, bits: int) -> int:
+        """Return 2q + 1."""
+        return (1 << bits) - 1
+
     def levels(self, normal: Tensor, bits: int) -> Tensor:
         """Return 2q + 1 levels."""
         q = 2 ** (bits - 1) - 1
@@ -58,6 +66,10 @@ class PowersOfTwo:
     def uniform(self) -> bool:
         """False."""
         return False
+
+    def entries(self, bits: int) -> int:
+        """Return 2**bits - 1."""
+        return (1 << bits) - 1
 
     def levels(self, normal: Tensor, bits: int) -> Tensor:
         """Return 2**bits - 1 levels."""
@@ -81,6 +93,10 @@ class KMeans:
     def uniform(self) -> bool:
         """False."""
         return False
+
+    def entries(self, bits: int) -> int:
+        """Return 2**bits."""
+        return 1 << bits
 
     def levels(self, normal: Tensor, bits: int) -> Tensor:
         """Return 2**bits centres; the highest is repeated where the layer has fewer distinct weights."""

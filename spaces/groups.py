@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spaces.anatomy import Group, Member, Refusal, first_line
+from spaces.anatomy import Extent, Group, Member, Refusal, first_line
 from spaces.attempts import refused, tried
 from spaces.calls import tensors
 from spaces.labels import Follow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from spaces.anatomy import Side
-    from spaces.ledger import Ledger
+    from spaces.ledger import Ledger, Place, Settled
 
 ALL_AT_ONCE = "they can only go all at once"
 UNREAD = "no weight of a layer reads them"
@@ -32,8 +32,8 @@ Reach = dict[tuple[str, "Side", int], list[int]]  # the positions of a class of 
 
 def channel_groups(
     model: nn.Module, example: Tensor, order: Sequence[str]
-) -> tuple[tuple[Group, ...], tuple[Refusal, ...]]:
-    """Find the groups of channels that can be removed together, and the layers whose channels stay.
+) -> tuple[tuple[Group, ...], tuple[Refusal, ...], tuple[Extent, ...]]:
+    """Find the groups of channels that can be removed together, the layers whose channels stay, and matrix products.
 
     Parameters
     ----------
@@ -50,10 +50,11 @@ def channel_groups(
         with torch.no_grad(), follow:
             outputs = tensors(followed(example))
     except Exception as error:  # noqa: BLE001 - whatever an unusual network raises here; its other axes are searched
-        return (), refused(order, order, f"its channels could not be followed: {first_line(error)}")
+        return (), refused(order, order, f"its channels could not be followed: {first_line(error)}"), ()
     if not outputs:
-        return (), refused(order, order, "its channels could not be followed: no tensor was found in the output")
+        return (), refused(order, order, "its channels could not be followed: no tensor was found in the output"), ()
     ran = {name for name, _ in follow.ledger.places}
+    products = tuple(follow.products)
     outputs += _in_training(follow, followed, example)
     for tensor in outputs:
         follow.ledger.fix(follow.of(tensor), OUTPUTS)
@@ -61,10 +62,37 @@ def channel_groups(
         for (owner, _), labels in follow.ledger.places.items():
             if owner == name:
                 follow.ledger.fix(labels, f"the weight of {name!r} is also {other!r}")
-    reaches, refusals = _classes(follow.ledger, order)
+    settled = follow.ledger.settle()
+    reaches, refusals = _classes(follow.ledger, settled, order)
     groups = [group for group in _grouped(reaches, order) if not ran.isdisjoint(group.producers)]
     held, failed = tried(model, example, groups, order)
-    return held, refusals + failed
+    return held, refusals + failed, _extents(products, follow.ledger.places, settled.classes, held)
+
+
+def _extents(
+    products: Sequence[list[Tensor]], places: Mapping[Place, Tensor], classes: np.ndarray, groups: Sequence[Group]
+) -> tuple[Extent, ...]:
+    """Say of each matrix product which of its dimensions shrink with which groups; drop those that never do."""
+    owners = np.zeros(classes.max() + 1, dtype=np.int64)  # 0: no group
+    for number, group in enumerate(groups, start=1):
+        maker = next(member for member in group.members if member.side == "out")
+        labels = places[maker.layer, "out"].numpy()
+        owners[classes[labels[[position for unit in maker.positions for position in unit]]]] = number
+    extents = []
+    for edges in products:
+        cuts = []
+        for dimension, edge in enumerate(edges):
+            found = classes[edge.numpy()]
+            if (found == found[0]).all():
+                continue  # the channels do not lie along this dimension
+            cuts += [
+                (dimension, groups[number - 1].name, int(count) // groups[number - 1].units)
+                for number, count in enumerate(np.bincount(owners[found]))
+                if number and count
+            ]
+        if cuts:
+            extents.append(Extent(tuple(len(edge) for edge in edges), tuple(cuts)))
+    return tuple(extents)
 
 
 def _in_training(follow: Follow, followed: nn.Module, example: Tensor) -> list[Tensor]:
@@ -76,9 +104,9 @@ def _in_training(follow: Follow, followed: nn.Module, example: Tensor) -> list[T
     return []
 
 
-def _classes(ledger: Ledger, order: Sequence[str]) -> tuple[dict[int, Reach], tuple[Refusal, ...]]:
+def _classes(ledger: Ledger, settled: Settled, order: Sequence[str]) -> tuple[dict[int, Reach], tuple[Refusal, ...]]:
     """Return what each class of channels that can go reaches, and the layers none of whose channels can."""
-    classes, fixed, levelled = ledger.settle()
+    classes, fixed, levelled = settled
     reaches: dict[int, Reach] = defaultdict(dict)
     for (name, side), labels in ledger.places.items():
         found = classes[labels.numpy()]

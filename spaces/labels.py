@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.calls import Call, tensors
 from spaces.ledger import Ledger, thin
-from spaces.operations import OUTSIDE, rule
+from spaces.operations import OUTSIDE, multiplied, rule
 from spaces.surgery import CONVOLUTIONS, NORMS, TRANSPOSED, depthwise
 
 if TYPE_CHECKING:
@@ -41,12 +41,15 @@ class Follow(TorchDispatchMode):
         What was found out.
     idle
         Names of the modules with channels that have not run so far.
+    products
+        Matrix products outside of layers: for each of its dimensions the labels along it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = Ledger()
         self.idle: set[str] = set()
+        self.products: list[list[Tensor]] = []
         self._twins: Any = WeakIdKeyDictionary()
         self._inside = 0  # layers: what goes on in them is theirs
         self._norms: list[tuple[str, nn.LayerNorm]] = []
@@ -83,6 +86,7 @@ class Follow(TorchDispatchMode):
         output = function(*args, **(kwargs or {}))
         if not self._inside:
             call = Call(function, args, kwargs or {}, tensors(output), self.of)
+            self.products += multiplied(call)
             if call.results and any(bool(thin(labels).any()) for labels in call.labels if labels.numel()):
                 made = self._layer_norm(call) if self._normalizes(call) else rule(function)(self.ledger, call)
                 for result, labels in zip(call.results, made, strict=False):  # statistics beside them have no channels

@@ -6,7 +6,7 @@ Label 0 belongs to what has no channel to lose: constants, inputs, products that
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Place = tuple[str, str]  # a module and its side, or a bare parameter and ""
+
+
+class Settled(NamedTuple):
+    """The class of each label; of classes that cannot go, why; of those made equal along a dimension, why."""
+
+    classes: np.ndarray
+    fixed: dict[int, str]
+    levelled: dict[int, str]
 
 
 @dataclass
@@ -93,8 +101,8 @@ class Ledger:
         own = (name for (name, side), its in self.places.items() if not side and its.min() <= label <= its.max())
         return next(own, None)
 
-    def settle(self) -> tuple[np.ndarray, dict[int, str], dict[int, str]]:
-        """Return the class of each label; of classes that cannot go, why; of those made equal along a dimension, why.
+    def settle(self) -> Settled:
+        """Return what is known in the end.
 
         Channels that were divided into parts lose as many in every part, unless all values of a channel are one anyway.
         """
@@ -112,7 +120,7 @@ class Ledger:
         levelled: dict[int, str] = {}
         for label, why in self._levelled:
             levelled.setdefault(int(classes[label]), why)
-        return classes, fixed, levelled
+        return Settled(classes, fixed, levelled)
 
     def _classes(self) -> np.ndarray:
         pairs = np.concatenate([np.zeros((2, 0), dtype=np.int64), *self._pairs], axis=1)

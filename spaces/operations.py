@@ -215,6 +215,28 @@ def _product(ledger: Ledger, call: Call) -> list[Tensor]:
     return [functools.reduce(lambda one, other: _meet(ledger, one, other, call.why), bias, made)]
 
 
+def multiplied(call: Call) -> list[list[Tensor]]:
+    """Return for each matrix product in the operation the labels along each of its dimensions, products included."""
+    if RULES.get(call.name) is _attention:
+        queries, keys, values = (_edges(labels) for labels in call.labels[:3])
+        return [[*queries, keys[-2]], [*queries[:-1], keys[-2], values[-1]]]
+    if RULES.get(call.name) is not _product:
+        return []
+    left, right = call.labels[-2:]
+    return [[*_edges(left), _edges(right)[-1]]]
+
+
+def _edges(labels: Tensor) -> list[Tensor]:
+    """Return the labels along each dimension, at the first place of all others."""
+    edges = []
+    for dimension in range(labels.dim()):
+        edge = labels
+        for other in range(labels.dim()):
+            edge = edge if other == dimension else edge.narrow(other, 0, 1)
+        edges.append(edge.reshape(-1))
+    return edges
+
+
 def _attention(ledger: Ledger, call: Call) -> list[Tensor]:
     queries, keys, values = (ledger.level(label, (-2,), call.why) for label in call.labels[:3])
     ledger.join(queries, keys, f"{call.why} with {OUTSIDE}")

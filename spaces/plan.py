@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from spaces.anatomy import Anatomy
+    from spaces.outline import Outline
 
 
 class Step(Protocol):
@@ -27,6 +28,10 @@ class Step(Protocol):
         example
             Calibration inputs, shape (B, ...), without labels.
         """
+        ...
+
+    def sketch(self, outline: Outline, row: int) -> None:
+        """Write into a row of the outline what the step would do to the network, without doing it."""
         ...
 
     def choices(self) -> dict[str, dict[str, float]]:

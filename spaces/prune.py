@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
 
 from spaces.anatomy import unknown
 from spaces.importance import Importance, SecondOrder
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from spaces.anatomy import Anatomy, Group
+    from spaces.outline import Outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,14 @@ class Prune:
             lambda: self.importance.order(model, example, group),
         )
         return tuple(sorted(order[group.units - count :]))
+
+    def sketch(self, outline: Outline, row: int) -> None:
+        """Write how many units of each group are kept."""
+        if not self.ratios:
+            return
+        names, ratios = zip(*self.ratios, strict=True)
+        columns = outline.frame.columns("group of channels", names)
+        outline.units_NG[row, columns] = kept_units(outline.frame.units[columns], np.array(ratios), self.round_to)
 
     def choices(self) -> dict[str, dict[str, float]]:
         """Return the share of its units that each group loses."""
@@ -163,10 +174,15 @@ class PruneRatios:
         return tuple(group for group in anatomy.groups if not self.only or group.name in self.only)
 
 
-def kept_units(units: int, ratio: float, round_to: int) -> int:
-    """Return how many of the units stay: at least one, rounded up to a multiple of `round_to`."""
-    wanted = max(1, units - round(ratio * units))
-    return min(units, math.ceil(wanted / round_to) * round_to)
+@overload
+def kept_units(units: int, ratio: float, round_to: int) -> int: ...
+@overload
+def kept_units(units: np.ndarray, ratio: np.ndarray, round_to: int) -> np.ndarray: ...
+def kept_units(units: int | np.ndarray, ratio: float | np.ndarray, round_to: int) -> int | np.ndarray:
+    """Return how many of the units stay: at least one, rounded up to a multiple of `round_to`; numbers or arrays."""
+    wanted = np.maximum(1, units - np.rint(ratio * units))
+    kept = np.minimum(units, np.ceil(wanted / round_to) * round_to)
+    return kept.astype(np.int64) if isinstance(units, np.ndarray) else int(kept)
 
 
 def _refit(model: nn.Module, smaller: nn.Module, example: Tensor, kept: list[tuple[Group, tuple[int, ...]]]) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from spaces.anatomy import unknown
-from spaces.decompose import Decomposition, Tucker2
+from spaces.decompose import Decomposition, Tucker2, shapes_of
 from spaces.plan import settled, snap
 from spaces.statistics import moments, reestimate
-from spaces.trace import LAYER_TYPES, describe
+from spaces.trace import LAYER_TYPES, describe, layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from spaces.anatomy import Anatomy, Layer
+    from spaces.outline import Outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,17 @@ class Factorize:
         for name, _ in self.ranks:
             if name not in layers:
                 raise ValueError(unknown("layer", name, layers))
-            if not isinstance(layers[name], LAYER_TYPES) or describe(name, layers[name]).groups > 1:
+            if not isinstance(layers[name], LAYER_TYPES) or _unfit(describe(name, layers[name])):
                 raise ValueError(
                     f"only dense convolutions and linear layers can be split, but layer {name!r} is {layers[name]}"
                 )
+        if all(fraction == 1 for _, fraction in self.ranks):
+            return thinner
+        now = {layer.name: layer for layer in layers_of(model, example[:1])}
         todo = [
-            (name, fraction, layer)
+            (name, fraction, now[name])
             for name, fraction in self.ranks
-            if saves(self.decomposition, (layer := describe(name, layers[name])), fraction)
+            if name in now and saves(self.decomposition, now[name], fraction)
         ]
         if not todo:
             return thinner
@@ -67,6 +71,15 @@ class Factorize:
             thinner.set_submodule(name, split.train(layers[name].training))
         reestimate(thinner, example)
         return thinner
+
+    def sketch(self, outline: Outline, row: int) -> None:
+        """Write the fractions; whether they save anything is seen on what pruning leaves."""
+        if not self.ranks:
+            return
+        names, fractions = zip(*self.ranks, strict=True)
+        outline.fractions_NL[row, outline.frame.columns("layer", names)] = fractions
+        assert outline.decomposition in {None, self.decomposition}, "one way of splitting for all rows"
+        outline.decomposition = self.decomposition
 
     def choices(self) -> dict[str, dict[str, float]]:
         """Return the fraction of its full rank that each layer keeps."""
@@ -158,13 +171,12 @@ class Ranks:
 
 def saves(decomposition: Decomposition, layer: Layer, fraction: float) -> bool:
     """Whether that fraction of the rank costs fewer multiply-adds than the layer as it is."""
-    columns = layer.inputs // layer.groups
-    for size in layer.kernel:
-        columns *= size
-    return fraction < 1 and decomposition.macs(layer, fraction) < layer.outputs * columns
+    return fraction < 1 and bool(decomposition.factors(shapes_of(layer), fraction).macs < layer.macs)
 
 
 def _unfit(layer: Layer) -> str:
+    if layer.transposed:
+        return "a transposed convolution is not split"
     if layer.groups > 1:
         return f"a convolution of {layer.groups} groups is not split"
     return "its weight is held under another name too" if layer.tied else ""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from spaces.anatomy import Anatomy, Layer, first_line
+from spaces.anatomy import Anatomy, Layer, Run, first_line
 from spaces.groups import channel_groups
 from spaces.memory import remembered
+from spaces.statistics import forward_in_eval
+from spaces.surgery import CONVOLUTIONS, TRANSPOSED
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+LAYER_TYPES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
 def trace(model: nn.Module, example: Tensor) -> Anatomy:
@@ -39,34 +41,37 @@ def trace(model: nn.Module, example: Tensor) -> Anatomy:
 
 def _look(model: nn.Module, example: Tensor) -> Anatomy:
     seen, example = copy.deepcopy(model).eval().cpu(), example.cpu()  # structure is the same on every device
-    layers = _layers(seen, example)
-    groups, refusals = channel_groups(seen, example, tuple(layer.name for layer in layers))
+    layers = layers_of(seen, example)
+    groups, refusals, products = channel_groups(seen, example, tuple(layer.name for layer in layers))
     weighted = {layer.name for layer in layers}
     others = tuple(
         (name, type(module).__name__)
         for name, module in seen.named_modules()
         if name not in weighted and any(True for _ in module.parameters(recurse=False))
     )
-    return Anatomy(layers, groups, refusals, others)
+    return Anatomy(layers, groups, refusals, others, products)
 
 
-def _layers(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
+def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
+    """Return the layers of a model that run on one example, shape (1, ...), in order of execution.
+
+    Raises
+    ------
+    ValueError
+        If the forward pass fails on the example.
+    """
     found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
-    positions: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
+    runs: dict[str, list[Run]] = {}
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
-        def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            # not divided by the length of the batch, which is 1: windows and tokens may have been moved there
-            positions[name] += output.numel() // output.shape[-1 if isinstance(module, nn.Linear) else 1]
-            calls[name] += 1
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            runs.setdefault(name, []).append(_run(module, inputs[0], output))
 
         return module.register_forward_hook(note)
 
     handles = [watch(name, module) for name, module in found.items()]
     try:
-        with torch.no_grad():
-            model(example)
+        forward_in_eval(model, example)
     except Exception as error:
         raise ValueError(
             f"the network must accept the example, but its forward failed on a tensor of shape "
@@ -77,25 +82,26 @@ def _layers(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
             handle.remove()
     holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return tuple(
-        describe(
-            name,
-            found[name],
-            positions=positions[name],
-            calls=calls[name],
-            tied=holders[id(found[name].weight)] > 1,
-        )
-        for name in positions
+        describe(name, found[name], tuple(calls), tied=holders[id(found[name].weight)] > 1)
+        for name, calls in runs.items()
     )
 
 
-def describe(name: str, module: nn.Module, *, positions: int = 1, calls: int = 1, tied: bool = False) -> Layer:
-    """Return the `Layer` of a convolution or linear module."""
+def _run(module: nn.Module, given: Tensor, output: Tensor) -> Run:
+    # not divided by the length of the batch, which is 1: windows and tokens may have been moved there
+    if isinstance(module, nn.Linear):
+        return Run(output.numel() // output.shape[-1], (), ())
+    space = len(module.kernel_size)  # type: ignore[arg-type]
+    times = math.prod(output.shape[: -space - 1])  # without a batch the channels come first
+    return Run(times, tuple(given.shape[-space:]), tuple(output.shape[-space:]))
+
+
+def describe(name: str, module: nn.Module, runs: tuple[Run, ...] = (Run(1, (), ()),), *, tied: bool = False) -> Layer:
+    """Return the `Layer` of a convolution or linear module; without runs, as applied at one position."""
     kind = type(module).__name__
     if isinstance(module, nn.Linear):
-        return Layer(name, kind, module.out_features, module.in_features, (), (), 1, positions, calls, tied)
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        return Layer(name, kind, module.out_features, module.in_features, (), (), 1, runs, tied)
+    assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
     kernel = tuple(int(size) for size in module.kernel_size)
     stride = tuple(int(size) for size in module.stride)
-    return Layer(
-        name, kind, module.out_channels, module.in_channels, kernel, stride, module.groups, positions, calls, tied
-    )
+    return Layer(name, kind, module.out_channels, module.in_channels, kernel, stride, module.groups, runs, tied)

@@ -14,6 +14,7 @@ from optuna.trial import FixedTrial
 from objectives.bops import Bops
 from objectives.macs import Macs
 from objectives.parameters import Parameters
+from search.foresight import Foresight
 from spaces import BitWidths, Distill, Plan, PruneRatios, Ranks, deployed, trace
 from tests.nets import CLASSES, NETS, Net, example, teacher
 
@@ -82,6 +83,14 @@ class AxisContract:
         for less, more in itertools.pairwise(costs):
             assert all(after <= before for before, after in zip(less, more, strict=True))
         assert costs[-1] < costs[0]
+
+    def test_its_costs_are_foreseen(self, net: Net) -> None:
+        objectives = (Macs(example(net)), Bops(example(net)), Parameters())
+        foresight = Foresight(net, example(net), deployed(net, example(net)), objectives)
+        plan = Plan((step(self.axis, net, HALF),), Distill())
+        finished = deployed(plan.apply(net, example(net)), example(net))
+        foreseen = foresight.costs([plan])
+        assert {x.name: float(foreseen[x.name][0]) for x in objectives} == {x.name: x(finished) for x in objectives}
 
     def test_gradients_reach_every_parameter(self, net: Net) -> None:
         model = step(self.axis, net, HALF).apply(net, example(net)).train()

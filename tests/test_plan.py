@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import optuna
 import pytest
@@ -28,6 +29,9 @@ from spaces.anatomy import unknown
 from spaces.plan import settled, snap
 from tests.nets import Plain, example, teacher
 
+if TYPE_CHECKING:
+    from spaces.outline import Outline
+
 SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures())
 
 
@@ -39,6 +43,9 @@ class Append:
 
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
         return nn.Sequential(*model.children(), getattr(nn, self.module)())
+
+    def sketch(self, outline: Outline, row: int) -> None:
+        raise NotImplementedError
 
     def choices(self) -> dict[str, dict[str, float]]:
         return {self.module: {"all": 1.0}}

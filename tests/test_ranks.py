@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from spaces import Factorize, Ranks, SpatialSvd, Svd, Tucker2, trace
+from spaces.decompose import shapes_of
 from spaces.ranks import saves
 from tests.contracts import AxisContract, step
 from tests.nets import Grouped, Plain, Residual, Sequence, Wide, example, teacher
@@ -38,7 +39,7 @@ def test_what_saves_nothing_is_not_offered(decomposition: Svd | SpatialSvd | Tuc
         *fractions, last = axis.offered(layer)
         assert last == 1
         for eighth in range(1, 8):
-            cheaper = decomposition.macs(layer, eighth / 8) * layer.positions < layer.macs
+            cheaper = decomposition.factors(shapes_of(layer), eighth / 8).macs < layer.macs
             assert (eighth / 8 in fractions) == (cheaper and layer.groups == 1)
             assert saves(decomposition, layer, eighth / 8) == cheaper
 

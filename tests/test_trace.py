@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from objectives.macs import count
 from spaces import Layer, trace
+from spaces.anatomy import Run
 from tests.nets import NETS, Net, Normed, Plain, Separable, Wide, example, run, teacher
 
 
@@ -28,8 +29,8 @@ def test_layers_come_in_order_of_execution_with_their_geometry() -> None:
     net = teacher(Separable)
     layers = trace(net, example(net)).layers
     assert [layer.name for layer in layers] == ["stem", "depthwise", "pointwise", "head"]
-    assert layers[0] == Layer("stem", "Conv2d", 8, 3, (3, 3), (2, 2), 1, 16, 1, tied=False)
-    assert layers[3] == Layer("head", "Linear", 5, 12, (), (), 1, 1, 1, tied=False)
+    assert layers[0] == Layer("stem", "Conv2d", 8, 3, (3, 3), (2, 2), 1, (Run(1, (8, 8), (4, 4)),), tied=False)
+    assert layers[3] == Layer("head", "Linear", 5, 12, (), (), 1, (Run(1, (), ()),), tied=False)
     assert [layer.depthwise for layer in layers] == [False, True, False, False]
 
 
@@ -62,8 +63,8 @@ class Tokens(Net):
 def test_all_calls_and_all_tokens_of_one_example_count() -> None:
     net = Tokens().eval()
     layers = {layer.name: layer for layer in trace(net, example(net)).layers}
-    assert (layers["embed"].positions, layers["embed"].calls) == (64, 1)
-    assert (layers["shared"].positions, layers["shared"].calls) == (64, 2)
+    assert (layers["embed"].positions, len(layers["embed"].runs)) == (64, 1)
+    assert (layers["shared"].positions, len(layers["shared"].runs)) == (64, 2)
     counted = count(net, example(net))
     assert {name: layer.macs for name, layer in layers.items()} == {name: counted[name] for name in layers}
 

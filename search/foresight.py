@@ -1,0 +1,60 @@
+"""What plans would cost, told from the shapes of their layers before anything is built."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from objectives.objective import Foreseeable
+from search.progress import console
+from spaces.outline import frame_of, outlined
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
+    from torch import Tensor, nn
+
+    from objectives import Objective
+    from spaces import Plan
+
+TOLERANCE = 5e-3  # relative; counts are exact, and the bytes of a file are a prediction anyway
+
+
+class Foresight:
+    """The costs of plans for one teacher.
+
+    Parameters
+    ----------
+    model, example
+        The teacher, and inputs for it.
+    finished
+        The teacher as it would be shipped, on which the constant part of each cost is measured.
+    costs
+        The costs of the study; those that cannot be foreseen are left out.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor, finished: nn.Module, costs: Iterable[Objective]) -> None:
+        self.frame = frame_of(model, example)
+        untouched = outlined(self.frame, [None]).parts()
+        self.known: dict[str, tuple[Foreseeable, float]] = {
+            objective.name: (objective, objective(finished) - float(objective.foreseen(untouched)[0]))
+            for objective in costs
+            if isinstance(objective, Foreseeable)
+        }
+
+    def costs(self, plans: Sequence[Plan]) -> dict[str, np.ndarray]:
+        """Return what each known objective says of the plans, arrays of shape (plans,)."""
+        if not self.known:
+            return {}
+        parts = outlined(self.frame, plans).parts()
+        return {name: objective.foreseen(parts) + constant for name, (objective, constant) in self.known.items()}
+
+    def check(self, plan: Plan, measured: Mapping[str, float]) -> None:
+        """Compare with what was measured on the network of the plan; what was wrong is not foreseen any more."""
+        for name, values in self.costs([plan]).items():
+            if name in measured and not math.isclose(values[0], measured[name], rel_tol=TOLERANCE):
+                console.print(
+                    f"{name} of this network cannot be foreseen exactly: it is measured on every plan instead"
+                )
+                del self.known[name]
