@@ -23,14 +23,16 @@ import torch
 import torchvision
 from optuna.trial import FixedTrial
 
-from objectives import Macs, Parameters
+from objectives import Bops, Macs, Parameters
 from objectives.runtimes import OnnxRuntime
+from search.foresight import Foresight
 from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, trace
 from spaces.anatomy import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from objectives import Objective
     from spaces import Anatomy, Axis
 
 LARGEST = 100e6  # parameters
@@ -54,6 +56,7 @@ COLUMNS = (
     "bits_percent",
     "trace_s",  # CPU seconds to look at the network
     "apply_s",  # and to build the compressed one
+    "foreseen",  # whether the costs of the compressed one were told exactly before it was built
     "macs_left",  # of the compressed network, as a share of the teacher's
     "parameters_left",
     "agreement",  # largest difference between the exported file and torch, as a share of the largest output
@@ -72,7 +75,7 @@ def build(name: str) -> nn.Module:
 def example(name: str) -> Tensor:
     """Return two inputs of the smallest size at which the network makes sense."""
     if name in VIDEO:
-        return torch.randn(2, 3, 8, 64, 64)
+        return torch.randn(2, 3, *((16, 224, 224) if name == "s3d" else (8, 64, 64)))
     size = next((size for key, size in SMALLEST.items() if name.startswith(key)), 64)
     return torch.randn(2, 3, size, size)
 
@@ -87,26 +90,33 @@ def look(name: str, *, export: bool) -> tuple[str, ...]:
     smaller = plan.apply(model, inputs)
     applied = time.process_time()
     finished, teacher = deployed(smaller, inputs), deployed(model, inputs)
+    costs: tuple[Objective, ...] = (Macs(inputs), Bops(inputs), Parameters())
+    foreseen = Foresight(model, inputs, teacher, costs).costs([plan])
+    before, after = ({cost.name: cost(network) for cost in costs} for network in (teacher, finished))
     said = [reason for axis in SPACE.steps for reason in axis.acts_on(anatomy).values() if reason.startswith("no: ")]
     numbers = (
-        *(share(anatomy, axis) for axis in SPACE.steps),
+        *(share(anatomy, axis, before["macs"]) for axis in SPACE.steps),
         traced - started,
         applied - traced,
-        Macs(inputs)(finished) / Macs(inputs)(teacher),
-        Parameters()(finished) / Parameters()(teacher),
     )
+    left = (after["macs"] / before["macs"], after["parameters"] / before["parameters"])
+    exact = all(float(foreseen[name][0]) == value for name, value in after.items())
     agreed = f"{agreement(finished, inputs):.1e}" if export else ""
     refused = "; ".join(f"{count} x {reason[4:]}" for reason, count in Counter(said).most_common(3))
-    return (name, *(f"{number:.3g}" for number in numbers), agreed, refused)
+    return (name, *map(_short, numbers), "exact" if exact else "NOT", *map(_short, left), agreed, refused)
 
 
-def share(anatomy: Anatomy, axis: Axis) -> float:
-    """Return the percentage of the multiply-adds that lie in layers whose inputs or outputs the axis can thin."""
+def _short(number: float) -> str:
+    return f"{number:.3g}"
+
+
+def share(anatomy: Anatomy, axis: Axis, total: float) -> float:
+    """Return the percentage of all multiply-adds that lie in layers whose inputs or outputs the axis can thin."""
     said = axis.acts_on(anatomy)
     reached = {name for name, words in said.items() if not words.startswith("no: ")}
     if isinstance(axis, PruneRatios):  # a layer whose inputs go has fewer multiply-adds too
         reached |= {member.layer for group in anatomy.groups for member in group.consumers}
-    return 100 * sum(x.macs for x in anatomy.layers if x.name in reached) / sum(x.macs for x in anatomy.layers)
+    return 100 * sum(x.macs for x in anatomy.layers if x.name in reached) / total
 
 
 def agreement(model: nn.Module, inputs: Tensor) -> float:
@@ -123,8 +133,8 @@ def builders(wanted: list[str]) -> list[str]:
     """Return the names of the builders that are asked for and not too large."""
     names = [*torchvision.models.list_models(module=torchvision.models), *VIDEO]
     chosen = [name for name in names if not wanted or name in wanted or any(word in name for word in wanted)]
-    with torch.device("meta"):
-        return [name for name in chosen if sum(p.numel() for p in build(name).parameters()) <= LARGEST]
+    sizes = {name: torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] for name in chosen}
+    return [name for name in chosen if sizes[name] <= LARGEST]
 
 
 def main() -> None:
