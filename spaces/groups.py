@@ -116,8 +116,9 @@ def _classes(ledger: Ledger, settled: Settled, order: Sequence[str]) -> tuple[di
             continue
         for position, label in enumerate(positions.tolist()):
             reaches[label].setdefault((name, cast("Side", side or "parameter"), dimension), []).append(position)
+    read = ledger.read(classes)
     for label, reach in reaches.items():
-        if not any(side == "in" for _, side, _ in reach):
+        if label not in read and not any(side == "in" for _, side, _ in reach):
             fixed.setdefault(label, UNREAD)
     signatures = {label: _signature(reach) for label, reach in reaches.items()}
     counts = Counter(signature for label, signature in signatures.items() if label not in fixed)

@@ -66,7 +66,7 @@ class SecondOrder:
 
     This is optimal brain surgery on blocks, with the second moment of the consumer's inputs as the Hessian
     (Hassibi & Stork 1993; Frantar & Alistarh 2022, arXiv:2208.11580, §4). Groups whose consumers are all grouped
-    convolutions fall back to `Magnitude`.
+    convolutions, or that have none, as queries and keys, fall back to `Magnitude`.
     """
 
     def order(self, model: nn.Module, example: Tensor, group: Group) -> tuple[int, ...]:
@@ -140,10 +140,13 @@ class Taylor:
 
     The Fisher form with labels drawn from the network itself, so that no labels are needed: the mean over the
     examples of (sum over positions of activation times gradient) squared (Theis et al. 2018, arXiv:1801.05787, §2.2).
+    Groups without a consumer, as queries and keys, fall back to `Magnitude`.
     """
 
     def order(self, model: nn.Module, example: Tensor, group: Group) -> tuple[int, ...]:
         """Return the units by the sum of their Fisher scores over the consumers."""
+        if not group.consumers:
+            return Magnitude().order(model, example, group)
         total = torch.zeros(group.units)
         for member in group.consumers:
             scores = _fisher(model, example, member.layer)

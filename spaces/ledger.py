@@ -44,6 +44,7 @@ class Ledger:
     _fixed: list[tuple[np.ndarray, str]] = field(default_factory=list)
     _levelled: list[tuple[int, str]] = field(default_factory=list)
     _parts: list[tuple[Tensor, list[int], str]] = field(default_factory=list)
+    _summed: list[np.ndarray] = field(default_factory=list)
 
     def fresh(self, shape: Sequence[int]) -> Tensor:
         """Return labels that nothing else has."""
@@ -87,6 +88,14 @@ class Ledger:
         varying = [dimension for dimension in dimensions if varies(labels, dimension)]
         if len(varying) > 1:
             self._parts.append((thin(labels), varying, why))
+
+    def summed(self, labels: Tensor) -> None:
+        """Say that a product of two tensors sums over these channels, as that of queries and keys: it reads them."""
+        self._summed.append(thin(labels).unique().numpy())
+
+    def read(self, classes: np.ndarray) -> set[int]:
+        """Return the classes, as `settle` numbers them, that products of two tensors sum over."""
+        return {number for labels in self._summed for number in np.unique(classes[labels]).tolist()}
 
     def fix(self, labels: Tensor, why: str) -> None:
         """Say that these channels cannot go."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 from torch.utils._pytree import tree_map
 
 from spaces.calls import Call, tensors
@@ -54,11 +55,23 @@ def _move(_: Ledger, call: Call) -> list[Tensor]:
     args, kwargs = call.args, call.kwargs
     if call.name in {"index", "index_select"}:
         args = (twin(args[0]), *args[1:])
-    elif call.name == "constant_pad_nd":
-        args = (twin(args[0]), args[1], 0)
     else:
         args, kwargs = tree_map(twin, (args, kwargs))
     return [compact(labels) for labels in tensors(call.function(*args, **kwargs))]
+
+
+def _pad(_: Ledger, call: Call) -> list[Tensor]:
+    """Put a constant around; beside a channel it belongs to the channel, as more of its positions."""
+    labels, sides = call.labels[0], call.argument("pad")
+    for index in range(0, len(sides), 2):
+        dimension = labels.dim() - 1 - index // 2
+        if varies(labels, dimension):
+            labels = F.pad(labels, [*[0] * index, *sides[index : index + 2]])
+        else:
+            shape = list(labels.shape)
+            shape[dimension] = call.results[0].shape[dimension]
+            labels = labels.narrow(dimension, 0, 1).expand(shape)
+    return [labels]
 
 
 def _restride(ledger: Ledger, call: Call) -> list[Tensor]:
@@ -164,6 +177,15 @@ def _reduce(ledger: Ledger, call: Call) -> list[Tensor]:
     return [made.expand(result.shape) for result in call.results]
 
 
+def _norm(ledger: Ledger, call: Call) -> list[Tensor]:
+    """Sum up powers: a channel that is gone adds nothing, as one of zeros."""
+    labels, dimensions = call.labels[0], call.argument("dim")
+    dimensions = range(labels.dim()) if dimensions is None else dimensions
+    if call.argument("ord") > 0 and any(varies(labels, dimension) for dimension in dimensions):
+        return [torch.zeros((), dtype=torch.long).expand(call.results[0].shape)]
+    return _reduce(ledger, call)
+
+
 def _along(ledger: Ledger, call: Call) -> list[Tensor]:
     """Combine what lies along one dimension, which is kept."""
     labels = call.labels[0]
@@ -207,7 +229,10 @@ def _product(ledger: Ledger, call: Call) -> list[Tensor]:
         made = right[..., :1, :]
     elif not bool(thin(right).any()) and not varies(left, -1):
         made = left[..., :, :1]
+    elif not (varies(left, -2) or varies(left, -1) or varies(right, -2)):
+        made = _meet(ledger, left[..., :1, :1], right[..., :1, :], call.why)  # one label a matrix, as one a head
     elif not varies(left, -2) and not varies(right, -1):
+        ledger.summed(left)
         ledger.join(left[..., 0, :], right[..., :, 0], f"{call.why} with {OUTSIDE}")
     else:
         _fix(ledger, call)
@@ -239,6 +264,7 @@ def _edges(labels: Tensor) -> list[Tensor]:
 
 def _attention(ledger: Ledger, call: Call) -> list[Tensor]:
     queries, keys, values = (ledger.level(label, (-2,), call.why) for label in call.labels[:3])
+    ledger.summed(queries)
     ledger.join(queries, keys, f"{call.why} with {OUTSIDE}")
     return [values.expand(call.results[0].shape)]
 
@@ -252,8 +278,9 @@ KEEPING = frozenset({
 RULES: dict[str, Rule] = {
     **dict.fromkeys((
         "permute", "transpose", "t", "select", "unbind", "expand", "squeeze", "unsqueeze", "index", "index_select",
-        "roll", "flip", "repeat", "unfold", "movedim", "narrow", "constant_pad_nd", "pixel_unshuffle", "tril", "triu",
+        "roll", "flip", "repeat", "unfold", "movedim", "narrow", "pixel_unshuffle", "tril", "triu",
     ), _move),
+    "constant_pad_nd": _pad,
     "as_strided_": _restride,
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), _reshape),
     **dict.fromkeys(("cat", "stack"), _cat),
@@ -272,8 +299,8 @@ RULES: dict[str, Rule] = {
     ), _window),
     **dict.fromkeys((
         "mean", "sum", "amax", "amin", "max", "min", "prod", "std", "var", "var_mean", "logsumexp", "argmax", "argmin",
-        "linalg_vector_norm",
     ), _reduce),
+    "linalg_vector_norm": _norm,
     **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "cumsum", "sort"), _along),
     **dict.fromkeys(("mm", "bmm", "matmul", "addmm", "baddbmm"), _product),
     **dict.fromkeys((

@@ -216,11 +216,11 @@ def attend(net: Custom, x: Tensor, *, fused: bool) -> object:
     return net.last(net.out(mixed).mean(1))
 
 
-def test_heads_stay_equal_and_queries_and_keys_stay() -> None:
+def test_heads_stay_equal_and_queries_go_with_keys() -> None:
     linear = {name: nn.Linear(8, 8) for name in ("q", "k", "v", "out")}
     anatomy = followed(lambda m, x: attend(m, x, fused=False), **linear, **ends())
-    assert names(anatomy) == ["stem", "v", "out"]
-    assert refused(anatomy) == dict.fromkeys(("q", "k"), "its channels stay: no weight of a layer reads them")
+    assert names(anatomy) == ["stem", "q", "v", "out"]
+    assert at(anatomy, "q", "q") == at(anatomy, "q", "k") == tuple((c, c + 4) for c in range(4))
     assert at(anatomy, "v", "out", "in") == tuple((c, c + 4) for c in range(4))
 
 
@@ -237,8 +237,39 @@ def test_the_attention_of_torch_is_followed() -> None:
         return net.last(net.out(mixed.transpose(1, 2).flatten(2)).mean(1))
 
     anatomy = followed(way, **{name: nn.Linear(8, 8) for name in ("q", "k", "v", "out")}, **ends())
-    assert names(anatomy) == ["stem", "v", "out"]
+    assert names(anatomy) == ["stem", "q", "v", "out"]
     assert at(anatomy, "v", "out", "in") == tuple((c, c + 4) for c in range(4))
+
+
+def test_queries_and_keys_stay_where_the_scale_counts_them() -> None:
+    def way(net: Custom, x: Tensor) -> object:
+        tokens = net.stem(x).flatten(2).transpose(1, 2)
+        return net.last(F.scaled_dot_product_attention(net.q(tokens), net.k(tokens), net.v(tokens)).mean(1))
+
+    anatomy = followed(way, **{name: nn.Linear(8, 8) for name in ("q", "k", "v")}, **ends())
+    assert names(anatomy) == ["stem", "v"]
+    assert refused(anatomy)["q"].startswith("cutting it was tried and the output is off by")
+
+
+def test_cosines_of_queries_and_keys_with_a_scale_a_head_are_followed() -> None:
+    def way(net: Custom, x: Tensor) -> object:
+        tokens = net.stem(x).flatten(2).transpose(1, 2)
+        q, k, v = (layer(tokens).reshape(len(x), 64, 2, -1).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        q, k = (y / y.norm(dim=-1, keepdim=True) for y in (q, k))
+        mixed = (q @ k.transpose(-2, -1) * net.scale.exp()).softmax(-1) @ v
+        return net.last(net.out(mixed.transpose(1, 2).flatten(2)).mean(1))
+
+    layers = {name: nn.Linear(8, 8) for name in ("q", "k", "v", "out")}
+    anatomy = followed(way, **layers, scale=nn.Parameter(torch.randn(2, 1, 1)), **ends())
+    assert names(anatomy) == ["stem", "q", "v", "out"]
+
+
+def test_a_border_of_constants_belongs_to_the_channels_that_it_surrounds() -> None:
+    def way(net: Custom, x: Tensor) -> object:
+        return net.last(net.mid(F.pad(net.stem(x), (0, 1, 1, 0)).flatten(2).transpose(1, 2)).mean(1))
+
+    anatomy = followed(way, mid=nn.Linear(8, 8), **ends())
+    assert names(anatomy) == ["stem", "mid"]
 
 
 def test_multi_head_attention_stays_by_name() -> None:
