@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from search.progress import track
 from search.storage import save_json
 from search.trial import VALUES, save_state, state_path
 from search.verification import Disagreement, verify
-from spaces import deployed
+from spaces import deployed, opened
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -77,7 +78,7 @@ def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) 
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} must hold {PLAN} and {STATE} as export writes them: {error}") from error
     example = torch.randn((8, *content["input_shape"]), generator=torch.Generator().manual_seed(0))
-    rebuilt = decode(content["plan"], kinds).apply(model, example)
+    rebuilt = decode(content["plan"], kinds).apply(opened(model, example), example)
     rebuilt.load_state_dict(state)
     return rebuilt.eval()  # type: ignore[no-any-return]
 
@@ -94,7 +95,8 @@ def teacher_file(bench: Bench, folder: Path) -> Path:
     path = folder / f"teacher-{fingerprint(spec.teacher)}.{spec.runtime.name}"
     if not path.exists():
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-        spec.runtime.export(deployed(spec.teacher, spec.example()), spec.example()[:1], unfinished)
+        teacher = copy.deepcopy(bench.model).cpu()
+        spec.runtime.export(deployed(teacher, spec.example()), spec.example()[:1], unfinished)
         unfinished.replace(path)
     return path
 

@@ -19,7 +19,7 @@ from search.errors import REASON, Diverged, UserError
 from search.foresight import Foresight
 from search.recover import Teacher, recover
 from search.storage import WORKER, worker
-from spaces import deployed, trace
+from spaces import deployed, opened, trace
 from spaces.anatomy import first_line
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ KEY, PLAN, VALUES, EXCESS, SECONDS, REPLAY = "plan_key", "plan", "measured", "ex
 
 
 class Bench:
-    """All that trials share: the teacher on its device, its anatomy, its answers, the calibration inputs.
+    """All that trials share: the teacher, opened, on its device; its anatomy, its answers, the calibration inputs.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Bench:
         self.spec = spec
         self.device = device
         self.example: Tensor = spec.example().to(device)
-        self.model: nn.Module = copy.deepcopy(spec.teacher).to(device).eval()
+        self.model: nn.Module = opened(copy.deepcopy(spec.teacher).to(device).eval(), self.example)
         try:
             self.anatomy: Anatomy = trace(self.model, self.example)
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))

@@ -11,6 +11,7 @@ from spaces.deploy import deployed
 from spaces.distill import Distill, Imitate, Imitations, Temperatures
 from spaces.grids import KMeans, PowersOfTwo, Uniform
 from spaces.importance import Magnitude, SecondOrder, Taylor
+from spaces.opened import opened
 from spaces.plan import Axis, Plan, Recovery, RecoveryAxis, Space, Step
 from spaces.prune import Prune, PruneRatios
 from spaces.ranks import Factorize, Ranks
@@ -45,5 +46,6 @@ __all__ = [
     "Tucker2",
     "Uniform",
     "deployed",
+    "opened",
     "trace",
 ]

@@ -26,7 +26,7 @@ from optuna.trial import FixedTrial
 from objectives import Bops, Macs, Parameters
 from objectives.runtimes import OnnxRuntime
 from search.foresight import Foresight
-from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, trace
+from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
 from spaces.anatomy import first_line
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def example(name: str) -> Tensor:
 
 def look(name: str, *, export: bool) -> tuple[str, ...]:
     """Trace, compress, and export one network; return its row."""
-    model, inputs = build(name), example(name)
+    inputs = example(name)
+    model = opened(build(name), inputs)
     started = time.process_time()
     anatomy = trace(model, inputs)
     traced = time.process_time()

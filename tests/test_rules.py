@@ -55,7 +55,7 @@ def test_no_module_is_a_drawer(word: str) -> None:
 def test_runtimes_and_plots_are_not_loaded_by_the_space() -> None:
     code = "import sys, spaces; print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    for heavy in ("onnx", "onnxruntime", "plotly", "matplotlib", "optuna"):
+    for heavy in ("onnx", "onnxruntime", "plotly", "matplotlib", "optuna", "torchvision"):
         assert f"'{heavy}'" not in loaded.stdout
 
 

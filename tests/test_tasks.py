@@ -114,7 +114,41 @@ def segmentation() -> StudySpec:
     )
 
 
-@pytest.mark.parametrize("spec", [regression(), segmentation()], ids=["regression", "segmentation"])
+def sequences(count: int, seed: int) -> Examples:
+    inputs = torch.randn(count, 5, 3, generator=torch.Generator().manual_seed(seed))
+    return Examples(inputs, inputs.amax(1)[:, :2])
+
+
+class Reader(nn.Module):
+    """Torch's attention, which must be opened before any axis can act on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.layer(self.stem(x)).mean(1))
+        return out
+
+
+def attention() -> StudySpec:
+    torch.manual_seed(0)
+    splits = Splits(sequences(300, 0), sequences(100, 1), sequences(100, 2))
+    return replace(
+        regression(),
+        name="attention",
+        teacher=taught(Reader(), splits.train, nn.MSELoss()),
+        splits=splits,
+        objectives=(MeanError(splits.validation), SizeBytes()),  # type: ignore[arg-type]
+        limits=(Limit(Macs(splits.validation.inputs), at_most=10_000),),
+    )
+
+
+@pytest.mark.parametrize(
+    "spec", [regression(), segmentation(), attention()], ids=["regression", "segmentation", "attention"]
+)
 def test_a_study_without_class_labels_goes_from_teacher_to_verified_file(spec: StudySpec, tmp_path: Path) -> None:
     study = open_study(spec, tmp_path, None, create=True)
     bench = Bench(spec, torch.device("cpu"))
