@@ -1,6 +1,7 @@
 """Run a study, look at its front, confirm it, export from it."""
 
+from search.anchors import TableStart, UniformStart
 from search.spec import Budget, Recipe, Splits, StudySpec
 from search.teacher import trained
 
-__all__ = ["Budget", "Recipe", "Splits", "StudySpec", "trained"]
+__all__ = ["Budget", "Recipe", "Splits", "StudySpec", "TableStart", "UniformStart", "trained"]

@@ -1,18 +1,23 @@
-"""The plans that compress every layer alike: where a study starts, and what tells whether its limits can be met."""
+"""Where a study starts: plans that compress every layer alike, or those that a table of single changes makes best."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from optuna.trial import FixedTrial
 
 from search.errors import UserError
+from search.options import combined, options, virtual
+from search.progress import track
 
 if TYPE_CHECKING:
     from objectives import Limit
     from search.trial import Bench
 
+TIE = 0.01  # nats that a factor of e in any cost may lose: of plans about as good, the smaller
 HALVINGS = 5  # of the strength, to find the weakest plan that holds the limits
 BEYOND = (0.0, 0.25, 0.5)  # anchors lie at the weakest plan within the limits and this far on the way to the strongest
 
@@ -28,11 +33,9 @@ def anchors(bench: Bench) -> list[dict[str, float]]:
         If no plan holds them: the limit that binds, the smallest value and the nearest plan are named.
     """
     axes = len(bench.spec.space.steps)
-    every = [tuple(float(chosen) for chosen in mask) for mask in itertools.product((0, 1), repeat=axes) if any(mask)]
-    reachable = {mask: costs(bench, mask) for mask in every} if _limits(bench) else {}
-    _check_reachable(bench, reachable)
+    reachable = check_reachable(bench)
     params = []
-    for mask in sorted(every, key=lambda mask: -sum(mask)):
+    for mask in sorted(_masks(axes), key=lambda mask: -sum(mask)):
         if sum(mask) not in {1, axes} or not holds(bench, reachable.get(mask, {})):
             continue
         weakest = _weakest(bench, mask)
@@ -40,6 +43,68 @@ def anchors(bench: Bench) -> list[dict[str, float]]:
             strength = weakest + way * (1 - weakest)
             params.append(bench.spec.space.uniform(bench.anatomy, tuple(strength * chosen for chosen in mask)))
     return params
+
+
+@dataclass(frozen=True, slots=True)
+class UniformStart:
+    """Start with the plans that compress every layer alike, each axis alone and all together."""
+
+    def __call__(self, bench: Bench) -> list[dict[str, float]]:
+        """Return the parameters of each plan."""
+        return anchors(bench)
+
+
+@dataclass(frozen=True, slots=True)
+class TableStart:
+    """Start with the plans that are best in the sum of what each single change was measured to lose.
+
+    Where no cost can be foreseen, or the table would take too long, with those of `UniformStart`.
+
+    Parameters
+    ----------
+    plans
+        How many, spread over the costs.
+    seconds
+        CPU time that the table may take.
+    """
+
+    plans: int = 10
+    seconds: float = 120.0
+
+    def __call__(self, bench: Bench) -> list[dict[str, float]]:
+        """Return the parameters of each plan, the largest network first."""
+        check_reachable(bench)
+        known = bench.foresight.known
+        wanted = [known[objective.name] for objective in bench.spec.objectives if objective.name in known]
+        with track("measuring every change alone") as told:
+            table = options(bench, told, self.seconds) if wanted else None
+        if table is None:
+            return anchors(bench)
+        chosen = virtual(table, wanted)
+        foreseen = bench.foresight.of(combined(table, chosen))
+        held = np.ones(len(chosen), dtype=bool)
+        for limit in _limits(bench):
+            if limit.objective.name in foreseen:
+                held &= np.array([limit.excess(float(value)) <= 0 for value in foreseen[limit.objective.name]])
+        places = [np.log(np.maximum(foreseen[cost.name], 1)) for cost, _ in wanted]
+        losses = sum(added[chosen[:, column]] for column, added in enumerate(table.losses))
+        ranked = losses + TIE * sum(places)
+        picked = dict.fromkeys(
+            row for place in places for row in _spread(place, ranked, held, -(-self.plans // len(places)))
+        )
+        usual = bench.spec.space.recovery.usual()
+        ordered = sorted(picked, key=lambda row: -foreseen[wanted[0][0].name][row])
+        return [table.params(chosen[row]) | usual for row in ordered]
+
+
+def _spread(place: np.ndarray, losses: np.ndarray, held: np.ndarray, count: int) -> list[int]:
+    """Return the rows of least loss in `count` bands of equal width, of those that hold."""
+    rows = np.flatnonzero(held)
+    if not len(rows):
+        return []
+    bands = np.linspace(place[rows].min(), place[rows].max(), count + 1)[1:-1]
+    band = np.digitize(place[rows], bands)
+    return [int(min(rows[band == number], key=lambda row: losses[row])) for number in np.unique(band)]
 
 
 def costs(bench: Bench, strengths: tuple[float, ...]) -> dict[str, float]:
@@ -73,10 +138,22 @@ def _weakest(bench: Bench, mask: tuple[float, ...]) -> float:
     return high
 
 
-def _check_reachable(bench: Bench, reachable: dict[tuple[float, ...], dict[str, float]]) -> None:
+def _masks(axes: int) -> list[tuple[float, ...]]:
+    return [tuple(float(chosen) for chosen in mask) for mask in itertools.product((0, 1), repeat=axes) if any(mask)]
+
+
+def check_reachable(bench: Bench) -> dict[tuple[float, ...], dict[str, float]]:
+    """Return what the strongest plan of each set of axes costs; nothing without limits.
+
+    Raises
+    ------
+    UserError
+        If none holds the limits.
+    """
     limits = _limits(bench)
+    reachable = {mask: costs(bench, mask) for mask in _masks(len(bench.spec.space.steps))} if limits else {}
     if not limits or any(holds(bench, values) for values in reachable.values()):
-        return
+        return reachable
     nearest, values = min(reachable.items(), key=lambda item: max(x.excess(item[1][x.objective.name]) for x in limits))
     binding = max(limits, key=lambda limit: limit.excess(values[limit.objective.name]))
     plan = bench.spec.space.suggest(FixedTrial(bench.spec.space.uniform(bench.anatomy, nearest)), bench.anatomy)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from objectives import Objective
     from spaces import Plan
+    from spaces.outline import Outline
 
 TOLERANCE = 5e-3  # relative; counts are exact, and the bytes of a file are a prediction anyway
 
@@ -45,9 +46,11 @@ class Foresight:
 
     def costs(self, plans: Sequence[Plan]) -> dict[str, np.ndarray]:
         """Return what each known objective says of the plans, arrays of shape (plans,)."""
-        if not self.known:
-            return {}
-        parts = outlined(self.frame, plans).parts()
+        return self.of(outlined(self.frame, plans)) if self.known else {}
+
+    def of(self, outline: Outline) -> dict[str, np.ndarray]:
+        """Return the same of plans in outline."""
+        parts = outline.parts()
         return {name: objective.foreseen(parts) + constant for name, (objective, constant) in self.known.items()}
 
     def check(self, plan: Plan, measured: Mapping[str, float]) -> None:

@@ -16,7 +16,6 @@ import torch
 from optuna.trial import TrialState
 
 from objectives.runtimes import ExportError
-from search.anchors import anchors
 from search.errors import REASON, Diverged, UserError
 from search.front import front, trained
 from search.progress import EVERY_SECONDS, bar, console, duration
@@ -58,8 +57,7 @@ def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
     if lost:
         console.print(f"{lost} trial(s) of a process that is gone: will be run again")
     if ANCHORS not in study.user_attrs:
-        console.print("measuring the uniform plans")
-        for params in anchors(bench):
+        for params in spec.start(bench):
             enqueue(study, params)
         study.set_user_attr(ANCHORS, value=True)
     done = len(trained(study))

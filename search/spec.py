@@ -9,6 +9,7 @@ import optuna
 import torch
 
 from objectives.runtimes import OnnxRuntime
+from search.anchors import TableStart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from objectives import Examples, Limit, Objective
     from objectives.runtimes import Runtime
+    from search.trial import Bench
     from spaces import Space
 
 
@@ -127,6 +129,8 @@ class StudySpec:
         What `run` may spend.
     sampler
         Any class or function that makes an Optuna sampler when called with `seed=`.
+    start
+        Gives the plans to start with, as parameters, when called with the bench of the study.
     runtime
         What the files are exported to and verified on.
     calibration
@@ -146,6 +150,7 @@ class StudySpec:
     confirmation: Recipe | None = None
     budget: Budget = field(default_factory=Budget)
     sampler: Callable[..., optuna.samplers.BaseSampler] = optuna.samplers.TPESampler
+    start: Callable[[Bench], list[dict[str, float]]] = field(default_factory=TableStart)
     runtime: Runtime = field(default_factory=OnnxRuntime)
     calibration: int = 256
     seed: int = 0

@@ -6,6 +6,7 @@ three once it is factorized; what is not there has no weights and no outputs.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -189,6 +190,40 @@ class Outline:
         self.activation_bits_NL = np.full(shape, OFF)
         self.levels_NL = np.zeros(shape, dtype=np.int64)
         self.decomposition: Decomposition | None = None
+
+    @property
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.units_NG, self.fractions_NL, self.weight_bits_NL, self.activation_bits_NL, self.levels_NL
+
+    def owners(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """Return which parameter changes each column of each array, for `mixed`.
+
+        Parameters
+        ----------
+        counts
+            The rows are: nothing changed, then `counts[0]` values of a first parameter alone, and so on.
+        """
+        ends = [1, *(1 + np.cumsum(counts))]
+        found = []
+        for array in self._arrays:
+            owner = np.full(array.shape[1], -1)
+            for parameter, (start, end) in enumerate(itertools.pairwise(ends)):
+                changed = (array[start:end] != array[0]).any(0)
+                assert (owner[changed] == -1).all(), "a number that two parameters change together cannot be mixed"
+                owner[changed] = parameter
+            found.append(np.maximum(owner, 0))
+        return tuple(found)
+
+    def mixed(self, rows_MP: np.ndarray, owners: tuple[np.ndarray, ...]) -> Outline:
+        """Return M outlines, each of which takes what parameter p changes from its p-th row of this one."""
+        outline = Outline.__new__(Outline)
+        outline.frame, outline.decomposition = self.frame, self.decomposition
+        mixed = (
+            array[rows_MP[:, owner], np.arange(len(owner))] for array, owner in zip(self._arrays, owners, strict=True)
+        )
+        (outline.units_NG, outline.fractions_NL, outline.weight_bits_NL, outline.activation_bits_NL,
+         outline.levels_NL) = mixed  # fmt: skip
+        return outline
 
     def parts(self) -> Parts:
         """Return the layers that are left, by the same rules by which the steps build them."""

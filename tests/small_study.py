@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives import Examples, Limit, Macs, SizeBytes, Top1
-from search import Budget, Recipe, Splits, StudySpec
+from search import Budget, Recipe, Splits, StudySpec, UniformStart
 from search.recover import recover
 from search.run import measure_teacher, run
 from search.storage import open_study
@@ -95,6 +95,7 @@ def study(trials: int = 4, share: float = 0.6, epochs: int = 1) -> StudySpec:
         limits=(Limit(macs, at_most=share * macs(teacher())),),
         recipe=Recipe(epochs=epochs, batch_size=32, learning_rate=5e-3),
         budget=Budget(trials=trials),
+        start=UniformStart(),
         calibration=64,
     )
 

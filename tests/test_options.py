@@ -1,0 +1,113 @@
+"""A table of single changes tells which plans to start with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import FixedTrial
+
+from search import StudySpec, TableStart, UniformStart
+from search.anchors import anchors
+from search.definition import define, differences
+from search.options import MULTIPLIERS, Options, combined, options, virtual
+from tests.small_study import bench, study
+
+if TYPE_CHECKING:
+    from search.trial import Bench
+
+
+@functools.cache
+def shared() -> Bench:
+    return bench(study())
+
+
+@functools.cache
+def table() -> Options:
+    found = options(shared(), lambda done: None, 1e9)
+    assert found is not None
+    return found
+
+
+def test_every_parameter_but_those_of_the_recovery_has_its_rungs() -> None:
+    trial = optuna.create_study().ask()
+    shared().spec.space.suggest(trial, shared().anatomy)
+    assert sorted((*table().names, "distill/temperature", "distill/weight")) == sorted(trial.params)
+    assert all(len(values) == len(losses) for values, losses in zip(table().values, table().losses, strict=True))
+    named = dict(zip(table().names, table().values, strict=True))
+    assert [*named["prune/first"]] == [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75]
+    rungs = [*named["weight_bits/head"]]
+    assert len(rungs) == 4  # 32, 8, 4, 2
+    assert table().axes == tuple({"prune": 0, "rank": 1}.get(name.partition("/")[0], 2) for name in table().names)
+
+
+def test_leaving_all_alone_loses_nothing_and_more_never_loses_less() -> None:
+    for losses in table().losses:
+        assert losses[0] == 0
+        assert (np.diff(losses) >= 0).all()
+    assert max(losses[-1] for losses in table().losses) > 0.01
+
+
+def test_choices_are_outlined_as_their_plans_are() -> None:
+    random = np.random.default_rng(0)
+    chosen = np.stack([random.integers(0, [len(values) for values in table().values]) for _ in range(5)])
+    got = shared().foresight.of(combined(table(), chosen))
+    usual = shared().spec.space.recovery.usual()
+    plans = [shared().spec.space.suggest(FixedTrial(table().params(row) | usual), shared().anatomy) for row in chosen]
+    want = shared().foresight.costs(plans)
+    assert set(got) == {"size_bytes", "macs"}
+    for name, values in want.items():
+        np.testing.assert_array_equal(got[name], values)
+
+
+def test_the_best_sums_are_no_worse_than_any_uniform_row() -> None:
+    known = list(shared().foresight.known.values())[:1]
+    chosen = virtual(table(), known)
+    assert len(np.unique(chosen, axis=0)) == len(chosen)
+    value = np.log(shared().foresight.of(combined(table(), chosen))["size_bytes"])
+    losses = sum(added[chosen[:, column]] for column, added in enumerate(table().losses))
+    rows = np.array([[min(step, len(values) - 1) for values in table().values] for step in range(7)])
+    rivals = np.log(shared().foresight.of(combined(table(), rows))["size_bytes"])
+    rival_losses = sum(added[rows[:, column]] for column, added in enumerate(table().losses))
+    for multiplier in MULTIPLIERS:
+        assert (losses + multiplier * value).min() <= (rival_losses + multiplier * rivals).min() + 1e-9
+    axes = np.array(table().axes)
+    alone = [set(axes[row > 0]) for row in chosen]
+    assert all({axis} in alone for axis in range(3))  # each axis alone is among them
+
+
+def held(spec: StudySpec, params: dict[str, float]) -> bool:
+    found = shared().spec.space.suggest(FixedTrial(params), shared().anatomy)
+    foreseen = shared().foresight.costs([found])
+    return all(limit.excess(foreseen[limit.objective.name][0]) <= 0 for limit in spec.limits)
+
+
+def test_a_study_starts_with_plans_that_hold_the_limits_and_are_spread_over_the_costs() -> None:
+    plans = TableStart(plans=6)(shared())
+    assert 3 <= len(plans) <= 6
+    assert all(held(shared().spec, params) for params in plans)
+    drawn = [shared().spec.space.suggest(FixedTrial(params), shared().anatomy) for params in plans]
+    sizes = shared().foresight.costs(drawn)["size_bytes"].tolist()
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 2 * sizes[-1]
+    assert TableStart(plans=6)(shared()) == plans
+
+
+def test_a_table_that_takes_too_long_gives_way_to_uniform_plans() -> None:
+    assert TableStart(seconds=0)(shared()) == anchors(shared()) == UniformStart()(shared())
+
+
+def test_where_no_cost_is_foreseen_uniform_plans_are_taken() -> None:
+    (top1, _) = shared().spec.objectives
+    alone = bench(dataclasses.replace(study(), objectives=(top1,), limits=()))
+    assert TableStart()(alone) == anchors(alone)
+
+
+@pytest.mark.parametrize("start", [TableStart(plans=3), UniformStart()])
+def test_the_start_belongs_to_the_definition(start: TableStart | UniformStart) -> None:
+    mine = dataclasses.replace(study(), start=start)
+    assert bool(differences(define(study()), define(mine))) == (start != UniformStart())
