@@ -72,7 +72,8 @@ class SecondOrder:
     def order(self, model: nn.Module, example: Tensor, group: Group) -> tuple[int, ...]:
         """Return the units in the order in which the least of them was removed again and again."""
         seen = moments(model, example, [member.layer for member in group.consumers])
-        readers = [_Reader(model, m, seen[m.layer]) for m in group.consumers if m.layer in seen]
+        dense = [m for m in group.consumers if m.layer in seen and len(seen[m.layer].mean_GD) == 1]
+        readers = [_Reader(model, member, seen[member.layer]) for member in dense]
         if not readers:
             return Magnitude().order(model, example, group)
         gone: list[int] = []
@@ -95,7 +96,7 @@ class _Reader:
 
     def __init__(self, model: nn.Module, member: Member, seen: Moments) -> None:
         weight = columns_of(model.get_parameter(f"{member.layer}.weight").detach(), seen.block).double()
-        second = seen.second_DD.double()
+        second = seen.second_GDD[0].double()
         self.products = weight.T @ weight
         self.inverse = torch.linalg.inv(second)
         self.energy = (self.products * second).sum().clamp_min(1e-12)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spaces.anatomy import Extent, unknown
-from spaces.decompose import Factors, Shapes, shapes_of
 from spaces.deploy import deployed
+from spaces.factors import Factors, Shapes, shapes_of
 from spaces.memory import remembered
 from spaces.quantized import OFF
 from spaces.trace import trace

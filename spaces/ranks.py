@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from spaces.anatomy import unknown
-from spaces.decompose import Decomposition, Tucker2, shapes_of
+from spaces.decompose import Decomposition, Tucker2
+from spaces.factors import shapes_of
 from spaces.plan import settled, snap
 from spaces.statistics import moments, reestimate
-from spaces.trace import LAYER_TYPES, describe, layers_of
+from spaces.surgery import TRANSPOSED
+from spaces.trace import LAYER_TYPES, layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,9 +53,9 @@ class Factorize:
         for name, _ in self.ranks:
             if name not in layers:
                 raise ValueError(unknown("layer", name, layers))
-            if not isinstance(layers[name], LAYER_TYPES) or _unfit(describe(name, layers[name])):
+            if not isinstance(layers[name], LAYER_TYPES) or isinstance(layers[name], TRANSPOSED):
                 raise ValueError(
-                    f"only dense convolutions and linear layers can be split, but layer {name!r} is {layers[name]}"
+                    f"only convolutions and linear layers can be split, but layer {name!r} is {layers[name]}"
                 )
         if all(fraction == 1 for _, fraction in self.ranks):
             return thinner
@@ -67,7 +69,8 @@ class Factorize:
             return thinner
         seen = moments(model, example, [name for name, _, _ in todo])
         for name, fraction, layer in todo:
-            split = self.decomposition.split(layers[name], layer, seen[name], fraction)
+            original = model.get_submodule(name)  # which may be asked again, for another rank
+            split = self.decomposition.split(original, layer, seen.get(name), fraction)
             thinner.set_submodule(name, split.train(layers[name].training))
         reestimate(thinner, example)
         return thinner
@@ -177,6 +180,4 @@ def saves(decomposition: Decomposition, layer: Layer, fraction: float) -> bool:
 def _unfit(layer: Layer) -> str:
     if layer.transposed:
         return "a transposed convolution is not split"
-    if layer.groups > 1:
-        return f"a convolution of {layer.groups} groups is not split"
     return "its weight is held under another name too" if layer.tied else ""

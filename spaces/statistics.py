@@ -1,7 +1,7 @@
 """What the layers of a network see, and what follows for their weights.
 
-Legend: `O` output channels, `I` input channels, `K` kernel positions, `N` rows (examples times positions),
-`D` = I*K, or I where the kernel positions are pooled.
+Legend: `G` groups of a convolution (1 for other layers), `O` output and `I` input channels of one group, `K` kernel
+positions, `N` rows (examples times positions), `D` = I*K, or I where the kernel positions are pooled.
 """
 
 from __future__ import annotations
@@ -29,32 +29,35 @@ DAMPING = 0.01  # of the mean diagonal, as in Frantar & Alistarh 2022 (arXiv:220
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """First and second moment of the inputs of one layer.
+    """First and second moment of the inputs of one layer, those of each group by themselves.
 
     Attributes
     ----------
-    mean_D
-        Mean input, shape (D,).
-    second_DD
-        Damped mean outer product, shape (D, D).
+    mean_GD
+        Mean input, shape (G, D).
+    second_GDD
+        Damped mean outer product, shape (G, D, D).
     block
         How many neighbouring columns belong to one input channel: K, or 1 where the positions are pooled.
     """
 
-    mean_D: Tensor
-    second_DD: Tensor
+    mean_GD: Tensor
+    second_GDD: Tensor
     block: int
 
     @property
-    def channels_II(self) -> Tensor:  # noqa: N802 - the suffix names the dimensions
-        """The second moment between channels, mean over the kernel positions, shape (I, I)."""
-        size = len(self.mean_D) // self.block
-        blocks = self.second_DD.reshape(size, self.block, size, self.block)
-        return blocks.diagonal(dim1=1, dim2=3).mean(-1)
+    def channels_GII(self) -> Tensor:  # noqa: N802 - the suffix names the dimensions
+        """The second moment between channels, mean over the kernel positions, shape (G, I, I)."""
+        groups, columns = self.mean_GD.shape
+        size = columns // self.block
+        blocks = self.second_GDD.reshape(groups, size, self.block, size, self.block)
+        return blocks.diagonal(dim1=2, dim2=4).mean(-1)
 
 
 def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, Moments]:
-    """Measure the inputs of the named layers on a batch, once a model; grouped convolutions are left out.
+    """Measure the inputs of the named layers on a batch, once a layer.
+
+    Layers that read one channel a group are left out: it has no others to go together with.
 
     Parameters
     ----------
@@ -65,8 +68,12 @@ def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str
     names
         Names of convolution or linear layers.
     """
-    wanted = tuple(names)
-    return remembered(model, ("moments", wanted, example), lambda: _moments(model, example, wanted))
+    wanted = list(names)
+    known: dict[str, Moments | None] = remembered(model, ("moments", example), dict)
+    missing = [name for name in dict.fromkeys(wanted) if name not in known]
+    if missing:
+        known |= dict.fromkeys(missing) | _moments(model, example, missing)
+    return {name: seen for name in wanted if (seen := known[name]) is not None}
 
 
 def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Moments]:
@@ -74,8 +81,8 @@ def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows, block = _rows(module, inputs[0].detach())
-            count, total, products = len(rows), rows.sum(0), rows.T @ rows
+            rows_GND, block = _rows(module, inputs[0].detach())
+            count, total, products = rows_GND.shape[1], rows_GND.sum(1), rows_GND.transpose(1, 2) @ rows_GND
             if name in sums:  # a layer that is called again
                 before = sums[name]
                 count, total, products = count + before[0], total + before[1], products + before[2]
@@ -84,7 +91,7 @@ def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
         return module.register_forward_pre_hook(note)
 
     layers = {name: model.get_submodule(name) for name in names}
-    handles = [watch(name, module) for name, module in layers.items() if _dense(module)]
+    handles = [watch(name, module) for name, module in layers.items() if _mixes(module)]
     try:
         forward_in_eval(model, example)
     finally:
@@ -93,25 +100,26 @@ def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
     found = {}
     for name, (count, total, products, block) in sums.items():
         second = products / count
-        second.diagonal().add_(second.diagonal().mean().clamp_min(1e-8) * DAMPING)
+        diagonal = second.diagonal(dim1=1, dim2=2)
+        diagonal.add_(diagonal.mean(1, keepdim=True).clamp_min(1e-8) * DAMPING)
         found[name] = Moments(total / count, second, block)
     return found
 
 
-def _dense(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (isinstance(module, CONVOLUTIONS) and module.groups == 1)
+def _mixes(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, CONVOLUTIONS) and module.groups < module.in_channels)
 
 
 def _rows(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
-    """Return the inputs as the kernel meets them, shape (N, D), and the block."""
+    """Return the inputs as the kernel meets them, shape (G, N, D), and the block."""
     if not isinstance(module, CONVOLUTIONS):
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        return rows[:: max(1, len(rows) // MOST_ROWS)], 1
-    size = math.prod(module.kernel_size)
+        return rows[:: max(1, len(rows) // MOST_ROWS)][None], 1
+    size, groups = math.prod(module.kernel_size), module.groups
     space = inputs.dim() - 2
-    if inputs.shape[1] * size > MOST_COLUMNS:
+    if inputs.shape[1] * size > MOST_COLUMNS * math.sqrt(groups):  # no more numbers than of a dense layer
         rows = inputs.movedim(1, -1).reshape(-1, inputs.shape[1]).float()
-        return rows[:: max(1, len(rows) // MOST_ROWS)], 1
+        return _by_group(rows[:: max(1, len(rows) // MOST_ROWS)], groups), 1
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     around = module._reversed_padding_repeated_twice  # noqa: SLF001 - knows padding="same"
     padded = F.pad(inputs.float(), around, mode)
@@ -124,7 +132,11 @@ def _rows(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
     many = padded.shape[0] * math.prod(padded.shape[2 : 2 + space])
     skip = max(1, math.ceil((many / MOST_ROWS) ** (1 / space)))
     windows = padded[(slice(None), slice(None), *[slice(None, None, skip)] * space)]
-    return windows.movedim(1, 1 + space).reshape(-1, inputs.shape[1] * size), size
+    return _by_group(windows.movedim(1, 1 + space).reshape(-1, inputs.shape[1] * size), groups), size
+
+
+def _by_group(rows: Tensor, groups: int) -> Tensor:
+    return rows.reshape(len(rows), groups, -1).transpose(0, 1)
 
 
 def forward_in_eval(model: nn.Module, example: Tensor) -> None:
@@ -142,35 +154,44 @@ def forward_in_eval(model: nn.Module, example: Tensor) -> None:
 def refit(module: nn.Module, seen: Moments, gone: Sequence[int]) -> None:
     """Set in place the weights on the inputs that stay to the least-squares best, given that the others go.
 
-    With inputs x of second moment H, the best W' on the kept columns S solves W' H[S, S] = W H[:, S]; with a bias the
-    moments are centred and the bias takes up what the mean loses (He et al. 2017, arXiv:1707.06168, §3.1).
+    With inputs of second moment H, kept columns S and columns T that go, it is W[:, S] + W[:, T] H[T, S] H[S, S]^-1.
+    With a bias the moments are centred and the bias takes up what the mean loses (He et al. 2017, arXiv:1707.06168,
+    §3.1).
 
     Parameters
     ----------
     module
-        A dense convolution or linear layer with all of its inputs.
+        A convolution or linear layer with all of its inputs.
     seen
         What it sees with all of its inputs.
     gone
-        The input channels that will be removed afterwards.
+        The input channels that will be removed afterwards, from every group equally many.
     """
     weight = module.get_parameter("weight").detach()
     bias: Tensor | None = module.bias  # type: ignore[assignment]
-    kept = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-    kept[list(gone)] = False
-    columns = kept.repeat_interleave(seen.block)
+    groups, columns = seen.mean_GD.shape
+    lost_GD = torch.zeros(groups, columns // seen.block, dtype=torch.bool, device=weight.device)
+    lost_GD.view(-1)[list(gone)] = True
+    lost_GD = lost_GD.repeat_interleave(seen.block, 1)
     flat = columns_of(weight, seen.block)
-    mean, second = seen.mean_D, seen.second_DD
-    if bias is not None:
-        second = second - torch.outer(mean, mean)
-    wanted = flat @ second[:, columns]
-    new = torch.linalg.solve(second[columns][:, columns], wanted, left=False)
-    if bias is not None:
-        shift = flat @ mean - new @ mean[columns]
-        bias.data += shift.reshape(len(bias), -1).sum(1)
     full = torch.zeros_like(flat)
-    full[:, columns] = new
+    shares = zip(*(x.chunk(groups) for x in (flat, full)), lost_GD, seen.mean_GD, seen.second_GDD, strict=True)
+    for index, (old, new, lost, mean, second) in enumerate(shares):
+        centred = second if bias is None else second - torch.outer(mean, mean)
+        new[:, ~lost] = old[:, ~lost] + _taken_over(old[:, lost], centred[lost][:, ~lost], centred[~lost][:, ~lost])
+        if bias is not None:
+            own = bias.data.chunk(groups)[index]
+            own += ((old - new) @ mean).reshape(len(own), -1).sum(1)
     weight.copy_(weight_of(full, weight, seen.block))
+
+
+def _taken_over(weight_OT: Tensor, across_TS: Tensor, kept_SS: Tensor) -> Tensor:
+    """Return W H[T, S] H[S, S]^-1, solved for the smaller number of rows."""
+    if len(weight_OT) < len(across_TS):
+        solved: Tensor = torch.linalg.solve(kept_SS, weight_OT @ across_TS, left=False)
+        return solved
+    across: Tensor = torch.linalg.solve(kept_SS, across_TS, left=False)
+    return weight_OT @ across
 
 
 def columns_of(weight: Tensor, block: int) -> Tensor:

@@ -96,12 +96,13 @@ def _run(module: nn.Module, given: Tensor, output: Tensor) -> Run:
     return Run(times, tuple(given.shape[-space:]), tuple(output.shape[-space:]))
 
 
-def describe(name: str, module: nn.Module, runs: tuple[Run, ...] = (Run(1, (), ()),), *, tied: bool = False) -> Layer:
+def describe(name: str, module: nn.Module, runs: tuple[Run, ...] = (), *, tied: bool = False) -> Layer:
     """Return the `Layer` of a convolution or linear module; without runs, as applied at one position."""
     kind = type(module).__name__
     if isinstance(module, nn.Linear):
-        return Layer(name, kind, module.out_features, module.in_features, (), (), 1, runs, tied)
+        return Layer(name, kind, module.out_features, module.in_features, (), (), 1, runs or (Run(1, (), ()),), tied)
     assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
     kernel = tuple(int(size) for size in module.kernel_size)
     stride = tuple(int(size) for size in module.stride)
+    runs = runs or (Run(1, stride, (1,) * len(stride)),)
     return Layer(name, kind, module.out_channels, module.in_channels, kernel, stride, module.groups, runs, tied)

@@ -10,12 +10,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from spaces import BitWidths, Distill, KMeans, Plan, PowersOfTwo, PruneRatios, Quantize, Ranks, Uniform, deployed, trace
+from objectives.runtimes import OnnxRuntime
+from spaces import (
+    BitWidths,
+    Distill,
+    Factorize,
+    KMeans,
+    Plan,
+    PowersOfTwo,
+    PruneRatios,
+    Quantize,
+    Ranks,
+    SpatialSvd,
+    Svd,
+    Tucker2,
+    Uniform,
+    deployed,
+    trace,
+)
 from spaces.quantized import PackedLayer
 from tests.contracts import step
-from tests.nets import NETS, Mlp, Net, Residual, Sequence, example, run, scrambled, teacher
+from tests.nets import NETS, Grouped, Mlp, Net, Residual, Separable, Sequence, example, run, scrambled, teacher
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spaces.decompose import Decomposition
     from spaces.grids import Grid
 
 GRIDS: tuple[Grid, ...] = (Uniform(), PowersOfTwo(), KMeans())
@@ -181,6 +201,31 @@ def test_norms_with_and_without_gain_and_convolutions_with_and_without_bias(*, a
     finished = deployed(net, inputs)
     assert norms(finished) == []
     torch.testing.assert_close(finished(inputs), net(inputs), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("decomposition", [Svd(), SpatialSvd(), Tucker2()], ids=repr)
+@pytest.mark.parametrize(("kind", "layer"), [(Grouped, "grouped"), (Separable, "depthwise")])
+def test_parts_of_grouped_layers_are_rounded_folded_and_exported(
+    kind: type[Net], layer: str, decomposition: Decomposition, tmp_path: Path
+) -> None:
+    net = teacher(kind)
+    thinner = Factorize(((layer, 0.3),), decomposition).apply(net, example(net))
+    parts = [name for name, _ in thinner.get_submodule(layer).named_children()]
+    assert parts == ["reduce", "expand"]
+    widths = tuple((name, 4, 32) for name in (layer, "stem", "head"))
+    for model in (thinner, Quantize(widths).apply(thinner, example(net))):
+        finished = deployed(model, example(net))
+        assert norms(finished) == []
+        torch.testing.assert_close(finished(example(net)), model(example(net)), atol=1e-4, rtol=1e-3)
+        OnnxRuntime().export(finished, example(net), tmp_path / "model.onnx")
+        got = OnnxRuntime().load(tmp_path / "model.onnx")(example(net))
+        torch.testing.assert_close(got, finished(example(net)), atol=1e-5, rtol=1e-4)
+    for name in parts:
+        packed = finished.get_submodule(f"{layer}.{name}")
+        assert isinstance(packed, PackedLayer)
+        assert isinstance(packed.layer, nn.Conv2d)
+        assert packed.layer.groups == net.get_submodule(layer).groups
+        assert len(packed.scale) == packed.layer.out_channels
 
 
 @each_grid

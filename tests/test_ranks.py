@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from dataclasses import replace
+
 import pytest
+import torch
 from torch import nn
 
 from spaces import Factorize, Ranks, SpatialSvd, Svd, Tucker2, trace
-from spaces.decompose import shapes_of
+from spaces.anatomy import Anatomy, Layer
+from spaces.factors import shapes_of
 from spaces.ranks import saves
+from spaces.trace import describe
 from tests.contracts import AxisContract, step
 from tests.nets import Grouped, Plain, Residual, Sequence, Wide, example, teacher
 
@@ -40,16 +46,43 @@ def test_what_saves_nothing_is_not_offered(decomposition: Svd | SpatialSvd | Tuc
         assert last == 1
         for eighth in range(1, 8):
             cheaper = decomposition.factors(shapes_of(layer), eighth / 8).macs < layer.macs
-            assert (eighth / 8 in fractions) == (cheaper and layer.groups == 1)
+            assert (eighth / 8 in fractions) == cheaper
             assert saves(decomposition, layer, eighth / 8) == cheaper
 
 
 def test_layers_with_nothing_to_offer_say_why() -> None:
     net = teacher(Grouped)
     said = Ranks(lowest=0.7, step=0.2).acts_on(trace(net, example(net)))
-    assert said["grouped"] == "no: a convolution of 2 groups is not split"
+    assert said["grouped"] == "70%-90% of the full rank, or all"
     assert said["head"] == "no: no rank from the ladder saves multiply-adds"
     assert said["last"] == "70%-90% of the full rank, or all"
+
+
+def depthwise(size: int, stride: int) -> Layer:
+    """Return the layer of a depthwise convolution."""
+    return describe("0", nn.Conv2d(16, 16, size, stride, groups=16))
+
+
+@pytest.mark.parametrize("decomposition", [Svd(), SpatialSvd(), Tucker2()])
+def test_depthwise_kernels_are_split_where_the_first_part_is_cheap_enough(
+    decomposition: Svd | SpatialSvd | Tucker2,
+) -> None:
+    axis = Ranks(decomposition=decomposition)
+    assert axis.offered(depthwise(3, 1)) == (0.125, 0.25, 0.375, 1.0)  # 3 + 3 of 9; two of them are 12
+    assert axis.offered(depthwise(3, 2)) == (1.0,)  # 3 at two columns + 3 are 9 of 9
+    assert axis.offered(depthwise(5, 2)) == (0.125, 0.25, 1.0)  # 5 at two columns + 5 are 15 of 25
+    assert axis.offered(depthwise(7, 1)) == (0.125, 0.25, 0.375, 1.0)  # 3 * (7 + 7) of 49
+    assert axis.offered(depthwise(1, 1)) == (1.0,)
+
+
+def test_a_transposed_convolution_is_not_split_and_says_so() -> None:
+    layer = replace(depthwise(3, 1), name="up", kind="ConvTranspose2d", groups=1)
+    anatomy = Anatomy((layer,), (), (), (), ())
+    assert Ranks().acts_on(anatomy) == {"up": "no: a transposed convolution is not split"}
+    assert Ranks().uniform(anatomy, 1.0) == {}
+    net = nn.Sequential(OrderedDict(up=nn.ConvTranspose2d(4, 4, 3)))
+    with pytest.raises(ValueError, match="only convolutions and linear layers can be split, but layer 'up'"):
+        Factorize((("up", 0.5),)).apply(net, torch.randn(2, 4, 5, 5))
 
 
 def test_a_rank_that_saves_nothing_on_what_is_left_leaves_the_layer_alone() -> None:
@@ -84,9 +117,7 @@ def test_wrong_names_and_settings_are_told() -> None:
     net = teacher(Grouped)
     with pytest.raises(ValueError, match="no layer is called 'hed'; the nearest are: head"):
         Factorize((("hed", 0.5),)).apply(net, example(net))
-    with pytest.raises(ValueError, match="only dense convolutions and linear layers can be split, but layer 'grouped'"):
-        Factorize((("grouped", 0.5),)).apply(net, example(net))
-    with pytest.raises(ValueError, match="only dense convolutions and linear layers can be split, but layer 'bn'"):
+    with pytest.raises(ValueError, match="only convolutions and linear layers can be split, but layer 'bn'"):
         Factorize((("bn", 0.5),)).apply(net, example(net))
     with pytest.raises(ValueError, match="no layer is called 'hed'"):
         Ranks(only=("hed",)).uniform(trace(net, example(net)), 0.5)

@@ -53,8 +53,8 @@ def test_moments_are_those_of_the_unfolded_inputs(
     net, inputs = nn.Sequential(layer), torch.randn(shape) + 0.5
     seen = moments(net, inputs, ["0"])["0"]
     rows = features(layer, inputs)
-    torch.testing.assert_close(seen.mean_D, rows.mean(0))
-    torch.testing.assert_close(seen.second_DD, rows.T @ rows / len(rows))
+    torch.testing.assert_close(seen.mean_GD[0], rows.mean(0))
+    torch.testing.assert_close(seen.second_GDD[0], rows.T @ rows / len(rows))
     assert seen.block == math.prod(getattr(layer, "kernel_size", ()))
 
 
@@ -62,14 +62,14 @@ def test_the_diagonal_is_damped_by_a_share_of_its_mean() -> None:
     net, inputs = nn.Sequential(nn.Linear(5, 4)), torch.randn(64, 5)
     second = inputs.T @ inputs / 64
     damped = second + 0.01 * second.diagonal().mean() * torch.eye(5)
-    torch.testing.assert_close(moments(net, inputs, ["0"])["0"].second_DD, damped)
+    torch.testing.assert_close(moments(net, inputs, ["0"])["0"].second_GDD[0], damped)
 
 
 def test_channels_are_the_mean_over_the_kernel_positions() -> None:
     net, inputs = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(8, 3, 7, 7)
     seen = moments(net, inputs, ["0"])["0"]
-    want = torch.stack([seen.second_DD[position::9, position::9] for position in range(9)]).mean(0)
-    torch.testing.assert_close(seen.channels_II, want)
+    want = torch.stack([seen.second_GDD[:, position::9, position::9] for position in range(9)]).mean(0)
+    torch.testing.assert_close(seen.channels_GII, want)
 
 
 def test_wide_layers_pool_the_kernel_positions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +78,8 @@ def test_wide_layers_pool_the_kernel_positions(monkeypatch: pytest.MonkeyPatch) 
     net, inputs = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(8, 3, 7, 7)
     seen = moments(net, inputs, ["0"])["0"]
     rows = inputs.movedim(1, -1).reshape(-1, 3)
-    torch.testing.assert_close(seen.second_DD, rows.T @ rows / len(rows))
-    torch.testing.assert_close(seen.channels_II, seen.second_DD)
+    torch.testing.assert_close(seen.second_GDD[0], rows.T @ rows / len(rows))
+    torch.testing.assert_close(seen.channels_GII, seen.second_GDD)
     assert seen.block == 1
 
 
@@ -96,16 +96,50 @@ def test_all_calls_of_a_layer_count(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = torch.randn(50, 4)
     rows = torch.cat([inputs[:10], 3 * inputs])
     seen = moments(Twice(), inputs, ["layer"])["layer"]
-    torch.testing.assert_close(seen.mean_D, rows.mean(0))
-    torch.testing.assert_close(seen.second_DD, rows.T @ rows / 60)
+    torch.testing.assert_close(seen.mean_GD[0], rows.mean(0))
+    torch.testing.assert_close(seen.second_GDD[0], rows.T @ rows / 60)
 
 
-def test_grouped_convolutions_are_left_out_and_hooks_removed() -> None:
-    net = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1))
+@pytest.mark.parametrize("columns", [1152, 20])
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_group_of_a_convolution_is_measured_and_refitted_as_a_layer_of_its_own(
+    *, bias: bool, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "MOST_COLUMNS", columns)
+    grouped, inputs = nn.Conv2d(6, 8, 3, padding=1, groups=2, bias=bias), torch.randn(4, 6, 7, 7)
+    inputs += inputs.roll(1, 1)
+    halves = []
+    for index, part in enumerate(inputs.chunk(2, 1)):
+        half = nn.Conv2d(3, 4, 3, padding=1, bias=bias)
+        half.load_state_dict({name: value.chunk(2)[index] for name, value in grouped.state_dict().items()})
+        halves.append((half, moments(nn.Sequential(half), part, ["0"])["0"]))
+    seen = moments(nn.Sequential(grouped), inputs, ["0"])["0"]
+    assert seen.block == (9 if columns > 20 else 1)
+    torch.testing.assert_close(seen.mean_GD, torch.cat([own.mean_GD for _, own in halves]))
+    torch.testing.assert_close(seen.second_GDD, torch.cat([own.second_GDD for _, own in halves]))
+    torch.testing.assert_close(seen.channels_GII, torch.cat([own.channels_GII for _, own in halves]))
+    refit(grouped, seen, [1, 5])
+    refit(halves[0][0], halves[0][1], [1])
+    refit(halves[1][0], halves[1][1], [2])
+    for name, value in grouped.state_dict().items():
+        torch.testing.assert_close(value, torch.cat([half.state_dict()[name] for half, _ in halves]))
+
+
+def test_depthwise_convolutions_are_left_out_and_hooks_removed() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 8, 1, groups=4), nn.Conv2d(8, 4, 1))
     assert set(moments(net, torch.randn(2, 4, 3, 3), ["0", "1"])) == {"1"}
     with pytest.raises(RuntimeError):
         moments(net, torch.randn(2, 5, 3, 3), ["1"])
     assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_layer_is_measured_once_whatever_it_is_asked_with() -> None:
+    net, inputs = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(8, 4)
+    first = moments(net, inputs, ["0"])["0"]
+    both = moments(net, inputs, ["1", "0"])
+    assert list(both) == ["1", "0"]
+    assert both["0"] is first
+    assert moments(net, inputs.clone(), ["0"])["0"] is not first
 
 
 @pytest.mark.parametrize("bias", [True, False])

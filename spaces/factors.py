@@ -1,0 +1,118 @@
+"""What thinner layers cost, in formulas that hold for one layer and for arrays of them.
+
+Legend: `R` rank; a fraction is that of the full rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from spaces.anatomy import Layer
+
+Numbers = Any  # a number, or an array of one number a layer: the formulas hold for both
+
+
+class Shapes(NamedTuple):
+    """What the cost of splitting layers depends on, each a number or an array.
+
+    Attributes
+    ----------
+    outputs, inputs, groups
+        Of the layers.
+    area, height, width
+        Positions of the kernel, and its first two sizes; 1 for a linear layer.
+    plane
+        Whether the kernel has two dimensions, both larger than 1.
+    positions, reads, columns
+        How often a kernel is applied to one example that stands at the pixels of the output, at those of the input, or,
+        in a plane, at the rows of the output and the columns of the input.
+    """
+
+    outputs: Numbers
+    inputs: Numbers
+    groups: Numbers
+    area: Numbers
+    height: Numbers
+    width: Numbers
+    plane: Numbers
+    positions: Numbers
+    reads: Numbers
+    columns: Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """The thinner layers in order, up to three.
+
+    Attributes
+    ----------
+    array
+        Shape (4, 3, ...): for each factor the numbers in its weight, its output channels, how often its kernel is
+        applied, and 1 where it has the kernel of the layer, or a part of it, with its stride and padding. What is not
+        there has zeros.
+    """
+
+    array: np.ndarray
+
+    @classmethod
+    def of(cls, *factors: tuple[Numbers, Numbers, Numbers, int]) -> Factors:
+        """Put up to three side by side, of each the four numbers or arrays."""
+        array = np.zeros((4, 3, *np.shape(factors[0][0])))
+        for place, factor in enumerate(factors):
+            for field, values in enumerate(factor):
+                array[field, place] = values
+        return cls(array)
+
+    def where(self, condition: Numbers, others: Factors) -> Factors:
+        """Return these where the condition holds and the others elsewhere."""
+        return Factors(np.where(condition, self.array, others.array))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Numbers in each weight, shape (3, ...)."""
+        weights: np.ndarray = self.array[0]
+        return weights
+
+    @property
+    def each(self) -> np.ndarray:
+        """Multiply-adds of each factor, shape (3, ...)."""
+        each: np.ndarray = self.array[0] * self.array[2]
+        return each
+
+    @property
+    def macs(self) -> Numbers:
+        """Multiply-adds of one example, all together."""
+        return self.each.sum(0)
+
+
+def rank_of(full: Numbers, fraction: Numbers) -> Numbers:
+    """Return the rank that is this fraction of the full rank, at least 1."""
+    return np.maximum(1, np.rint(fraction * full)).astype(int)
+
+
+def shapes_of(layer: Layer) -> Shapes:
+    """Return the shapes of one layer."""
+    height, width = (*layer.kernel, 1, 1)[:2]
+    plane = is_plane(layer)
+    return Shapes(
+        outputs=layer.outputs,
+        inputs=layer.inputs,
+        groups=layer.groups,
+        area=math.prod(layer.kernel),
+        height=height,
+        width=width,
+        plane=plane,
+        positions=layer.positions,
+        reads=sum(run.times * math.prod(run.before) for run in layer.runs),
+        columns=sum(run.times * run.after[0] * run.before[1] for run in layer.runs) if plane else 0,
+    )
+
+
+def is_plane(layer: Layer) -> bool:
+    """Whether the kernel has two dimensions, both larger than 1."""
+    return len(layer.kernel) == 2 and min(layer.kernel) > 1  # noqa: PLR2004
