@@ -17,6 +17,7 @@ from spaces.deploy import deployed
 from spaces.factors import Factors, Shapes, shapes_of
 from spaces.memory import remembered
 from spaces.quantized import OFF
+from spaces.surgery import TRANSPOSED
 from spaces.trace import trace
 
 if TYPE_CHECKING:
@@ -285,15 +286,24 @@ def _padded(layer: nn.Module) -> bool:
 
 
 def _parameters(finished: nn.Module, anatomy: Anatomy) -> list[Extent]:
-    """Return the parameters outside of layers that shrink with the groups, such as those of a norm."""
+    """Return the parameters outside of layers that run which shrink with the groups: of norms, of auxiliary heads."""
     layers = {layer.name for layer in anatomy.layers}
-    cuts: dict[str, list[tuple[int, str, int]]] = {}
+    cuts: dict[str, list[tuple[str, int, str, int]]] = {}
     for group in anatomy.groups:
         for member in group.members:
-            cut = (member.dimension, group.name, len(member.positions[0]))
-            cuts.setdefault(member.layer, []).append(cut)  # a norm has its channels along the first dimension
-    return [
-        Extent(tuple(parameter.shape), tuple(found))
-        for name, parameter in finished.named_parameters()
-        if (owner := name.rpartition(".")[0]) not in layers and (found := cuts.get(name) or cuts.get(owner))
-    ]
+            cut = (member.side, member.dimension, group.name, len(member.positions[0]))
+            cuts.setdefault(member.layer, []).append(cut)
+    found = []
+    for name, parameter in finished.named_parameters():
+        owner = name.rpartition(".")[0]
+        if owner in layers:
+            continue
+        swapped = isinstance(finished.get_submodule(owner), TRANSPOSED)
+        mine = [
+            (dimension if side == "parameter" else int((side == "in") != swapped and parameter.dim() > 1), group, count)
+            for side, dimension, group, count in cuts.get(name, cuts.get(owner, []))
+            if parameter.dim() > 1 or side != "in"  # a bias has no inputs
+        ]
+        if mine:
+            found.append(Extent(tuple(parameter.shape), tuple(mine)))
+    return found

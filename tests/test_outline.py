@@ -74,7 +74,23 @@ class Decoder(Net):
         return run(x.mean((2, 3)), self.head)
 
 
-OTHERS: tuple[type[Net], ...] = (Wide, Attentive, Decoder)
+class Auxiliary(Net):
+    """A second head that runs in training only, and is cut along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.mix = nn.Conv2d(8, 8, 1, bias=False)
+        self.side = nn.Sequential(nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, CLASSES))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        main = run(F.relu(self.mix(x)).mean((2, 3)), self.head)
+        return torch.stack([main, self.side(x)]) if self.training else main
+
+
+OTHERS: tuple[type[Net], ...] = (Wide, Attentive, Decoder, Auxiliary)
 
 
 def foresight(kind: type[Net]) -> Foresight:
