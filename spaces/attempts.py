@@ -20,7 +20,7 @@ from spaces.labels import channel_dimension
 from spaces.surgery import cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from spaces.anatomy import Group
 
@@ -104,10 +104,14 @@ def _wrong(model: nn.Module, example: Tensor, kept: Sequence[tuple[Group, tuple[
         cut(cut_model, kept)
         for group, units in kept:
             _silence(masked, group, units)
-        with torch.no_grad(), WithoutStatistics():  # type: ignore[no-untyped-call]
+        with torch.no_grad(), _step_by_step(), WithoutStatistics():  # type: ignore[no-untyped-call]
             got, want = tensors(cut_model(example)), tensors(masked(example))
     except Exception as error:  # noqa: BLE001 - whatever a wrong cut raises is the answer
         return f"the forward failed: {first_line(error)}"
+    return _unlike(got, want)
+
+
+def _unlike(got: list[Tensor], want: list[Tensor]) -> str | None:
     reason = _misshapen(got, want)
     if reason:
         return reason
@@ -124,6 +128,17 @@ def _light_copy(model: nn.Module, device: str | None = None) -> nn.Module:
     for own in model.parameters():
         shared[id(own)] = nn.Parameter(own.detach().to(device), requires_grad=False) if device else own
     return copy.deepcopy(model, shared)
+
+
+@contextlib.contextmanager
+def _step_by_step() -> Iterator[None]:
+    """Keep torch's Transformer layers from doing all in one operation, in which no LayerNorm is seen."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class WithoutStatistics(TorchDispatchMode):

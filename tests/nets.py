@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 
 CLASSES = 5
 N = TypeVar("N", bound=nn.Module)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 
 
 def run(x: Tensor, *modules: nn.Module) -> Tensor:
@@ -245,12 +246,12 @@ _TEACHERS: dict[type[Net], Net] = {}
 def scrambled(net: N) -> N:
     """Give every norm statistics, gains of both signs and shifts, and every PReLU its slopes; evaluation mode."""
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             assert module.running_mean is not None
             assert module.running_var is not None
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+        if isinstance(module, NORMS) and module.weight is not None:
             signs = torch.where(torch.rand(module.weight.shape) < 0.3, -1.0, 1.0)
             module.weight.data = signs * torch.empty_like(signs).uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.3)
