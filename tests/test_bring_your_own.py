@@ -1,0 +1,134 @@
+"""The README's study of one's own, typed as a user would: elsewhere, with a network and data of one's own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parent.parent
+LONGEST = 30  # lines that a user has to write
+PROJECT = '''
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+
+class Stripes(Dataset):
+    """Noisy images of stripes, in one of four directions, with a plain number as the label."""
+
+    def __init__(self, count, seed):
+        dice = torch.Generator().manual_seed(seed)
+        self.labels = torch.arange(count) % 4
+        where = torch.arange(10.0)
+        down, right = where[:, None].expand(10, 10), where[None].expand(10, 10)
+        kinds = torch.stack([down, right, down + right, down - right])
+        waves = torch.sin(kinds[self.labels] + torch.rand(count, 1, 1, generator=dice) * 6)
+        self.images = (waves + 0.5 * torch.randn(count, 10, 10, generator=dice))[:, None]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images[index], int(self.labels[index])
+
+
+class MyNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.conv1, self.conv2 = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 24, 3, stride=2)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(self.conv2(x + torch.relu(self.conv1(x))))
+        return self.head(x.mean((2, 3)))
+
+
+train_set, test = Stripes(512, 0), Stripes(128, 2)
+validation_loader = DataLoader(Stripes(128, 1), batch_size=50, shuffle=False)
+test_inputs, test_labels = test.images, test.labels
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    net = MyNet()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(6):
+        for images, labels in DataLoader(train_set, batch_size=64, shuffle=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images), labels).backward()
+            optimizer.step()
+    torch.save(net.state_dict(), "my_net.pt")
+'''
+
+
+def written() -> str:
+    """Return the study as the README shows it."""
+    found = re.search(r"```python\n(# my_study.py .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Make the user's folder; return what runs a command in it."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "my_study.py").write_text(written())
+    (folder / "my_project.py").write_text(PROJECT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *words]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    made = run("my_project.py")
+    assert made.returncode == 0, made.stderr
+    return run
+
+
+def test_it_is_short() -> None:
+    assert len([line for line in written().splitlines() if line.strip()]) <= LONGEST
+
+
+def test_it_goes_from_the_users_folder_to_a_file_that_answers(
+    typed: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    study = ("my_study.py:study", "--format", "csv")
+    inspected = typed("-m", "search", "inspect", *study)
+    assert inspected.returncode == 0, inspected.stderr
+    rows = {row["layer"]: row for row in csv.DictReader(io.StringIO(inspected.stdout))}
+    assert rows["conv1"]["PruneRatios"] == "4-16 of 16 units, together with stem.0"
+    assert rows["head"]["PruneRatios"] == "no: its channels stay: they are outputs of the network"
+
+    ran = typed("-m", "search", "run", *study, "--trials", "4")
+    assert ran.returncode == 0, ran.stderr
+    teacher, *members = csv.DictReader(io.StringIO(ran.stdout))
+    assert members
+    for member in members:
+        assert member["feasible"] == "yes"
+        assert float(member["file_worst_recall"]) >= 60
+        assert 0 < float(member["file_bytes"]) < float(teacher["size_bytes"])
+
+    out = tmp_path / "out"
+    exported = typed("-m", "search", "export", *study, "--pick", "min size_bytes", "--out", str(out))
+    assert exported.returncode == 0, exported.stderr
+    record = json.loads((out / "verification.json").read_text())
+    assert record["worst_recall_file"] == pytest.approx(record["worst_recall_torch"], abs=5)
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {"x": np.zeros((3, 1, 10, 10), np.float32)})
+    assert answer.shape == (3, 4)
