@@ -8,7 +8,6 @@ of its weights (Wang et al. 2024, SVD-LLM, arXiv:2403.07378, §3.1). Every group
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spaces.factors import Factors, is_plane, rank_of
+from spaces.factors import Factors, rank_of, shapes_of
 from spaces.memory import remembered
 
 if TYPE_CHECKING:
@@ -51,21 +50,12 @@ class Svd:
 
     def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
         """Return weights of G*R*D and G*R*O, with R of min(O, D)."""
-        ours = self._factors(shapes, fraction)
-        single = shapes.plane & (shapes.outputs == shapes.groups)
-        return SpatialSvd().factors(shapes, fraction).where(single, ours) if np.any(single) else ours
-
-    def _factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
-        outputs, columns = shapes.outputs / shapes.groups, shapes.inputs / shapes.groups * shapes.area
-        rank = shapes.groups * rank_of(np.minimum(outputs, columns), fraction)
-        return Factors.of(
-            (rank * columns, rank, shapes.positions, 1),
-            (rank * outputs, shapes.outputs, shapes.positions, 0),
-        )
+        single, whole = _is_single(shapes), _whole_kernel(shapes, fraction)
+        return _halved_kernel(shapes, fraction).where(single, whole) if np.any(single) else whole
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments | None, fraction: float) -> nn.Sequential:
         """Return `reduce` (the kernel, to R channels a group) and `expand` (1x1, with the bias)."""
-        if _is_single(layer):
+        if _is_single(shapes_of(layer)):
             return SpatialSvd().split(module, layer, seen, fraction)
         weight_GOIK = _weight(module, layer)
 
@@ -92,18 +82,12 @@ class SpatialSvd:
 
     def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
         """Return weights of G*R*I*H and G*R*O*W, with R of min(I*H, O*W); the first kernel runs at every column."""
-        tall = shapes.inputs / shapes.groups * shapes.height
-        wide = shapes.outputs / shapes.groups * shapes.width
-        rank = shapes.groups * rank_of(np.minimum(tall, wide), fraction)
-        ours = Factors.of(
-            (rank * tall, rank, shapes.columns, 1),
-            (rank * wide, shapes.outputs, shapes.positions, 1),
-        )
-        return ours if np.all(shapes.plane) else ours.where(shapes.plane, Svd()._factors(shapes, fraction))  # noqa: SLF001
+        halves = _halved_kernel(shapes, fraction)
+        return halves if np.all(shapes.plane) else halves.where(shapes.plane, _whole_kernel(shapes, fraction))
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments | None, fraction: float) -> nn.Sequential:
         """Return `reduce` (k x 1) and `expand` (1 x k, with the bias)."""
-        if not is_plane(layer):
+        if not shapes_of(layer).plane:
             return Svd().split(module, layer, seen, fraction)
         height, width = layer.kernel
         weight_GOIHW = _weight(module, layer).unflatten(3, (height, width))
@@ -137,12 +121,11 @@ class Tucker2:
             (shapes.groups * inner * outer * shapes.area, shapes.groups * outer, shapes.positions, 1),
             (outer * shapes.outputs, shapes.outputs, shapes.positions, 0),
         )
-        wide = (shapes.area > 1) & (np.minimum(outputs, inputs) >= WIDE)
-        return ours.where(wide, Svd().factors(shapes, fraction))
+        return ours.where(_is_wide(shapes), Svd().factors(shapes, fraction))
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments | None, fraction: float) -> nn.Sequential:
         """Return `reduce` (1x1), `core` (k x k) and `expand` (1x1, with the bias)."""
-        if not _is_wide(layer):
+        if not _is_wide(shapes_of(layer)):
             return Svd().split(module, layer, seen, fraction)
         weight_GOIK = _weight(module, layer)
 
@@ -165,12 +148,31 @@ class Tucker2:
         )
 
 
-def _is_single(layer: Layer) -> bool:
-    return is_plane(layer) and layer.outputs == layer.groups
+def _whole_kernel(shapes: Shapes, fraction: Numbers) -> Factors:
+    outputs, columns = shapes.outputs / shapes.groups, shapes.inputs / shapes.groups * shapes.area
+    rank = shapes.groups * rank_of(np.minimum(outputs, columns), fraction)
+    return Factors.of(
+        (rank * columns, rank, shapes.positions, 1),
+        (rank * outputs, shapes.outputs, shapes.positions, 0),
+    )
 
 
-def _is_wide(layer: Layer) -> bool:
-    return math.prod(layer.kernel) > 1 and min(layer.outputs, layer.inputs) // layer.groups >= WIDE
+def _halved_kernel(shapes: Shapes, fraction: Numbers) -> Factors:
+    tall = shapes.inputs / shapes.groups * shapes.height
+    wide = shapes.outputs / shapes.groups * shapes.width
+    rank = shapes.groups * rank_of(np.minimum(tall, wide), fraction)
+    return Factors.of(
+        (rank * tall, rank, shapes.columns, 1),
+        (rank * wide, shapes.outputs, shapes.positions, 1),
+    )
+
+
+def _is_single(shapes: Shapes) -> Numbers:
+    return shapes.plane & (shapes.outputs == shapes.groups)
+
+
+def _is_wide(shapes: Shapes) -> Numbers:
+    return (shapes.area > 1) & (np.minimum(shapes.outputs, shapes.inputs) / shapes.groups >= WIDE)
 
 
 def _weight(module: nn.Module, layer: Layer) -> Tensor:

@@ -98,7 +98,7 @@ def rank_of(full: Numbers, fraction: Numbers) -> Numbers:
 def shapes_of(layer: Layer) -> Shapes:
     """Return the shapes of one layer."""
     height, width = (*layer.kernel, 1, 1)[:2]
-    plane = is_plane(layer)
+    plane = len(layer.kernel) == 2 and min(layer.kernel) > 1  # noqa: PLR2004
     return Shapes(
         outputs=layer.outputs,
         inputs=layer.inputs,
@@ -111,8 +111,3 @@ def shapes_of(layer: Layer) -> Shapes:
         reads=sum(run.times * math.prod(run.before) for run in layer.runs),
         columns=sum(run.times * run.after[0] * run.before[1] for run in layer.runs) if plane else 0,
     )
-
-
-def is_plane(layer: Layer) -> bool:
-    """Whether the kernel has two dimensions, both larger than 1."""
-    return len(layer.kernel) == 2 and min(layer.kernel) > 1  # noqa: PLR2004
