@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TOLERANCE = 1e-4  # relative to the largest output; both do the same sums, in another order
-ELSEWHERE = (
-    -100.0
-)  # what a score loses between tokens that only the shift made neighbours, as such networks are trained
+ELSEWHERE = -100.0  # added to the score of tokens that only the shift made neighbours, as such networks are trained
 WINDOWS = ("torchvision.models.swin_transformer", ("ShiftedWindowAttention", "ShiftedWindowAttentionV2"))
 
 

@@ -158,18 +158,14 @@ class Frame:
         return self._columns[what, names]
 
 
+@dataclass(slots=True)
 class Outline:
     """What N plans leave of a network; steps write into a row of it what they would do.
 
-    Parameters
+    Attributes
     ----------
     frame
         The network.
-    count
-        How many plans.
-
-    Attributes
-    ----------
     units_NG
         Units of each group that are kept.
     fractions_NL
@@ -182,15 +178,26 @@ class Outline:
         How layers are split, the same in all rows.
     """
 
-    def __init__(self, frame: Frame, count: int = 1) -> None:
-        self.frame = frame
+    frame: Frame
+    units_NG: np.ndarray
+    fractions_NL: np.ndarray
+    weight_bits_NL: np.ndarray
+    activation_bits_NL: np.ndarray
+    levels_NL: np.ndarray
+    decomposition: Decomposition | None = None
+
+    @classmethod
+    def untouched(cls, frame: Frame, count: int) -> Outline:
+        """Return the outline of so many plans that change nothing."""
         shape = count, len(frame.layers)
-        self.units_NG = np.tile(frame.units, (count, 1))
-        self.fractions_NL = np.ones(shape)
-        self.weight_bits_NL = np.full(shape, OFF)
-        self.activation_bits_NL = np.full(shape, OFF)
-        self.levels_NL = np.zeros(shape, dtype=np.int64)
-        self.decomposition: Decomposition | None = None
+        return cls(
+            frame,
+            units_NG=np.tile(frame.units, (count, 1)),
+            fractions_NL=np.ones(shape),
+            weight_bits_NL=np.full(shape, OFF),
+            activation_bits_NL=np.full(shape, OFF),
+            levels_NL=np.zeros(shape, dtype=np.int64),
+        )
 
     @property
     def _arrays(self) -> tuple[np.ndarray, ...]:
@@ -217,14 +224,10 @@ class Outline:
 
     def mixed(self, rows_MP: np.ndarray, owners: tuple[np.ndarray, ...]) -> Outline:
         """Return M outlines, each of which takes what parameter p changes from its p-th row of this one."""
-        outline = Outline.__new__(Outline)
-        outline.frame, outline.decomposition = self.frame, self.decomposition
         mixed = (
             array[rows_MP[:, owner], np.arange(len(owner))] for array, owner in zip(self._arrays, owners, strict=True)
         )
-        (outline.units_NG, outline.fractions_NL, outline.weight_bits_NL, outline.activation_bits_NL,
-         outline.levels_NL) = mixed  # fmt: skip
-        return outline
+        return Outline(self.frame, *mixed, self.decomposition)
 
     def parts(self) -> Parts:
         """Return the layers that are left, by the same rules by which the steps build them."""
@@ -273,7 +276,7 @@ def frame_of(model: nn.Module, example: Tensor) -> Frame:
 
 def outlined(frame: Frame, plans: Sequence[Plan | None]) -> Outline:
     """Return the outline of what the plans leave, a row a plan; None leaves the network as it is."""
-    outline = Outline(frame, len(plans))
+    outline = Outline.untouched(frame, len(plans))
     for row, plan in enumerate(plans):
         for step in plan.steps if plan is not None else ():
             step.sketch(outline, row)
