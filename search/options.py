@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import optuna
 import torch
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
@@ -78,14 +77,14 @@ def options(bench: Bench, told: Callable[[float], None], seconds: float) -> Opti
         CPU time that it may take, told from the first entries on.
     """
     space, anatomy = bench.spec.space, bench.anatomy
-    usual = space.recovery.usual()
     untouched = space.uniform(anatomy, (0.0,) * len(space.steps))
-    ladders = _ladders(bench, set(usual))
+    trial = FixedTrial(untouched)
+    none = space.suggest(trial, anatomy)
     plans = {
-        name: {value: space.suggest(FixedTrial(untouched | {name: value}), anatomy) for value in ladder}
-        for name, ladder in ladders.items()
+        name: {value: space.suggest(FixedTrial(untouched | {name: value}), anatomy) for value in _rungs(distribution)}
+        for name, distribution in trial.distributions.items()
+        if name not in space.recovery.usual()
     }
-    none = space.suggest(FixedTrial(untouched), anatomy)
     for name, found in plans.items():  # what rounding makes equal is one option
         distinct = {plan: value for value, plan in _outwards(found, untouched[name]) if plan != none}
         plans[name] = {value: plan for plan, value in distinct.items()}
@@ -192,12 +191,6 @@ class _Score:
 
     def _loss(self, answers: Tensor) -> float:
         return float(self._recovery.loss(answers, self._teacher, self._labels))
-
-
-def _ladders(bench: Bench, leave: set[str]) -> dict[str, tuple[float, ...]]:
-    trial = optuna.create_study().ask()
-    bench.spec.space.suggest(trial, bench.anatomy)
-    return {name: _rungs(found) for name, found in trial.distributions.items() if name not in leave}
 
 
 def _rungs(distribution: BaseDistribution) -> tuple[float, ...]:
