@@ -32,8 +32,11 @@ def anchors(bench: Bench) -> list[dict[str, float]]:
     UserError
         If no plan holds them: the limit that binds, the smallest value and the nearest plan are named.
     """
+    return _uniform(bench, check_reachable(bench))
+
+
+def _uniform(bench: Bench, reachable: dict[tuple[float, ...], dict[str, float]]) -> list[dict[str, float]]:
     axes = len(bench.spec.space.steps)
-    reachable = check_reachable(bench)
     params = []
     for mask in sorted(_masks(axes), key=lambda mask: -sum(mask)):
         if sum(mask) not in {1, axes} or not holds(bench, reachable.get(mask, {})):
@@ -73,13 +76,13 @@ class TableStart:
 
     def __call__(self, bench: Bench) -> list[dict[str, float]]:
         """Return the parameters of each plan, the largest network first."""
-        check_reachable(bench)
+        reachable = check_reachable(bench)
         known = bench.foresight.known
         wanted = [known[objective.name] for objective in bench.spec.objectives if objective.name in known]
         with track("measuring every change alone") as told:
             table = options(bench, told, self.seconds) if wanted else None
         if table is None:
-            return anchors(bench)
+            return _uniform(bench, reachable)
         chosen = virtual(table, wanted)
         foreseen = bench.foresight.of(combined(table, chosen))
         held = np.ones(len(chosen), dtype=bool)
@@ -110,7 +113,7 @@ def _spread(place: np.ndarray, losses: np.ndarray, held: np.ndarray, count: int)
 def costs(bench: Bench, strengths: tuple[float, ...]) -> dict[str, float]:
     """Foresee what is limited of the uniform plan with these strengths, or measure it, untrained."""
     plan = bench.spec.space.suggest(FixedTrial(bench.spec.space.uniform(bench.anatomy, strengths)), bench.anatomy)
-    foreseen = {name: float(values[0]) for name, values in bench.foresight.costs([plan]).items()}
+    foreseen = bench.foresight.told(plan)
     limited = {limit.objective.name: limit.objective for limit in _limits(bench)}
     unknown = [objective for name, objective in limited.items() if name not in foreseen]
     return foreseen | (bench.costs(bench.build(plan), unknown) if unknown else {})

@@ -57,7 +57,7 @@ def confirm(members: list[FrozenTrial], bench: Bench, folder: Path, seeds: int) 
                 runs.append(_trained_once(trial, bench, folder, recipe, turn, share))
                 told((done + 1) / total)
             records.append(_record(trial, runs))
-    teacher = metrics(bench, bench.finish(bench.model))
+    teacher = metrics(bench, bench.finished)
     save_json(folder / "confirmed" / "front.json", {"teacher": teacher, "members": records})
     return records
 

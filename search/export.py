@@ -95,8 +95,7 @@ def teacher_file(bench: Bench, folder: Path) -> Path:
     path = folder / f"teacher-{fingerprint(spec.teacher)}.{spec.runtime.name}"
     if not path.exists():
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-        teacher = copy.deepcopy(bench.model).cpu()
-        spec.runtime.export(deployed(teacher, spec.example()), spec.example()[:1], unfinished)
+        spec.runtime.export(copy.deepcopy(bench.finished).cpu(), bench.example[:1].cpu(), unfinished)
         unfinished.replace(path)
     return path
 

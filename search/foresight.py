@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from objectives.objective import Foreseeable
 from search.progress import console
-from spaces.outline import frame_of, outlined
+from spaces.outline import Frame, outlined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ class Foresight:
     """
 
     def __init__(self, model: nn.Module, example: Tensor, finished: nn.Module, costs: Iterable[Objective]) -> None:
-        self.frame = frame_of(model, example)
+        self.frame = Frame(model, example, finished)
         untouched = outlined(self.frame, [None]).parts()
         self.known: dict[str, tuple[Foreseeable, float]] = {
             objective.name: (objective, objective(finished) - float(objective.foreseen(untouched)[0]))
@@ -53,10 +53,14 @@ class Foresight:
         parts = outline.parts()
         return {name: objective.foreseen(parts) + constant for name, (objective, constant) in self.known.items()}
 
-    def check(self, plan: Plan, measured: Mapping[str, float]) -> None:
-        """Compare with what was measured on the network of the plan; what was wrong is not foreseen any more."""
-        for name, values in self.costs([plan]).items():
-            if name in measured and not math.isclose(values[0], measured[name], rel_tol=TOLERANCE):
+    def told(self, plan: Plan) -> dict[str, float]:
+        """Return what each known objective says of one plan."""
+        return {name: float(values[0]) for name, values in self.costs([plan]).items()}
+
+    def check(self, told: Mapping[str, float], measured: Mapping[str, float]) -> None:
+        """Compare what was told of a plan with what its network measured; what was wrong is not foreseen any more."""
+        for name, value in told.items():
+            if name in measured and not math.isclose(value, measured[name], rel_tol=TOLERANCE):
                 console.print(
                     f"{name} of this network cannot be foreseen exactly: it is measured on every plan instead"
                 )

@@ -76,8 +76,8 @@ def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
 def measure_teacher(study: Study, bench: Bench) -> dict[str, float]:
     """Return what every objective says of the teacher, measured once a study: the point to compare with."""
     if TEACHER not in study.user_attrs:
-        finished = bench.finish(bench.model)
-        study.set_user_attr(TEACHER, {objective.name: _first(objective, finished) for objective in bench.spec.measured})
+        said = {objective.name: _first(objective, bench.finished) for objective in bench.spec.measured}
+        study.set_user_attr(TEACHER, said)
     return dict(study.user_attrs[TEACHER])
 
 

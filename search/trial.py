@@ -93,9 +93,14 @@ class Bench:
         return deployed(model, self.example)
 
     @functools.cached_property
+    def finished(self) -> nn.Module:
+        """The teacher as it would be shipped."""
+        return self.finish(self.model)
+
+    @functools.cached_property
     def foresight(self) -> Foresight:
         """What the plans of this study would cost."""
-        return Foresight(self.model, self.example, self.finish(self.model), self.spec.costs)
+        return Foresight(self.model, self.example, self.finished, self.spec.costs)
 
     def costs(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
         """Measure what is known before training, on a network that is not finished yet."""
@@ -141,12 +146,13 @@ def run_trial(trial: Trial, bench: Bench, folder: Path, told: Callable[[float], 
     earlier = _same_plan(trial.study, key, trial.number)
     if earlier is not None:
         return _replay(trial, earlier)
-    foreseen = {name: float(values[0]) for name, values in bench.foresight.costs([plan]).items()}
+    foreseen = bench.foresight.told(plan)
     _refuse(trial, spec, foreseen)
     model = bench.build(plan)
     values = bench.costs(model, spec.costs)
-    bench.foresight.check(plan, values)
+    bench.foresight.check(foreseen, values)
     _refuse(trial, spec, values)
+    _note(trial, spec, values)
     bench.train(model, plan, spec.recipe, seed_of(spec, key), told)
     finished = bench.finish(model)
     values |= {objective.name: objective(finished) for objective in spec.measured if not objective.is_cost}
@@ -173,18 +179,22 @@ def _note(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, 
         if not math.isfinite(value):
             raise Diverged(f"the objective {name} is {value}")
     trial.set_user_attr(VALUES, values)
-    excess = {str(x): x.excess(values[x.objective.name]) for x in spec.limits if x.objective.name in values}
+    excess = _excess(spec, values)
     trial.set_user_attr(EXCESS, excess)
     return excess
 
 
 def _refuse(trial: Trial, spec: StudySpec, values: dict[str, float]) -> None:
-    """End the trial if a limit is missed already."""
-    missed = [limit for limit, excess in _note(trial, spec, values).items() if excess > 0]
+    """End the trial if a limit is missed already; only then is anything recorded."""
+    missed = [limit for limit, excess in _excess(spec, values).items() if excess > 0]
     if missed:
-        _constrain(trial, spec, trial.user_attrs[EXCESS])
+        _constrain(trial, spec, _note(trial, spec, values))
         trial.set_user_attr(REASON, f"over the limit {', '.join(missed)}")
         raise TrialPruned
+
+
+def _excess(spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
+    return {str(x): x.excess(values[x.objective.name]) for x in spec.limits if x.objective.name in values}
 
 
 def _constrain(trial: Trial, spec: StudySpec, excess: dict[str, float]) -> None:

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spaces.anatomy import Extent, unknown
-from spaces.deploy import deployed
 from spaces.factors import Factors, Shapes, shapes_of
-from spaces.memory import remembered
 from spaces.quantized import OFF
 from spaces.surgery import TRANSPOSED
 from spaces.trace import trace
@@ -108,9 +106,11 @@ class Frame:
         The teacher.
     example
         As in `trace`.
+    finished
+        The teacher as `deployed` returns it.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Tensor, finished: nn.Module) -> None:
         self.anatomy: Anatomy = trace(model, example)
         layers, groups = self.anatomy.layers, self.anatomy.groups
         self.layers = {layer.name: column for column, layer in enumerate(layers)}
@@ -121,7 +121,6 @@ class Frame:
         self.depthwise = np.array([layer.depthwise for layer in layers], dtype=bool)
         self.lost_outputs_GL = self._lost("out")
         self.lost_inputs_GL = self._lost("in")
-        finished = deployed(model, example)
         modules = dict(finished.named_modules())
         mine = [modules[name] for name in self.layers]
         self.biased = np.array([module.bias is not None for module in mine])
@@ -224,10 +223,10 @@ class Outline:
 
     def mixed(self, rows_MP: np.ndarray, owners: tuple[np.ndarray, ...]) -> Outline:
         """Return M outlines, each of which takes what parameter p changes from its p-th row of this one."""
-        mixed = (
+        units, fractions, weight_bits, activation_bits, levels = (
             array[rows_MP[:, owner], np.arange(len(owner))] for array, owner in zip(self._arrays, owners, strict=True)
         )
-        return Outline(self.frame, *mixed, self.decomposition)
+        return Outline(self.frame, units, fractions, weight_bits, activation_bits, levels, self.decomposition)
 
     def parts(self) -> Parts:
         """Return the layers that are left, by the same rules by which the steps build them."""
@@ -267,11 +266,6 @@ class Outline:
             return whole
         split = self.decomposition.factors(shapes, self.fractions_NL)
         return split.where(wanted & (split.macs < weights * shapes.positions), whole)
-
-
-def frame_of(model: nn.Module, example: Tensor) -> Frame:
-    """Return the frame of a network, made once as long as the network lives."""
-    return remembered(model, ("frame", tuple(example.shape[1:])), lambda: Frame(model, example))
 
 
 def outlined(frame: Frame, plans: Sequence[Plan | None]) -> Outline:

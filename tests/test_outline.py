@@ -14,7 +14,7 @@ from search.foresight import Foresight
 from spaces import BitWidths, KMeans, PowersOfTwo, Prune, PruneRatios, Ranks, Space, Temperatures, deployed, trace
 from spaces.decompose import SpatialSvd, Svd, Tucker2
 from spaces.importance import Magnitude
-from spaces.outline import frame_of, outlined
+from spaces.outline import outlined
 from tests.nets import CLASSES, NETS, Net, Wide, example, run, scrambled, teacher
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ def test_an_outline_takes_a_fifth_of_a_thousandth_of_a_second() -> None:
 
 
 def test_an_unknown_group_is_named() -> None:
-    net = teacher(Wide)
-    untouched = outlined(frame_of(net, example(net)), [None])
+    untouched = outlined(foresight(Wide).frame, [None])
     with pytest.raises(ValueError, match="no group of channels is called 'stam'; the nearest are: stem"):
         Prune((("stam", 0.5),)).sketch(untouched, 0)
 
@@ -160,7 +159,7 @@ def test_a_cost_that_was_foreseen_wrongly_is_measured_from_then_on() -> None:
     anatomy = trace(net, example(net))
     plan = made.suggest(optuna.trial.FixedTrial(made.uniform(anatomy, (0.5, 0.5, 0.5))), anatomy)
     right = {name: float(values[0]) for name, values in known.costs([plan]).items()}
-    known.check(plan, right)
+    known.check(known.told(plan), right)
     assert set(known.known) == {"parameters", "size_bytes"}
-    known.check(plan, right | {"parameters": right["parameters"] * 1.01})
+    known.check(known.told(plan), right | {"parameters": right["parameters"] * 1.01})
     assert set(known.known) == {"size_bytes"}
