@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from objectives.layers import LowPrecision
 
@@ -23,6 +22,7 @@ UNIFORM, CODEBOOK, INPUTS = 65, 99, 83  # what dequantizing the weight and quant
 CLIP = 26  # inputs below 8 bits
 ACTIVATION = 13  # a ReLU or its like, taken as one a layer
 FLOAT_BITS, BYTE = 32, 8
+Numbers = Any  # a number, or an array of one a layer
 # by the width in bits
 _WEIGHT_BYTES = np.array([next(b for b in (2, 4, 8, 32) if bits <= b) / BYTE for bits in range(FLOAT_BITS + 1)])
 _INPUT_BYTES = np.array([INPUTS * (bits < FLOAT_BITS) + CLIP * (bits < BYTE) for bits in range(FLOAT_BITS + 1)])
@@ -48,53 +48,81 @@ class SizeBytes:
         total = GRAPH
         for module in model.modules():
             if isinstance(module, LowPrecision):
-                (layer,) = module.children()
-                total += _node(layer) + _low_precision(module)
+                total += _low_precision(module)
             elif id(module) not in inside:
-                total += _node(module) if _is_layer(module) else 0
-                total += 4 * sum(parameter.numel() for parameter in module.parameters(recurse=False))
+                numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+                total += int(_bytes(_node_of(module), floats=numbers)) if _is_layer(module) else 4 * numbers
         return float(total)
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the same prediction from the shapes."""
-        node = CONVOLUTION + PADDED * parts.padded + STRIDED * parts.strided + GROUPED * parts.grouped
-        node = np.where(parts.linear, LINEAR, node)
-        width = parts.weight_bits
-        entries: np.ndarray | int = UNIFORM
-        if parts.levels.any():
-            width = np.where(parts.levels, np.ceil(np.log2(np.maximum(2, parts.levels))).astype(int), width)
-            entries = np.where(parts.levels, CODEBOOK + 4 * parts.levels, UNIFORM)
-        layer = ACTIVATION + _INPUT_BYTES[parts.activation_bits] + entries * _CODED[width]
-        each = layer + node + np.ceil(parts.weights * _WEIGHT_BYTES[width])
-        each += 4 * (parts.biases + parts.outputs * _CODED[width])  # biases and scales
+        each = _bytes(
+            _node(parts.linear, parts.padded, parts.strided, parts.grouped),
+            floats=parts.biases,
+            weights=parts.weights,
+            outputs=parts.outputs,
+            weight_bits=parts.weight_bits,
+            activation_bits=parts.activation_bits,
+            levels=parts.levels,
+        )
         total: np.ndarray = (each * (parts.outputs > 0)).sum((0, 2)) + 4 * parts.parameters
         return total
+
+
+def _bytes(
+    node: Numbers,
+    *,
+    floats: Numbers,
+    weights: Numbers = 0,
+    outputs: Numbers = 0,
+    weight_bits: Numbers = FLOAT_BITS,
+    activation_bits: Numbers = FLOAT_BITS,
+    levels: Numbers = 0,
+) -> Numbers:
+    """Return what one layer takes, with its rounding; the floats are its bias, and whatever else is not coded."""
+    width: Numbers = weight_bits
+    entries: Numbers = UNIFORM
+    if np.any(levels):
+        width = np.where(levels, np.ceil(np.log2(np.maximum(2, levels))).astype(int), width)
+        entries = np.where(levels, CODEBOOK + 4 * levels, UNIFORM)
+    coded = _CODED[width]
+    rounding = _INPUT_BYTES[activation_bits] + entries * coded
+    scales = outputs * coded
+    return node + ACTIVATION + rounding + np.ceil(weights * _WEIGHT_BYTES[width]) + 4 * (floats + scales)
+
+
+def _node(linear: Numbers, padded: Numbers, strided: Numbers, grouped: Numbers) -> Numbers:
+    return np.where(linear, LINEAR, CONVOLUTION + PADDED * padded + STRIDED * strided + GROUPED * grouped)
 
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
 
 
-def _node(layer: nn.Module) -> int:
+def _node_of(layer: nn.Module) -> Numbers:
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return LINEAR + ACTIVATION
+        return LINEAR
     padded = layer.padding == "same" or any(layer.padding)
-    return CONVOLUTION + ACTIVATION + PADDED * padded + STRIDED * (max(layer.stride) > 1) + GROUPED * (layer.groups > 1)
+    return _node(0, padded, max(layer.stride) > 1, layer.groups > 1)
 
 
 def _low_precision(module: LowPrecision) -> int:
-    """Return the bytes of the weight, the bias and the input's rounding of one layer."""
+    """Return the bytes of one layer whose weight or input is rounded."""
     assert isinstance(module, nn.Module)
+    (layer,) = module.children()
     parameters = dict(module.named_parameters())
-    total = INPUTS if module.activation_bits < FLOAT_BITS else 0
-    total += CLIP if module.activation_bits < BYTE else 0
     codes = parameters.pop("codes", None)
-    total += 4 * sum(parameter.numel() for parameter in parameters.values())
+    floats = sum(parameter.numel() for parameter in parameters.values())
     if codes is None:
-        return total
-    levels: Tensor = module.get_buffer("levels")
-    entries = levels.numel()
-    width = module.weight_bits if not entries else math.ceil(math.log2(max(2, entries)))
-    packed = next(size for size in (2, 4, BYTE) if width <= size)
-    total += math.ceil(codes.numel() * packed / BYTE) + 4 * len(codes)
-    return total + (CODEBOOK + 4 * entries if entries else UNIFORM)
+        return int(_bytes(_node_of(layer), floats=floats, activation_bits=module.activation_bits))
+    return int(
+        _bytes(
+            _node_of(layer),
+            floats=floats,
+            weights=codes.numel(),
+            outputs=len(codes),
+            weight_bits=module.weight_bits,
+            activation_bits=module.activation_bits,
+            levels=module.get_buffer("levels").numel(),
+        )
+    )
