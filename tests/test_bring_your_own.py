@@ -59,7 +59,7 @@ class MyNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-train_set, test = Stripes(512, 0), Stripes(128, 2)
+train_set, test = Stripes(256, 0), Stripes(128, 2)
 validation_loader = DataLoader(Stripes(128, 1), batch_size=50, shuffle=False)
 test_inputs, test_labels = test.images, test.labels
 
@@ -68,7 +68,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     net = MyNet()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(6):
+    for _ in range(10):
         for images, labels in DataLoader(train_set, batch_size=64, shuffle=True):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(images), labels).backward()
@@ -115,7 +115,7 @@ def test_it_goes_from_the_users_folder_to_a_file_that_answers(
     assert rows["conv1"]["PruneRatios"] == "4-16 of 16 units, together with stem.0"
     assert rows["head"]["PruneRatios"] == "no: its channels stay: they are outputs of the network"
 
-    ran = typed("-m", "search", "run", *study, "--trials", "4")
+    ran = typed("-m", "search", "run", *study, "--trials", "3")
     assert ran.returncode == 0, ran.stderr
     teacher, *members = csv.DictReader(io.StringIO(ran.stdout))
     assert members
