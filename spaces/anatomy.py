@@ -50,6 +50,8 @@ class Layer:
         The calls of one forward, one or more.
     tied
         Whether the network holds the same weight under another name too.
+    stays
+        Why no other module, split or rounded, can stand in its place; empty where one can.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Layer:
     groups: int
     runs: tuple[Run, ...]
     tied: bool
+    stays: str = ""
 
     @property
     def transposed(self) -> bool:

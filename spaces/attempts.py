@@ -1,7 +1,7 @@
-"""Try groups of channels on the network: cutting must be the same as reading zeros.
+"""Try on the network what the axes would do to it: cutting is the same as reading zeros, a layer can be replaced.
 
 No group is trusted: half of its units are cut, in three ways, and the result is compared with the same network in which
-every layer that read them is given zeros.
+every layer that read them is given zeros. Nor is a layer: another module that computes the same is put in its place.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spaces.anatomy import Refusal, first_line
 from spaces.calls import tensors
 from spaces.labels import channel_dimension
-from spaces.surgery import cut
+from spaces.quantized import run_layer
+from spaces.surgery import cut, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from spaces.anatomy import Group
 
+COMPUTED = (
+    "its weight is computed before every forward; torch.nn.utils.parametrize.remove_parametrizations makes it a "
+    "parameter"
+)
 TOLERANCE = 1e-3  # relative to the largest output; the two ways round differently, nothing more
 
 
@@ -42,6 +47,61 @@ def tried(
     ]
     held, others = _halved(model, example, [group for group in groups if group.name not in reasons], order)
     return held, (*failed, *others)
+
+
+def irreplaceable(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, str]:
+    """Return the layers in whose place no other module can stand, split or rounded, and why.
+
+    Parameters
+    ----------
+    model
+        A network in evaluation mode; it is not changed.
+    example
+        One input, shape (1, ...).
+    names
+        Convolutions and linear layers.
+    """
+    reasons = {name: COMPUTED for name in names if not plain(model.get_submodule(name))}
+    others = [name for name in names if name not in reasons]
+    want = _answer(_light_copy(model), example)
+    parts = [others]
+    while parts:
+        part = parts.pop()
+        reason = _changed(model, example, part, want) if part else None
+        if reason and len(part) == 1:
+            reasons[part[0]] = f"another module was put in its place and {reason}"
+        elif reason:
+            half = len(part) // 2
+            parts += [part[:half], part[half:]]
+    return reasons
+
+
+def _changed(model: nn.Module, example: Tensor, names: Sequence[str], want: list[Tensor]) -> str | None:
+    """Put other modules in the place of these layers; say what is wrong with the result, or None."""
+    changed = _light_copy(model)
+    for name in names:
+        changed.set_submodule(name, _StandIn(changed.get_submodule(name)))
+    try:
+        return _unlike(_answer(changed, example), want)
+    except Exception as error:  # noqa: BLE001 - whatever a network raises that looks into its layers
+        return f"the forward failed: {first_line(error)}"
+
+
+def _answer(model: nn.Module, example: Tensor) -> list[Tensor]:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # some networks draw numbers in evaluation too
+        return tensors(model(example))
+
+
+class _StandIn(nn.Module):
+    """What computes the same as a layer, by its class's own way, and is not of its class."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.inner = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return run_layer(self.inner, inputs, self.inner.get_parameter("weight"))
 
 
 def _halved(

@@ -149,6 +149,7 @@ class BitWidths:
             layer.name: widths if layer.name in chosen
             else "no: its weight is held under another name too" if layer.tied
             else "no: a transposed convolution is not rounded" if layer.transposed
+            else f"no: {layer.stays}" if layer.stays
             else f"no: {layer.name} is not among only={self.only}"
             for layer in anatomy.layers
         }  # fmt: skip
@@ -157,7 +158,9 @@ class BitWidths:
         for name in self.only:
             anatomy.layer(name)
         return tuple(
-            x for x in anatomy.layers if not x.tied and not x.transposed and (not self.only or x.name in self.only)
+            x
+            for x in anatomy.layers
+            if not (x.tied or x.transposed or x.stays) and (not self.only or x.name in self.only)
         )
 
 

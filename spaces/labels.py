@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from spaces.calls import Call, tensors
 from spaces.ledger import Ledger, thin
 from spaces.operations import OUTSIDE, multiplied, rule
-from spaces.surgery import CONVOLUTIONS, NORMS, TRANSPOSED, depthwise
+from spaces.surgery import CONVOLUTIONS, NORMS, TRANSPOSED, depthwise, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +100,7 @@ class Follow(TorchDispatchMode):
         def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
             if self._inside == 1 and output is not None:  # None: it failed
                 self.idle.discard(name)
-                if isinstance(module, OPAQUE) or not _plain(module):
+                if isinstance(module, OPAQUE) or (isinstance(module, KERNELS) and not plain(module)):
                     self._opaque(f"{name!r} ({type(module).__name__}) is not cut", inputs, output)
                 elif isinstance(output, Tensor):
                     self._layer(name, module, self.of(inputs[0]), output)
@@ -168,11 +168,6 @@ class Follow(TorchDispatchMode):
             return []
         read = self.ledger.level(seen, range(seen.dim() - 1), f"{name!r} reads them as the positions of one")
         return [self._through(name, module, read.reshape(-1)).expand(seen.shape)]
-
-
-def _plain(module: nn.Module) -> bool:
-    """Whether the weight of a layer is simply a parameter, not computed from others before every forward."""
-    return not isinstance(module, KERNELS) or "weight" in dict(module.named_parameters(recurse=False))
 
 
 def channel_dimension(module: nn.Module, dimensions: int) -> int:

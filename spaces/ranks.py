@@ -180,4 +180,4 @@ def saves(decomposition: Decomposition, layer: Layer, fraction: float) -> bool:
 def _unfit(layer: Layer) -> str:
     if layer.transposed:
         return "a transposed convolution is not split"
-    return "its weight is held under another name too" if layer.tied else ""
+    return "its weight is held under another name too" if layer.tied else layer.stays

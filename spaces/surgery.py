@@ -55,6 +55,11 @@ def depthwise(module: nn.Module) -> bool:
     )
 
 
+def plain(module: nn.Module) -> bool:
+    """Whether the weight of a layer is simply a parameter, not computed from others before every forward."""
+    return "weight" in dict(module.named_parameters(recurse=False))
+
+
 def _left(size: int, gone: set[int]) -> Tensor:
     return torch.tensor([index for index in range(size) if index not in gone], dtype=torch.long)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from spaces.anatomy import Anatomy, Layer, Run, first_line
+from spaces.attempts import irreplaceable
 from spaces.groups import channel_groups
 from spaces.memory import remembered
 from spaces.statistics import forward_in_eval
@@ -42,6 +44,8 @@ def trace(model: nn.Module, example: Tensor) -> Anatomy:
 def _look(model: nn.Module, example: Tensor) -> Anatomy:
     seen, example = copy.deepcopy(model).eval().cpu(), example.cpu()  # structure is the same on every device
     layers = layers_of(seen, example)
+    stays = irreplaceable(seen, example, [layer.name for layer in layers if not (layer.transposed or layer.tied)])
+    layers = tuple(replace(layer, stays=stays.get(layer.name, "")) for layer in layers)
     groups, refusals, products = channel_groups(seen, example, tuple(layer.name for layer in layers))
     weighted = {layer.name for layer in layers}
     others = tuple(

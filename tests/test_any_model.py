@@ -95,11 +95,7 @@ def test_every_layer_is_offered_or_refused_with_a_reason_and_the_rest_is_named(k
     assert len(said_no(anatomy)["BitWidths"]) < len(anatomy.layers)
 
 
-COMPUTED = pytest.mark.xfail(reason="a weight that is computed is no parameter to split or round", strict=True)
-ALL = [pytest.param(kind, marks=COMPUTED) if kind is Reparametrized else kind for kind in NETS]
-
-
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", NETS)
 def test_half_of_everything_runs_trains_and_costs_less(kind: type[UserNet]) -> None:
     inputs, (given, smaller) = examples(kind), compressed(kind)
     net = teacher(kind)
@@ -121,7 +117,7 @@ def test_half_of_everything_runs_trains_and_costs_less(kind: type[UserNet]) -> N
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW_TO_EXPORT else kind for kind in ALL]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW_TO_EXPORT else kind for kind in NETS]
 )
 def test_the_file_answers_as_the_network(kind: type[UserNet], tmp_path: Path) -> None:
     inputs = examples(kind)
@@ -151,6 +147,7 @@ def test_in_training_all_heads_answer_as_those_of_the_teacher_do(kind: type[User
     (Auxiliary, "PruneRatios", "head", "they are outputs of the network"),
     (DeepSupervision, "PruneRatios", "heads.low", "no weight of a layer reads them"),
     (Recurrent, "PruneRatios", "two", "'gru' (GRU) is not cut"),
+    (Reparametrized, "Ranks", "two", "torch.nn.utils.parametrize.remove_parametrizations makes it a parameter"),
     (Reparametrized, "PruneRatios", "four", "'head' (ParametrizedLinear) is not cut"),
 ])  # fmt: skip
 def test_what_stays_is_told_why(kind: type[UserNet], axis: str, layer: str, why: str) -> None:
