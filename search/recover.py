@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from objectives.examples import device_of, outputs
-from search.errors import Diverged
+from search.errors import Diverged, UserError
+from spaces.calls import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,11 +79,10 @@ def recover(
             if recipe.augment is not None:
                 inputs = recipe.augment(inputs, generator)
             inputs = inputs.to(device).contiguous()
-            loss = recovery.loss(
-                student(inputs),
-                teacher.answers(inputs, None if recipe.augment else chosen),
-                examples.labels[chosen].to(device),
-            )
+            wanted = teacher.answers(inputs, None if recipe.augment else chosen)
+            labels = examples.labels[chosen].to(device)
+            each = [recovery.loss(head, wanted, labels) for head in _heads(student(inputs), wanted)]
+            loss = torch.stack(each).mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), LARGEST_GRADIENT)
@@ -95,6 +95,25 @@ def recover(
         if not math.isfinite(mean):
             raise Diverged(f"the loss became {mean} within {step} of {steps} steps; a lower learning rate may help")
     student.eval()
+
+
+def _heads(answer: object, wanted: Tensor) -> list[Tensor]:
+    """Return the outputs that are of the teacher's shape: the heads that some networks have in training learn alike.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    if isinstance(answer, Tensor):
+        return [answer]
+    found = [output for output in tensors(answer) if output.shape == wanted.shape]
+    if not found:
+        raise UserError(
+            f"in training too the network must return an output of shape {tuple(wanted.shape)}, but got "
+            f"{[tuple(output.shape) for output in tensors(answer)]}"
+        )
+    return found
 
 
 class Teacher:

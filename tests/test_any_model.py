@@ -10,18 +10,27 @@ import torch
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
-from objectives import Macs
+from objectives import Examples, Macs, SizeBytes, Top1
 from objectives.runtimes import OnnxRuntime
-from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
+from search import Budget, Recipe, Splits, StudySpec, UniformStart
+from search.export import verify_front
+from search.front import front
+from search.recover import Teacher, recover
+from search.run import run
+from search.storage import open_study
+from search.trial import Bench
+from spaces import BitWidths, Distill, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
 from spaces.calls import tensors
 from spaces.surgery import CONVOLUTIONS, TRANSPOSED
 from tests.nets import scrambled
 from tests.user_nets import (
+    CLASSES,
     NETS,
     Auxiliary,
     DeepSupervision,
     Recurrent,
     Reparametrized,
+    Text,
     UserNet,
     VisionTransformer,
     examples,
@@ -152,3 +161,26 @@ def test_in_training_all_heads_answer_as_those_of_the_teacher_do(kind: type[User
 ])  # fmt: skip
 def test_what_stays_is_told_why(kind: type[UserNet], axis: str, layer: str, why: str) -> None:
     assert said_no(trace(teacher(kind), examples(kind)))[axis][layer].endswith(why)
+
+
+@pytest.mark.parametrize("kind", [Auxiliary, DeepSupervision, Text])
+def test_a_study_of_it_trains_every_head_and_verifies_the_file(kind: type[UserNet], tmp_path: Path) -> None:
+    data = Examples(examples(kind, 48), torch.arange(48) % CLASSES)
+    spec = StudySpec(
+        "any", scrambled(kind()), Splits(data, data, data), SPACE, objectives=(Top1(data), SizeBytes()),
+        recipe=Recipe(epochs=1, batch_size=16), budget=Budget(1), start=UniformStart(),
+    )  # fmt: skip
+    study, bench = open_study(spec, tmp_path, None, create=True), Bench(spec, torch.device("cpu"))
+    assert run(spec, study, bench, tmp_path)
+    assert verify_front(front(study)[:1], bench, tmp_path) == []
+
+
+def test_heads_in_training_learn_alike() -> None:
+    net, inputs = compressed(DeepSupervision)[1], examples(DeepSupervision)
+    data = Examples(inputs, torch.arange(16) % CLASSES)
+    student = copy.deepcopy(net)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    recover(student, Teacher(teacher(DeepSupervision), data), data, Distill(), Recipe(epochs=1, batch_size=8), seed=0)
+    moved = {name for name, value in student.named_parameters() if not torch.equal(value, before[name])}
+    assert any(name.startswith("heads.low") for name in moved)
+    assert any(name.startswith("heads.high") for name in moved)
