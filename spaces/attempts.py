@@ -29,6 +29,10 @@ COMPUTED = (
     "its weight is computed before every forward; torch.nn.utils.parametrize.remove_parametrizations makes it a "
     "parameter"
 )
+UNSTEADY = (
+    "its channels stay: no cut can be tried, since the network answers differently each time in evaluation, as with "
+    "F.dropout without training=self.training"
+)
 TOLERANCE = 1e-3  # relative to the largest output; the two ways round differently, nothing more
 
 
@@ -38,6 +42,9 @@ def tried(
     """Return which of the groups hold, and the refusals of the others."""
     if not groups or _failure(model, example, groups) is None:
         return tuple(groups), ()
+    with torch.no_grad():
+        if _unlike(tensors(model(example)), tensors(model(example))):
+            return (), refused((name for group in groups for name in group.producers), order, UNSTEADY)
     reasons = _shapes(model, example, groups)
     failed = [
         refusal

@@ -87,3 +87,12 @@ def test_the_layers_of_torchs_transformer_are_tried_outside_of_its_fast_path() -
     groups = trace(net, torch.randn(2, 4, 8)).groups
     assert [(group.name, group.units) for group in groups] == [("layer.linear1", 16)]
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_network_that_draws_numbers_in_evaluation_says_so() -> None:
+    net = Custom(lambda m, x: m.last(F.dropout(m.first(x))), first=nn.Linear(6, 8), last=nn.Linear(8, 5)).eval()
+    anatomy = trace(net, torch.randn(2, 6))
+    reasons = {refusal.layer: refusal.reason for refusal in anatomy.refusals}
+    assert anatomy.groups == ()
+    assert reasons["first"].endswith("each time in evaluation, as with F.dropout without training=self.training")
+    assert [layer.stays for layer in anatomy.layers] == ["", ""]
