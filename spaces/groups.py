@@ -138,7 +138,9 @@ def _classes(ledger: Ledger, settled: Settled, order: Sequence[str]) -> tuple[di
 def _along(found: np.ndarray) -> tuple[int, np.ndarray | None]:
     """Return the one dimension along which the classes of a bare parameter vary, and the class of each index there."""
     varying = [d for d in range(found.ndim) if found.shape[d] > 1 and (found != found.take([0], axis=d)).any()]
-    if len(varying) != 1:
+    if not varying:  # all of it is one class, which cannot go for a reason of its own
+        return 0, found.reshape(-1)[:1]
+    if len(varying) > 1:
         return 0, None
     return varying[0], found.transpose(varying[0], *(d for d in range(found.ndim) if d != varying[0])).reshape(
         found.shape[varying[0]], -1

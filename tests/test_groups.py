@@ -305,6 +305,16 @@ def test_a_bare_parameter_is_cut_along() -> None:
     assert Member("gain", "parameter", 0, each(8)) in anatomy.group("stem").members
 
 
+def test_a_bare_parameter_is_not_blamed_for_what_another_layer_ties() -> None:
+    net = Custom(
+        lambda m, x: m.last((m.stem(x) * m.gain + m.many(m.stem(x)).unflatten(1, (8, 2)).sum(2)).mean((2, 3))),
+        stem=conv(3, 8), many=nn.Conv2d(8, 16, 3, padding=1, groups=8), last=nn.Linear(8, 5),
+        gain=nn.Parameter(torch.ones(8, 1, 1)),
+    ).eval()  # fmt: skip
+    (said,) = (refusal.reason for refusal in trace(net, example(net)).refusals if refusal.layer == "stem")
+    assert said == "its channels stay: they can only go all at once: the groups of 'many' must stay equal"
+
+
 def test_modules_that_nobody_can_cut_are_named() -> None:
     class Opaque(nn.Bilinear):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
