@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from spaces.statistics import columns_of, moments
 from spaces.surgery import TRANSPOSED
+from spaces.trace import trace
 
 if TYPE_CHECKING:
     from spaces.anatomy import Group, Member
     from spaces.statistics import Moments
+
+
+LAZY = 32  # removals that are worked off together; more make a removal slow, fewer the working off
 
 
 class Importance(Protocol):
@@ -71,68 +75,108 @@ class SecondOrder:
 
     def order(self, model: nn.Module, example: Tensor, group: Group) -> tuple[int, ...]:
         """Return the units in the order in which the least of them was removed again and again."""
-        seen = moments(model, example, [member.layer for member in group.consumers])
-        dense = [m for m in group.consumers if m.layer in seen and len(seen[m.layer].mean_GD) == 1]
-        readers = [_Reader(model, member, seen[member.layer]) for member in dense]
+        readers = [_Reader(model, member, seen) for member, seen in _dense_consumers(model, example, group)]
         if not readers:
             return Magnitude().order(model, example, group)
         gone: list[int] = []
-        for _ in range(group.units):
-            scores = torch.stack([reader.losses() for reader in readers]).sum(0)
-            scores[gone] = torch.inf
-            unit = int(scores.argmin())
-            gone.append(unit)
+        left = torch.arange(group.units)
+        while len(left):
+            stays = torch.ones(len(left), dtype=torch.bool)
+            for _ in range(min(LAZY, len(left))):
+                scores = torch.stack([reader.losses() for reader in readers]).sum(0)
+                place = int(scores.masked_fill(~stays, torch.inf).argmin())
+                stays[place] = False
+                gone.append(int(left[place]))
+                for reader in readers:
+                    reader.remove(place)
+            left = left[stays]
             for reader in readers:
-                reader.remove(unit)
+                reader.settle(stays)
         return tuple(gone)
+
+
+def _dense_consumers(model: nn.Module, example: Tensor, group: Group) -> list[tuple[Member, Moments]]:
+    """Return the consumers that mix all of their inputs; all layers of the network are measured in one forward."""
+    groups = (*trace(model, example).groups, group)
+    seen = moments(model, example, [member.layer for other in groups for member in other.consumers])
+    known = [(member, seen[member.layer]) for member in group.consumers if member.layer in seen]
+    return [(member, its) for member, its in known if len(its.mean_GD) == 1 and any(member.positions)]
 
 
 class _Reader:
     """A consumer of the group while its inputs go one unit after the other.
 
-    Only the products W'W (D, D) are kept: they are all that the losses need, whatever the number of outputs. Double
-    precision, since the subtractions of hundreds of removals add up.
+    Only the inverse H^-1 and the products W'W are kept, of the group's columns: they are all that the losses need,
+    whatever the number of outputs. Removing columns a changes both by terms of low rank,
+
+        H^-1 -= F' R            with F = H^-1[a], R = H^-1[a, a]^-1 F
+        W'W  -= Y' R + R' Y     with Y = W'W[a] - W'W[a, a] R / 2
+
+    which are put off until several can be subtracted in one pass over memory; until then only the blocks on the
+    diagonal, one a unit, are up to date. Double precision, since the subtractions of hundreds of removals add up.
+
+    Legend: `U` units, `B` columns of a unit, `C` = U*B.
     """
 
     def __init__(self, model: nn.Module, member: Member, seen: Moments) -> None:
         weight = columns_of(model.get_parameter(f"{member.layer}.weight").detach(), seen.block).double()
         second = seen.second_GDD[0].double()
-        self.products = weight.T @ weight
-        self.inverse = torch.linalg.inv(second)
-        self.energy = (self.products * second).sum().clamp_min(1e-12)
-        span = torch.arange(seen.block)
-        positions = [torch.tensor(at, dtype=torch.long) for at in member.positions]
-        self.columns = [(at[:, None] * seen.block + span).flatten() for at in positions]
+        products = weight.T @ weight
+        self.energy = (products * second).sum().clamp_min(1e-12)
+        self.width = max(map(len, member.positions)) * seen.block
+        at, free = [], len(second)  # a unit of fewer columns gets columns of its own that nothing depends on
+        for positions in member.positions:
+            own = [position * seen.block + offset for position in positions for offset in range(seen.block)]
+            at += [*own, *range(free, free := free + self.width - len(own))]
+        spare = free - len(second)
+        eye = torch.eye(spare, dtype=second.dtype, device=second.device)
+        self.inverse_CC = torch.block_diag(torch.linalg.inv(second), eye)[at][:, at]
+        self.products_CC = torch.block_diag(products, 0 * eye)[at][:, at]
+        self._look_anew()
+
+    def _look_anew(self) -> None:
+        width, count = self.width, len(self.inverse_CC) // self.width
+        shape = count, width, count, width
+        inverse, products = self.inverse_CC.reshape(shape), self.products_CC.reshape(shape)
+        self.inverse_UBB = inverse.diagonal(dim1=0, dim2=2).movedim(-1, 0).contiguous()
+        self.products_UBB = products.diagonal(dim1=0, dim2=2).movedim(-1, 0).contiguous()
+        self.pending = self.inverse_CC.new_empty(3, min(LAZY, count) * width, count * width)  # F, R, Y
+        self.removed = 0  # columns
 
     def losses(self) -> Tensor:
-        """Return the relative loss of each unit, shape (units,); a removed unit's is meaningless."""
-        if len({len(columns) for columns in self.columns}) == 1:
-            lost = self._lost(torch.stack(self.columns))
-        else:
-            lost = torch.cat([self._lost(at[None]) for at in self.columns])
-        return (lost / self.energy).float().cpu()
+        """Return the relative loss of each unit, shape (U,); a removed unit's is meaningless."""
+        solved: Tensor = torch.linalg.solve(self._solvable(self.inverse_UBB), self.products_UBB)
+        return (solved.diagonal(dim1=1, dim2=2).sum(1) / self.energy).float().cpu()
 
-    def _lost(self, at: Tensor) -> Tensor:
-        """Return the loss of each row of columns, shape (units,)."""
-        block = self.inverse[at[:, :, None], at[:, None, :]]
-        block = block + 1e-12 * torch.eye(at.shape[1], dtype=block.dtype, device=block.device)
-        solved: Tensor = torch.linalg.solve(block, self.products[at[:, :, None], at[:, None, :]])
-        return solved.diagonal(dim1=1, dim2=2).sum(1)
+    def _solvable(self, block: Tensor) -> Tensor:
+        return block + 1e-12 * torch.eye(self.width, dtype=block.dtype, device=block.device)
 
-    def remove(self, unit: int) -> None:
+    def remove(self, place: int) -> None:
         """Take the unit's columns out and let the others take over what they can."""
-        at = self.columns[unit]
-        if not len(at):
-            return
-        block = self.inverse[at][:, at]
-        block = block + 1e-12 * torch.eye(len(at), dtype=block.dtype, device=block.device)
-        rows = torch.linalg.solve(block, self.inverse[at])
-        moved = self.products[:, at] @ rows
-        self.products += rows.T @ (self.products[at][:, at] @ rows) - moved - moved.T
-        self.inverse -= self.inverse[:, at] @ rows
-        for matrix in (self.products, self.inverse):
-            matrix[:, at] = 0
-            matrix[at] = 0
+        width = self.width
+        at = slice(place * width, (place + 1) * width)
+        first, second, third = self.pending[:, : self.removed]
+        own_BC = self.inverse_CC[at] - first[:, at].T @ second
+        moved_BC = self.products_CC[at] - third[:, at].T @ second - second[:, at].T @ third
+        rows_BC = torch.linalg.solve(self._solvable(own_BC[:, at]), own_BC)
+        moved_BC -= moved_BC[:, at] @ rows_BC / 2
+        for kept, new in zip(self.pending, (own_BC, rows_BC, moved_BC), strict=True):
+            kept[self.removed : self.removed + width] = new
+        self.removed += width
+        own, rows, moved = (x.reshape(width, -1, width).transpose(0, 1) for x in (own_BC, rows_BC, moved_BC))
+        self.inverse_UBB.baddbmm_(own.transpose(1, 2), rows, alpha=-1)
+        both = moved.transpose(1, 2) @ rows
+        self.products_UBB -= both + both.transpose(1, 2)
+        self.inverse_UBB[place] = torch.eye(width)
+
+    def settle(self, stays: Tensor) -> None:
+        """Subtract what was put off, and keep only the units that stay."""
+        at = stays.repeat_interleave(self.width).nonzero()[:, 0].to(self.inverse_CC.device)
+        first, second, third = self.pending[:, : self.removed, at]
+        self.inverse_CC = self.inverse_CC[at][:, at].addmm_(first.T, second, alpha=-1)
+        self.products_CC = self.products_CC[at][:, at].addmm_(third.T, second, alpha=-1)
+        self.products_CC.addmm_(second.T, third, alpha=-1)
+        self._look_anew()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from spaces import Magnitude, Prune, SecondOrder, Taylor, statistics, trace
+from spaces import Magnitude, Prune, SecondOrder, Taylor, importance, statistics, trace
 from spaces.anatomy import Group, Member
-from tests.nets import NETS, Net, Plain, Residual, example, run, teacher
+from spaces.statistics import columns_of, moments
+from tests.nets import NETS, Dense, Net, Plain, Residual, example, run, teacher
 
 if TYPE_CHECKING:
     from spaces.importance import Importance
@@ -107,6 +108,58 @@ def test_second_order_removes_what_a_full_search_would(monkeypatch: pytest.Monke
         left = seen[:, [channel for channel in range(8) if channel != gone]]
         losses.append(float((left @ torch.linalg.lstsq(left, want).solution - want).square().sum()))
     assert first == losses.index(min(losses))
+
+
+def greedy(model: Net, inputs: Tensor, group: Group) -> tuple[int, ...]:
+    """Return the order by the definition: the loss of a unit is what refitting cannot win back, all removals anew."""
+    left: list[int] = list(range(group.units))
+    order: list[int] = []
+    seen = moments(model, inputs, [member.layer for member in group.consumers])
+    readers = [m for m in group.consumers if m.layer in seen and any(m.positions)]
+
+    def loss(gone: list[int]) -> float:
+        total = 0.0
+        for member in readers:
+            its = seen[member.layer]
+            second = its.second_GDD[0].double()
+            weight = columns_of(model.get_parameter(f"{member.layer}.weight").detach(), its.block).double()
+            lost = torch.zeros(len(second) // its.block, dtype=torch.bool)
+            lost[[position for unit in gone for position in member.positions[unit]]] = True
+            lost = lost.repeat_interleave(its.block)
+            own = torch.linalg.inv(torch.linalg.inv(second)[lost][:, lost])
+            total += float((weight[:, lost] @ own * weight[:, lost]).sum() / ((weight @ second) * weight).sum())
+        return total
+
+    while left:
+        best = min(left, key=lambda unit: loss([*order, unit]))
+        order.append(best)
+        left.remove(best)
+    return tuple(order)
+
+
+@pytest.mark.parametrize("kind", [Pair, ConvPair, Plain, Residual, Dense])
+@pytest.mark.parametrize("lazy", [1, 3, 32])
+def test_removals_that_are_worked_off_later_are_those_of_a_search_from_scratch(
+    kind: type[Net], lazy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importance, "LAZY", lazy)
+    torch.manual_seed(5)
+    net = kind().eval()
+    inputs = example(net, 64)
+    for group in trace(net, inputs).groups:
+        assert SecondOrder().order(net, inputs, group) == greedy(net, inputs, group)
+
+
+def test_units_of_unequal_width_are_searched_too() -> None:
+    torch.manual_seed(5)
+    net = Pair().eval()
+    positions = ((0,), (1, 2), (), (3, 4, 5), (6,), (7,))
+    read = Member("read", "in", 0, positions)
+    group = Group("make", 6, (Member("make", "out", 0, positions), read))
+    inputs = example(net, 64)
+    order = SecondOrder().order(net, inputs, group)
+    assert order[0] == 2
+    assert order == greedy(net, inputs, group)
 
 
 def test_taylor_needs_neither_labels_nor_a_mode_and_leaves_nothing_behind() -> None:
