@@ -23,6 +23,7 @@ CLIP = 26  # inputs below 8 bits
 ACTIVATION = 13  # a ReLU or its like, taken as one a layer
 FLOAT_BITS, BYTE = 32, 8
 Numbers = Any  # a number, or an array of one a layer
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # by the width in bits
 _WEIGHT_BYTES = np.array([next(b for b in (2, 4, 8, 32) if bits <= b) / BYTE for bits in range(FLOAT_BITS + 1)])
 _INPUT_BYTES = np.array([INPUTS * (bits < FLOAT_BITS) + CLIP * (bits < BYTE) for bits in range(FLOAT_BITS + 1)])
@@ -96,11 +97,11 @@ def _node(linear: Numbers, padded: Numbers, strided: Numbers, grouped: Numbers) 
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear))
 
 
 def _node_of(layer: nn.Module) -> Numbers:
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if not isinstance(layer, CONVOLUTIONS):
         return LINEAR
     padded = layer.padding == "same" or any(layer.padding)
     return _node(0, padded, max(layer.stride) > 1, layer.groups > 1)
@@ -120,7 +121,7 @@ def _low_precision(module: LowPrecision) -> int:
             _node_of(layer),
             floats=floats,
             weights=codes.numel(),
-            outputs=len(codes),
+            outputs=module.get_buffer("scale").numel(),
             weight_bits=module.weight_bits,
             activation_bits=module.activation_bits,
             levels=module.get_buffer("levels").numel(),

@@ -147,9 +147,7 @@ class BitWidths:
         chosen = {layer.name for layer in self._layers(anatomy)}
         return {
             layer.name: widths if layer.name in chosen
-            else "no: its weight is held under another name too" if layer.tied
-            else "no: a transposed convolution is not rounded" if layer.transposed
-            else f"no: {layer.stays}" if layer.stays
+            else f"no: {_unfit(layer)}" if _unfit(layer)
             else f"no: {layer.name} is not among only={self.only}"
             for layer in anatomy.layers
         }  # fmt: skip
@@ -157,11 +155,13 @@ class BitWidths:
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         for name in self.only:
             anatomy.layer(name)
-        return tuple(
-            x
-            for x in anatomy.layers
-            if not (x.tied or x.transposed or x.stays) and (not self.only or x.name in self.only)
-        )
+        return tuple(x for x in anatomy.layers if not _unfit(x) and (not self.only or x.name in self.only))
+
+
+def _unfit(layer: Layer) -> str:
+    if layer.transposed and layer.groups > 1:
+        return f"a transposed convolution of {layer.groups} groups is not rounded"
+    return "its weight is held under another name too" if layer.tied else layer.stays
 
 
 def _ladder(widths: tuple[int, ...]) -> tuple[int, ...]:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from spaces.quantized import OFF, PackedLayer, QuantizedLayer
+from spaces.quantized import OFF, PackedLayer, QuantizedLayer, along
 from spaces.statistics import forward_in_eval
-from spaces.surgery import CONVOLUTIONS, NORMS
+from spaces.surgery import NORMS, TRANSPOSED
+from spaces.trace import LAYER_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     inner = {f"{name}.layer" for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, (*CONVOLUTIONS, nn.Linear, QuantizedLayer)) and name not in inner:
+        if isinstance(module, (*LAYER_TYPES, QuantizedLayer)) and name not in inner:
             handles.append(module.register_forward_hook(produce(name)))
         elif isinstance(module, NORMS[:3]) and module.track_running_stats:
             handles.append(module.register_forward_pre_hook(consume(name)))
@@ -114,7 +115,11 @@ def _fold(module: nn.Module, norm: nn.Module) -> None:
         weight.data.copy_(module.rounded())
         gain = torch.where(gain.abs() < SILENT, SILENT, gain)
         module.weight_scale.mul_(gain.abs() if module.uniform else gain)
-    weight.data.mul_(gain.reshape(-1, *[1] * (weight.dim() - 1)))
+    if isinstance(layer, TRANSPOSED):  # the outputs of a group lie along the second axis
+        for part, its in zip(weight.data.chunk(layer.groups), gain.chunk(layer.groups), strict=True):
+            part.mul_(along(its, 1, part))
+    else:
+        weight.data.mul_(along(gain, 0, weight))
 
 
 def _agree(model: nn.Module, folded: nn.Module, example: Tensor) -> bool:

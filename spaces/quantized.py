@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces.grids import Grid, nearest, scales
+from spaces.surgery import CONVOLUTIONS, TRANSPOSED
 
 OFF = 32  # bits of a layer that is left alone
 
@@ -35,12 +36,18 @@ class QuantizedLayer(nn.Module):
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
         self.uniform = grid.uniform
+        self.axis = int(isinstance(layer, TRANSPOSED))  # of the weight, along which the output channels lie
+        if self.axis and layer.groups != 1:
+            raise ValueError(
+                f"only a transposed convolution of one group has scales of its own for every output channel, "
+                f"but got {layer}"
+            )
         self.weight_scale: Tensor
         self.levels: Tensor
         self.input_scale: Tensor
         self.input_zero: Tensor
         weight = layer.get_parameter("weight").detach()
-        rows = weight.flatten(1)
+        rows = weight.transpose(0, self.axis).flatten(1)
         levels, scale = rows.new_zeros(0), rows.new_zeros(0)
         if weight_bits < OFF:
             normal = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
@@ -61,12 +68,12 @@ class QuantizedLayer(nn.Module):
     def codes(self) -> Tensor:
         """Return the index of each weight's level, in the weight's shape."""
         weight = self.layer.get_parameter("weight").detach()
-        return nearest(weight.flatten(1) / self.weight_scale[:, None], self.levels).reshape(weight.shape)
+        return nearest(weight / along(self.weight_scale, self.axis, weight), self.levels)
 
     def rounded(self) -> Tensor:
         """Return the weights, each at its level."""
         levels = self.levels[self.codes()]
-        return levels * self.weight_scale.reshape(-1, *[1] * (levels.dim() - 1))
+        return levels * along(self.weight_scale, self.axis, levels)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's output with everything rounded that is to be."""
@@ -95,6 +102,7 @@ class PackedLayer(nn.Module):
         self.input_scale = float(trained.input_scale)
         self.input_zero = int(trained.input_zero)
         self.uniform = trained.uniform
+        self.axis = trained.axis
         self.scale: Tensor
         self.zeros: Tensor
         self.levels: Tensor
@@ -122,18 +130,29 @@ class PackedLayer(nn.Module):
             return run_layer(self.layer, inputs, self.layer.get_parameter("weight"))
         if self.uniform:
             weight = ops.dequantize_per_channel(
-                self.codes, self.scale, self.zeros, 0, -self.limit, self.limit, torch.int8
+                self.codes, self.scale, self.zeros, self.axis, -self.limit, self.limit, torch.int8
             )
         else:
-            weight = self.levels[self.codes.long()] * self.scale.reshape(-1, *[1] * (self.codes.dim() - 1))
+            weight = self.levels[self.codes.long()] * along(self.scale, self.axis, self.codes)
         return run_layer(self.layer, inputs, weight)
+
+
+def along(values: Tensor, axis: int, like: Tensor) -> Tensor:
+    """Return the values as a tensor that lies along that axis of another."""
+    return values.reshape([-1 if dimension == axis else 1 for dimension in range(like.dim())])
 
 
 def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
     """Run a convolution or linear layer with another weight."""
     if isinstance(layer, nn.Linear):
         return F.linear(inputs, weight, layer.bias)
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if isinstance(layer, TRANSPOSED):
+        run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(layer.kernel_size) - 1]
+        assert not isinstance(layer.padding, str)
+        return run(
+            inputs, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        )
+    assert isinstance(layer, CONVOLUTIONS)
     output: Tensor = layer._conv_forward(inputs, weight, layer.bias)  # noqa: SLF001 - knows every padding mode
     return output
 

@@ -44,7 +44,7 @@ def trace(model: nn.Module, example: Tensor) -> Anatomy:
 def _look(model: nn.Module, example: Tensor) -> Anatomy:
     seen, example = copy.deepcopy(model).eval().cpu(), example.cpu()  # structure is the same on every device
     layers = layers_of(seen, example)
-    stays = irreplaceable(seen, example, [layer.name for layer in layers if not (layer.transposed or layer.tied)])
+    stays = irreplaceable(seen, example, [layer.name for layer in layers if not layer.tied])
     layers = tuple(replace(layer, stays=stays.get(layer.name, "")) for layer in layers)
     groups, refusals, products = channel_groups(seen, example, tuple(layer.name for layer in layers))
     weighted = {layer.name for layer in layers}

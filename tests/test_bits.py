@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from spaces import BitWidths, Factorize, KMeans, PowersOfTwo, Quantize, trace
+from spaces.anatomy import Anatomy
 from spaces.quantized import QuantizedLayer
+from spaces.trace import describe
 from tests.contracts import AxisContract
 from tests.nets import Mlp, Net, Plain, Separable, Sequence, example, run, teacher
 
@@ -78,6 +80,15 @@ def test_a_layer_with_two_names_is_refused() -> None:
     anatomy = trace(net, example(net))
     assert BitWidths().acts_on(anatomy) == {"one": "no: its weight is held under another name too"}
     assert BitWidths().uniform(anatomy, 1.0) == {}
+
+
+def test_a_transposed_convolution_has_widths_unless_it_is_grouped() -> None:
+    layers = (describe("up", nn.ConvTranspose2d(4, 4, 2)), describe("apart", nn.ConvTranspose2d(4, 4, 2, groups=2)))
+    anatomy = Anatomy(layers, (), (), (), ())
+    said = BitWidths().acts_on(anatomy)
+    assert said["up"] == "weights 2/3/4/5/6/7/8, inputs 4/5/6/7/8, or 32"
+    assert said["apart"] == "no: a transposed convolution of 2 groups is not rounded"
+    assert set(BitWidths().uniform(anatomy, 1.0)) == {"weight_bits/up", "activation_bits/up"}
 
 
 def test_words_and_choices_name_the_layers() -> None:

@@ -228,6 +228,49 @@ def test_parts_of_grouped_layers_are_rounded_folded_and_exported(
         assert len(packed.scale) == packed.layer.out_channels
 
 
+class Upward(Net):
+    """Makes a map larger, then reads it."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 8, 3, stride=2, padding=1, output_padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.again = nn.ConvTranspose2d(8, 6, 2, stride=2, groups=groups)
+        self.usual = nn.BatchNorm2d(6)
+        self.head = nn.Conv2d(6, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.up(x)))
+        return run(F.relu(self.usual(self.again(x))), self.head)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("activations", [32, 8])
+@each_grid
+def test_transposed_convolutions_are_rounded_folded_and_exported(
+    grid: Grid, activations: int, groups: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(7)
+    net = scrambled(Upward(groups))
+    names = ("up", "head") if groups > 1 else ("up", "again", "head")
+    trained = Quantize(tuple((name, 4, activations) for name in names), grid).apply(net, example(net))
+    for model in (net, trained):
+        finished = deployed(model, example(net))
+        assert norms(finished) == []
+        want, got = model(example(net)), finished(example(net))
+        assert (got - want).abs().max() <= (1e-3 if activations == 32 or model is net else 5e-2) * want.abs().max()
+        OnnxRuntime().export(finished, example(net), tmp_path / "model.onnx")
+        read = OnnxRuntime().load(tmp_path / "model.onnx")(example(net))
+        assert (read - got).abs().max() <= (1e-4 if activations == 32 else 5e-2) * got.abs().max()
+        assert (read - got).abs().median() <= 1e-4 * got.abs().max()
+    packed = finished.get_submodule("up")
+    assert isinstance(packed, PackedLayer)
+    assert packed.scale.shape == (8,)
+    assert packed.codes.shape == (3, 8, 3, 3)
+
+
 @each_grid
 def test_weights_are_bytes(grid: Grid) -> None:
     net = teacher(Residual)

@@ -26,6 +26,9 @@ each_layer = pytest.mark.parametrize(
         (nn.Conv1d(4, 6, 3, padding=1, groups=2), (3, 4, 9)),
         (nn.Conv2d(4, 5, 3, stride=2, padding=1, padding_mode="circular"), (3, 4, 6, 6)),
         (nn.Conv3d(2, 3, 2, bias=False), (2, 2, 4, 4, 4)),
+        (nn.ConvTranspose1d(4, 6, 3, stride=2), (3, 4, 9)),
+        (nn.ConvTranspose2d(4, 5, 3, stride=2, padding=1, output_padding=1, bias=False), (3, 4, 6, 6)),
+        (nn.ConvTranspose3d(2, 3, 2, dilation=2), (2, 2, 4, 4, 4)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -51,10 +54,16 @@ def test_weights_lie_on_their_levels(layer: nn.Module, shape: tuple[int, ...], g
     quantized = calibrated(layer, inputs, 3, OFF, grid)
     float_layer = copy.deepcopy(layer)
     float_layer.get_parameter("weight").data = quantized.rounded()
-    for row, scale in zip(quantized.rounded().flatten(1), quantized.weight_scale, strict=True):
+    rows = quantized.rounded().transpose(0, int("Transpose" in type(layer).__name__))
+    for row, scale in zip(rows, quantized.weight_scale, strict=True):
         assert torch.isin(row, quantized.levels * scale).all()
     torch.testing.assert_close(quantized(inputs), float_layer(inputs))
     assert not torch.allclose(quantized(inputs), layer(inputs), atol=1e-3)
+
+
+def test_a_transposed_convolution_of_groups_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"only a transposed convolution of one group .*, but got ConvTranspose2d\(4"):
+        QuantizedLayer(nn.ConvTranspose2d(4, 4, 2, groups=2), 8, 8, Uniform())
 
 
 @each_grid

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import nn
 
 from objectives import SizeBytes
 from objectives.runtimes import OnnxRuntime
-from spaces import Factorize, KMeans, PowersOfTwo, Prune, Quantize, deployed, trace
+from spaces import Factorize, KMeans, PowersOfTwo, Prune, Quantize, Uniform, deployed, trace
+from spaces.quantized import PackedLayer, QuantizedLayer
 from studies.digits import Net
 from tests.small_study import teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
-
     from spaces import Step
+    from spaces.grids import Grid
 
 SHARE, BYTES = 0.05, 150
 IMAGES = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -61,3 +62,10 @@ def test_the_size_is_that_of_the_file(net: str, plan: str, tmp_path: Path) -> No
     predicted, real = SizeBytes()(finished), (tmp_path / "model.onnx").stat().st_size
     print(f"{net}, {plan}: {predicted:.0f}, file {real}, {predicted / real - 1:+.1%}")  # noqa: T201
     assert abs(predicted - real) <= max(BYTES, SHARE * real)
+
+
+@pytest.mark.parametrize("grid", [Uniform(), KMeans()])
+def test_a_transposed_convolution_is_as_large_as_one_that_is_not(grid: Grid) -> None:
+    layers = (nn.Conv2d(4, 16, 3, stride=2, padding=1), nn.ConvTranspose2d(4, 16, 3, stride=2, padding=1))
+    straight, transposed = (SizeBytes()(PackedLayer(QuantizedLayer(layer, 4, 8, grid))) for layer in layers)
+    assert straight == transposed
