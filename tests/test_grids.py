@@ -162,3 +162,8 @@ def test_no_level_is_nearer_than_the_nearest(values: list[float], bits: int) -> 
     chosen = (levels[nearest(tensor, levels)] - tensor).abs()
     least = (levels[None] - tensor[:, None]).abs().amin(1)
     torch.testing.assert_close(chosen, least, atol=1e-6, rtol=0)
+
+
+def test_a_value_midway_goes_to_the_lower_level() -> None:
+    for levels in (torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 0.5])):
+        assert nearest(torch.tensor([-9.0, -0.5, -0.4, 0.25, 9.0]), levels).tolist() == [0, 0, 1, 1, 2]
