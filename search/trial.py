@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import math
@@ -21,6 +20,7 @@ from search.recover import Teacher, recover
 from search.storage import WORKER, worker
 from spaces import deployed, opened, trace
 from spaces.anatomy import first_line
+from spaces.trace import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -57,8 +57,8 @@ class Bench:
         self.spec = spec
         self.device = device
         self.example: Tensor = spec.example().to(device)
-        self.model: nn.Module = opened(copy.deepcopy(spec.teacher).to(device).eval(), self.example)
         try:
+            self.model: nn.Module = opened(copied(spec.teacher).to(device).eval(), self.example)
             self.anatomy: Anatomy = trace(self.model, self.example)
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))
         except ValueError as error:

@@ -18,7 +18,7 @@ from spaces.anatomy import Refusal, first_line
 from spaces.calls import tensors
 from spaces.labels import channel_dimension
 from spaces.quantized import run_layer
-from spaces.surgery import cut, plain
+from spaces.surgery import cut, plain, put
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -87,7 +87,7 @@ def _changed(model: nn.Module, example: Tensor, names: Sequence[str], want: list
     """Put other modules in the place of these layers; say what is wrong with the result, or None."""
     changed = _light_copy(model)
     for name in names:
-        changed.set_submodule(name, _StandIn(changed.get_submodule(name)))
+        put(changed, name, _StandIn(changed.get_submodule(name)))
     try:
         return _unlike(_answer(changed, example), want)
     except Exception as error:  # noqa: BLE001 - whatever a network raises that looks into its layers

@@ -13,6 +13,7 @@ from spaces.grids import Grid, Uniform
 from spaces.plan import settled, snap
 from spaces.quantized import OFF, QuantizedLayer, thinned
 from spaces.statistics import forward_in_eval
+from spaces.surgery import put
 from spaces.trace import LAYER_TYPES
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Quantize:
                     wrapped[part] = QuantizedLayer(module, weight, activation, self.grid)
         _calibrate(rounded, wrapped, example)
         for name, layer in wrapped.items():
-            rounded.set_submodule(name, layer.train(layers[name].training))
+            put(rounded, name, layer.train(layers[name].training))
         return rounded
 
     def sketch(self, outline: Outline, row: int) -> None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from spaces.quantized import OFF, PackedLayer, QuantizedLayer, along
 from spaces.statistics import forward_in_eval
-from spaces.surgery import NORMS, TRANSPOSED
+from spaces.surgery import NORMS, TRANSPOSED, put
 from spaces.trace import LAYER_TYPES
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def deployed(model: nn.Module, example: Tensor) -> nn.Module:
             finished = more if _agree(finished, more, seen) else finished
     for name, module in list(finished.named_modules()):
         if isinstance(module, QuantizedLayer):
-            finished.set_submodule(name, PackedLayer(module).eval())
+            put(finished, name, PackedLayer(module).eval())
     return finished
 
 
@@ -90,7 +90,7 @@ def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     folded = copy.deepcopy(model)
     for convolution, norm in pairs:
         _fold(folded.get_submodule(convolution), folded.get_submodule(norm))
-        folded.set_submodule(norm, nn.Identity())
+        put(folded, norm, nn.Identity())
     return folded
 
 

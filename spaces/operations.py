@@ -196,9 +196,17 @@ def _along(ledger: Ledger, call: Call) -> list[Tensor]:
 
 def _pointwise(ledger: Ledger, call: Call) -> list[Tensor]:
     # a number beside the channels does not bind them
-    labels = [its for tensor, its in zip(call.tensors, call.labels, strict=True) if tensor.numel() > 1]
+    labels = [_one(tensor, its) for tensor, its in zip(call.tensors, call.labels, strict=True) if tensor.numel() > 1]
     made = functools.reduce(lambda left, right: _meet(ledger, left, right, call.why), labels or call.labels[:1])
     return [made.expand(result.shape) for result in call.results]
+
+
+def _one(tensor: Tensor, labels: Tensor) -> Tensor:
+    """Let a dimension along which a tensor was only stretched be of one, as it would be if torch had stretched it."""
+    for dimension in range(tensor.dim()):
+        if not tensor.stride(dimension) and tensor.shape[dimension] > 1 and not varies(labels, dimension):
+            labels = labels.narrow(dimension, 0, 1)
+    return labels
 
 
 def _meet(ledger: Ledger, left: Tensor, right: Tensor, why: str) -> Tensor:

@@ -11,7 +11,7 @@ from spaces.decompose import Decomposition, Tucker2
 from spaces.factors import shapes_of
 from spaces.plan import settled, snap
 from spaces.statistics import moments, reestimate
-from spaces.surgery import TRANSPOSED
+from spaces.surgery import TRANSPOSED, put
 from spaces.trace import LAYER_TYPES, layers_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Factorize:
         for name, fraction, layer in todo:
             original = model.get_submodule(name)  # which may be asked again, for another rank
             split = self.decomposition.split(original, layer, seen.get(name), fraction)
-            thinner.set_submodule(name, split.train(layers[name].training))
+            put(thinner, name, split.train(layers[name].training))
         reestimate(thinner, example)
         return thinner
 

@@ -46,6 +46,13 @@ def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
             _cut_outputs(modules[name], positions)
 
 
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one of that name, under every other name too by which the network knows it."""
+    old = model.get_submodule(name)
+    for alike in [other for other, held in model.named_modules(remove_duplicate=False) if held is old]:
+        model.set_submodule(alike, module)
+
+
 def depthwise(module: nn.Module) -> bool:
     """Whether the module is a convolution with one kernel for every channel, which it keeps apart."""
     return (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from spaces.anatomy import Anatomy, Layer, Run, first_line
 from spaces.attempts import irreplaceable
@@ -20,6 +22,7 @@ from spaces.surgery import CONVOLUTIONS, TRANSPOSED
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
+FLOAT_BYTES = 4
 LAYER_TYPES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
@@ -41,8 +44,34 @@ def trace(model: nn.Module, example: Tensor) -> Anatomy:
     return remembered(model, ("anatomy", tuple(example.shape[1:])), lambda: _look(model, example[:1]))
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a network, if it is one that can be compressed.
+
+    Raises
+    ------
+    ValueError
+        If its weights are narrower than 32 bits, if it is TorchScript, or if it cannot be copied.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a TorchScript network shows none of its layers; give the torch.nn.Module it was made from")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.element_size() < FLOAT_BYTES:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise ValueError(f"a network is compressed from 32-bit floats, but {name!r} is {kind}; give model.float()")
+    for name, module in model.named_modules():
+        if any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values()):  # noqa: SLF001
+            raise ValueError(
+                f"{name!r} has the old torch.nn.utils.weight_norm, which cannot be copied; "
+                "torch.nn.utils.remove_weight_norm makes its weight plain"
+            )
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(f"the network must be one that can be copied, but {first_line(error)}") from error
+
+
 def _look(model: nn.Module, example: Tensor) -> Anatomy:
-    seen, example = copy.deepcopy(model).eval().cpu(), example.cpu()  # structure is the same on every device
+    seen, example = copied(model).eval().cpu(), example.cpu()  # structure is the same on every device
     layers = layers_of(seen, example)
     stays = irreplaceable(seen, example, [layer.name for layer in layers if not layer.tied])
     layers = tuple(replace(layer, stays=stays.get(layer.name, "")) for layer in layers)
@@ -66,10 +95,14 @@ def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
     runs: dict[str, list[Run]] = {}
+    by_keyword: set[str] = set()
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
-        def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            runs.setdefault(name, []).append(_run(module, inputs[0], output))
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+            if not inputs:
+                by_keyword.add(name)
+            elif isinstance(output, Tensor):  # else it is a layer by its class alone
+                runs.setdefault(name, []).append(_run(module, inputs[0], output))
 
         return module.register_forward_hook(note)
 
@@ -84,7 +117,13 @@ def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    if by_keyword:
+        name = min(by_keyword)
+        raise ValueError(f"layer {name!r} is called with its input as a keyword; call it as self.{name}(x)")
+    holders: defaultdict[int, int] = defaultdict(int)
+    for module in model.modules():  # one that the network holds under two names is met once
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)] += 1
     return tuple(
         describe(name, found[name], tuple(calls), tied=holders[id(found[name].weight)] > 1)
         for name, calls in runs.items()

@@ -347,6 +347,7 @@ def test_a_weight_that_is_computed_before_every_forward_stays_by_name() -> None:
     lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
     lambda x: x.view(len(x), -1, 64).softmax(-1).view_as(x),
     lambda x: x.index_select(2, torch.tensor([0, 2])),
+    lambda x: x + torch.ones(1, 1, 1, 1).expand_as(x),
 ])  # fmt: skip
 def test_what_treats_every_channel_alike_binds_none(act: Callable[[Tensor], Tensor]) -> None:
     anatomy = through(act)
@@ -365,6 +366,12 @@ def test_what_treats_every_channel_alike_binds_none(act: Callable[[Tensor], Tens
 ])  # fmt: skip
 def test_what_mixes_channels_is_named(act: Callable[[Tensor], Tensor], why: str) -> None:
     assert refused(through(act))["stem"].startswith(f"its channels stay: {why}")
+
+
+def test_features_that_are_normalized_to_length_one_are_cut() -> None:
+    layers = {"first": nn.Linear(6, 8), "last": nn.Linear(8, 5)}
+    anatomy = followed(lambda m, x: m.last(F.normalize(m.first(x), dim=1)), (6,), **layers)
+    assert at(anatomy, "first", "last", "in") == each(8)
 
 
 def test_a_map_that_is_stretched_over_channels_does_not_bind_them() -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from objectives import Macs
 from objectives.macs import count
-from spaces import Layer, trace
+from spaces import Distill, Factorize, Layer, Plan, Quantize, deployed, trace
 from spaces.anatomy import Run
 from tests.nets import NETS, Net, Normed, Plain, Separable, Wide, example, run, teacher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.parametrize("kind", [*NETS, Wide])
@@ -142,3 +148,96 @@ def test_unknown_names_list_the_nearest() -> None:
         anatomy.layer("secnd")
     with pytest.raises(ValueError, match="no group of channels is called 'head'; the nearest are: "):
         anatomy.group("head")
+
+
+def old_weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that it is old
+        return nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(3, 5)))
+
+
+class NotCopied(nn.Linear):
+    """Has what cannot be copied."""
+
+    def __deepcopy__(self, memo: object) -> object:
+        raise TypeError("cannot pickle '_thread.lock' object")
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is old
+        script: nn.Module = torch.jit.script(nn.Linear(3, 5))
+        return script
+
+
+class Keyword(nn.Module):
+    """Names the argument of its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> object:
+        return self.inner(input=x)
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (old_weight_norm, "'0' has the old .*; torch.nn.utils.remove_weight_norm makes its weight plain"),
+    (scripted, "a TorchScript network shows none of its layers; give the torch.nn.Module"),
+    (lambda: nn.Linear(3, 5).half(), "32-bit floats, but 'weight' is float16; give model.float()"),
+    (lambda: NotCopied(3, 5), "must be one that can be copied, but cannot pickle '_thread.lock' object"),
+    (Keyword, "layer 'inner' is called with its input as a keyword; call it as self.inner\\(x\\)"),
+])  # fmt: skip
+def test_networks_that_cannot_be_compressed_say_the_way_out(make: Callable[[], nn.Module], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        trace(make(), torch.randn(1, 3))
+
+
+class Pairs(nn.Linear):
+    """A linear layer by its class, but what it returns is not a tensor."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), None
+
+
+class ReadsPairs(nn.Module):
+    """Reads such a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.odd, self.head = Pairs(3, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> object:
+        return self.head(self.odd(x)[0])
+
+
+def test_a_layer_that_returns_no_tensor_is_listed_as_another_module() -> None:
+    anatomy = trace(ReadsPairs(), torch.randn(1, 3))
+    assert [layer.name for layer in anatomy.layers] == ["head"]
+    assert anatomy.others == (("odd", "Pairs"),)
+
+
+class Twice(nn.Module):
+    """Holds its layers in a list too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 16), nn.Linear(16, 5)
+        self.all = nn.ModuleList([self.first, self.head])
+
+    def forward(self, x: Tensor) -> object:
+        return self.all[1](self.all[0](x).relu())
+
+
+def test_a_module_under_two_names_is_replaced_under_both() -> None:
+    net, x = Twice().eval(), torch.randn(4, 3)
+    assert not any(layer.tied or layer.stays for layer in trace(net, x).layers)
+    plan = Plan(
+        steps=(Factorize((("head", 0.2),)), Quantize((("first", 4, 8), ("head", 8, 8)))), recovery=Distill(1.0, 0.0)
+    )
+    smaller = plan.apply(net, x)
+    finished: Any = deployed(smaller, x)
+    assert finished.all[0] is finished.first
+    assert finished.all[1] is finished.head
+    assert Macs(x)(finished) == 3 * 16 + 16 + 5
+    torch.testing.assert_close(finished(x), smaller(x))
