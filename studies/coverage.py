@@ -10,6 +10,7 @@ The weights are random: what is measured is structure, time and agreement, not a
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from objectives.runtimes import OnnxRuntime
 from search.foresight import Foresight
 from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
 from spaces.anatomy import first_line
+from spaces.calls import tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from spaces import Anatomy, Axis
 
 LARGEST = 100e6  # parameters
+HIDES = 1e-4
 STRENGTH = 0.4  # of every axis, in the plan that is applied
 SMALLEST = {"inception_v3": 128, "alexnet": 96, "vit": 224, "swin": 224, "maxvit": 224}  # else 64
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
@@ -59,6 +62,8 @@ COLUMNS = (
     "foreseen",  # whether the costs of the compressed one were told exactly before it was built
     "macs_left",  # of the compressed network, as a share of the teacher's
     "parameters_left",
+    "trains",  # whether gradients reach every weight of the compressed network, but for modules idle in the teacher
+    "untouched",  # whether the teacher is to the bit what it was
     "agreement",  # largest difference between the exported file and torch, as a share of the largest output
     "refused",  # how often each reason was given, the commonest first
 )
@@ -69,6 +74,9 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     extra: dict[str, Any] = {"init_weights": True} if name in {"inception_v3", "googlenet"} else {}
     model: nn.Module = torchvision.models.get_model(name, weights=None, **extra)
+    for parameter in model.parameters():  # a head or a scale that starts at nothing hides whatever is before it
+        if float(parameter.detach().abs().max()) < HIDES:
+            torch.nn.init.normal_(parameter, std=0.02)
     return model.eval()
 
 
@@ -84,6 +92,7 @@ def look(name: str, *, export: bool) -> tuple[str, ...]:
     """Trace, compress, and export one network; return its row."""
     inputs = example(name)
     model = opened(build(name), inputs)
+    untouched = copy.deepcopy(model.state_dict())
     started = time.process_time()
     anatomy = trace(model, inputs)
     traced = time.process_time()
@@ -102,13 +111,26 @@ def look(name: str, *, export: bool) -> tuple[str, ...]:
     )
     left = (after["macs"] / before["macs"], after["parameters"] / before["parameters"])
     exact = all(float(foreseen[name][0]) == value for name, value in after.items())
+    unused = tuple(name.rpartition(".")[0] for name in idle(model, inputs))
+    trains = all(name.startswith(unused) for name in idle(smaller, inputs))
+    alike = all(torch.equal(tensor, untouched[key]) for key, tensor in model.state_dict().items())
     agreed = f"{agreement(finished, inputs):.1e}" if export else ""
     refused = "; ".join(f"{count} x {reason[4:]}" for reason, count in Counter(said).most_common(3))
-    return (name, *map(_short, numbers), "exact" if exact else "NOT", *map(_short, left), agreed, refused)
+    held = ("yes" if held else "NO" for held in (trains, alike))
+    return (name, *map(_short, numbers), "exact" if exact else "NOT", *map(_short, left), *held, agreed, refused)
 
 
 def _short(number: float) -> str:
     return f"{number:.3g}"
+
+
+def idle(model: nn.Module, inputs: Tensor) -> list[str]:
+    """Return the parameters that get no finite gradient in training."""
+    tried = copy.deepcopy(model).train()
+    with torch.enable_grad():
+        torch.stack([output.square().mean() for output in tensors(tried(inputs))]).sum().backward()
+    grads = {name: parameter.grad for name, parameter in tried.named_parameters()}
+    return [name for name, grad in grads.items() if grad is None or not bool(grad.isfinite().all())]
 
 
 def share(anatomy: Anatomy, axis: Axis, total: float) -> float:
