@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 LARGEST = 100e6  # parameters
 HIDES = 1e-4
 STRENGTH = 0.4  # of every axis, in the plan that is applied
-SMALLEST = {"inception_v3": 128, "alexnet": 96, "vit": 224, "swin": 224, "maxvit": 224}  # else 64
+SMALLEST = {"inception_v3": 299, "alexnet": 96, "vit": 224, "swin": 224, "maxvit": 224}  # else 64
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 SPACE = Space(
     steps=(
