@@ -29,7 +29,11 @@ TINY = 1e-12  # of the largest squared singular value; below it a direction is n
 
 
 class Decomposition(Protocol):
-    """How a layer of full rank becomes thinner ones."""
+    """How a layer of full rank becomes thinner ones; frozen data, for what is told of it is remembered."""
+
+    def __hash__(self) -> int:
+        """Return the same for equal ones."""
+        ...
 
     def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
         """Return what `split` would make of layers of these shapes; the bias is the last one's."""
@@ -250,7 +254,7 @@ def _like(module: nn.Module, weight_GOIK: Tensor, *, along: int | None = None, b
         return tuple(value if axis == along else neutral for axis, value in enumerate(values))
 
     groups, outputs, inputs, _ = weight_GOIK.shape
-    new = type(module)(
+    new = _kind(module)(
         groups * inputs,
         groups * outputs,
         only(module.kernel_size, 1),  # type: ignore[arg-type]
@@ -264,6 +268,11 @@ def _like(module: nn.Module, weight_GOIK: Tensor, *, along: int | None = None, b
     return _fill(new, weight_GOIK, module if bias else None)
 
 
+def _kind(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> type[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    """Return torch's own class: one derived from it, as torchvision's for video, may be made from other arguments."""
+    return next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind))
+
+
 def _pointwise(module: nn.Module, weight_GOI: Tensor, *, bias: bool = False) -> nn.Module:
     """Return a linear layer or a 1x1 convolution of the kind of `module`."""
     groups, outputs, inputs = weight_GOI.shape
@@ -271,7 +280,7 @@ def _pointwise(module: nn.Module, weight_GOI: Tensor, *, bias: bool = False) -> 
         new: nn.Module = nn.Linear(inputs, outputs, device="meta")
     else:
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        new = type(module)(groups * inputs, groups * outputs, 1, groups=groups, device="meta")
+        new = _kind(module)(groups * inputs, groups * outputs, 1, groups=groups, device="meta")
     return _fill(new, weight_GOI, module if bias else None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -172,8 +173,9 @@ class Ranks:
         return tuple(layer for layer in anatomy.layers if not self.only or layer.name in self.only)
 
 
+@functools.lru_cache(maxsize=65536)
 def saves(decomposition: Decomposition, layer: Layer, fraction: float) -> bool:
-    """Whether that fraction of the rank costs fewer multiply-adds than the layer as it is."""
+    """Whether that fraction of the rank costs fewer multiply-adds than the layer as it is; asked again and again."""
     return fraction < 1 and bool(decomposition.factors(shapes_of(layer), fraction).macs < layer.macs)
 
 

@@ -245,3 +245,19 @@ def test_parts_of_grouped_layers_have_the_ranks_of_the_fraction_in_every_group()
 def test_a_rank_is_never_zero() -> None:
     assert [rank_of(8, fraction) for fraction in (0.01, 0.25, 1.0)] == [1, 2, 8]
     assert math.isclose(rank_of(1, 0.5), 1)
+
+
+class MadeOtherwise(nn.Conv2d):
+    """A convolution whose class takes arguments of its own, as those of torchvision's video networks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 3, padding=1)
+
+
+@pytest.mark.parametrize("decomposition", DECOMPOSITIONS, ids=repr)
+def test_a_layer_of_a_class_of_its_own_is_split_into_torchs(decomposition: Decomposition) -> None:
+    layer = MadeOtherwise(32)
+    inputs = inputs_of((8, 32, 8, 8))
+    parts = split(decomposition, layer, inputs, 1.0)
+    assert {type(part) for part in parts} == {nn.Conv2d}
+    torch.testing.assert_close(parts(inputs), layer(inputs), atol=1e-3, rtol=1e-3)
