@@ -84,7 +84,7 @@ class Examples:
         return Examples(self.inputs[indices], self.labels[indices])
 
 
-def outputs(model: nn.Module, inputs: Tensor, size: int = 512) -> Tensor:
+def outputs(model: nn.Module, inputs: Tensor, size: int = 256) -> Tensor:
     """Return the network's outputs on the CPU, shape (N, ...), without gradients, on the device where it lies.
 
     Parameters

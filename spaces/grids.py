@@ -10,7 +10,9 @@ import torch
 from sklearn.cluster import KMeans as ScikitKMeans
 from torch import Tensor
 
-SHRINKS = torch.linspace(0.25, 1.0, 31)
+SMALLEST = 0.25  # share of the largest weight
+COARSE = torch.linspace(SMALLEST, 1.0, 11)
+FINE = torch.tensor([-0.05, -0.025, 0.025, 0.05])
 EVEN = 1e-3  # of a step: levels that lie so near to evenly spaced ones are those
 
 
@@ -121,14 +123,17 @@ def scales(weight_OX: Tensor, levels: Tensor) -> Tensor:
         See `Grid.levels`.
     """
     largest = weight_OX.abs().amax(1).clamp_min(1e-8)
-    best, least = largest, torch.full_like(largest, torch.inf)
-    for shrink in SHRINKS.to(weight_OX.device):
-        scale = largest * shrink
-        rounded = levels[nearest(weight_OX / scale[:, None], levels)] * scale[:, None]
-        error = (rounded - weight_OX).pow(2).sum(1)
-        best = torch.where(error < least, scale, best)
-        least = torch.minimum(error, least)
-    return best
+    best, least = torch.ones_like(largest), torch.full_like(largest, torch.inf)
+    around = torch.zeros_like(best)
+    for offsets in (COARSE, FINE):  # a good one of few, then the best beside it
+        for offset in offsets.to(weight_OX.device):
+            shrink = (around + offset).clamp_(SMALLEST, 1.0)
+            scale = (largest * shrink)[:, None]
+            error = (levels[nearest(weight_OX / scale, levels)] * scale).sub_(weight_OX).square_().sum(1)
+            best = torch.where(error < least, shrink, best)
+            least = torch.minimum(error, least)
+        around = best
+    return largest * best
 
 
 def nearest(values: Tensor, levels: Tensor) -> Tensor:

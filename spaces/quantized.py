@@ -157,7 +157,7 @@ def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
     return output
 
 
-def thinned(values: Tensor, most: int = 65536) -> Tensor:
+def thinned(values: Tensor, most: int = 16384) -> Tensor:
     """Return about `most` of the values, evenly spaced, as a flat view where that is possible."""
     flat = values.detach().flatten()
     return flat[:: max(1, len(flat) // most)]

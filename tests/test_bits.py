@@ -75,11 +75,13 @@ class Alias(Net):
         return run(x, self.one, self.other)
 
 
-def test_a_layer_with_two_names_is_refused() -> None:
+def test_a_layer_with_two_names_is_rounded_under_both() -> None:
     net = Alias().eval()
     anatomy = trace(net, example(net))
-    assert BitWidths().acts_on(anatomy) == {"one": "no: its weight is held under another name too"}
-    assert BitWidths().uniform(anatomy, 1.0) == {}
+    assert list(BitWidths().acts_on(anatomy)) == ["one"]
+    rounded = Quantize((("one", 2, 8),)).apply(net, example(net))
+    assert isinstance(rounded.one, QuantizedLayer)
+    assert rounded.other is rounded.one
 
 
 def test_a_transposed_convolution_has_widths_unless_it_is_grouped() -> None:
