@@ -14,7 +14,12 @@ from search.options import combined, options, virtual
 from search.progress import track
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna import Study
+
     from objectives import Limit
+    from search.clock import Clock
     from search.trial import Bench
 
 TIE = 0.01  # nats that a factor of e in any cost may lose: of plans about as good, the smaller
@@ -32,10 +37,11 @@ def anchors(bench: Bench) -> list[dict[str, float]]:
     UserError
         If no plan holds them: the limit that binds, the smallest value and the nearest plan are named.
     """
-    return _uniform(bench, check_reachable(bench))
+    return uniform(bench, check_reachable(bench))
 
 
-def _uniform(bench: Bench, reachable: dict[tuple[float, ...], dict[str, float]]) -> list[dict[str, float]]:
+def uniform(bench: Bench, reachable: dict[tuple[float, ...], dict[str, float]]) -> list[dict[str, float]]:
+    """Return the same, of the sets of axes that can hold the limits."""
     axes = len(bench.spec.space.steps)
     params = []
     for mask in sorted(_masks(axes), key=lambda mask: -sum(mask)):
@@ -52,7 +58,7 @@ def _uniform(bench: Bench, reachable: dict[tuple[float, ...], dict[str, float]])
 class UniformStart:
     """Start with the plans that compress every layer alike, each axis alone and all together."""
 
-    def __call__(self, bench: Bench) -> list[dict[str, float]]:
+    def __call__(self, bench: Bench, study: Study, clock: Clock) -> list[dict[str, float]]:  # noqa: ARG002
         """Return the parameters of each plan."""
         return anchors(bench)
 
@@ -74,7 +80,7 @@ class TableStart:
     plans: int = 10
     seconds: float = 120.0
 
-    def __call__(self, bench: Bench) -> list[dict[str, float]]:
+    def __call__(self, bench: Bench, study: Study, clock: Clock) -> list[dict[str, float]]:  # noqa: ARG002
         """Return the parameters of each plan, the largest network first."""
         reachable = check_reachable(bench)
         known = bench.foresight.known
@@ -82,25 +88,33 @@ class TableStart:
         with track("measuring every change alone") as told:
             table = options(bench, told, self.seconds) if wanted else None
         if table is None:
-            return _uniform(bench, reachable)
+            return uniform(bench, reachable)
         chosen = virtual(table, wanted)
         foreseen = bench.foresight.of(combined(table, chosen))
-        held = np.ones(len(chosen), dtype=bool)
-        for limit in _limits(bench):
-            if limit.objective.name in foreseen:
-                held &= np.array([limit.excess(float(value)) <= 0 for value in foreseen[limit.objective.name]])
+        held = within(bench, foreseen)
+        if not held.any():
+            return uniform(bench, reachable)
         places = [np.log(np.maximum(foreseen[cost.name], 1)) for cost, _ in wanted]
         losses = sum(added[chosen[:, column]] for column, added in enumerate(table.losses))
         ranked = losses + TIE * sum(places)
         picked = dict.fromkeys(
-            row for place in places for row in _spread(place, ranked, held, -(-self.plans // len(places)))
+            row for place in places for row in spread(place, ranked, held, -(-self.plans // len(places)))
         )
         usual = bench.spec.space.recovery.usual()
         ordered = sorted(picked, key=lambda row: -foreseen[wanted[0][0].name][row])
         return [table.params(chosen[row]) | usual for row in ordered]
 
 
-def _spread(place: np.ndarray, losses: np.ndarray, held: np.ndarray, count: int) -> list[int]:
+def within(bench: Bench, foreseen: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return which plans hold the limits that are foreseen, shape (plans,)."""
+    held = np.ones(len(next(iter(foreseen.values()))), dtype=bool)
+    for limit in limits_known_before(bench):
+        if limit.objective.name in foreseen:
+            held &= np.array([limit.excess(float(value)) <= 0 for value in foreseen[limit.objective.name]], dtype=bool)
+    return held
+
+
+def spread(place: np.ndarray, losses: np.ndarray, held: np.ndarray, count: int) -> list[int]:
     """Return the rows of least loss in `count` bands of equal width, of those that hold."""
     rows = np.flatnonzero(held)
     if not len(rows):
@@ -114,22 +128,23 @@ def costs(bench: Bench, strengths: tuple[float, ...]) -> dict[str, float]:
     """Foresee what is limited of the uniform plan with these strengths, or measure it, untrained."""
     plan = bench.spec.space.suggest(FixedTrial(bench.spec.space.uniform(bench.anatomy, strengths)), bench.anatomy)
     foreseen = bench.foresight.told(plan)
-    limited = {limit.objective.name: limit.objective for limit in _limits(bench)}
+    limited = {limit.objective.name: limit.objective for limit in limits_known_before(bench)}
     unknown = [objective for name, objective in limited.items() if name not in foreseen]
     return foreseen | (bench.costs(bench.build(plan), unknown) if unknown else {})
 
 
 def holds(bench: Bench, values: dict[str, float]) -> bool:
     """Whether every limit that is known before training holds."""
-    return all(limit.excess(values[limit.objective.name]) <= 0 for limit in _limits(bench))
+    return all(limit.excess(values[limit.objective.name]) <= 0 for limit in limits_known_before(bench))
 
 
-def _limits(bench: Bench) -> list[Limit]:
+def limits_known_before(bench: Bench) -> list[Limit]:
+    """Return the limits of the study that are known before training."""
     return [limit for limit in bench.spec.limits if limit.objective.is_cost]
 
 
 def _weakest(bench: Bench, mask: tuple[float, ...]) -> float:
-    if not _limits(bench) or holds(bench, costs(bench, (0.0,) * len(mask))):
+    if not limits_known_before(bench) or holds(bench, costs(bench, (0.0,) * len(mask))):
         return 0.0
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
@@ -153,7 +168,7 @@ def check_reachable(bench: Bench) -> dict[tuple[float, ...], dict[str, float]]:
     UserError
         If none holds the limits.
     """
-    limits = _limits(bench)
+    limits = limits_known_before(bench)
     reachable = {mask: costs(bench, mask) for mask in _masks(len(bench.spec.space.steps))} if limits else {}
     if not limits or any(holds(bench, values) for values in reachable.values()):
         return reachable

@@ -27,6 +27,8 @@ from search.pick import pick
 from search.progress import console
 from search.report import report
 from search.run import device_named, measure_teacher, run
+from search.sampler import DraftSampler, StratifiedRandom
+from search.spec import Budget
 from search.storage import folder_of, open_study, writable
 from search.tables import confirmed_table, front_table, latency_note
 from search.trial import Bench
@@ -41,10 +43,12 @@ if TYPE_CHECKING:
     from search.spec import StudySpec
 
 SAMPLERS = {
+    "draft": DraftSampler,
     "tpe": optuna.samplers.TPESampler,
     "nsga2": optuna.samplers.NSGAIISampler,
     "gp": optuna.samplers.GPSampler,
     "random": optuna.samplers.RandomSampler,
+    "stratified": StratifiedRandom,
 }
 STOPPED = 130  # as a shell says of a command that Ctrl-C ended
 paper = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -92,9 +96,9 @@ def _shared(options: argparse.Namespace) -> str:
 
 def _spec(options: argparse.Namespace) -> StudySpec:
     spec = load(options.study, options.set)
-    asked = {name: getattr(options, name, None) for name in ("trials", "minutes")}
+    asked = {name: getattr(options, name, None) for name in ("trials", "minutes", "cpu_seconds")}
     try:
-        budget = dataclasses.replace(spec.budget, **{name: value for name, value in asked.items() if value is not None})
+        budget = spec.budget if all(value is None for value in asked.values()) else Budget(**asked)
     except ValueError as error:
         raise UserError(str(error)) from error
     sampler = SAMPLERS[options.sampler] if options.sampler else spec.sampler
@@ -226,7 +230,8 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "inspect", _inspect, "say layer by layer what can be compressed, and why not", "")
     verb = _verb(verbs, "run", _run, "search, until the budget is spent or Ctrl-C; again: go on", "--trials 40")
     verb.add_argument("--trials", type=int, help="trained candidates in all, those of earlier runs included")
-    verb.add_argument("--minutes", type=float, help="stop after so many minutes")
+    verb.add_argument("--minutes", type=float, help="spend so many minutes, however many trials that are")
+    verb.add_argument("--cpu-seconds", type=float, help="spend so much CPU time, however many trials that are")
     verb.add_argument("--unverified", action="store_true", help="do not export and verify the front at the end")
     _verb(verbs, "front", _front, "print the front", "--format csv")
     verb = _verb(verbs, "report", _report, "write pictures, an interactive page and a table", "--out report")

@@ -8,6 +8,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from search.errors import REASON, UserError
+from search.rungs import STOPPED
 from search.trial import EXCESS, PLAN, REPLAY, SECONDS, VALUES
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ def trained(study: Study) -> list[FrozenTrial]:
     """Return the trials that were trained to the end, without the replays."""
     over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return [trial for trial in over if REPLAY not in trial.user_attrs]
+
+
+def spent(study: Study) -> int:
+    """Return how many trials were trained, to the end or until they were stopped early."""
+    stopped = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    early = [trial for trial in stopped if STOPPED in trial.user_attrs and REPLAY not in trial.user_attrs]
+    return len(trained(study)) + len(early)
 
 
 def front(study: Study) -> list[FrozenTrial]:
@@ -69,6 +77,8 @@ def _feasible(trial: FrozenTrial) -> bool | None:
 def _state(trial: FrozenTrial) -> str:
     if REPLAY in trial.user_attrs:
         return f"same as {trial.user_attrs[REPLAY]}"
+    if STOPPED in trial.user_attrs:
+        return "stopped early"
     words = {TrialState.COMPLETE: "trained", TrialState.PRUNED: "refused", TrialState.FAIL: "failed"}
     return words[trial.state]
 

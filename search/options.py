@@ -8,25 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from objectives.examples import outputs
+from search.score import Score
 from spaces.outline import outlined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from optuna.distributions import BaseDistribution
-    from torch import Tensor, nn
 
     from objectives.objective import Foreseeable
     from search.trial import Bench
     from spaces import Plan
     from spaces.outline import Outline
 
-SCORED = 256  # training inputs on which a change is scored, others than those that the steps are fitted on
 MULTIPLIERS = np.geomspace(3e-4, 10, 28)  # nats for a factor of e in cost
 SWEEPS = 6
 ENOUGH = 20  # entries, from which the time of all is told
@@ -88,13 +85,13 @@ def options(bench: Bench, told: Callable[[float], None], seconds: float) -> Opti
     for name, found in plans.items():  # what rounding makes equal is one option
         distinct = {plan: value for value, plan in _outwards(found, untouched[name]) if plan != none}
         plans[name] = {value: plan for plan, value in distinct.items()}
-    score, started = _Score(bench), time.process_time()
+    score, started = Score(bench), time.process_time()
     count, done = sum(map(len, plans.values())), 0
     losses = []
     for found in plans.values():
         added = [0.0]
         for plan in found.values():
-            added.append(max(added[-1], score(bench.build(plan))))
+            added.append(max(added[-1], score(bench.sketch(plan))))
             done += 1
             told(done / count)
             spent = time.process_time() - started
@@ -171,26 +168,6 @@ def combined(options: Options, chosen_NP: np.ndarray) -> Outline:
 
 def _outwards(found: dict[float, Plan], start: float) -> list[tuple[float, Plan]]:
     return sorted(found.items(), key=lambda item: abs(item[0] - start))
-
-
-class _Score:
-    """How far the answers of a network are from the teacher's, in the units of the recovery's loss."""
-
-    def __init__(self, bench: Bench) -> None:
-        train = bench.spec.splits.train
-        generator = torch.Generator().manual_seed(bench.spec.seed + 1)
-        chosen = torch.randperm(len(train), generator=generator)[:SCORED]
-        self._inputs = train.inputs[chosen].to(bench.device)
-        self._labels = train.labels[chosen].to(bench.device)
-        self._recovery = bench.spec.space.recovery.suggest(FixedTrial(bench.spec.space.recovery.usual()))
-        self._teacher: Tensor = outputs(bench.model, self._inputs)
-        self._least = self._loss(self._teacher)
-
-    def __call__(self, model: nn.Module) -> float:
-        return self._loss(outputs(model.eval(), self._inputs)) - self._least
-
-    def _loss(self, answers: Tensor) -> float:
-        return float(self._recovery.loss(answers, self._teacher, self._labels))
 
 
 def _rungs(distribution: BaseDistribution) -> tuple[float, ...]:

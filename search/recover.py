@@ -60,7 +60,7 @@ def recover(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
     batch = min(recipe.batch_size, len(examples))
-    steps = recipe.epochs * (len(examples) // batch)
+    steps = recipe.steps(len(examples))
     optimizer = recipe.optimizer(
         [p for p in student.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -69,11 +69,11 @@ def recover(
     # AVX-512) writes beyond its memory (oneDNN issue 6035), and pruned networks have such: never train in it.
     student.to(memory_format=torch.contiguous_format).train()
     step = 0
-    for _ in range(recipe.epochs):
+    while step < steps:
         order = torch.randperm(len(examples), generator=generator)
         losses = []
         for chosen in order.split(batch):
-            if len(chosen) < batch:
+            if len(chosen) < batch or step == steps:
                 continue  # a short batch has poor statistics
             inputs = examples.inputs[chosen]
             if recipe.augment is not None:
@@ -131,14 +131,21 @@ class Teacher:
         self.model = model
         self.examples = examples
         self._answers: Tensor | None = None
+        self._known = torch.zeros(len(examples), dtype=torch.bool)
 
     def answers(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:
         """Return the outputs (B, classes) for a batch: remembered ones by index, fresh ones for augmented inputs."""
         if chosen is None:
             with torch.no_grad():
                 return self.model(inputs)  # type: ignore[no-any-return]
-        if self._answers is None:
-            self._answers = outputs(self.model, self.examples.inputs)
+        missing = chosen[~self._known[chosen]]
+        if len(missing):
+            found = outputs(self.model, self.examples.inputs[missing])
+            if self._answers is None:
+                self._answers = found.new_zeros(len(self.examples), *found.shape[1:])
+            self._answers[missing] = found
+            self._known[missing] = True
+        assert self._answers is not None
         return self._answers[chosen].to(inputs.device)
 
 

@@ -16,9 +16,11 @@ import torch
 from optuna.trial import TrialState
 
 from objectives.runtimes import ExportError
+from search.clock import Clock
 from search.errors import REASON, Diverged, UserError
-from search.front import front, trained
+from search.front import front, spent
 from search.progress import EVERY_SECONDS, bar, console, duration
+from search.sampler import ENDS
 from search.storage import INTERRUPTED, enqueue, requeue_abandoned
 from search.trial import Bench, run_trial
 
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from objectives import Objective
-    from search.spec import StudySpec
+    from search.spec import Recipe, StudySpec
 
 ANCHORS = "anchors"
 TEACHER = "teacher"
 FRUITLESS = 300  # proposals in a row that are over a limit or known: the space is exhausted or the limits too tight
+ENOUGH = 12  # candidates that must be trained in the time that is left, or trainings are shortened
+LEAST_STEPS = 25  # of a training
 FIRST_FAILURES = 3  # failed trials with not one trained: not bad luck, but something that is wrong
 
 
@@ -53,24 +57,53 @@ def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
     UserError
         If the limits cannot be met, or nothing can be trained.
     """
+    clock = Clock(spec.budget)
     lost = requeue_abandoned(study)
     if lost:
         console.print(f"{lost} trial(s) of a process that is gone: will be run again")
     if ANCHORS not in study.user_attrs:
-        for params in spec.start(bench):
-            enqueue(study, params)
-        study.set_user_attr(ANCHORS, value=True)
-    done = len(trained(study))
-    if done >= spec.budget.trials:
+        study.set_user_attr(ENDS, _ends(bench))
+        plans = spec.start(bench, study, clock)
+        if ANCHORS not in study.user_attrs:  # another worker may have been faster
+            study.set_user_attr(ANCHORS, value=True)
+            for params in plans:
+                enqueue(study, params)
+    done = spent(study)
+    if spec.budget.trials is not None and done >= spec.budget.trials:
         console.print(f"{done} of {spec.budget.trials} trials are done; --trials asks for more")
         return True
-    with _Watch(study, spec, bench, folder) as watch, warnings.catch_warnings():
+    recipe = affordable(bench, clock)
+    with _Watch(study, spec, bench, folder, recipe, clock) as watch, warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         with contextlib.suppress(KeyboardInterrupt):
             while not watch.over():
                 study.optimize(watch.objective, n_trials=1, catch=(Diverged,))
                 watch.look()
     return not watch.stopped
+
+
+def _ends(bench: Bench) -> dict[str, list[float]]:
+    """Return the values of each parameter that leave the network alone and that compress it most."""
+    space, anatomy = bench.spec.space, bench.anatomy
+    weak, strong = (space.uniform(anatomy, (strength,) * len(space.steps)) for strength in (0.0, 1.0))
+    return {name: [value, strong[name]] for name, value in weak.items() if name not in space.recovery.usual()}
+
+
+def affordable(bench: Bench, clock: Clock) -> Recipe:
+    """Return the study's recipe, shortened where the time that is left would not train candidates enough."""
+    recipe = bench.spec.recipe
+    if not clock.timed:
+        return recipe
+    train = bench.spec.splits.train
+    needed = bench.seconds_a_step() * recipe.steps(len(train)) * ENOUGH
+    share = max(clock.left / needed, LEAST_STEPS / recipe.steps(len(train)))
+    if share >= 1:
+        return recipe
+    short = recipe.longer(share)
+    console.print(
+        f"candidates are trained for {short.steps(len(train))} steps, {share:.0%} of the recipe, to be in time"
+    )
+    return short
 
 
 def measure_teacher(study: Study, bench: Bench) -> dict[str, float]:
@@ -102,6 +135,8 @@ class _Watch:
     spec: StudySpec
     bench: Bench
     folder: Path
+    recipe: Recipe
+    clock: Clock
     stopped: bool = False
     exhausted: bool = False
     fruitless: int = 0
@@ -110,9 +145,9 @@ class _Watch:
     exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
-        self.at_start = self.done = len(trained(self.study))
+        self.at_start = self.done = spent(self.study)
         self.progress = self.exits.enter_context(bar("best"))
-        self.task = self.progress.add_task("trials", total=self.spec.budget.trials, best="", completed=self.at_start)
+        self.task = self.progress.add_task("trials", total=self._total(), best="", completed=self.at_start)
         self.exits.enter_context(_gentle_stop(self))
         return self
 
@@ -126,7 +161,8 @@ class _Watch:
                 trial,
                 self.bench,
                 self.folder,
-                lambda share: self.progress.update(self.task, completed=self.done + share),
+                self.recipe,
+                lambda share: self.progress.update(self.task, completed=self.done + share, total=self._total()),
             )
         except KeyboardInterrupt:
             trial.set_user_attr(INTERRUPTED, value=True)
@@ -145,13 +181,20 @@ class _Watch:
 
     def over(self) -> bool:
         """Whether to stop before the next trial."""
-        minutes = self.spec.budget.minutes
-        late = minutes is not None and time.monotonic() - self.started > 60 * minutes
-        return self.stopped or self.exhausted or late or len(trained(self.study)) >= self.spec.budget.trials
+        trials = self.spec.budget.trials
+        enough = trials is not None and spent(self.study) >= trials
+        return self.stopped or self.exhausted or self.clock.spent >= 1 or enough
+
+    def _total(self) -> float:
+        """Return how many trials there will be, as far as can be told."""
+        new = self.done - self.at_start
+        in_time = self.done + (1 - self.clock.spent) / self.clock.spent * new if self.clock.timed and new else math.inf
+        total = min(in_time, math.inf if self.spec.budget.trials is None else self.spec.budget.trials)
+        return max(self.done, total) if math.isfinite(total) else self.done + 1
 
     def look(self) -> None:
         """Show what the last trial brought; give up where nothing comes of any."""
-        done = len(trained(self.study))
+        done = spent(self.study)
         self.fruitless = 0 if done > self.done else self.fruitless + 1
         self.done = done
         self.progress.update(self.task, completed=done, best=best_points(self.study))
@@ -166,12 +209,13 @@ class _Watch:
 
     def _say(self, done: int) -> None:
         now = time.monotonic()
-        if console.is_terminal or (now - self.said < EVERY_SECONDS and done < self.spec.budget.trials):
+        total = self._total()
+        if console.is_terminal or (now - self.said < EVERY_SECONDS and done < total - 1):
             return
         self.said = now
         new = max(1, done - self.at_start)
-        left = (now - self.started) / new * (self.spec.budget.trials - done)
-        console.print(f"{done}/{self.spec.budget.trials} trained, {duration(left)} left, {best_points(self.study)}")
+        left = (now - self.started) / new * (total - done)
+        console.print(f"{done}/{total:.0f} trained, {duration(left)} left, {best_points(self.study)}")
 
 
 def best_points(study: Study, most: int = 3) -> str:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import optuna
 import torch
 
 from objectives.runtimes import OnnxRuntime
-from search.anchors import TableStart
+from search.draft import DraftStart
+from search.sampler import DraftSampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from optuna import Study
+    from optuna.samplers import BaseSampler
     from torch import Generator, Tensor, nn
 
     from objectives import Examples, Limit, Objective
     from objectives.runtimes import Runtime
+    from search.clock import Clock
     from search.trial import Bench
     from spaces import Space
 
@@ -48,7 +51,7 @@ class Recipe:
     Attributes
     ----------
     epochs
-        Passes over the training set.
+        Passes over the training set; a part of one is one over as many examples.
     batch_size
         Examples a step.
     learning_rate
@@ -62,7 +65,7 @@ class Recipe:
         outputs are computed once for all trials.
     """
 
-    epochs: int = 3
+    epochs: float = 3
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
@@ -75,9 +78,13 @@ class Recipe:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, but got {getattr(self, name)}")
 
-    def longer(self, times: int) -> Recipe:
+    def longer(self, times: float) -> Recipe:
         """Return the recipe with so many times the epochs."""
         return replace(self, epochs=self.epochs * times)
+
+    def steps(self, examples: int) -> int:
+        """Return how many steps it takes on so many examples."""
+        return max(1, round(self.epochs * (examples // min(self.batch_size, examples))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +94,26 @@ class Budget:
     Attributes
     ----------
     trials
-        Trained candidates; refused and repeated plans are not counted.
+        Trained candidates in all; refused and repeated plans are not counted. None for no bound.
     minutes
         Wall time of this run, or None for no bound; the trial under way is finished.
+    cpu_seconds
+        CPU time of this run in this process, or None.
     """
 
-    trials: int = 40
+    trials: int | None = 40
     minutes: float | None = None
+    cpu_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.trials < 1 or (self.minutes is not None and self.minutes <= 0):
-            raise ValueError(f"a budget must be positive, but got trials={self.trials}, minutes={self.minutes}")
+        bounds = {name: getattr(self, name) for name in ("trials", "minutes", "cpu_seconds")}
+        if any(bound is not None and bound <= 0 for bound in bounds.values()):
+            raise ValueError(
+                f"a budget must be positive, but got {', '.join(f'{name}={bound}' for name, bound in bounds.items())}"
+            )
+        if all(bound is None for bound in bounds.values()):
+            raise ValueError("a budget must have a bound: trials, minutes or cpu_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +145,7 @@ class StudySpec:
     sampler
         Any class or function that makes an Optuna sampler when called with `seed=`.
     start
-        Gives the plans to start with, as parameters, when called with the bench of the study.
+        Gives the plans to start with, as parameters, when called with the bench, the Optuna study and the clock.
     runtime
         What the files are exported to and verified on.
     calibration
@@ -149,8 +164,8 @@ class StudySpec:
     recipe: Recipe = field(default_factory=Recipe)
     confirmation: Recipe | None = None
     budget: Budget = field(default_factory=Budget)
-    sampler: Callable[..., optuna.samplers.BaseSampler] = optuna.samplers.TPESampler
-    start: Callable[[Bench], list[dict[str, float]]] = field(default_factory=TableStart)
+    sampler: Callable[..., BaseSampler] = DraftSampler
+    start: Callable[[Bench, Study, Clock], list[dict[str, float]]] = field(default_factory=DraftStart)
     runtime: Runtime = field(default_factory=OnnxRuntime)
     calibration: int = 256
     seed: int = 0

@@ -168,6 +168,12 @@ def worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
+def accompanied(name: str) -> bool:
+    """Whether that worker is another one, which lives as far as this machine can tell."""
+    host, _, pid = name.rpartition(":")
+    return name != worker() and (host != socket.gethostname() or _alive(int(pid)))
+
+
 def requeue_abandoned(study: Study) -> int:
     """Give up the trials whose process on this machine is gone, and enqueue their plans again; return how many."""
     lost = 0

@@ -17,6 +17,7 @@ from torch import Tensor
 from search.errors import REASON, Diverged, UserError
 from search.foresight import Foresight
 from search.recover import Teacher, recover
+from search.rungs import RUNG, STOPPED, Rung
 from search.storage import WORKER, worker
 from spaces import deployed, opened, trace
 from spaces.anatomy import first_line
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from spaces import Anatomy, Plan
 
 KEY, PLAN, VALUES, EXCESS, SECONDS, REPLAY = "plan_key", "plan", "measured", "excess", "cpu_seconds", "replay_of"
+EPOCHS = "epochs"
+STEPS_TIMED = 5
+FEW = 128  # calibration inputs of a network that is only scored
 
 
 class Bench:
@@ -57,6 +61,7 @@ class Bench:
         self.spec = spec
         self.device = device
         self.example: Tensor = spec.example().to(device)
+        self._few = self.example[:FEW].clone()  # one tensor, under which statistics are remembered
         try:
             self.model: nn.Module = opened(copied(spec.teacher).to(device).eval(), self.example)
             self.anatomy: Anatomy = trace(self.model, self.example)
@@ -88,6 +93,10 @@ class Bench:
         """Return the network of a plan, not yet trained."""
         return plan.apply(self.model, self.example)
 
+    def sketch(self, plan: Plan) -> nn.Module:
+        """Return nearly the same, fitted on fewer inputs: for a score among hundreds."""
+        return plan.apply(self.model, self._few)
+
     def finish(self, model: nn.Module) -> nn.Module:
         """Return the form of a network that is shipped."""
         return deployed(model, self.example)
@@ -115,6 +124,17 @@ class Bench:
             model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, *(() if told is None else (told,))
         )
 
+    def seconds_a_step(self) -> float:
+        """Return the time of a training step of the teacher, told from a few of them."""
+        train, recipe = self.spec.splits.train, self.spec.recipe
+        one = recipe.longer(1 / recipe.steps(len(train)))
+        recovery = self.spec.space.recovery.suggest(FixedTrial(self.spec.space.recovery.usual()))
+        model = copied(self.model)
+        recover(model, self.teacher, train, recovery, one, 0)
+        started = time.process_time()
+        recover(model, self.teacher, train, recovery, one.longer(STEPS_TIMED), 0)
+        return (time.process_time() - started) / STEPS_TIMED
+
 
 def key_of(plan: Plan) -> str:
     """Return a digest that equal plans share in every process."""
@@ -126,13 +146,15 @@ def seed_of(spec: StudySpec, key: str, turn: int = 0) -> int:
     return int(hashlib.sha256(f"{spec.seed}:{key}:{turn}".encode()).hexdigest()[:8], 16)
 
 
-def run_trial(trial: Trial, bench: Bench, folder: Path, told: Callable[[float], None]) -> tuple[float, ...]:
+def run_trial(
+    trial: Trial, bench: Bench, folder: Path, recipe: Recipe, told: Callable[[float], None]
+) -> tuple[float, ...]:
     """Return the values of the study's objectives for the plan that the trial draws.
 
     Raises
     ------
     TrialPruned
-        If a limit is missed before training.
+        If a limit is missed before training, or a network that costs no more is out of its reach.
     Diverged
         If training leaves the finite numbers.
     """
@@ -143,7 +165,7 @@ def run_trial(trial: Trial, bench: Bench, folder: Path, told: Callable[[float], 
     key = key_of(plan)
     trial.set_user_attr(KEY, key)
     trial.set_user_attr(PLAN, plan.words())
-    earlier = _same_plan(trial.study, key, trial.number)
+    earlier = _same_plan(trial.study, key, trial.number, recipe.epochs)
     if earlier is not None:
         return _replay(trial, earlier)
     foreseen = bench.foresight.told(plan)
@@ -153,7 +175,14 @@ def run_trial(trial: Trial, bench: Bench, folder: Path, told: Callable[[float], 
     bench.foresight.check(foreseen, values)
     _refuse(trial, spec, values)
     _note(trial, spec, values)
-    bench.train(model, plan, spec.recipe, seed_of(spec, key), told)
+    trial.set_user_attr(EPOCHS, recipe.epochs)
+    rung = Rung(trial, bench, model, values, recipe.epochs, told)
+    try:
+        bench.train(model, plan, recipe, seed_of(spec, key), rung)
+    except TrialPruned:
+        _constrain(trial, spec, _excess(spec, values))
+        trial.set_user_attr(SECONDS, time.process_time() - started)
+        raise
     finished = bench.finish(model)
     values |= {objective.name: objective(finished) for objective in spec.measured if not objective.is_cost}
     _constrain(trial, spec, _note(trial, spec, values))
@@ -203,18 +232,20 @@ def _constrain(trial: Trial, spec: StudySpec, excess: dict[str, float]) -> None:
         trial.set_constraint(str(limit), excess.get(str(limit), 0.0))
 
 
-def _same_plan(study: Study, key: str, number: int) -> FrozenTrial | None:
+def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTrial | None:
+    """Return an earlier trial of the plan that was trained as long, or needs no training to be told."""
     over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     for earlier in study.get_trials(deepcopy=False, states=over):
         settled = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
-        if earlier.number != number and settled and earlier.user_attrs.get(KEY) == key:
+        long = earlier.user_attrs.get(EPOCHS, epochs) >= epochs
+        if earlier.number != number and settled and long and earlier.user_attrs.get(KEY) == key:
             return earlier
     return None
 
 
 def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
     """End as the earlier trial of the same plan did, without building or training anything."""
-    for name in (VALUES, EXCESS, REASON):
+    for name in (VALUES, EXCESS, REASON, EPOCHS, RUNG, STOPPED):
         if name in earlier.user_attrs:
             trial.set_user_attr(name, earlier.user_attrs[name])
     trial.set_user_attr(REPLAY, earlier.user_attrs.get(REPLAY, earlier.number))

@@ -239,7 +239,7 @@ BAD_AFTER: dict[str, tuple[list[str], str]] = {
     ),
     "another sampler": (
         ["run", STUDY, "--sampler", "random"],
-        "sampler was sampler.TPESampler, is _random.RandomSampler",
+        "sampler was sampler.DraftSampler, is _random.RandomSampler",
     ),
     "another limit": (["front", STUDY, "--set", "share=0.9"], "limits[0].at_most was 8371.199999999999, is 12556.8"),
     "another recipe": (["run", STUDY, "--set", "epochs=2"], "recipe.epochs was 1, is 2"),

@@ -56,7 +56,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "space.steps[2].only was (), is ('head',)": {"space": space(bits=BitWidths((2, 4, 8), (8,), only=("head",)))},
     "space.steps[2].grid was Uniform, is KMeans": {"space": space(bits=BitWidths((2, 4, 8), (8,), KMeans()))},
-    "sampler was sampler.TPESampler, is _random.RandomSampler": {"sampler": optuna.samplers.RandomSampler},
+    "sampler was sampler.DraftSampler, is _random.RandomSampler": {"sampler": optuna.samplers.RandomSampler},
 }
 
 

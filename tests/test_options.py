@@ -11,8 +11,9 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial
 
-from search import StudySpec, TableStart, UniformStart
+from search import Budget, StudySpec, TableStart, UniformStart
 from search.anchors import anchors
+from search.clock import Clock
 from search.definition import define, differences
 from search.options import MULTIPLIERS, Options, combined, options, virtual
 from tests.small_study import bench, study
@@ -31,6 +32,10 @@ def table() -> Options:
     found = options(shared(), lambda done: None, 1e9)
     assert found is not None
     return found
+
+
+def began(start: TableStart | UniformStart, its: Bench | None = None) -> list[dict[str, float]]:
+    return start(its or shared(), optuna.create_study(), Clock(Budget()))
 
 
 def test_every_parameter_but_those_of_the_recovery_has_its_rungs() -> None:
@@ -87,24 +92,24 @@ def held(spec: StudySpec, params: dict[str, float]) -> bool:
 
 
 def test_a_study_starts_with_plans_that_hold_the_limits_and_are_spread_over_the_costs() -> None:
-    plans = TableStart(plans=6)(shared())
+    plans = began(TableStart(plans=6))
     assert 3 <= len(plans) <= 6
     assert all(held(shared().spec, params) for params in plans)
     drawn = [shared().spec.space.suggest(FixedTrial(params), shared().anatomy) for params in plans]
     sizes = shared().foresight.costs(drawn)["size_bytes"].tolist()
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 2 * sizes[-1]
-    assert TableStart(plans=6)(shared()) == plans
+    assert began(TableStart(plans=6)) == plans
 
 
 def test_a_table_that_takes_too_long_gives_way_to_uniform_plans() -> None:
-    assert TableStart(seconds=0)(shared()) == anchors(shared()) == UniformStart()(shared())
+    assert began(TableStart(seconds=0)) == anchors(shared()) == began(UniformStart())
 
 
 def test_where_no_cost_is_foreseen_uniform_plans_are_taken() -> None:
     (top1, _) = shared().spec.objectives
     alone = bench(dataclasses.replace(study(), objectives=(top1,), limits=()))
-    assert TableStart()(alone) == anchors(alone)
+    assert began(TableStart(), alone) == anchors(alone)
 
 
 @pytest.mark.parametrize("start", [TableStart(plans=3), UniformStart()])

@@ -1,0 +1,251 @@
+"""The draft: hundreds of plans scored without training, in an Optuna study beside the main one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import optuna
+from optuna.trial import FixedTrial, TrialState, create_trial
+
+from search.anchors import check_reachable, spread, uniform, within
+from search.options import combined, options, virtual
+from search.progress import track
+from search.score import Score
+from search.storage import WORKER, accompanied, worker
+from search.trial import PLAN
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from search.clock import Clock
+    from search.options import Options
+    from search.trial import Bench
+
+SUFFIX, ONE_SHOT = "-draft", "one_shot_loss"
+FEWEST, MOST, PER_TRIAL = 100, 1000, 12  # one-shot plans, and how many for each that will be trained
+SEEDS = 1 / 3  # share of the plans that come straight from the table
+TABLE = 0.25  # share of the time that the table may take
+MUTANTS = 48  # changed plans of which the most promising is scored
+MATED = 0.3  # share of the choices that a plan takes from its mate
+PLAUSIBLE = 0.5  # of the largest loss in the draft, at which a network answers as if it had seen nothing
+LOST = 1e9  # the loss of a network whose answers are not finite
+LEAST = 0.01  # nats; below it one loss is like another
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStart:
+    """Start with the best of a draft: plans that were searched by their loss before any training.
+
+    A table of single changes, the best sums of it, then an evolution of plans scored in one shot: built, BatchNorm
+    statistics re-estimated, compared with the teacher. The plans are trials of an Optuna study of their own,
+    `<name>-draft`, whose values are the loss and the costs. Where no cost can be foreseen, or the table would take too
+    long, the study starts with the plans of `UniformStart`.
+
+    Parameters
+    ----------
+    plans
+        How many to train first, spread over the costs.
+    scored
+        One-shot plans; by default 12 for each trial of the budget, from 100 to 1000.
+    share
+        Of the budget's time, by whose end the draft must be done.
+    seconds
+        CPU time that the table may take; at most a quarter of the budget's.
+    """
+
+    plans: int = 8
+    scored: int | None = None
+    share: float = 0.5
+    seconds: float = 120.0
+
+    def __call__(self, bench: Bench, study: Study, clock: Clock) -> list[dict[str, float]]:
+        """Return the parameters of each plan, the largest network first."""
+        reachable = check_reachable(bench)
+        known = bench.foresight.known
+        wanted = [objective.name for objective in bench.spec.objectives if objective.name in known]
+        with track("measuring every change alone") as told:
+            table = options(bench, told, min(self.seconds, TABLE * clock.total)) if wanted else None
+        if table is None:
+            return uniform(bench, reachable)
+        draft = Draft(bench, table, study, wanted)
+        aim = self.scored or self._aim(clock)
+        with track("scoring plans in one shot") as told:
+            while len(draft) < aim and clock.spent < self.share:
+                draft.step(aim)
+                told(max(len(draft) / aim, clock.spent / self.share))
+        return draft.best(self.plans)
+
+    def _aim(self, clock: Clock) -> int:
+        trials = clock.budget.trials
+        return MOST if trials is None else min(MOST, max(FEWEST, PER_TRIAL * trials))
+
+
+def plausible(losses: np.ndarray) -> np.ndarray:
+    """Return which plans can be trained to something worth having, as far as their one-shot losses tell."""
+    finite = losses[losses < LOST]
+    if not len(finite):
+        return np.ones(len(losses), dtype=bool)
+    good: np.ndarray = losses <= max(PLAUSIBLE * finite.max(), finite.min())
+    return good
+
+
+def draft_of(study: Study) -> Study | None:
+    """Return the draft of a study, or None where there is none."""
+    storage, name = study._storage, study.study_name + SUFFIX  # noqa: SLF001 - Optuna's samplers do so too
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return None
+
+
+class Draft:
+    """Plans as rows of choices from a table, with their losses and costs; all of it is in the storage.
+
+    Parameters
+    ----------
+    bench, table
+        The study and its single changes.
+    study
+        The main study, in whose storage the draft lies.
+    wanted
+        Names of the costs to spread over.
+    """
+
+    def __init__(self, bench: Bench, table: Options, study: Study, wanted: list[str]) -> None:
+        self._bench, self._table, self._score = bench, table, Score(bench)
+        self._wanted = wanted
+        self._costs = [bench.foresight.known[name] for name in wanted]
+        self._study = _create(study, [ONE_SHOT, *wanted])
+        self._places = [{value: at for at, value in enumerate(values)} for values in table.values]
+        self._sizes = np.array([len(values) for values in table.values])
+        self._chosen = np.zeros((0, len(self._sizes)), dtype=int)
+        self._losses, self._logs = np.zeros(0), np.zeros((0, len(wanted)))
+        self._seen: set[bytes] = set()
+        self._read = self._me = 0
+        self._look()
+        seeds = virtual(table, self._costs)
+        seeds = seeds[self._held(seeds)]
+        self._seeds = list(np.random.default_rng(bench.spec.seed).permutation(seeds))
+
+    def __len__(self) -> int:
+        """Return how many plans are scored."""
+        return len(self._losses)
+
+    def step(self, aim: int) -> None:
+        """Score one more plan: a seed from the table, as long as they are few, or a changed plan of the front."""
+        row = self._seed() if len(self) < SEEDS * aim else None
+        row = self._mutant() if row is None else row
+        params = self._table.params(row) | self._bench.spec.space.recovery.usual()
+        trial = FixedTrial(params)
+        plan = self._bench.spec.space.suggest(trial, self._bench.anatomy)
+        loss = self._score(self._bench.sketch(plan))
+        costs = self._cost(row[None])[0]
+        own = self._table.params(row)
+        self._study.add_trial(
+            create_trial(
+                params=own,
+                distributions={name: trial.distributions[name] for name in own},
+                values=[loss if np.isfinite(loss) else LOST, *costs],
+                user_attrs={WORKER: worker(), PLAN: plan.words()},
+            )
+        )
+        self._look()
+
+    def best(self, count: int) -> list[dict[str, float]]:
+        """Return the parameters of the plans of least loss in bands of each cost, the largest network first."""
+        place = [self._logs[:, column] for column in range(len(self._wanted))]
+        good = plausible(self._losses)
+        picked = {row for logs in place for row in spread(logs, self._losses, good, -(-count // len(place)))}
+        usual = self._bench.spec.space.recovery.usual()
+        ordered = sorted(picked, key=lambda row: -self._logs[row, 0])
+        return [self._table.params(self._chosen[row]) | usual for row in ordered]
+
+    def _look(self) -> None:
+        """Read what is new in the storage."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        for trial in trials[self._read :]:
+            row = np.array(
+                [places[trial.params[name]] for name, places in zip(self._table.names, self._places, strict=True)]
+            )
+            self._seen.add(row.tobytes())
+            self._chosen = np.vstack([self._chosen, row])
+            self._losses = np.append(self._losses, max(LEAST, trial.values[0]))
+            self._logs = np.vstack([self._logs, np.log(np.maximum(trial.values[1:], 1))])
+        if any(accompanied(trial.user_attrs[WORKER]) for trial in trials[self._read :]):
+            self._me = os.getpid()  # several workers must not think of the same plans
+        self._read = len(trials)
+
+    def _seed(self) -> np.ndarray | None:
+        while self._seeds:
+            row: np.ndarray = self._seeds.pop()
+            if row.tobytes() not in self._seen:
+                return row
+        return None
+
+    def _mutant(self) -> np.ndarray:
+        """Return the changed plan of the front whose loss is expected farthest below that of its costs so far."""
+        dice = np.random.default_rng((self._bench.spec.seed, len(self), self._me))
+        front = self._front()
+        while True:
+            order = front[self._logs[front, dice.integers(len(self._wanted))].argsort()]
+            at = dice.integers(len(order))
+            parent = self._chosen[order[at]]
+            rows = np.tile(parent, (MUTANTS, 1))
+            for row in rows:
+                mate = order[np.clip(at + dice.integers(-3, 4), 0, len(order) - 1)]
+                swapped = dice.random(len(row)) < MATED * dice.integers(2)
+                row[swapped] = self._chosen[mate][swapped]
+                columns = dice.integers(len(row), size=1 + dice.poisson(1.0))
+                row[columns] += dice.choice([-2, -1, -1, 1, 1, 2], size=len(columns))
+            rows = np.clip(rows, 0, self._sizes - 1)
+            rows = rows[[row.tobytes() not in self._seen for row in rows]]
+            rows = rows[self._held(rows)] if len(rows) else rows
+            if len(rows):
+                return self._most_promising(rows, parent, float(self._losses[order[at]]))
+
+    def _most_promising(self, rows: np.ndarray, parent: np.ndarray, loss: float) -> np.ndarray:
+        expected = np.log(loss) + np.log(self._sum(rows) + LEAST) - np.log(self._sum(parent[None]) + LEAST)
+        logs = np.log(np.maximum(self._cost(rows), 1))
+        cheaper = (self._logs[None] <= logs[:, None] + 1e-9).all(2)
+        level = np.where(cheaper, np.log(self._losses), np.log(self._losses.max())).min(1)
+        best: np.ndarray = rows[(level - expected).argmax()]
+        return best
+
+    def _front(self) -> np.ndarray:
+        """Return the plausible plans that no other dominates in loss and costs."""
+        values = np.column_stack([self._losses, self._logs])
+        order = np.lexsort(values.T[::-1])
+        order = order[plausible(self._losses)[order]]
+        kept: list[int] = []
+        for at in order:
+            if not kept or not (values[kept] <= values[at]).all(1).any():
+                kept.append(int(at))
+        return np.array(kept)
+
+    def _sum(self, rows: np.ndarray) -> np.ndarray:
+        total: np.ndarray = np.sum([added[rows[:, column]] for column, added in enumerate(self._table.losses)], axis=0)
+        return total
+
+    def _held(self, rows: np.ndarray) -> np.ndarray:
+        return within(self._bench, self._bench.foresight.of(combined(self._table, rows)))
+
+    def _cost(self, rows: np.ndarray) -> np.ndarray:
+        found = self._bench.foresight.of(combined(self._table, rows))
+        return np.column_stack([found[name] for name in self._wanted])
+
+
+def _create(study: Study, names: list[str]) -> Study:
+    draft = optuna.create_study(
+        storage=study._storage,  # noqa: SLF001 - Optuna's samplers do so too
+        study_name=study.study_name + SUFFIX,
+        directions=["minimize"] * len(names),
+        load_if_exists=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        draft.set_metric_names(names)
+    return draft

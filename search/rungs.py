@@ -1,0 +1,105 @@
+"""Stop a training early where another network, no larger, has done better than this one can be expected to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from optuna import TrialPruned
+from optuna.trial import TrialState
+
+from objectives import Metric
+from search.errors import REASON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from optuna import Trial
+    from torch import nn
+
+    from search.trial import Bench
+
+PLACE = 0.25  # of the training, at which a network is measured
+ENOUGH = 1000  # validation examples for that
+FEWEST = 8  # trained trials, from which it is known what the rest of a training brings
+RUNG, STOPPED = "rung", "stopped"
+
+
+class Rung:
+    """Called after each step with the share of the training that is done, as `recover` does.
+
+    Parameters
+    ----------
+    trial, bench, model
+        What is trained.
+    values
+        What is known of the network before training, by objective.
+    epochs
+        Length of the training; only those of one length are compared.
+    told
+        Called with the share too.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        bench: Bench,
+        model: nn.Module,
+        values: dict[str, float],
+        epochs: float,
+        told: Callable[[float], None],
+    ) -> None:
+        self._trial, self._bench, self._model, self._told = trial, bench, model, told
+        self._epochs = epochs
+        few = bench.spec.splits.validation.take(torch.arange(min(ENOUGH, len(bench.spec.splits.validation))))
+        self._objectives = [
+            (at, x.on(few) if isinstance(x, Metric) else x)
+            for at, x in enumerate(bench.spec.objectives)
+            if not x.is_cost
+        ]
+        self._costs = {at: values[x.name] for at, x in enumerate(bench.spec.objectives) if x.is_cost}
+        self._over = not (self._objectives and self._costs)
+
+    def __call__(self, share: float) -> None:
+        """Pass it on, and measure once.
+
+        Raises
+        ------
+        TrialPruned
+            If the network is expected to be dominated.
+        """
+        self._told(share)
+        if self._over or not PLACE <= share < 1:
+            return
+        self._over = True
+        finished = self._bench.finish(self._model)
+        now = {str(at): float(objective(finished)) for at, objective in self._objectives}
+        self._trial.set_user_attr(RUNG, {"epochs": self._epochs, "values": now})
+        better = self._dominating(now)
+        if better is not None:
+            self._trial.set_user_attr(STOPPED, value=True)
+            self._trial.set_user_attr(
+                REASON, f"at a quarter of its training, trial {better}, which costs no more, is out of its reach"
+            )
+            raise TrialPruned
+
+    def _dominating(self, now: dict[str, float]) -> int | None:
+        """Return a trained trial that costs no more and is better than this one can be expected to become."""
+        over = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        alike = [trial for trial in over if trial.user_attrs.get(RUNG, {}).get("epochs") == self._epochs]
+        if len(alike) < FEWEST:
+            return None
+        reached = {}
+        for at, objective in self._objectives:
+            gains = np.array([trial.values[at] - trial.user_attrs[RUNG]["values"][str(at)] for trial in alike])
+            sign = 1 if objective.direction == "maximize" else -1
+            reached[at] = sign, sign * (now[str(at)] + np.median(gains)) + gains.std()
+        for trial in alike:
+            costs = all(self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items())
+            if costs and all(sign * trial.values[at] > best for at, (sign, best) in reached.items()):
+                return int(trial.number)
+        return None
+
+    def _sign(self, at: int) -> int:
+        return 1 if self._bench.spec.objectives[at].direction == "minimize" else -1

@@ -1,0 +1,311 @@
+"""Samplers for studies whose costs are known and whose trials are dear: from a draft, and evenly over the strengths."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
+from optuna.trial import TrialState
+from scipy.stats import norm
+from sklearn.linear_model import BayesianRidge
+
+from search.draft import LEAST, draft_of, plausible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+THRESHOLDS = 256  # costs at which the gain of a candidate is looked at
+FEWEST = 4  # trained trials, from which the loss of the draft is corrected by what training gave
+FAITHFUL = 0.7  # how often a parameter that the draft lacks is taken from a trial of the front
+ENDS = "ends"  # attribute of a study: the weakest and the strongest value of each parameter
+
+
+class DraftSampler(BaseSampler):
+    """Propose, of all plans in the draft, the one with the largest expected gain of hypervolume.
+
+    The draft is a study `<name>-draft` in the same storage, whose trials are cheap to have and many. An objective that
+    both studies have under one metric name is known of every plan; the others are learned from the trials that were
+    trained, by a Bayesian regression on the draft's first value and the known ones. The gain is the mean, over
+    thresholds of the known objectives, of the expected improvement on the best that is within the threshold.
+    Where there is no draft, or nothing is known or all of it, trials are sampled by NSGA-II.
+
+    All that it goes by is in the storage: any number of workers may share a study. What other workers are training
+    counts as trained, with the value that is expected of it.
+
+    Parameters
+    ----------
+    seed
+        Of the choice between what is equally good, and of NSGA-II.
+
+    References
+    ----------
+    Emmerich et al. 2006, IEEE Trans. Evolutionary Computation 10(4): expected improvement of the hypervolume.
+    """
+
+    def __init__(self, *, seed: int | None = None) -> None:
+        self._dice = np.random.default_rng(seed)
+        self._without = NSGAIISampler(seed=seed)
+        self._random = RandomSampler(seed=seed)
+
+    def reseed_rng(self) -> None:
+        """Take other random numbers, as Optuna asks of a sampler that runs in several threads."""
+        self._dice = np.random.default_rng()
+        self._without.reseed_rng()
+        self._random.reseed_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters that the draft has."""
+        draft = _drafted(study)
+        if draft is None:
+            return self._without.infer_relative_search_space(study, trial)
+        return draft.trials[0].distributions
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the parameters of the plan that promises most."""
+        draft = _drafted(study)
+        if draft is None:
+            return self._without.sample_relative(study, trial, search_space)
+        table = _table(study, draft)
+        free = np.flatnonzero(~table.taken & table.plausible)
+        if not len(free):  # all of it is trained
+            return self._random_params(study, trial, search_space)
+        gains = _gains(table, free, self._dice)
+        best = free[np.flatnonzero(gains >= gains.max() - 1e-12)]
+        return dict(draft.trials[int(self._dice.choice(best))].params)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:  # noqa: ANN401 - Optuna's signature
+        """Take a value that the front has, or any."""
+        if _drafted(study) is None:
+            return self._without.sample_independent(study, trial, param_name, param_distribution)
+        front = [other for other in study.best_trials if param_name in other.params]
+        held = [other.params[param_name] for other in front if other.distributions[param_name] == param_distribution]
+        if held and self._dice.random() < FAITHFUL:
+            return held[int(self._dice.integers(len(held)))]
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Tell NSGA-II."""
+        self._without.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Tell NSGA-II."""
+        self._without.after_trial(study, trial, state, values)
+
+    def _random_params(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {
+            name: self._random.sample_independent(study, trial, name, distribution)
+            for name, distribution in search_space.items()
+        }
+
+
+class _Table(NamedTuple):
+    """The draft's plans, N of them, and what of them is trained.
+
+    Attributes
+    ----------
+    features
+        What the learned objectives are told from, shape (N, F).
+    costs
+        Known objectives, all to be small, on logarithmic scales where they are positive, shape (N, C).
+    plausible
+        Whether a plan can be trained to something worth having, shape (N,).
+    taken
+        Whether a plan is trained, under way, or given up, shape (N,).
+    trained
+        Which plans have values, shape (T,), and
+    learned
+        the learned objectives of these, all to be small, shape (T, L).
+    pending
+        Which plans are under way.
+    others
+        Costs and learned objectives of trained trials that are not in the draft, shape (O, C + L).
+    """
+
+    features: np.ndarray
+    costs: np.ndarray
+    plausible: np.ndarray
+    taken: np.ndarray
+    trained: np.ndarray
+    learned: np.ndarray
+    pending: np.ndarray
+    others: np.ndarray
+
+
+class _Drafted(NamedTuple):
+    names: list[str]
+    trials: list[FrozenTrial]
+
+
+def _drafted(study: Study) -> _Drafted | None:
+    """Return the draft's metric names and trials if something is known and something is to be learned."""
+    draft = draft_of(study)
+    trials = draft.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if draft is not None else []
+    if draft is None or not trials:
+        return None
+    names = _names(draft)
+    shared = set(_names(study)) & set(names[1:])
+    return _Drafted(names, trials) if shared and len(shared) < len(study.directions) else None
+
+
+def _names(study: Study) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return list(study.metric_names or ())
+
+
+def _table(study: Study, drafted: _Drafted) -> _Table:
+    names, draft = drafted
+    signs = np.array([-1.0 if direction.name == "MAXIMIZE" else 1.0 for direction in study.directions])
+    known = [at for at, name in enumerate(_names(study)) if name in names[1:]]
+    learned = [at for at in range(len(signs)) if at not in known]
+    values = np.array([trial.values for trial in draft])
+    columns = [names.index(_names(study)[at]) for at in known]
+    costs = _scaled(values[:, columns]) * signs[known]
+    loss = np.maximum(values[:, 0], LEAST)
+    place = {_key(trial, draft[0]): at for at, trial in enumerate(draft)}
+    taken = np.zeros(len(draft), dtype=bool)
+    trained, outcomes, pending, others = [], [], [], []
+    for trial in study.get_trials(deepcopy=False):
+        at = place.get(_key(trial, draft[0]))
+        if at is not None and (trial.state.is_finished() or trial.state == TrialState.RUNNING):
+            taken[at] = True
+            if trial.state == TrialState.RUNNING:
+                pending.append(at)
+        if trial.state == TrialState.COMPLETE:
+            its = np.array(trial.values) * signs
+            if at is not None:
+                trained.append(at)
+                outcomes.append(its[learned])
+            else:
+                others.append([*_scaled(np.array(trial.values)[None, known])[0] * signs[known], *its[learned]])
+    return _Table(
+        features=np.column_stack([np.log(loss), np.sqrt(loss), costs]),
+        costs=costs,
+        plausible=plausible(values[:, 0]),
+        taken=taken,
+        trained=np.array(trained, dtype=int),
+        learned=np.array(outcomes).reshape(len(trained), len(learned)),
+        pending=np.array(pending, dtype=int),
+        others=np.array(others).reshape(len(others), len(known) + len(learned)),
+    )
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Return logarithms of columns that are positive: a front of costs is looked at over factors."""
+    scaled: np.ndarray = np.where((values > 0).all(0), np.log(np.maximum(values, 1e-300)), values)
+    return scaled
+
+
+def _key(trial: FrozenTrial, like: FrozenTrial) -> tuple[Any, ...]:
+    params = trial.params or trial.system_attrs.get("fixed_params", {})
+    return tuple(params.get(name) for name in like.params)
+
+
+def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.ndarray:
+    """Return the expected gain of each free plan; before enough are trained, how few of the draft dominate it."""
+    low, high = table.costs[table.plausible].min(0), table.costs[table.plausible].max(0)
+    limits = low + (high - low) * dice.random((THRESHOLDS, len(low)))
+    gains = np.zeros(len(free))
+    for column in range(table.learned.shape[1]) if len(table.trained) >= FEWEST else ():
+        expected, spread = _told(table.features, table.trained, table.learned[:, column])
+        count = table.costs.shape[1]
+        costs = np.vstack([table.costs[table.trained], table.costs[table.pending], table.others[:, :count]])
+        values = np.concatenate([table.learned[:, column], expected[table.pending], table.others[:, count + column]])
+        worst = values.max()
+        inside = (costs[None] <= limits[:, None] + 1e-9).all(2)
+        level = np.where(inside, values, worst).min(1)
+        allowed = (table.costs[free][None] <= limits[:, None] + 1e-9).all(2)
+        below = level[:, None] - expected[free]
+        ratio = below / spread[free]
+        improvement = below * norm.cdf(ratio) + spread[free] * norm.pdf(ratio)
+        scale = max(float(values.max() - values.min()), 1e-12)
+        gains += (allowed * improvement).mean(0) / scale
+    if gains.any():
+        return gains
+    rank = (table.features[free, 0][None] >= table.features[free, 0][:, None]) | (
+        table.costs[free][None] > table.costs[free][:, None]
+    ).any(2)
+    few: np.ndarray = rank.mean(1)
+    return few
+
+
+def _told(features: np.ndarray, trained: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation of an objective for every plan, from those that are trained."""
+    center, scale = features.mean(0), features.std(0) + 1e-9
+    normal = (features - center) / scale
+    middle, spread = values.mean(), values.std() + 1e-9
+    model = BayesianRidge().fit(normal[trained], (values - middle) / spread)
+    mean, deviation = model.predict(normal, return_std=True)
+    return middle + spread * mean, np.maximum(spread * deviation, 1e-9)
+
+
+class StratifiedRandom(BaseSampler):
+    """Random plans, as many weak ones as strong ones.
+
+    Independent uniform draws of many parameters all compress about alike. Here a strength is drawn for each trial, and
+    the parameters scatter around it, between the ends that the study's attribute `ends` names, or its range.
+
+    Parameters
+    ----------
+    seed
+        Of the draws.
+    """
+
+    def __init__(self, *, seed: int | None = None) -> None:
+        self._dice = np.random.default_rng(seed)
+        self._random = RandomSampler(seed=seed)
+        self._strength = 0.0
+
+    def reseed_rng(self) -> None:
+        """Take other random numbers."""
+        self._dice = np.random.default_rng()
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:  # noqa: ARG002 - Optuna's signature
+        """Draw the strength of the trial."""
+        self._strength = float(self._dice.random())
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        """Return none: each parameter is drawn by itself."""
+        return {}
+
+    def sample_relative(
+        self,
+        study: Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
+        search_space: dict[str, BaseDistribution],  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Return none."""
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:  # noqa: ANN401 - Optuna's signature
+        """Draw around the strength of the trial."""
+        kind = param_distribution
+        if not isinstance(kind, FloatDistribution | IntDistribution):
+            return self._random.sample_independent(study, trial, param_name, kind)
+        weak, strong = study.user_attrs.get(ENDS, {}).get(param_name, (kind.low, kind.high))
+        place = self._dice.beta(0.5 + 4 * self._strength, 0.5 + 4 * (1 - self._strength))
+        if kind.log:
+            value = math.exp(math.log(weak) + place * (math.log(strong) - math.log(weak)))
+        else:
+            value = weak + place * (strong - weak)
+        if kind.step:
+            value = kind.low + round((value - kind.low) / kind.step) * kind.step
+        value = min(max(value, kind.low), kind.high)
+        return int(value) if isinstance(kind, IntDistribution) else round(value, 12)

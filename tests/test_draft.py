@@ -1,0 +1,159 @@
+"""A draft of plans that are scored before any training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import FixedTrial
+
+from search import Budget, DraftStart
+from search.anchors import anchors
+from search.clock import Clock
+from search.draft import LOST, ONE_SHOT, draft_of, plausible
+from search.options import Options, options
+from search.run import affordable, run
+from search.storage import open_study
+from tests.small_study import bench, searched, study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from search import StudySpec
+    from search.trial import Bench
+
+
+@functools.cache
+def shared() -> Bench:
+    return bench(spec())
+
+
+def spec(trials: int | None = 4) -> StudySpec:
+    return dataclasses.replace(study(), start=DraftStart(plans=5, scored=40), budget=Budget(trials or 4))
+
+
+@functools.cache
+def began(seed: int = 0) -> tuple[optuna.Study, list[dict[str, float]]]:
+    main = optuna.create_study(study_name=f"m{seed}", storage=optuna.storages.InMemoryStorage())
+    return main, DraftStart(plans=5, scored=40)(shared(), main, Clock(Budget()))
+
+
+def test_the_draft_is_a_study_of_its_own_whose_values_are_the_loss_and_the_costs() -> None:
+    main, _ = began()
+    draft = draft_of(main)
+    assert draft is not None
+    assert draft.study_name == "m0-draft"
+    assert draft.metric_names == [ONE_SHOT, "size_bytes"]
+    assert len(draft.trials) == 40
+    assert len({tuple(trial.params.items()) for trial in draft.trials}) == 40
+    usual = shared().spec.space.recovery.usual()
+    for trial in draft.trials[::7]:
+        plan = shared().spec.space.suggest(FixedTrial(trial.params | usual), shared().anatomy)
+        assert shared().foresight.told(plan)["size_bytes"] == trial.values[1]
+        assert shared().foresight.told(plan)["macs"] <= shared().spec.limits[0].bound
+
+
+def test_it_finds_what_the_table_alone_does_not() -> None:
+    draft = draft_of(began()[0])
+    assert draft is not None
+    values = np.array([trial.values for trial in draft.trials])
+    seeds, changed = values[:13], values[13:]
+
+    def volume(points: np.ndarray) -> float:
+        edges = np.linspace(np.log(values[:, 1].min()), np.log(values[:, 1].max()), 200)
+        return float(np.mean([min([x for x, c in points if np.log(c) <= edge], default=4.0) for edge in edges]))
+
+    assert volume(np.vstack([seeds, changed])) < volume(seeds)
+
+
+def test_a_study_starts_with_the_best_of_it_spread_over_the_costs() -> None:
+    main, plans = began()
+    draft = draft_of(main)
+    assert draft is not None
+    assert 3 <= len(plans) <= 5
+    drawn = [shared().spec.space.suggest(FixedTrial(params), shared().anatomy) for params in plans]
+    sizes = shared().foresight.costs(drawn)["size_bytes"].tolist()
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 1.5 * sizes[-1]
+    again = optuna.create_study(study_name="again", storage=optuna.storages.InMemoryStorage())
+    assert DraftStart(plans=5, scored=40)(shared(), again, Clock(Budget())) == plans
+
+
+def test_a_draft_goes_on_where_it_was() -> None:
+    main = optuna.create_study(study_name="pieces", storage=optuna.storages.InMemoryStorage())
+    for scored in (5, 17, 40):
+        plans = DraftStart(plans=5, scored=scored)(shared(), main, Clock(Budget()))
+    draft = draft_of(main)
+    assert draft is not None
+    assert len(draft.trials) == 40
+    assert plans
+    assert len({tuple(trial.params.items()) for trial in draft.trials}) == 40
+
+
+def test_where_no_cost_is_foreseen_or_the_table_takes_too_long_uniform_plans_are_taken() -> None:
+    main = optuna.create_study(study_name="none", storage=optuna.storages.InMemoryStorage())
+    assert DraftStart(seconds=0)(shared(), main, Clock(Budget())) == anchors(shared())
+    (top1, _) = shared().spec.objectives
+    alone = bench(dataclasses.replace(study(), objectives=(top1,), limits=()))
+    assert DraftStart()(alone, main, Clock(Budget())) == anchors(alone)
+    assert draft_of(main) is None
+
+
+def test_how_many_are_scored_follows_from_the_budget() -> None:
+    start = DraftStart()
+    assert [start._aim(Clock(Budget(trials))) for trials in (1, 20, 500)] == [100, 240, 1000]
+    assert start._aim(Clock(Budget(None, minutes=1))) == 1000
+
+
+def test_what_answers_at_random_is_not_plausible() -> None:
+    assert plausible(np.array([0.0, 1.0, 1.4, 1.6, 3.0, LOST])).tolist() == [True, True, True, False, False, False]
+
+
+def test_a_whole_study_proposes_from_its_draft_and_the_same_twice(tmp_path: Path) -> None:
+    found = [searched(dataclasses.replace(spec(), budget=Budget(9)), tmp_path / name) for name in ("a", "b")]
+    first, second = ([(trial.params, trial.values) for trial in one.trials] for one in found)
+    assert first == second
+    draft = draft_of(found[0])
+    assert draft is not None
+    known = {tuple(trial.params.items()) for trial in draft.trials}
+    for trial in found[0].trials:
+        assert tuple((name, trial.params[name]) for name in draft.trials[0].params) in known
+
+
+def test_a_run_keeps_to_its_time_and_shortens_trainings_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed = dataclasses.replace(
+        study(epochs=400), start=DraftStart(plans=5), budget=Budget(trials=None, cpu_seconds=12.0)
+    )
+    clock = Clock(timed.budget)
+    main, its = open_study(timed, tmp_path, None, create=True), bench(timed)
+    assert run(timed, main, its, tmp_path)
+    assert 0.7 < clock.spent < 1.6
+    assert "of the recipe, to be in time" in capsys.readouterr().err
+    assert len([trial for trial in main.trials if trial.values]) >= 3
+
+
+def test_a_recipe_that_fits_is_left_alone() -> None:
+    assert affordable(shared(), Clock(Budget())) is shared().spec.recipe
+    assert affordable(shared(), Clock(Budget(None, minutes=1000))) is shared().spec.recipe
+    short = affordable(bench(study(epochs=1000)), Clock(Budget(None, cpu_seconds=1e-3)))
+    assert short.steps(192) == 25
+
+
+@functools.cache
+def table() -> Options:
+    found = options(shared(), lambda done: None, 1e9)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("given", "share"), [({"minutes": 1e-9}, True), ({"cpu_seconds": 1e-9}, True), ({}, False)])
+def test_a_clock_tells_what_is_spent(given: dict[str, float], *, share: bool) -> None:
+    clock = Clock(Budget(trials=None if given else 4, **given))
+    assert (clock.spent > 1) == share == clock.timed
+    assert (clock.left == 0) == share

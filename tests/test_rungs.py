@@ -1,0 +1,88 @@
+"""A training that leads nowhere is stopped early, and says so."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from search.errors import REASON
+from search.front import candidates, spent, trained
+from search.rungs import FEWEST, RUNG, STOPPED, Rung
+from tests.small_study import bench, searched, study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from search.trial import Bench
+
+EPOCHS = 1
+
+
+@functools.cache
+def shared() -> Bench:
+    return bench(study())
+
+
+def with_trained(now: float, end: float, size: float, epochs: float = EPOCHS, count: int = FEWEST) -> optuna.Study:
+    """Return a study of trials that had one accuracy at a quarter and another at the end, all of one size."""
+    main = optuna.create_study(directions=["maximize", "minimize"])
+    for _ in range(count):
+        rung = {"epochs": epochs, "values": {"0": now}}
+        main.add_trial(create_trial(values=[end, size], user_attrs={RUNG: rung}))
+    return main
+
+
+def measured(main: optuna.Study, size: float, share: float = 0.3) -> optuna.Trial:
+    """Train a network of that size up to this share; the teacher stands for it, with more than 90 percent."""
+    trial = main.ask()
+    told: list[float] = []
+    rung = Rung(trial, shared(), shared().model, {"size_bytes": size, "macs": 1.0}, EPOCHS, told.append)
+    rung(0.1)
+    assert RUNG not in trial.user_attrs
+    try:
+        rung(share)
+    finally:
+        assert told == [0.1, share]
+    return trial
+
+
+def test_what_is_out_of_reach_is_stopped_and_named() -> None:
+    main = with_trained(now=109.0, end=110.5, size=50.0)  # 1.5 points more are to be expected
+    with pytest.raises(optuna.TrialPruned):
+        measured(main, size=60.0)
+    trial = main.trials[-1]
+    assert trial.user_attrs[STOPPED]
+    assert trial.user_attrs[REASON] == (
+        "at a quarter of its training, trial 0, which costs no more, is out of its reach"
+    )
+    assert 90 < trial.user_attrs[RUNG]["values"]["0"] <= 100
+
+
+@pytest.mark.parametrize("main", [
+    with_trained(now=109.0, end=110.5, size=70.0),  # they cost more
+    with_trained(now=60.0, end=100.5, size=50.0),  # it will become better than they
+    with_trained(now=109.0, end=110.5, size=50.0, epochs=2),  # of another length
+    with_trained(now=109.0, end=110.5, size=50.0, count=FEWEST - 1),
+], ids=["dearer", "caught up", "longer", "too few"])  # fmt: skip
+def test_what_may_still_be_the_best_of_its_size_goes_on(main: optuna.Study) -> None:
+    trial = measured(main, size=60.0)
+    assert STOPPED not in trial.user_attrs
+    assert RUNG in trial.user_attrs
+
+
+def test_at_the_end_nothing_is_stopped() -> None:
+    assert RUNG not in measured(with_trained(now=109.0, end=110.5, size=50.0), size=60.0, share=1.0).user_attrs
+
+
+def test_stopped_trials_count_as_spent_and_are_told_in_the_table(tmp_path: Path) -> None:
+    main = searched(study(trials=30, epochs=4), tmp_path)
+    stopped = [trial for trial in main.trials if STOPPED in trial.user_attrs]
+    assert stopped
+    assert all(trial.state == TrialState.PRUNED for trial in stopped)
+    assert spent(main) == 30 == len(trained(main)) + len(stopped)
+    table = candidates(main, study()).set_index("number")
+    assert set(table.loc[[trial.number for trial in stopped], "state"]) == {"stopped early"}
