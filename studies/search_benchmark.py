@@ -1,0 +1,269 @@
+"""Which search finds the best front in the same CPU time: ours, Optuna's samplers, one axis alone, one after another.
+
+    python -m studies.search_benchmark --cpu-seconds 100 --seeds 3 --jobs 2
+    python -m studies.search_benchmark --methods ours tpe --out runs/search-benchmark
+
+The residual network on Fashion-MNIST, top-1 against bit operations. Every run has the same CPU time for all that it
+does after the teacher is loaded: tables, drafts, Optuna, training, measuring. Then the front of each, at most six
+members spread over the costs, is trained by one recipe that is the same for all, and measured on validation and test.
+
+The hypervolume is that of accuracy over the logarithm of the cost, between the teacher and 10 points below it, and
+between the teacher's bit operations and a thousandth of them: 1 is a network of the teacher's accuracy that costs a
+thousandth. What is done before is kept; a run that exists is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+from optuna.trial import FixedTrial
+from safetensors.torch import load_file
+
+from search import Budget, DraftStart, Recipe, UniformStart
+from search.clock import Clock
+from search.draft import draft_of
+from search.front import front, spent
+from search.run import measure_teacher, run
+from search.sampler import DraftSampler, StratifiedRandom
+from search.storage import open_study, save_json
+from search.trial import Bench, key_of, seed_of, state_path
+from spaces import BitWidths, PruneRatios, Ranks
+from studies.fashion_mnist import residual
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.samplers import BaseSampler
+
+    from search import StudySpec
+    from spaces import Plan
+
+DEPTH, FACTOR = 10.0, 1000.0  # points of accuracy and factor of cost that span the hypervolume
+MEMBERS = 6
+LOSES = 1.0  # points that a stage of the sequential pipeline may lose of validation accuracy
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan on the front of a search, the bench whose teacher it is for, and what the search trained of it."""
+
+    plan: Plan
+    bench: Bench
+    accuracy: float = math.nan
+    weights: Path | None = None
+
+
+Search = Callable[["StudySpec", float, Path], tuple[list[Found], dict[str, float]]]
+
+
+def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
+    """Search for so many CPU seconds; return the front and what was done."""
+    started = time.process_time()
+    study, bench = _opened(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)), folder)
+    measure_teacher(study, bench)
+    run(bench.spec, study, bench, folder)
+    said = _said(study, started)
+    return [
+        Found(
+            spec.space.suggest(FixedTrial(trial.params), bench.anatomy),
+            bench,
+            trial.values[0],  # noqa: PD011 - no pandas
+            state_path(folder, trial.number),
+        )
+        for trial in front(study)
+    ], said
+
+
+def drafted(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
+    """Spend all of the time on the table and the draft; nothing is trained."""
+    started = time.process_time()
+    study, bench = _opened(spec, folder)
+    clock = Clock(Budget(trials=None, cpu_seconds=seconds))
+    plans = DraftStart(plans=MEMBERS, share=1.0)(bench, study, clock)
+    said = _said(study, started)
+    return [Found(spec.space.suggest(FixedTrial(params), bench.anatomy), bench) for params in plans], said
+
+
+def _opened(spec: StudySpec, folder: Path) -> tuple[Study, Bench]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return open_study(spec, folder, None, create=True), Bench(spec, torch.device("cpu"))
+
+
+def _said(study: Study, started: float) -> dict[str, float]:
+    draft = draft_of(study)
+    return {
+        "drafted": 0 if draft is None else len(draft.trials),
+        "trained": spent(study),
+        "cpu_seconds": time.process_time() - started,
+    }
+
+
+def one_after_another(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
+    """Prune, then factorize what that left, then quantize, a third of the time each.
+
+    Of the first two stages the cheapest member goes on that loses at most a point; the front is that of the last.
+    """
+    total: dict[str, float] = {}
+    members: list[Found] = []
+    least = spec.objectives[0](spec.teacher) - LOSES
+    for stage, axis in enumerate(spec.space.steps):
+        if members:
+            good = [member for member in members if member.accuracy >= least]
+            chosen = good[-1] if good else members[0]  # the front begins with the most accurate
+            student = chosen.bench.build(chosen.plan)
+            assert chosen.weights is not None
+            student.load_state_dict(load_file(chosen.weights))
+            spec = replace(spec, teacher=student.eval())
+        one = replace(spec, space=replace(spec.space, steps=(axis,)))
+        members, said = searched(one, seconds / len(spec.space.steps), folder / str(stage))
+        total = {name: total.get(name, 0) + value for name, value in said.items()}
+    return members, total
+
+
+def _alone(kind: type[Any]) -> Search:
+    def alone(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
+        steps = tuple(axis for axis in spec.space.steps if isinstance(axis, kind))
+        return searched(replace(spec, space=replace(spec.space, steps=steps)), seconds, folder)
+
+    return alone
+
+
+def _with(sampler: Callable[..., BaseSampler], start: Callable[..., list[dict[str, float]]]) -> Search:
+    def search(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
+        return searched(replace(spec, sampler=sampler, start=start), seconds, folder)
+
+    return search
+
+
+METHODS: dict[str, Search] = {
+    "ours": _with(DraftSampler, DraftStart()),
+    "draft-alone": drafted,
+    "tpe": _with(optuna.samplers.TPESampler, UniformStart()),
+    "nsga2": _with(optuna.samplers.NSGAIISampler, UniformStart()),
+    "random": _with(optuna.samplers.RandomSampler, UniformStart()),
+    "stratified": _with(StratifiedRandom, UniformStart()),
+    "tpe-after-draft": _with(optuna.samplers.TPESampler, DraftStart()),
+    "prune-alone": _alone(PruneRatios),
+    "ranks-alone": _alone(Ranks),
+    "bits-alone": _alone(BitWidths),
+    "one-after-another": one_after_another,
+}
+
+
+def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path) -> dict[str, Any]:
+    """Search, train the front by the final recipe, and measure it; return the record of the run."""
+    spec = replace(residual(), seed=seed)
+    members, said = METHODS[method](spec, seconds, folder)
+    costs = [float(_cost(member)) for member in members]
+    teacher = Bench(spec, torch.device("cpu"))
+    top1, bops = spec.objectives
+    kept = _spread(np.log(costs), MEMBERS)
+    points = []
+    for at in kept:
+        plan, bench = members[at].plan, members[at].bench
+        student = bench.build(plan)
+        bench.train(student, plan, final, seed_of(spec, key_of(plan), 1))
+        finished = bench.finish(student)
+        points.append(
+            {
+                "bops": bops(finished),
+                "validation": top1(finished),
+                "test": top1.on(spec.splits.test)(finished),  # type: ignore[attr-defined]
+                "plan": plan.words(),
+            }
+        )
+    reference = {
+        "bops": bops(teacher.finished),
+        "validation": top1(teacher.finished),
+        "test": top1.on(spec.splits.test)(teacher.finished),  # type: ignore[attr-defined]
+    }
+    volumes = {split: hypervolume(points, reference, split) for split in ("validation", "test")}
+    return {"method": method, "seed": seed, **said, "front": len(members), **volumes, "points": points}
+
+
+def _cost(member: Found) -> float:
+    (bops,) = (x for x in member.bench.spec.objectives if x.is_cost)
+    return float(member.bench.foresight.told(member.plan)[bops.name])
+
+
+def _spread(logs: np.ndarray, count: int) -> list[int]:
+    """Return as many places, the ends and what lies nearest to even distances between them."""
+    wanted = np.linspace(logs.min(), logs.max(), min(count, len(logs)))
+    return sorted({int(np.abs(logs - place).argmin()) for place in wanted})
+
+
+def hypervolume(points: list[dict[str, Any]], teacher: dict[str, float], split: str) -> float:
+    """Return the share of the rectangle of accuracy and logarithm of cost that the points dominate, in [0, 1]."""
+    places = [math.log(teacher["bops"] / point["bops"]) / math.log(FACTOR) for point in points]
+    heights = [(point[split] - teacher[split] + DEPTH) / DEPTH for point in points]
+    area, best = 0.0, 0.0
+    edge = 1.0
+    for place, height in sorted(zip(places, heights, strict=True), reverse=True):  # the cheapest first
+        place = min(max(place, 0.0), 1.0)  # noqa: PLW2901 - what lies outside counts as on the edge
+        area += best * (edge - place)
+        best, edge = max(best, min(max(height, 0.0), 1.0)), place
+    return area + best * edge
+
+
+def _summary(folder: Path) -> pd.DataFrame:
+    records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
+    grouped = records.groupby("method")
+    columns = ["validation", "test", "cpu_seconds", "drafted", "trained"]
+    table = grouped[columns].mean().round(3)
+    table.insert(1, "validation_std", grouped["validation"].std().round(3))
+    table.insert(3, "test_std", grouped["test"].std().round(3))
+    table.insert(0, "n", grouped.size())
+    return table.sort_values("validation", ascending=False)
+
+
+def main() -> None:
+    """Run every method with every seed that is not there yet, each in a process of its own; print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--cpu-seconds", type=float, default=100.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--final-epochs", type=float, default=0.5, help="of the training that all fronts get")
+    parser.add_argument("--out", type=Path, default=Path("runs/search-benchmark"))
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; more make CPU time a little dearer for all"
+    )
+    parser.add_argument("--only", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder = options.out / f"{options.cpu_seconds:g}"
+    if options.only:
+        method, seed = options.only[0], int(options.only[1])
+        torch.set_num_threads(1)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        final = replace(residual().recipe, epochs=options.final_epochs)
+        with tempfile.TemporaryDirectory() as scratch:
+            record = measured(method, seed, options.cpu_seconds, final, Path(scratch))
+        save_json(folder / f"{method}-{seed}.json", record)
+        return
+    waiting = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    waiting = [(method, seed) for method, seed in waiting if not (folder / f"{method}-{seed}.json").exists()]
+    given = ["--cpu-seconds", str(options.cpu_seconds), "--final-epochs", str(options.final_epochs)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for method, seed in waiting:
+            command = [sys.executable, "-m", "studies.search_benchmark", *given, "--out", str(options.out)]
+            pool.submit(subprocess.run, [*command, "--only", method, str(seed)], check=False)
+    sys.stdout.write(_summary(folder).to_string() + "\n")
+
+
+if __name__ == "__main__":
+    main()
