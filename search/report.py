@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.visualization import plot_hypervolume_history, plot_param_importances
 
+from search.draft import draft_of
 from search.export import plan_of, record_path
+from search.faith import faith, faith_words
 from search.front import candidates, need_front, trained
 from search.pictures import draw_front, draw_plan, interactive_front
 from search.run import TEACHER
@@ -65,7 +67,8 @@ def report(study: Study, bench: Bench, folder: Path, out: Path) -> list[Path]:
     fronts = [interactive_front(table, (names[0], cost), teacher, title, columns) for cost in names[1:] or names]
     figures = [*fronts, *_history(study), *_importances(study, names)]
     checks = {trial.number: _check(record_path(folder, trial)) for trial in members}
-    (out / "front.html").write_text(_page(spec, figures, checks))
+    told = faith_words(faith(study, spec)) if draft_of(study) is not None else ""
+    (out / "front.html").write_text(_page(spec, figures, checks, told))
     return written
 
 
@@ -73,14 +76,16 @@ def _check(path: Path) -> str:
     return record_words(json.loads(path.read_text())) if path.exists() else "not verified yet"
 
 
-def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str]) -> str:
+def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str], told: str) -> str:
     """Return one page that needs no network: the script of the plots is inside."""
     parts = [figure.to_html(full_html=False, include_plotlyjs=not index) for index, figure in enumerate(figures)]
     rows = "".join(
         f"<li><a href='plan-{number}.png'>trial {number}</a>: {html.escape(words)}</li>"
         for number, words in checks.items()
     )
-    checked = f"<h2>The front: plans, and what the exported files measured</h2><ul>{rows}</ul>"
+    checked = (
+        f"<h2>The front: plans, and what the exported files measured</h2><ul>{rows}</ul><p>{html.escape(told)}</p>"
+    )
     name = html.escape(spec.name)
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}</title></head>"

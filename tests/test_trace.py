@@ -159,7 +159,7 @@ def old_weight_norm() -> nn.Module:
 class NotCopied(nn.Linear):
     """Has what cannot be copied."""
 
-    def __deepcopy__(self, memo: object) -> object:
+    def __deepcopy__(self, _: object) -> object:
         raise TypeError("cannot pickle '_thread.lock' object")
 
 

@@ -1,0 +1,60 @@
+"""How far the one-shot loss of the draft tells what training will give, on the study's own trials."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from search.draft import draft_of
+from search.front import trained
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from search.spec import StudySpec
+
+BAND = 4  # trials of about one cost, among which ranks are compared
+
+
+class Faith(NamedTuple):
+    """The mean rank correlation within bands of cost, and over how many trials; 1 is a draft that is always right."""
+
+    correlation: float
+    trials: int
+
+
+def faith(study: Study, spec: StudySpec) -> Faith | None:
+    """Return it, or None where too few trials of the draft were trained.
+
+    Over all costs the correlation would say only that larger networks are better. Trials are sorted by their first cost
+    into bands of at least four, and Spearman's correlation of the loss with the first trained objective is taken in
+    each; what is maximized counts the other way round.
+    """
+    draft = draft_of(study)
+    learned = [at for at, objective in enumerate(spec.objectives) if not objective.is_cost]
+    costs = [at for at, objective in enumerate(spec.objectives) if objective.is_cost]
+    if draft is None or not learned or not costs:
+        return None
+    losses = {tuple(sorted(trial.params.items())): trial.values[0] for trial in draft.get_trials(deepcopy=False)}
+    names = next((trial.params.keys() for trial in draft.get_trials(deepcopy=False)), ())
+    sign = -1 if spec.objectives[learned[0]].direction == "maximize" else 1
+    points = []
+    for trial in trained(study):
+        loss = losses.get(tuple(sorted((name, value) for name, value in trial.params.items() if name in names)))
+        if loss is not None:
+            points.append((trial.values[costs[0]], loss, sign * trial.values[learned[0]]))
+    bands = np.array_split(np.array(sorted(points)), len(points) // BAND) if len(points) >= BAND else []
+    found = [float(spearmanr(band[:, 1], band[:, 2])[0]) for band in bands if np.ptp(band, axis=0)[1:].all()]
+    return Faith(float(np.mean(found)), len(points)) if found else None
+
+
+def faith_words(found: Faith | None) -> str:
+    """Say it in a line, or that it is not known."""
+    if found is None:
+        return "too few plans of the draft are trained to tell how far its scores can be trusted"
+    return (
+        f"the draft's scores and what training gave: rank correlation {found.correlation:.2f} among {found.trials} "
+        "trials of about one cost each"
+    )
