@@ -15,7 +15,7 @@ from search.anchors import check_reachable, spread, uniform, within
 from search.options import combined, options, virtual
 from search.progress import track
 from search.score import Score
-from search.storage import WORKER, accompanied, worker
+from search.storage import DRAFT, WORKER, accompanied, worker
 from search.trial import PLAN
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from search.options import Options
     from search.trial import Bench
 
-SUFFIX, ONE_SHOT = "-draft", "one_shot_loss"
+ONE_SHOT = "one_shot_loss"
 FEWEST, MOST, PER_TRIAL = 100, 1000, 12  # one-shot plans, and how many for each that will be trained
 SEEDS = 1 / 3  # share of the plans that come straight from the table
 TABLE = 0.25  # share of the time that the table may take
 MUTANTS = 48  # changed plans of which the most promising is scored
+TRIES = 20  # times that many, of which none is new, and the space is used up
 MATED = 0.3  # share of the choices that a plan takes from its mate
 PLAUSIBLE = 0.5  # of the largest loss in the draft, at which a network answers as if it had seen nothing
 LOST = 1e9  # the loss of a network whose answers are not finite
@@ -74,10 +75,9 @@ class DraftStart:
         draft = Draft(bench, table, study, wanted)
         aim = self.scored or self._aim(clock)
         with track("scoring plans in one shot") as told:
-            while len(draft) < aim and clock.spent < self.share:
-                draft.step(aim)
+            while len(draft) < aim and clock.spent < self.share and draft.step(aim):
                 told(max(len(draft) / aim, clock.spent / self.share))
-        return draft.best(self.plans)
+        return draft.best(self.plans) if len(draft) else uniform(bench, reachable)
 
     def _aim(self, clock: Clock) -> int:
         trials = clock.budget.trials
@@ -95,7 +95,7 @@ def plausible(losses: np.ndarray) -> np.ndarray:
 
 def draft_of(study: Study) -> Study | None:
     """Return the draft of a study, or None where there is none."""
-    storage, name = study._storage, study.study_name + SUFFIX  # noqa: SLF001 - Optuna's samplers do so too
+    storage, name = study._storage, study.study_name + DRAFT  # noqa: SLF001 - Optuna's samplers do so too
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
@@ -135,10 +135,15 @@ class Draft:
         """Return how many plans are scored."""
         return len(self._losses)
 
-    def step(self, aim: int) -> None:
-        """Score one more plan: a seed from the table, as long as they are few, or a changed plan of the front."""
+    def step(self, aim: int) -> bool:
+        """Score one more plan: a seed from the table, as long as they are few, or a changed plan of the front.
+
+        Return whether there was one: a small space is used up at some point.
+        """
         row = self._seed() if len(self) < SEEDS * aim else None
         row = self._mutant() if row is None else row
+        if row is None:
+            return False
         params = self._table.params(row) | self._bench.spec.space.recovery.usual()
         trial = FixedTrial(params)
         plan = self._bench.spec.space.suggest(trial, self._bench.anatomy)
@@ -154,6 +159,7 @@ class Draft:
             )
         )
         self._look()
+        return True
 
     def best(self, count: int) -> list[dict[str, float]]:
         """Return the parameters of the plans of least loss in bands of each cost, the largest network first."""
@@ -186,11 +192,11 @@ class Draft:
                 return row
         return None
 
-    def _mutant(self) -> np.ndarray:
+    def _mutant(self) -> np.ndarray | None:
         """Return the changed plan of the front whose loss is expected farthest below that of its costs so far."""
         dice = np.random.default_rng((self._bench.spec.seed, len(self), self._me))
         front = self._front()
-        while True:
+        for _ in range(TRIES if len(front) else 0):
             order = front[self._logs[front, dice.integers(len(self._wanted))].argsort()]
             at = dice.integers(len(order))
             parent = self._chosen[order[at]]
@@ -206,6 +212,7 @@ class Draft:
             rows = rows[self._held(rows)] if len(rows) else rows
             if len(rows):
                 return self._most_promising(rows, parent, float(self._losses[order[at]]))
+        return None
 
     def _most_promising(self, rows: np.ndarray, parent: np.ndarray, loss: float) -> np.ndarray:
         expected = np.log(loss) + np.log(self._sum(rows) + LEAST) - np.log(self._sum(parent[None]) + LEAST)
@@ -224,7 +231,7 @@ class Draft:
         for at in order:
             if not kept or not (values[kept] <= values[at]).all(1).any():
                 kept.append(int(at))
-        return np.array(kept)
+        return np.array(kept, dtype=int)
 
     def _sum(self, rows: np.ndarray) -> np.ndarray:
         total: np.ndarray = np.sum([added[rows[:, column]] for column, added in enumerate(self._table.losses)], axis=0)
@@ -241,7 +248,7 @@ class Draft:
 def _create(study: Study, names: list[str]) -> Study:
     draft = optuna.create_study(
         storage=study._storage,  # noqa: SLF001 - Optuna's samplers do so too
-        study_name=study.study_name + SUFFIX,
+        study_name=study.study_name + DRAFT,
         directions=["minimize"] * len(names),
         load_if_exists=True,
     )

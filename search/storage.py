@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DEFINITION = "definition"
 WORKER = "worker"
+DRAFT = "-draft"  # behind the name of a study, that of its draft
 INTERRUPTED = "interrupted"
 SHOWN = 3  # differences named in full
 
@@ -115,7 +116,8 @@ def _opened(storage: BaseStorage, spec: StudySpec, folder: Path, *, create: bool
     untried = not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
     if create and study.user_attrs.get(DEFINITION, now) != now and untried:
         # an error stopped it before anything was trained, and the new definition may be what mends that
-        optuna.delete_study(study_name=spec.name, storage=storage)
+        for name in {spec.name, spec.name + DRAFT} & {found.study_name for found in storage.get_all_studies()}:
+            optuna.delete_study(study_name=name, storage=storage)
         return _created(storage, spec, folder)
     return study
 

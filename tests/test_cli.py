@@ -452,7 +452,7 @@ def test_a_database_is_a_storage(here: Path, capsys: pytest.CaptureFixture[str])
     assert {int(number) for number in table["trial"][1:]} <= {trial.number for trial in study.trials}
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["draft", "nsga2", "stratified"])
 def test_a_sampler_is_chosen_by_a_word(here: Path, sampler: str) -> None:
     assert main(["run", STUDY, "--sampler", sampler, "--trials", "7", "--unverified"]) == 0
     assert len(trained(opened(here))) == 7

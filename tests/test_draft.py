@@ -15,9 +15,9 @@ from search import Budget, DraftStart
 from search.anchors import anchors
 from search.clock import Clock
 from search.draft import LOST, ONE_SHOT, draft_of, plausible
-from search.options import Options, options
 from search.run import affordable, run
 from search.storage import open_study
+from spaces import BitWidths, Space, Temperatures
 from tests.small_study import bench, searched, study
 
 if TYPE_CHECKING:
@@ -145,11 +145,29 @@ def test_a_recipe_that_fits_is_left_alone() -> None:
     assert short.steps(192) == 25
 
 
-@functools.cache
-def table() -> Options:
-    found = options(shared(), lambda done: None, 1e9)
-    assert found is not None
-    return found
+def test_a_space_that_is_used_up_ends_the_draft() -> None:
+    tiny = Space(steps=(BitWidths(weights=(4, 8), activations=(8,), only=("head",)),), recovery=Temperatures())
+    few = bench(dataclasses.replace(study(), space=tiny, limits=()))
+    main = optuna.create_study(study_name="tiny", storage=optuna.storages.InMemoryStorage())
+    plans = DraftStart()(few, main, Clock(Budget()))
+    draft = draft_of(main)
+    assert draft is not None
+    assert 3 <= len(draft.trials) <= 6
+    assert 2 <= len(plans) <= 6
+
+
+def test_where_no_sum_of_the_table_holds_the_limits_uniform_plans_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.draft.within", lambda _, foreseen: np.zeros(len(foreseen["macs"]), dtype=bool))
+    main = optuna.create_study(study_name="tight", storage=optuna.storages.InMemoryStorage())
+    assert DraftStart(scored=10)(shared(), main, Clock(Budget())) == anchors(shared())
+
+
+def test_a_definition_that_changes_before_anything_is_trained_starts_a_new_draft(tmp_path: Path) -> None:
+    main = open_study(spec(), tmp_path, None, create=True)
+    DraftStart(scored=3)(shared(), main, Clock(Budget()))
+    assert draft_of(main) is not None
+    again = open_study(dataclasses.replace(spec(), seed=5), tmp_path, None, create=True)
+    assert draft_of(again) is None
 
 
 @pytest.mark.parametrize(("given", "share"), [({"minutes": 1e-9}, True), ({"cpu_seconds": 1e-9}, True), ({}, False)])

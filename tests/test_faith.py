@@ -8,8 +8,8 @@ import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import create_trial
 
-from search.draft import SUFFIX
 from search.faith import Faith, faith, faith_words
+from search.storage import DRAFT
 from tests.small_study import study
 
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
@@ -19,7 +19,7 @@ def trained_study(trials: int, told: float) -> optuna.Study:
     """Return a study whose accuracies follow the losses within one cost (told = 1), or fall the other way (-1)."""
     storage = optuna.storages.InMemoryStorage()
     main = optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
-    draft = optuna.create_study(storage=storage, study_name="s" + SUFFIX, directions=["minimize", "minimize"])
+    draft = optuna.create_study(storage=storage, study_name="s" + DRAFT, directions=["minimize", "minimize"])
     dice = np.random.default_rng(0)
     for at in range(trials):
         x, size = float(dice.random()), 1000.0 * (1 + at // 4)

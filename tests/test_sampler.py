@@ -17,8 +17,8 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import TrialState, create_trial
 
-from search.draft import SUFFIX
 from search.sampler import ENDS, DraftSampler, StratifiedRandom
+from search.storage import DRAFT
 
 Make = Callable[[], BaseSampler]
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -67,7 +67,7 @@ def prepared(seed: int = 0, plans: int = 60) -> optuna.Study:
         storage=storage, study_name="s", directions=["maximize", "minimize"], sampler=DraftSampler(seed=seed)
     )
     study.set_metric_names(["top1", "bops"])
-    draft = optuna.create_study(storage=storage, study_name="s" + SUFFIX, directions=["minimize", "minimize"])
+    draft = optuna.create_study(storage=storage, study_name="s" + DRAFT, directions=["minimize", "minimize"])
     draft.set_metric_names(["one_shot_loss", "bops"])
     dice = np.random.default_rng(7)
     for at in range(plans):
@@ -78,7 +78,7 @@ def prepared(seed: int = 0, plans: int = 60) -> optuna.Study:
 
 
 def drafted(study: optuna.Study) -> dict[tuple[float, int], float]:
-    draft = optuna.load_study(storage=study._storage, study_name="s" + SUFFIX)
+    draft = optuna.load_study(storage=study._storage, study_name="s" + DRAFT)
     return {(trial.params["x"], trial.params["y"]): trial.values[0] for trial in draft.trials}
 
 
