@@ -303,3 +303,20 @@ def test_a_whole_plan_is_deployed(kind: type[Net]) -> None:
     finished = deployed(model, example(net))
     assert norms(finished) == []
     torch.testing.assert_close(finished(example(net)), model(example(net)), atol=1e-4, rtol=1e-3)
+
+
+class Drawing(nn.Module):
+    """Draws numbers in evaluation too, and has no BatchNorm to fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.only(x) + torch.rand(5)  # type: ignore[no-any-return]
+
+
+def test_a_network_that_draws_numbers_and_has_nothing_to_fold_is_finished() -> None:
+    net, x = Drawing().eval(), torch.randn(4, 6)
+    finished = deployed(Quantize((("only", 8, 8),)).apply(net, x), x)
+    assert isinstance(finished.get_submodule("only"), PackedLayer)
