@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from objectives import Limit
     from search.clock import Clock
+    from search.options import Options
     from search.trial import Bench
 
 TIE = 0.01  # nats that a factor of e in any cost may lose: of plans about as good, the smaller
@@ -84,25 +85,51 @@ class TableStart:
         """Return the parameters of each plan, the largest network first."""
         reachable = check_reachable(bench)
         known = bench.foresight.known
-        wanted = [known[objective.name] for objective in bench.spec.objectives if objective.name in known]
-        with track("measuring every change alone") as told:
-            table = options(bench, told, self.seconds) if wanted else None
+        wanted = [objective.name for objective in bench.spec.objectives if objective.name in known]
+        table = table_of(bench, self.seconds) if wanted else None
         if table is None:
             return uniform(bench, reachable)
-        chosen = virtual(table, wanted)
+        chosen = virtual(table, [known[name] for name in wanted])
         foreseen = bench.foresight.of(combined(table, chosen))
         held = within(bench, foreseen)
         if not held.any():
             return uniform(bench, reachable)
-        places = [np.log(np.maximum(foreseen[cost.name], 1)) for cost, _ in wanted]
-        losses = sum(added[chosen[:, column]] for column, added in enumerate(table.losses))
-        ranked = losses + TIE * sum(places)
-        picked = dict.fromkeys(
-            row for place in places for row in spread(place, ranked, held, -(-self.plans // len(places)))
-        )
-        usual = bench.spec.space.recovery.usual()
-        ordered = sorted(picked, key=lambda row: -foreseen[wanted[0][0].name][row])
-        return [table.params(chosen[row]) | usual for row in ordered]
+        logs = np.log(np.maximum(np.column_stack([foreseen[name] for name in wanted]), 1))
+        return representatives(bench, table, chosen, logs, table.sums(chosen) + TIE * logs.sum(1), held, self.plans)
+
+
+def table_of(bench: Bench, seconds: float) -> Options | None:
+    """Measure every change alone, in sight of the user; None where that would take more CPU time than `seconds`."""
+    with track("measuring every change alone") as told:
+        return options(bench, told, seconds)
+
+
+def representatives(
+    bench: Bench,
+    table: Options,
+    chosen: np.ndarray,
+    logs_NC: np.ndarray,
+    losses: np.ndarray,
+    held: np.ndarray,
+    count: int,
+) -> list[dict[str, float]]:
+    """Return the parameters of the plans of least loss in bands of each cost, the largest network first.
+
+    Parameters
+    ----------
+    bench, table
+        The study and its single changes.
+    chosen
+        Choices from the table, a row a plan.
+    logs_NC, losses, held
+        Logarithm of each cost, the loss, and whether it may be taken, of each plan.
+    count
+        How many plans, about.
+    """
+    bands = -(-count // logs_NC.shape[1])
+    picked = dict.fromkeys(row for logs in logs_NC.T for row in spread(logs, losses, held, bands))
+    usual = bench.spec.space.recovery.usual()
+    return [table.params(chosen[row]) | usual for row in sorted(picked, key=lambda row: -logs_NC[row, 0])]
 
 
 def within(bench: Bench, foreseen: Mapping[str, np.ndarray]) -> np.ndarray:

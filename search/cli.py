@@ -18,10 +18,9 @@ from rich.table import Table
 
 from objectives.runtimes import ExportError
 from search.confirm import confirm, weights_of
-from search.draft import draft_of
 from search.errors import UserError
 from search.export import export, replaceable, teacher_file, verify_front
-from search.faith import faith, faith_words
+from search.faith import how_faithful
 from search.front import front, need_front
 from search.inspection import inspection, reach
 from search.loading import load
@@ -124,8 +123,8 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     failures = [] if options.unverified else verify_front(members, bench, folder)
     _show(front_table(study, spec, folder), options.format)
     console.print(latency_note(study, folder))
-    if draft_of(study) is not None:
-        console.print(faith_words(faith(study, spec)))
+    if words := how_faithful(study, spec):
+        console.print(words)
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
     console.print(f"pictures: slimfront report {_shared(options)}", markup=False)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 from optuna.trial import FixedTrial, TrialState, create_trial
 
-from search.anchors import check_reachable, spread, uniform, within
-from search.options import combined, options, virtual
+from search.anchors import check_reachable, representatives, table_of, uniform, within
+from search.options import combined, virtual
 from search.progress import track
 from search.score import Score
 from search.storage import DRAFT, WORKER, accompanied, worker
 from search.trial import PLAN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
     from search.clock import Clock
     from search.options import Options
@@ -68,8 +71,7 @@ class DraftStart:
         reachable = check_reachable(bench)
         known = bench.foresight.known
         wanted = [objective.name for objective in bench.spec.objectives if objective.name in known]
-        with track("measuring every change alone") as told:
-            table = options(bench, told, min(self.seconds, TABLE * clock.total)) if wanted else None
+        table = table_of(bench, min(self.seconds, TABLE * clock.total)) if wanted else None
         if table is None:
             return uniform(bench, reachable)
         draft = Draft(bench, table, study, wanted)
@@ -100,6 +102,12 @@ def draft_of(study: Study) -> Study | None:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         return None
+
+
+def choices_in(trial: FrozenTrial, names: Iterable[str]) -> tuple[Any, ...]:
+    """Return the values of the draft's parameters in a trial of the study, be it one that still waits."""
+    params = trial.params or trial.system_attrs.get("fixed_params", {})
+    return tuple(params.get(name) for name in names)
 
 
 class Draft:
@@ -144,12 +152,11 @@ class Draft:
         row = self._mutant() if row is None else row
         if row is None:
             return False
-        params = self._table.params(row) | self._bench.spec.space.recovery.usual()
-        trial = FixedTrial(params)
+        own = self._table.params(row)
+        trial = FixedTrial(own | self._bench.spec.space.recovery.usual())
         plan = self._bench.spec.space.suggest(trial, self._bench.anatomy)
         loss = self._score(self._bench.sketch(plan))
         costs = self._cost(row[None])[0]
-        own = self._table.params(row)
         self._study.add_trial(
             create_trial(
                 params=own,
@@ -163,12 +170,8 @@ class Draft:
 
     def best(self, count: int) -> list[dict[str, float]]:
         """Return the parameters of the plans of least loss in bands of each cost, the largest network first."""
-        place = [self._logs[:, column] for column in range(len(self._wanted))]
         good = plausible(self._losses)
-        picked = {row for logs in place for row in spread(logs, self._losses, good, -(-count // len(place)))}
-        usual = self._bench.spec.space.recovery.usual()
-        ordered = sorted(picked, key=lambda row: -self._logs[row, 0])
-        return [self._table.params(self._chosen[row]) | usual for row in ordered]
+        return representatives(self._bench, self._table, self._chosen, self._logs, self._losses, good, count)
 
     def _look(self) -> None:
         """Read what is new in the storage."""
@@ -215,7 +218,9 @@ class Draft:
         return None
 
     def _most_promising(self, rows: np.ndarray, parent: np.ndarray, loss: float) -> np.ndarray:
-        expected = np.log(loss) + np.log(self._sum(rows) + LEAST) - np.log(self._sum(parent[None]) + LEAST)
+        expected = (
+            np.log(loss) + np.log(self._table.sums(rows) + LEAST) - np.log(self._table.sums(parent[None]) + LEAST)
+        )
         logs = np.log(np.maximum(self._cost(rows), 1))
         cheaper = (self._logs[None] <= logs[:, None] + 1e-9).all(2)
         level = np.where(cheaper, np.log(self._losses), np.log(self._losses.max())).min(1)
@@ -232,10 +237,6 @@ class Draft:
             if not kept or not (values[kept] <= values[at]).all(1).any():
                 kept.append(int(at))
         return np.array(kept, dtype=int)
-
-    def _sum(self, rows: np.ndarray) -> np.ndarray:
-        total: np.ndarray = np.sum([added[rows[:, column]] for column, added in enumerate(self._table.losses)], axis=0)
-        return total
 
     def _held(self, rows: np.ndarray) -> np.ndarray:
         return within(self._bench, self._bench.foresight.of(combined(self._table, rows)))

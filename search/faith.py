@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.stats import spearmanr
 
-from search.draft import draft_of
+from search.draft import choices_in, draft_of
 from search.front import trained
 
 if TYPE_CHECKING:
@@ -37,12 +37,13 @@ def faith(study: Study, spec: StudySpec) -> Faith | None:
     costs = [at for at, objective in enumerate(spec.objectives) if objective.is_cost]
     if draft is None or not learned or not costs:
         return None
-    losses = {tuple(sorted(trial.params.items())): trial.values[0] for trial in draft.get_trials(deepcopy=False)}
-    names = next((trial.params.keys() for trial in draft.get_trials(deepcopy=False)), ())
+    drafted = draft.get_trials(deepcopy=False)
+    names = list(drafted[0].params) if drafted else []
+    losses = {choices_in(trial, names): trial.values[0] for trial in drafted}
     sign = -1 if spec.objectives[learned[0]].direction == "maximize" else 1
     points = []
     for trial in trained(study):
-        loss = losses.get(tuple(sorted((name, value) for name, value in trial.params.items() if name in names)))
+        loss = losses.get(choices_in(trial, names))
         if loss is not None:
             points.append((trial.values[costs[0]], loss, sign * trial.values[learned[0]]))
     bands = np.array_split(np.array(sorted(points)), len(points) // BAND) if len(points) >= BAND else []
@@ -58,3 +59,8 @@ def faith_words(found: Faith | None) -> str:
         f"the draft's scores and what training gave: rank correlation {found.correlation:.2f} among {found.trials} "
         "trials of about one cost each"
     )
+
+
+def how_faithful(study: Study, spec: StudySpec) -> str:
+    """Say it of a study, or nothing where it has no draft."""
+    return "" if draft_of(study) is None else faith_words(faith(study, spec))

@@ -54,6 +54,11 @@ class Options:
     outline: Outline
     owners: tuple[np.ndarray, ...]
 
+    def sums(self, chosen_NP: np.ndarray) -> np.ndarray:
+        """Return the sum of the losses of the choices in each row, shape (N,)."""
+        total: np.ndarray = np.sum([added[chosen_NP[:, at]] for at, added in enumerate(self.losses)], axis=0)
+        return total
+
     def params(self, chosen: np.ndarray) -> dict[str, float]:
         """Return the parameters of a row of choices."""
         return {name: values[at] for name, values, at in zip(self.names, self.values, chosen, strict=True)}

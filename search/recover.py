@@ -73,7 +73,9 @@ def recover(
         order = torch.randperm(len(examples), generator=generator)
         losses = []
         for chosen in order.split(batch):
-            if len(chosen) < batch or step == steps:
+            if step == steps:
+                break
+            if len(chosen) < batch:
                 continue  # a short batch has poor statistics
             inputs = examples.inputs[chosen]
             if recipe.augment is not None:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.visualization import plot_hypervolume_history, plot_param_importances
 
-from search.draft import draft_of
 from search.export import plan_of, record_path
-from search.faith import faith, faith_words
+from search.faith import how_faithful
 from search.front import candidates, need_front, trained
 from search.pictures import draw_front, draw_plan, interactive_front
 from search.run import TEACHER
@@ -67,8 +66,7 @@ def report(study: Study, bench: Bench, folder: Path, out: Path) -> list[Path]:
     fronts = [interactive_front(table, (names[0], cost), teacher, title, columns) for cost in names[1:] or names]
     figures = [*fronts, *_history(study), *_importances(study, names)]
     checks = {trial.number: _check(record_path(folder, trial)) for trial in members}
-    told = faith_words(faith(study, spec)) if draft_of(study) is not None else ""
-    (out / "front.html").write_text(_page(spec, figures, checks, told))
+    (out / "front.html").write_text(_page(spec, figures, checks, how_faithful(study, spec)))
     return written
 
 

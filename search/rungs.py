@@ -91,9 +91,9 @@ class Rung:
         if len(alike) < FEWEST:
             return None
         reached = {}
-        for at, objective in self._objectives:
+        for at, _ in self._objectives:
             gains = np.array([trial.values[at] - trial.user_attrs[RUNG]["values"][str(at)] for trial in alike])
-            sign = 1 if objective.direction == "maximize" else -1
+            sign = -self._sign(at)
             reached[at] = sign, sign * (now[str(at)] + np.median(gains)) + gains.std()
         for trial in alike:
             costs = all(self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items())
@@ -102,4 +102,5 @@ class Rung:
         return None
 
     def _sign(self, at: int) -> int:
+        """Return what makes an objective one that is to be small."""
         return 1 if self._bench.spec.objectives[at].direction == "minimize" else -1

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from scipy.stats import norm
 from sklearn.linear_model import BayesianRidge
 
-from search.draft import LEAST, draft_of, plausible
+from search.draft import LEAST, choices_in, draft_of, plausible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +55,7 @@ class DraftSampler(BaseSampler):
         self._dice = np.random.default_rng(seed)
         self._without = NSGAIISampler(seed=seed)
         self._random = RandomSampler(seed=seed)
+        self._draft: _Drafted | None = None
 
     def reseed_rng(self) -> None:
         """Take other random numbers, as Optuna asks of a sampler that runs in several threads."""
@@ -64,16 +65,15 @@ class DraftSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that the draft has."""
-        draft = _drafted(study)
-        if draft is None:
+        if self._draft is None:
             return self._without.infer_relative_search_space(study, trial)
-        return draft.trials[0].distributions
+        return self._draft.trials[0].distributions
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the parameters of the plan that promises most."""
-        draft = _drafted(study)
+        draft = self._draft
         if draft is None:
             return self._without.sample_relative(study, trial, search_space)
         table = _table(study, draft)
@@ -88,7 +88,7 @@ class DraftSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401 - Optuna's signature
         """Take a value that the front has, or any."""
-        if _drafted(study) is None:
+        if self._draft is None:
             return self._without.sample_independent(study, trial, param_name, param_distribution)
         front = [other for other in study.best_trials if param_name in other.params]
         held = [other.params[param_name] for other in front if other.distributions[param_name] == param_distribution]
@@ -97,7 +97,8 @@ class DraftSampler(BaseSampler):
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Tell NSGA-II."""
+        """Read the draft, once a trial, and tell NSGA-II."""
+        self._draft = _drafted(study)
         self._without.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
@@ -170,18 +171,20 @@ def _names(study: Study) -> list[str]:
 
 def _table(study: Study, drafted: _Drafted) -> _Table:
     names, draft = drafted
+    objectives = _names(study)
     signs = np.array([-1.0 if direction.name == "MAXIMIZE" else 1.0 for direction in study.directions])
-    known = [at for at, name in enumerate(_names(study)) if name in names[1:]]
+    known = [at for at, name in enumerate(objectives) if name in names[1:]]
     learned = [at for at in range(len(signs)) if at not in known]
     values = np.array([trial.values for trial in draft])
-    columns = [names.index(_names(study)[at]) for at in known]
+    columns = [names.index(objectives[at]) for at in known]
     costs = _scaled(values[:, columns]) * signs[known]
     loss = np.maximum(values[:, 0], LEAST)
-    place = {_key(trial, draft[0]): at for at, trial in enumerate(draft)}
+    own = list(draft[0].params)
+    place = {choices_in(trial, own): at for at, trial in enumerate(draft)}
     taken = np.zeros(len(draft), dtype=bool)
     trained, outcomes, pending, others = [], [], [], []
     for trial in study.get_trials(deepcopy=False):
-        at = place.get(_key(trial, draft[0]))
+        at = place.get(choices_in(trial, own))
         if at is not None and (trial.state.is_finished() or trial.state == TrialState.RUNNING):
             taken[at] = True
             if trial.state == TrialState.RUNNING:
@@ -209,11 +212,6 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     """Return logarithms of columns that are positive: a front of costs is looked at over factors."""
     scaled: np.ndarray = np.where((values > 0).all(0), np.log(np.maximum(values, 1e-300)), values)
     return scaled
-
-
-def _key(trial: FrozenTrial, like: FrozenTrial) -> tuple[Any, ...]:
-    params = trial.params or trial.system_attrs.get("fixed_params", {})
-    return tuple(params.get(name) for name in like.params)
 
 
 def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.ndarray:
@@ -274,6 +272,7 @@ class StratifiedRandom(BaseSampler):
     def reseed_rng(self) -> None:
         """Take other random numbers."""
         self._dice = np.random.default_rng()
+        self._random.reseed_rng()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:  # noqa: ARG002 - Optuna's signature
         """Draw the strength of the trial."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spaces.factors import Factors, rank_of, shapes_of
 from spaces.memory import remembered
+from spaces.surgery import CONVOLUTIONS
 
 if TYPE_CHECKING:
     from spaces.anatomy import Layer
@@ -270,7 +271,7 @@ def _like(module: nn.Module, weight_GOIK: Tensor, *, along: int | None = None, b
 
 def _kind(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> type[nn.Conv1d | nn.Conv2d | nn.Conv3d]:
     """Return torch's own class: one derived from it, as torchvision's for video, may be made from other arguments."""
-    return next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind))
+    return next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
 
 
 def _pointwise(module: nn.Module, weight_GOI: Tensor, *, bias: bool = False) -> nn.Module:

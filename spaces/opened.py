@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces.calls import tensors
+from spaces.surgery import holders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,16 +63,13 @@ def opened(model: nn.Module, example: Tensor) -> nn.Module:
 
 def _closed(model: nn.Module) -> list[list[str]]:
     """Return the names of each module that can be opened; several where it is used in several places."""
-    holders: dict[int, set[int]] = defaultdict(set)
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)].add(id(module))
+    holding = holders(model)
     names: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         if _opening(module) is None:
             continue
         hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
-        alone = all(len(holders[id(parameter)]) == 1 for parameter in module.parameters())
+        alone = all(holding[id(parameter)] == 1 for parameter in module.parameters())
         if alone and not hooked:
             names[id(module)].append(name)
     return list(names.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +44,11 @@ def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
             _cut_inputs(modules[name], positions)
         else:
             _cut_outputs(modules[name], positions)
+
+
+def holders(model: nn.Module) -> Counter[int]:
+    """Return how many modules hold each parameter, by the parameter's id; one of two names is one module."""
+    return Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

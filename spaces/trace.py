@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from spaces.attempts import irreplaceable
 from spaces.groups import channel_groups
 from spaces.memory import remembered
 from spaces.statistics import forward_in_eval
-from spaces.surgery import CONVOLUTIONS, TRANSPOSED
+from spaces.surgery import CONVOLUTIONS, TRANSPOSED, holders
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -120,12 +119,9 @@ def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
     if by_keyword:
         name = min(by_keyword)
         raise ValueError(f"layer {name!r} is called with its input as a keyword; call it as self.{name}(x)")
-    holders: defaultdict[int, int] = defaultdict(int)
-    for module in model.modules():  # one that the network holds under two names is met once
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)] += 1
+    holding = holders(model)
     return tuple(
-        describe(name, found[name], tuple(calls), tied=holders[id(found[name].weight)] > 1)
+        describe(name, found[name], tuple(calls), tied=holding[id(found[name].weight)] > 1)
         for name, calls in runs.items()
     )
 

@@ -169,7 +169,7 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
     """Search, train the front by the final recipe, and measure it; return the record of the run."""
     spec = replace(residual(), seed=seed)
     members, said = METHODS[method](spec, seconds, folder)
-    costs = [float(_cost(member)) for member in members]
+    costs = [_cost(member) for member in members]
     teacher = Bench(spec, torch.device("cpu"))
     top1, bops = spec.objectives
     kept = _spread(np.log(costs), MEMBERS)
@@ -198,7 +198,7 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
 
 def _cost(member: Found) -> float:
     (bops,) = (x for x in member.bench.spec.objectives if x.is_cost)
-    return float(member.bench.foresight.told(member.plan)[bops.name])
+    return member.bench.foresight.told(member.plan)[bops.name]
 
 
 def _spread(logs: np.ndarray, count: int) -> list[int]:
