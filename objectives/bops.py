@@ -44,7 +44,7 @@ class Bops:
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the multiply-adds times their widths."""
-        rounded = (parts.macs * parts.weight_bits * parts.activation_bits).sum((0, 2))
+        rounded = (parts.macs * (parts.weight_bits * parts.activation_bits).astype(float)).sum((0, 2))
         total: np.ndarray = rounded + parts.product_macs * FLOAT_BITS**2
         return total
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spaces.factors import Factors, rank_of, shapes_of
+from spaces.factors import Factors, rank_of, ranks_of, shapes_of
 from spaces.memory import remembered
 from spaces.surgery import CONVOLUTIONS
 
@@ -56,7 +56,7 @@ class Svd:
     def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
         """Return weights of G*R*D and G*R*O, with R of min(O, D)."""
         single, whole = _is_single(shapes), _whole_kernel(shapes, fraction)
-        return _halved_kernel(shapes, fraction).where(single, whole) if np.any(single) else whole
+        return _halved_kernel(shapes, fraction).where(single, whole) if np.count_nonzero(single) else whole
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments | None, fraction: float) -> nn.Sequential:
         """Return `reduce` (the kernel, to R channels a group) and `expand` (1x1, with the bias)."""
@@ -119,11 +119,11 @@ class Tucker2:
 
     def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
         """Return weights of G*I*R1, G*R1*R2*K and G*R2*O; the first kernel runs at every pixel of the input."""
-        outputs, inputs = shapes.outputs / shapes.groups, shapes.inputs / shapes.groups
-        outer, inner = rank_of(outputs, fraction), rank_of(inputs, fraction)
+        outer, inner = ranks_of(shapes.group_outputs, fraction), ranks_of(shapes.group_inputs, fraction)
+        width = shapes.groups * inner
         ours = Factors.of(
-            (shapes.inputs * inner, shapes.groups * inner, shapes.reads, 0),
-            (shapes.groups * inner * outer * shapes.area, shapes.groups * outer, shapes.positions, 1),
+            (shapes.inputs * inner, width, shapes.reads, 0),
+            (width * outer * shapes.area, shapes.groups * outer, shapes.positions, 1),
             (outer * shapes.outputs, shapes.outputs, shapes.positions, 0),
         )
         return ours.where(_is_wide(shapes), Svd().factors(shapes, fraction))
@@ -154,18 +154,18 @@ class Tucker2:
 
 
 def _whole_kernel(shapes: Shapes, fraction: Numbers) -> Factors:
-    outputs, columns = shapes.outputs / shapes.groups, shapes.inputs / shapes.groups * shapes.area
-    rank = shapes.groups * rank_of(np.minimum(outputs, columns), fraction)
+    columns = shapes.group_inputs * shapes.area
+    rank = shapes.groups * ranks_of(np.minimum(shapes.group_outputs, columns), fraction)
     return Factors.of(
         (rank * columns, rank, shapes.positions, 1),
-        (rank * outputs, shapes.outputs, shapes.positions, 0),
+        (rank * shapes.group_outputs, shapes.outputs, shapes.positions, 0),
     )
 
 
 def _halved_kernel(shapes: Shapes, fraction: Numbers) -> Factors:
-    tall = shapes.inputs / shapes.groups * shapes.height
-    wide = shapes.outputs / shapes.groups * shapes.width
-    rank = shapes.groups * rank_of(np.minimum(tall, wide), fraction)
+    tall = shapes.group_inputs * shapes.height
+    wide = shapes.group_outputs * shapes.width
+    rank = shapes.groups * ranks_of(np.minimum(tall, wide), fraction)
     return Factors.of(
         (rank * tall, rank, shapes.columns, 1),
         (rank * wide, shapes.outputs, shapes.positions, 1),
@@ -177,7 +177,7 @@ def _is_single(shapes: Shapes) -> Numbers:
 
 
 def _is_wide(shapes: Shapes) -> Numbers:
-    return (shapes.area > 1) & (np.minimum(shapes.outputs, shapes.inputs) / shapes.groups >= WIDE)
+    return (shapes.area > 1) & (np.minimum(shapes.group_outputs, shapes.group_inputs) >= WIDE)
 
 
 def _weight(module: nn.Module, layer: Layer) -> Tensor:

@@ -24,6 +24,8 @@ class Shapes(NamedTuple):
     ----------
     outputs, inputs, groups
         Of the layers.
+    group_outputs, group_inputs
+        Of one group of them.
     area, height, width
         Positions of the kernel, and its first two sizes; 1 for a linear layer.
     plane
@@ -36,6 +38,8 @@ class Shapes(NamedTuple):
     outputs: Numbers
     inputs: Numbers
     groups: Numbers
+    group_outputs: Numbers
+    group_inputs: Numbers
     area: Numbers
     height: Numbers
     width: Numbers
@@ -63,14 +67,19 @@ class Factors:
     def of(cls, *factors: tuple[Numbers, Numbers, Numbers, int]) -> Factors:
         """Put up to three side by side, of each the four numbers or arrays."""
         array = np.zeros((4, 3, *np.shape(factors[0][0])))
-        for place, factor in enumerate(factors):
-            for field, values in enumerate(factor):
-                array[field, place] = values
+        for place, (weights, outputs, times, kernel) in enumerate(factors):
+            array[0, place] = weights
+            array[1, place] = outputs
+            array[2, place] = times
+            if kernel:
+                array[3, place] = 1
         return cls(array)
 
     def where(self, condition: Numbers, others: Factors) -> Factors:
         """Return these where the condition holds and the others elsewhere."""
-        return Factors(np.where(condition, self.array, others.array))
+        array = others.array.copy()
+        np.copyto(array, self.array, where=condition)  # a quarter of the time of np.where
+        return Factors(array)
 
     @property
     def weights(self) -> np.ndarray:
@@ -87,12 +96,18 @@ class Factors:
     @property
     def macs(self) -> Numbers:
         """Multiply-adds of one example, all together."""
-        return self.each.sum(0)
+        first, second, third = self.each
+        return first + second + third  # less than half the time of `sum` on few
 
 
-def rank_of(full: Numbers, fraction: Numbers) -> Numbers:
+def rank_of(full: int, fraction: float) -> int:
     """Return the rank that is this fraction of the full rank, at least 1."""
-    return np.maximum(1, np.rint(fraction * full)).astype(int)
+    return int(ranks_of(full, fraction))
+
+
+def ranks_of(full: Numbers, fraction: Numbers) -> Numbers:
+    """Return the same of many, whole numbers that are held as floats: numpy is slow where it must convert."""
+    return np.maximum(1.0, np.rint(fraction * full))
 
 
 def shapes_of(layer: Layer) -> Shapes:
@@ -103,6 +118,8 @@ def shapes_of(layer: Layer) -> Shapes:
         outputs=layer.outputs,
         inputs=layer.inputs,
         groups=layer.groups,
+        group_outputs=layer.outputs // layer.groups,
+        group_inputs=layer.inputs // layer.groups,
         area=math.prod(layer.kernel),
         height=height,
         width=width,

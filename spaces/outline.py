@@ -115,18 +115,23 @@ class Frame:
         layers, groups = self.anatomy.layers, self.anatomy.groups
         self.layers = {layer.name: column for column, layer in enumerate(layers)}
         self.groups = {group.name: column for column, group in enumerate(groups)}
-        self.units = np.array([group.units for group in groups], dtype=np.int64)
+        # floats throughout: numpy is three times slower where it must convert, and what is counted stays exact
+        self.units = np.array([group.units for group in groups], dtype=float)
         each = [shapes_of(layer) for layer in layers]
-        self.shapes = Shapes(*(np.array(values) for values in zip(*each, strict=True)))
+        self.shapes = Shapes(*(np.array(values, dtype=float) for values in zip(*each, strict=True)))
+        self.shapes = self.shapes._replace(plane=self.shapes.plane > 0)
         self.depthwise = np.array([layer.depthwise for layer in layers], dtype=bool)
-        self.lost_outputs_GL = self._lost("out")
-        self.lost_inputs_GL = self._lost("in")
+        self.any_depthwise = bool(self.depthwise.any())
+        self.channels = np.concatenate((self.shapes.outputs, self.shapes.inputs))
+        self.ones, self.off = np.ones((1, len(layers))), np.full((1, len(layers)), OFF)
+        self.lost_GL2 = np.concatenate((self._lost("out"), self._lost("in")), axis=1)  # L outputs, then L inputs
         modules = dict(finished.named_modules())
         mine = [modules[name] for name in self.layers]
-        self.biased = np.array([module.bias is not None for module in mine])
+        self.biased = np.array([module.bias is not None for module in mine], dtype=float)
         self.linear = np.array([not layer.kernel for layer in layers], dtype=bool)
-        self.strided = np.array([max(layer.stride, default=1) > 1 for layer in layers])
-        self.padded = np.array([_padded(module) for module in mine])
+        self.strided = np.array([max(layer.stride, default=1) > 1 for layer in layers], dtype=float)
+        self.grouped = (self.shapes.groups > 1).astype(float)
+        self.padded = np.array([_padded(module) for module in mine], dtype=float)
         self._columns: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
         self.products = Extents(self.anatomy.products, self.groups)
         self.parameters = Extents(_parameters(finished, self.anatomy), self.groups)
@@ -188,14 +193,13 @@ class Outline:
     @classmethod
     def untouched(cls, frame: Frame, count: int) -> Outline:
         """Return the outline of so many plans that change nothing."""
-        shape = count, len(frame.layers)
         return cls(
             frame,
-            units_NG=np.tile(frame.units, (count, 1)),
-            fractions_NL=np.ones(shape),
-            weight_bits_NL=np.full(shape, OFF),
-            activation_bits_NL=np.full(shape, OFF),
-            levels_NL=np.zeros(shape, dtype=np.int64),
+            units_NG=frame.units[None].repeat(count, axis=0),
+            fractions_NL=frame.ones.repeat(count, axis=0),
+            weight_bits_NL=frame.off.repeat(count, axis=0),
+            activation_bits_NL=frame.off.repeat(count, axis=0),
+            levels_NL=np.zeros((count, len(frame.layers)), dtype=np.int64),
         )
 
     @property
@@ -231,17 +235,18 @@ class Outline:
     def parts(self) -> Parts:
         """Return the layers that are left, by the same rules by which the steps build them."""
         frame = self.frame
-        removed = (frame.units - self.units_NG).astype(float)
-        outputs = frame.shapes.outputs - removed @ frame.lost_outputs_GL
-        inputs = frame.shapes.inputs - removed @ frame.lost_inputs_GL
-        groups = frame.shapes.groups
-        if frame.depthwise.any():
+        removed = frame.units - self.units_NG
+        channels = frame.channels - removed @ frame.lost_GL2
+        outputs, inputs = channels[:, : len(frame.layers)], channels[:, len(frame.layers) :]
+        groups, grouped = frame.shapes.groups, frame.grouped
+        if frame.any_depthwise:
             inputs = np.where(frame.depthwise, outputs, inputs)
             groups = np.where(frame.depthwise, outputs, groups)
-        factors = self._factors(frame.shapes._replace(outputs=outputs, inputs=inputs, groups=groups))
-        there = factors.weights > 0
-        last = there.copy()
-        last[:-1] &= ~there[1:]
+            grouped = (groups > 1).astype(float)
+        shapes = Shapes(outputs, inputs, groups, outputs / groups, inputs / groups, *frame.shapes[5:])
+        factors = self._factors(shapes)
+        last = (factors.weights > 0).astype(float)  # which holds the bias
+        last[:-1] -= last[1:]
         return Parts(
             macs=factors.each,
             weights=factors.weights,
@@ -253,16 +258,16 @@ class Outline:
             linear=frame.linear,
             padded=factors.array[3] * frame.padded,
             strided=factors.array[3] * frame.strided,
-            grouped=groups > 1,
+            grouped=grouped,
             product_macs=frame.products.total(removed),
             parameters=frame.parameters.total(removed),
         )
 
     def _factors(self, shapes: Shapes) -> Factors:
-        weights = shapes.outputs * shapes.inputs / shapes.groups * shapes.area
+        weights = shapes.outputs * shapes.group_inputs * shapes.area
         whole = Factors.of((weights, shapes.outputs, shapes.positions, 1))
         wanted = self.fractions_NL < 1
-        if self.decomposition is None or not wanted.any():
+        if self.decomposition is None or not np.count_nonzero(wanted):
             return whole
         split = self.decomposition.factors(shapes, self.fractions_NL)
         return split.where(wanted & (split.macs < weights * shapes.positions), whole)

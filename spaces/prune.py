@@ -180,9 +180,10 @@ def kept_units(units: int, ratio: float, round_to: int) -> int: ...
 def kept_units(units: np.ndarray, ratio: np.ndarray, round_to: int) -> np.ndarray: ...
 def kept_units(units: int | np.ndarray, ratio: float | np.ndarray, round_to: int) -> int | np.ndarray:
     """Return how many of the units stay: at least one, rounded up to a multiple of `round_to`; numbers or arrays."""
-    wanted = np.maximum(1, units - np.rint(ratio * units))
-    kept = np.minimum(units, np.ceil(wanted / round_to) * round_to)
-    return kept.astype(np.int64) if isinstance(units, np.ndarray) else int(kept)
+    kept = np.maximum(1.0, units - np.rint(ratio * units))
+    if round_to > 1:
+        kept = np.minimum(units, np.ceil(kept / round_to) * round_to)
+    return kept if isinstance(units, np.ndarray) else int(kept)
 
 
 def _refit(model: nn.Module, smaller: nn.Module, example: Tensor, kept: list[tuple[Group, tuple[int, ...]]]) -> None:

@@ -3,6 +3,7 @@
     python -m studies.coverage                     every classification and video builder of torchvision
     python -m studies.coverage resnet18 swin_t     these
     python -m studies.coverage --no-export vgg     every builder whose name contains `vgg`, without the ONNX file
+    python -m studies.coverage timm:levit_128s     one of timm, where that is installed
 
 The weights are random: what is measured is structure, time and agreement, not accuracy.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import importlib
 import sys
 import tempfile
 import time
@@ -41,6 +43,7 @@ LARGEST = 100e6  # parameters
 HIDES = 1e-4
 STRENGTH = 0.4  # of every axis, in the plan that is applied
 SMALLEST = {"inception_v3": 299, "alexnet": 96, "vit": 224, "swin": 224, "maxvit": 224}  # else 64
+TIMM = "timm:"
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 SPACE = Space(
     steps=(
@@ -70,10 +73,13 @@ COLUMNS = (
 
 
 def build(name: str) -> nn.Module:
-    """Return the torchvision network of that name with random weights and BatchNorm statistics that are not trivial."""
+    """Return the network of that name with random weights of which none starts at nothing."""
     torch.manual_seed(0)
-    extra: dict[str, Any] = {"init_weights": True} if name in {"inception_v3", "googlenet"} else {}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **extra)
+    if name.startswith(TIMM):
+        model: nn.Module = importlib.import_module("timm").create_model(name.removeprefix(TIMM))
+    else:
+        extra: dict[str, Any] = {"init_weights": True} if name in {"inception_v3", "googlenet"} else {}
+        model = torchvision.models.get_model(name, weights=None, **extra)
     for parameter in model.parameters():  # a head or a scale that starts at nothing hides whatever is before it
         if float(parameter.detach().abs().max()) < HIDES:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -81,7 +87,10 @@ def build(name: str) -> nn.Module:
 
 
 def example(name: str) -> Tensor:
-    """Return two inputs of the smallest size at which the network makes sense."""
+    """Return two inputs of the smallest size at which the network makes sense; for timm, of its own size."""
+    if name.startswith(TIMM):
+        size = importlib.import_module("timm").create_model(name.removeprefix(TIMM)).default_cfg["input_size"]
+        return torch.randn(2, *size)
     if name in VIDEO:
         return torch.randn(2, 3, *((16, 224, 224) if name == "s3d" else (8, 64, 64)))
     size = next((size for key, size in SMALLEST.items() if name.startswith(key)), 64)
@@ -153,11 +162,15 @@ def agreement(model: nn.Module, inputs: Tensor) -> float:
 
 
 def builders(wanted: list[str]) -> list[str]:
-    """Return the names of the builders that are asked for and not too large."""
+    """Return the names of the builders that are asked for and not too large, then those of timm."""
+    others = [name for name in wanted if name.startswith(TIMM)]
+    wanted = [name for name in wanted if name not in others]
+    if others and not wanted:
+        return others
     names = [*torchvision.models.list_models(module=torchvision.models), *VIDEO]
     chosen = [name for name in names if not wanted or name in wanted or any(word in name for word in wanted)]
     sizes = {name: torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] for name in chosen}
-    return [name for name in chosen if sizes[name] <= LARGEST]
+    return [name for name in chosen if sizes[name] <= LARGEST] + others
 
 
 def main() -> None:
