@@ -6,15 +6,12 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
 from spaces.anatomy import unknown
 from spaces.grids import Grid, Uniform
 from spaces.plan import settled, snap
-from spaces.quantized import OFF, QuantizedLayer, thinned
-from spaces.statistics import forward_in_eval
-from spaces.surgery import put
-from spaces.trace import LAYER_TYPES
+from spaces.quantized import OFF, QuantizedLayer
+from spaces.statistics import inputs_of
+from spaces.surgery import LAYER_TYPES, put
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +58,7 @@ class Quantize:
             for part, module in layers[name].named_modules(prefix=name):
                 if isinstance(module, LAYER_TYPES):
                     wrapped[part] = QuantizedLayer(module, weight, activation, self.grid)
-        _calibrate(rounded, wrapped, example)
+        _calibrate(model, wrapped, example)
         for name, layer in wrapped.items():
             put(rounded, name, layer.train(layers[name].training))
         return rounded
@@ -176,17 +173,6 @@ def _check(kind: str, bits: int, lowest: int, where: str) -> None:
 
 def _calibrate(model: nn.Module, wrapped: Mapping[str, QuantizedLayer], example: Tensor) -> None:
     """Show every wrapper the inputs of its layer, of all its calls in one forward of the float model."""
-    seen: dict[str, list[Tensor]] = {name: [] for name, layer in wrapped.items() if layer.activation_bits < OFF}
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, kept=kept: kept.append(thinned(inputs[0]).clone())
-        )
-        for name, kept in seen.items()
-    ]
-    if handles:
-        forward_in_eval(model, example)
-    for handle in handles:
-        handle.remove()
-    for name, kept in seen.items():
-        if kept:
-            wrapped[name].calibrate(torch.cat(kept))
+    wanted = [name for name, layer in wrapped.items() if layer.activation_bits < OFF]
+    for name, inputs in inputs_of(model, example, wanted).items():
+        wrapped[name].calibrate(inputs)

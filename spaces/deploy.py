@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from spaces.quantized import OFF, PackedLayer, QuantizedLayer, along
 from spaces.statistics import forward_in_eval
-from spaces.surgery import NORMS, TRANSPOSED, put
-from spaces.trace import LAYER_TYPES
+from spaces.surgery import LAYER_TYPES, NORMS, TRANSPOSED, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,6 +13,7 @@ from torch import Tensor
 SMALLEST = 0.25  # share of the largest weight
 COARSE = torch.linspace(SMALLEST, 1.0, 11)
 FINE = torch.tensor([-0.05, -0.025, 0.025, 0.05])
+AT_ONCE = 1 << 17  # weights that are tried at several scales together: they stay in the cache
 EVEN = 1e-3  # of a step: levels that lie so near to evenly spaced ones are those
 
 
@@ -125,11 +126,14 @@ def scales(weight_OX: Tensor, levels: Tensor) -> Tensor:
     largest = weight_OX.abs().amax(1).clamp_min(1e-8)
     best, least = torch.ones_like(largest), torch.full_like(largest, torch.inf)
     around = torch.zeros_like(best)
+    together = max(1, AT_ONCE // weight_OX.numel())  # small layers take no longer than their arithmetic
     for offsets in (COARSE, FINE):  # a good one of few, then the best beside it
-        for offset in offsets.to(weight_OX.device):
-            shrink = (around + offset).clamp_(SMALLEST, 1.0)
-            scale = (largest * shrink)[:, None]
-            error = (levels[nearest(weight_OX / scale, levels)] * scale).sub_(weight_OX).square_().sum(1)
+        for some in offsets.to(weight_OX.device).split(together):
+            shrink_SO = (around + some[:, None]).clamp_(SMALLEST, 1.0)
+            scale_SO1 = (largest * shrink_SO)[..., None]
+            near = rounded(weight_OX / scale_SO1, levels).mul_(scale_SO1)
+            error, first = near.sub_(weight_OX).square_().sum(2).min(0)
+            shrink = shrink_SO.gather(0, first[None])[0]
             best = torch.where(error < least, shrink, best)
             least = torch.minimum(error, least)
         around = best
@@ -137,12 +141,34 @@ def scales(weight_OX: Tensor, levels: Tensor) -> Tensor:
 
 
 def nearest(values: Tensor, levels: Tensor) -> Tensor:
-    """Return the index of the nearest level to each value; ties go to the lower.
+    """Return the index of the nearest level to each value; ties go to the lower."""
+    step = _even(levels)
+    return _searched(values, levels) if step is None else _places(values, levels, step).long()
 
-    Evenly spaced levels are computed: faster than searching them, and training does it in every step.
+
+def rounded(values: Tensor, levels: Tensor) -> Tensor:
+    """Return the nearest level to each value, `levels[nearest(values, levels)]` but for its last digit.
+
+    Evenly spaced levels are computed: faster than looking them up, and training does it in every step.
     """
-    steps = levels.diff()
-    if len(steps) and bool(((steps - steps[0]).abs() < EVEN * steps[0]).all()):
-        places = (values - levels[0]).div_(steps.mean()).sub_(0.5).ceil_()
-        return places.clamp_(0, len(steps)).long()
+    step = _even(levels)
+    if step is None:
+        return levels[_searched(values, levels)]
+    return _places(values, levels, step).add_((levels[0] / step).round_()).mul_(step)  # so zero stays zero
+
+
+def _even(levels: Tensor) -> Tensor | None:
+    """Return the step between the levels if it is always the same and zero is one of them."""
+    if len(levels) < 2:  # noqa: PLR2004 - there is no step
+        return None
+    step = (levels[-1] - levels[0]) / (len(levels) - 1)
+    even = levels / step
+    return step if bool(((even - even.round()).abs() < EVEN).all() & (levels.diff() > 0).all()) else None
+
+
+def _places(values: Tensor, levels: Tensor, step: Tensor) -> Tensor:
+    return (values - levels[0]).div_(step).sub_(0.5).ceil_().clamp_(0, len(levels) - 1)
+
+
+def _searched(values: Tensor, levels: Tensor) -> Tensor:
     return torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)

@@ -1,4 +1,4 @@
-"""What was found out about a network, kept exactly as long as the network lives."""
+"""What was found out about a network, kept as long as the network lives and its weights are those."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, object]] = weakref.WeakKeyDictionary()
+Weights = tuple[tuple[int, int], ...]
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[Weights, dict[Hashable, object]]] = weakref.WeakKeyDictionary()
 
 
 def remembered(model: nn.Module, key: Hashable, find: Callable[[], T]) -> T:
     """Return what `find` said of this very model under this key, asking it only the first time.
 
     The teacher of a study never changes, so its anatomy, statistics and orders of importance are found once a process.
-    A tensor in the key counts by identity.
+    A network that is trained on is another one: what was found before is forgotten. A tensor in the key counts by
+    identity.
     """
-    known = _KNOWN.setdefault(model, {})
+    weights = tuple((id(p), 0 if p.is_inference() else p._version) for p in model.parameters())  # noqa: SLF001
+    before, known = _KNOWN.get(model, (weights, {}))
+    if before != weights:
+        known = {}
+    _KNOWN[model] = weights, known
     if key not in known:
         known[key] = find()
     return cast("T", known[key])

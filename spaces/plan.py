@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -103,9 +104,10 @@ class Plan:
         example
             Calibration inputs, shape (B, ...).
         """
-        for step in self.steps:
+        doing = [step for step in self.steps if step.words()]
+        for step in doing:  # what does nothing is not asked for a copy, of which all would have to be found out again
             model = step.apply(model, example)
-        return model
+        return model if doing else copy.deepcopy(model)
 
     def choices(self) -> dict[str, dict[str, float]]:
         """Return what was chosen for each layer, by the title of the choice."""

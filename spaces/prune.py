@@ -13,7 +13,7 @@ from spaces.anatomy import unknown
 from spaces.importance import Importance, SecondOrder
 from spaces.memory import remembered
 from spaces.plan import settled
-from spaces.statistics import moments, reestimate, refit
+from spaces.statistics import inherit, moments, reestimate, refit
 from spaces.surgery import cut
 from spaces.trace import trace
 
@@ -65,9 +65,12 @@ class Prune:
         smaller = copy.deepcopy(model)
         if not kept:
             return smaller
+        gone = _gone(kept)
         if self.refit:
-            _refit(model, smaller, example, kept)
+            _refit(model, smaller, example, gone)
         cut(smaller, kept)
+        if self.refit:
+            inherit(model, smaller, gone)
         reestimate(smaller, example)
         return smaller
 
@@ -186,12 +189,17 @@ def kept_units(units: int | np.ndarray, ratio: float | np.ndarray, round_to: int
     return kept if isinstance(units, np.ndarray) else int(kept)
 
 
-def _refit(model: nn.Module, smaller: nn.Module, example: Tensor, kept: list[tuple[Group, tuple[int, ...]]]) -> None:
+def _gone(kept: list[tuple[Group, tuple[int, ...]]]) -> dict[str, set[int]]:
+    """Return the input channels that each layer loses."""
     gone: dict[str, set[int]] = {}
     for group, units in kept:
         for member in group.consumers:
             lost = (p for u in set(range(group.units)).difference(units) for p in member.positions[u])
             gone.setdefault(member.layer, set()).update(lost)
+    return gone
+
+
+def _refit(model: nn.Module, smaller: nn.Module, example: Tensor, gone: dict[str, set[int]]) -> None:
     readers = [member.layer for group in trace(model, example).groups for member in group.consumers]
     seen = moments(model, example, dict.fromkeys(readers))
     for name, positions in gone.items():

@@ -11,9 +11,11 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from spaces.grids import Grid, nearest, scales
+from spaces.grids import Grid, nearest, rounded, scales
+from spaces.statistics import thinned
 from spaces.surgery import CONVOLUTIONS, TRANSPOSED
 
+TOGETHER = 4096  # values that are tried at every scale at once: they stay in the cache
 OFF = 32  # bits of a layer that is left alone
 
 
@@ -72,8 +74,9 @@ class QuantizedLayer(nn.Module):
 
     def rounded(self) -> Tensor:
         """Return the weights, each at its level."""
-        levels = self.levels[self.codes()]
-        return levels * along(self.weight_scale, self.axis, levels)
+        weight = self.layer.get_parameter("weight").detach()
+        scale = along(self.weight_scale, self.axis, weight)
+        return rounded(weight / scale, self.levels).mul_(scale)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's output with everything rounded that is to be."""
@@ -157,12 +160,6 @@ def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
     return output
 
 
-def thinned(values: Tensor, most: int = 16384) -> Tensor:
-    """Return about `most` of the values, evenly spaced, as a flat view where that is possible."""
-    flat = values.detach().flatten()
-    return flat[:: max(1, len(flat) // most)]
-
-
 def _rounded_inputs(inputs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
     clipped = inputs.clamp(-zero * scale, (top - zero) * scale)
     with torch.no_grad():
@@ -174,12 +171,11 @@ def _affine(values: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Return scale and zero point of the range, shrunk as the squared error likes best; zero is always exact."""
     values = values.float()
     low, high = values.min().clamp_max(0.0), values.max().clamp_min(0.0)
-    best, least = None, torch.inf
-    for shrink in torch.linspace(0.3, 1.0, 29):
-        scale = ((high - low) * shrink / top).clamp_min(1e-8)
-        zero = (-low * shrink / scale).round().clamp(0, top)
-        error = float((_rounded_inputs(values, scale, zero, top) - values).pow(2).mean())
-        if error < least:
-            best, least = (scale, zero.to(torch.int64)), error
-    assert best is not None
-    return best
+    shrink_S1 = torch.linspace(0.3, 1.0, 29, device=values.device)[:, None]
+    scale_S1 = ((high - low) * shrink_S1 / top).clamp_min(1e-8)
+    zero_S1 = (-low * shrink_S1 / scale_S1).round().clamp(0, top)
+    errors = [
+        (_rounded_inputs(part, scale_S1, zero_S1, top) - part).square_().sum(1) for part in values.split(TOGETHER)
+    ]
+    best = int(torch.stack(errors).sum(0).argmin())
+    return scale_S1[best, 0], zero_S1[best, 0].to(torch.int64)

@@ -12,8 +12,8 @@ from spaces.decompose import Decomposition, Tucker2
 from spaces.factors import shapes_of
 from spaces.plan import settled, snap
 from spaces.statistics import moments, reestimate
-from spaces.surgery import TRANSPOSED, put
-from spaces.trace import LAYER_TYPES, layers_of
+from spaces.surgery import LAYER_TYPES, TRANSPOSED, put
+from spaces.trace import layers_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,6 +6,7 @@ positions, `N` rows (examples times positions), `D` = I*K, or I where the kernel
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces.memory import remembered
-from spaces.surgery import CONVOLUTIONS, NORMS
+from spaces.surgery import CONVOLUTIONS, LAYER_TYPES, NORMS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch.utils.hooks import RemovableHandle
 
@@ -53,11 +54,39 @@ class Moments:
         blocks = self.second_GDD.reshape(groups, size, self.block, size, self.block)
         return blocks.diagonal(dim1=2, dim2=4).mean(-1)
 
+    def without(self, gone: Iterable[int]) -> Moments:
+        """Return the moments of the inputs that stay when these channels go, from every group equally many."""
+        groups, columns = self.mean_GD.shape
+        kept_GD = torch.ones(groups, columns // self.block, dtype=torch.bool, device=self.mean_GD.device)
+        kept_GD.view(-1)[list(gone)] = False
+        kept_GD = kept_GD.repeat_interleave(self.block, 1)
+        mean = self.mean_GD[kept_GD].reshape(groups, -1)
+        both = kept_GD[:, :, None] & kept_GD[:, None]
+        return Moments(mean, self.second_GDD[both].reshape(groups, mean.shape[1], mean.shape[1]), self.block)
+
+
+def inherit(model: nn.Module, smaller: nn.Module, gone: Mapping[str, Iterable[int]]) -> None:
+    """Let what is left of a network take its moments from what that network saw.
+
+    Parameters
+    ----------
+    model, smaller
+        The network, and a copy of it that has lost channels.
+    gone
+        Which input channels each layer lost; the others lost none.
+    """
+    _heritage(smaller).append((model, gone))
+
+
+def _heritage(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Iterable[int]]]]:
+    return remembered(model, "heritage", list)
+
 
 def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, Moments]:
     """Measure the inputs of the named layers on a batch, once a layer.
 
-    Layers that read one channel a group are left out: it has no others to go together with.
+    Layers that read one channel a group are left out: it has no others to go together with. A network that was pruned
+    is told from the one that it was: what stays is fitted to see what it saw, and nothing is run again.
 
     Parameters
     ----------
@@ -71,6 +100,10 @@ def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str
     wanted = list(names)
     known: dict[str, Moments | None] = remembered(model, ("moments", example), dict)
     missing = [name for name in dict.fromkeys(wanted) if name not in known]
+    for before, gone in _heritage(model) if missing else ():
+        had = moments(before, example, missing)
+        known |= {name: had[name].without(gone.get(name, ())) for name in missing if name in had}
+        missing = [name for name in missing if name not in known]
     if missing:
         known |= dict.fromkeys(missing) | _moments(model, example, missing)
     return {name: seen for name in wanted if (seen := known[name]) is not None}
@@ -126,9 +159,8 @@ def _rows(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
     for axis in range(space):
         reach = (module.kernel_size[axis] - 1) * module.dilation[axis] + 1
         padded = padded.unfold(2 + axis, reach, module.stride[axis])
-    for axis in range(space):  # the windows came last, one dimension each
-        each = torch.arange(0, padded.shape[2 + space + axis], module.dilation[axis], device=padded.device)
-        padded = padded.index_select(2 + space + axis, each)
+    for axis, step in enumerate(module.dilation):  # the windows came last, one dimension each
+        padded = padded[(slice(None),) * (2 + space + axis) + (slice(None, None, step),)]
     many = padded.shape[0] * math.prod(padded.shape[2 : 2 + space])
     skip = max(1, math.ceil((many / MOST_ROWS) ** (1 / space)))
     windows = padded[(slice(None), slice(None), *[slice(None, None, skip)] * space)]
@@ -149,6 +181,38 @@ def forward_in_eval(model: nn.Module, example: Tensor) -> None:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def inputs_of(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return some of the numbers that each of the layers reads, flat; what `reestimate` saw need not be run again."""
+    seen: dict[str, list[Tensor]] = remembered(model, ("inputs", example), dict)
+    missing = {name: model.get_submodule(name) for name in names if name not in seen}
+    if missing:
+        with _noting(missing, seen):
+            forward_in_eval(model, example)
+    return {name: torch.cat(seen[name]) for name in names if name in seen}
+
+
+@contextlib.contextmanager
+def _noting(modules: Mapping[str, nn.Module], seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Note, of every call of a layer, some of the numbers that it reads."""
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: seen.setdefault(name, []).append(thinned(inputs[0]).clone())
+
+    layers = {name: module for name, module in modules.items() if isinstance(module, LAYER_TYPES)}
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def thinned(values: Tensor, most: int = 16384) -> Tensor:
+    """Return about `most` of the values, evenly spaced, as a flat view where that is possible."""
+    flat = values.detach().flatten()
+    return flat[:: max(1, len(flat) // most)]
 
 
 def refit(module: nn.Module, seen: Moments, gone: Sequence[int]) -> None:
@@ -225,7 +289,9 @@ def reestimate(model: nn.Module, example: Tensor, batch: int = 256) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over the batches
         norm.train()
-    with torch.no_grad():
+    seen: dict[str, list[Tensor]] = remembered(model, ("inputs", example), dict)
+    seen.clear()
+    with torch.no_grad(), _noting(dict(model.named_modules()), seen):
         for part in example.split(batch):
             if len(part) > 1:
                 model(part)

@@ -16,13 +16,12 @@ from spaces.attempts import irreplaceable
 from spaces.groups import channel_groups
 from spaces.memory import remembered
 from spaces.statistics import forward_in_eval
-from spaces.surgery import CONVOLUTIONS, TRANSPOSED, holders
+from spaces.surgery import CONVOLUTIONS, LAYER_TYPES, TRANSPOSED, holders
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 FLOAT_BYTES = 4
-LAYER_TYPES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
 def trace(model: nn.Module, example: Tensor) -> Anatomy:
