@@ -82,8 +82,8 @@ class Layer:
 
     @property
     def depthwise(self) -> bool:
-        """Whether every channel has a kernel of its own."""
-        return self.groups > 1 and self.groups == self.inputs
+        """Whether every channel has a kernel of its own, and each has one."""
+        return 1 < self.groups == self.inputs == self.outputs
 
 
 @dataclass(frozen=True, slots=True)

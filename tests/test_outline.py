@@ -90,7 +90,22 @@ class Auxiliary(Net):
         return torch.stack([main, self.side(x)]) if self.training else main
 
 
-OTHERS: tuple[type[Net], ...] = (Wide, Attentive, Decoder, Auxiliary)
+class Multiplied(Net):
+    """A convolution whose every input channel has two kernels of its own, large enough to be split."""
+
+    shape = (8, 10, 10)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(8, 12, 1)
+        self.wise = nn.Conv2d(12, 24, 7, padding=3, groups=12)
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(F.relu(self.wise(F.relu(self.stem(x)))).mean((2, 3)), self.head)
+
+
+OTHERS: tuple[type[Net], ...] = (Wide, Attentive, Decoder, Auxiliary, Multiplied)
 
 
 def foresight(kind: type[Net]) -> Foresight:
