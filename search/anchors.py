@@ -12,6 +12,7 @@ from optuna.trial import FixedTrial
 from search.errors import UserError
 from search.options import combined, options, virtual
 from search.progress import track
+from search.shares import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +101,7 @@ class TableStart:
 
 def table_of(bench: Bench, seconds: float) -> Options | None:
     """Measure every change alone, in sight of the user; None where that would take more CPU time than `seconds`."""
-    with track("measuring every change alone") as told:
+    with track("measuring every change alone") as told, bench.shares.spending(TABLE):
         return options(bench, told, seconds)
 
 
@@ -157,7 +158,7 @@ def costs(bench: Bench, strengths: tuple[float, ...]) -> dict[str, float]:
     foreseen = bench.foresight.told(plan)
     limited = {limit.objective.name: limit.objective for limit in limits_known_before(bench)}
     unknown = [objective for name, objective in limited.items() if name not in foreseen]
-    return foreseen | (bench.costs(bench.build(plan), unknown) if unknown else {})
+    return foreseen | (bench.measured(bench.build(plan), unknown) if unknown else {})
 
 
 def holds(bench: Bench, values: dict[str, float]) -> bool:

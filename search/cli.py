@@ -29,6 +29,7 @@ from search.progress import console
 from search.report import report
 from search.run import device_named, measure_teacher, run
 from search.sampler import DraftSampler, StratifiedRandom
+from search.shares import FILES
 from search.spec import Budget
 from search.storage import folder_of, open_study, writable
 from search.tables import confirmed_table, front_table, latency_note
@@ -120,11 +121,13 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
         console.print(f"stopped with {reached} members on the front; go on with: {options.again}", markup=False)
         return STOPPED
     members = need_front(study)
-    failures = [] if options.unverified else verify_front(members, bench, folder)
+    with bench.shares.spending(FILES):
+        failures = [] if options.unverified else verify_front(members, bench, folder)
     _show(front_table(study, spec, folder), options.format)
     console.print(latency_note(study, folder))
     if words := how_faithful(study, spec):
         console.print(words)
+    console.print(bench.shares.words())
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
     console.print(f"pictures: slimfront report {_shared(options)}", markup=False)

@@ -15,6 +15,7 @@ from search.anchors import check_reachable, representatives, table_of, uniform, 
 from search.options import combined, virtual
 from search.progress import track
 from search.score import Score
+from search.shares import SCORING
 from search.storage import DRAFT, WORKER, accompanied, worker
 from search.trial import PLAN
 
@@ -155,7 +156,8 @@ class Draft:
         own = self._table.params(row)
         trial = FixedTrial(own | self._bench.spec.space.recovery.usual())
         plan = self._bench.spec.space.suggest(trial, self._bench.anatomy)
-        loss = self._score(self._bench.sketch(plan))
+        with self._bench.shares.spending(SCORING):
+            loss = self._score(self._bench.sketch(plan))
         costs = self._cost(row[None])[0]
         self._study.add_trial(
             create_trial(

@@ -21,6 +21,7 @@ from search.errors import REASON, Diverged, UserError
 from search.front import front, spent
 from search.progress import EVERY_SECONDS, bar, console, duration
 from search.sampler import ENDS
+from search.shares import MEASURING
 from search.storage import INTERRUPTED, enqueue, requeue_abandoned
 from search.trial import Bench, run_trial
 
@@ -109,7 +110,8 @@ def affordable(bench: Bench, clock: Clock) -> Recipe:
 def measure_teacher(study: Study, bench: Bench) -> dict[str, float]:
     """Return what every objective says of the teacher, measured once a study: the point to compare with."""
     if TEACHER not in study.user_attrs:
-        said = {objective.name: _first(objective, bench.finished) for objective in bench.spec.measured}
+        with bench.shares.spending(MEASURING):
+            said = {objective.name: _first(objective, bench.finished) for objective in bench.spec.measured}
         study.set_user_attr(TEACHER, said)
     return dict(study.user_attrs[TEACHER])
 

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from objectives import Metric
 from search.errors import REASON
+from search.shares import MEASURING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,8 +74,9 @@ class Rung:
         if self._over or not PLACE <= share < 1:
             return
         self._over = True
-        finished = self._bench.finish(self._model)
-        now = {str(at): float(objective(finished)) for at, objective in self._objectives}
+        with self._bench.shares.spending(MEASURING):
+            finished = self._bench.finish(self._model)
+            now = {str(at): float(objective(finished)) for at, objective in self._objectives}
         self._trial.set_user_attr(RUNG, {"epochs": self._epochs, "values": now})
         better = self._dominating(now)
         if better is not None:

@@ -18,6 +18,7 @@ from search.errors import REASON, Diverged, UserError
 from search.foresight import Foresight
 from search.recover import Teacher, recover
 from search.rungs import RUNG, STOPPED, Rung
+from search.shares import BUILDING, MEASURING, TRAINING, Shares
 from search.storage import WORKER, worker
 from spaces import deployed, opened, trace
 from spaces.anatomy import first_line
@@ -75,6 +76,7 @@ class Bench:
         check_labels("validation", spec.splits.validation, self.classes)
         self.teacher = Teacher(self.model, spec.splits.train)
         self._check_loss(answer)
+        self.shares = Shares()
 
     def _check_loss(self, answer: Tensor) -> None:
         """Compute the loss of the teacher's answer to two examples, where what does not fit shows itself."""
@@ -91,7 +93,8 @@ class Bench:
 
     def build(self, plan: Plan) -> nn.Module:
         """Return the network of a plan, not yet trained."""
-        return plan.apply(self.model, self.example)
+        with self.shares.spending(BUILDING):
+            return plan.apply(self.model, self.example)
 
     def sketch(self, plan: Plan) -> nn.Module:
         """Return nearly the same, fitted on fewer inputs: for a score among hundreds."""
@@ -111,18 +114,19 @@ class Bench:
         """What the plans of this study would cost."""
         return Foresight(self.model, self.example, self.finished, self.spec.costs)
 
-    def costs(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
-        """Measure what is known before training, on a network that is not finished yet."""
-        finished = self.finish(model)
-        return {objective.name: objective(finished) for objective in objectives}
+    def measured(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
+        """Measure a network that is not finished yet."""
+        with self.shares.spending(MEASURING):
+            finished = self.finish(model)
+            return {objective.name: objective(finished) for objective in objectives}
 
     def train(
         self, model: nn.Module, plan: Plan, recipe: Recipe, seed: int, told: Callable[[float], None] | None = None
     ) -> None:
         """Train the network of a plan in place."""
-        recover(
-            model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, *(() if told is None else (told,))
-        )
+        calls = () if told is None else (told,)
+        with self.shares.spending(TRAINING):
+            recover(model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, *calls)
 
     def seconds_a_step(self) -> float:
         """Return the time of a training step of the teacher, told from a few of them."""
@@ -171,7 +175,7 @@ def run_trial(
     foreseen = bench.foresight.told(plan)
     _refuse(trial, spec, foreseen)
     model = bench.build(plan)
-    values = bench.costs(model, spec.costs)
+    values = bench.measured(model, spec.costs)
     bench.foresight.check(foreseen, values)
     _refuse(trial, spec, values)
     _note(trial, spec, values)
@@ -183,8 +187,7 @@ def run_trial(
         _constrain(trial, spec, _excess(spec, values))
         trial.set_user_attr(SECONDS, time.process_time() - started)
         raise
-    finished = bench.finish(model)
-    values |= {objective.name: objective(finished) for objective in spec.measured if not objective.is_cost}
+    values |= bench.measured(model, [objective for objective in spec.measured if not objective.is_cost])
     _constrain(trial, spec, _note(trial, spec, values))
     save_state(model, state_path(folder, trial.number))
     trial.set_user_attr(SECONDS, time.process_time() - started)

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 DEPTH, FACTOR = 10.0, 1000.0  # points of accuracy and factor of cost that span the hypervolume
 MEMBERS = 6
+SHARE = "seconds of "  # the profile: what of a record's columns is time by activity
 LOSES = 1.0  # points that a stage of the sequential pipeline may lose of validation accuracy
 
 
@@ -77,7 +78,7 @@ def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found]
     study, bench = _opened(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)), folder)
     measure_teacher(study, bench)
     run(bench.spec, study, bench, folder)
-    said = _said(study, started)
+    said = _said(study, bench, started)
     return [
         Found(
             spec.space.suggest(FixedTrial(trial.params), bench.anatomy),
@@ -95,7 +96,7 @@ def drafted(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found],
     study, bench = _opened(spec, folder)
     clock = Clock(Budget(trials=None, cpu_seconds=seconds))
     plans = DraftStart(plans=MEMBERS, share=1.0)(bench, study, clock)
-    said = _said(study, started)
+    said = _said(study, bench, started)
     return [Found(spec.space.suggest(FixedTrial(params), bench.anatomy), bench) for params in plans], said
 
 
@@ -104,12 +105,13 @@ def _opened(spec: StudySpec, folder: Path) -> tuple[Study, Bench]:
     return open_study(spec, folder, None, create=True), Bench(spec, torch.device("cpu"))
 
 
-def _said(study: Study, started: float) -> dict[str, float]:
+def _said(study: Study, bench: Bench, started: float) -> dict[str, float]:
     draft = draft_of(study)
     return {
         "drafted": 0 if draft is None else len(draft.trials),
         "trained": spent(study),
         "cpu_seconds": time.process_time() - started,
+        **{SHARE + name: seconds for name, seconds in bench.shares.seconds.items()},
     }
 
 
@@ -231,8 +233,17 @@ def _summary(folder: Path) -> pd.DataFrame:
     return table.sort_values("validation", ascending=False)
 
 
+def _profile(folder: Path) -> pd.DataFrame:
+    """Return the share of the search's CPU time that each activity took, in percent, by method."""
+    records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
+    columns = [name for name in map(str, records) if name.startswith(SHARE)]
+    seconds = records.groupby("method")[columns].mean().rename(columns=lambda name: name.removeprefix(SHARE))
+    return (100 * seconds.div(seconds.sum(axis=1), axis=0)).dropna(how="all").fillna(0).round(1)
+
+
 def main() -> None:
     """Run every method with every seed that is not there yet, each in a process of its own; print the table."""
+    pd.set_option("display.width", None, "display.max_columns", None)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--cpu-seconds", type=float, default=100.0)
@@ -258,11 +269,16 @@ def main() -> None:
     waiting = [(method, seed) for seed in range(options.seeds) for method in options.methods]
     waiting = [(method, seed) for method, seed in waiting if not (folder / f"{method}-{seed}.json").exists()]
     given = ["--cpu-seconds", str(options.cpu_seconds), "--final-epochs", str(options.final_epochs)]
+    command = [sys.executable, "-m", "studies.search_benchmark", *given, "--out", str(options.out)]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for method, seed in waiting:
-            command = [sys.executable, "-m", "studies.search_benchmark", *given, "--out", str(options.out)]
-            pool.submit(subprocess.run, [*command, "--only", method, str(seed)], check=False)
-    sys.stdout.write(_summary(folder).to_string() + "\n")
+        runs = {
+            (method, seed): pool.submit(subprocess.run, [*command, "--only", method, str(seed)], check=False)
+            for method, seed in waiting
+        }
+    sys.stdout.write(f"{_summary(folder)}\n\nshare of the CPU time, in percent:\n{_profile(folder)}\n")
+    failed = [f"{method} with seed {seed}" for (method, seed), ended in runs.items() if ended.result().returncode]
+    if failed:
+        sys.exit(f"these runs failed and are missing from the table: {', '.join(failed)}; start again to repeat them")
 
 
 if __name__ == "__main__":

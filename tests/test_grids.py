@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spaces import KMeans, PowersOfTwo, Uniform
 from spaces.grids import Grid, nearest, scales
+from spaces.grids import rounded as at_nearest
 
 GRIDS: tuple[Grid, ...] = (Uniform(), PowersOfTwo(), KMeans())
 each_grid = pytest.mark.parametrize("grid", GRIDS, ids=repr)
@@ -78,6 +79,16 @@ def test_levels_ascend_and_fit_the_codes(grid: Grid, bits: int) -> None:
     assert torch.equal(levels, levels.sort().values)
     assert levels.abs().max() <= 1
     assert levels.dtype == weight.dtype
+
+
+@each_grid
+@each_width
+def test_values_are_rounded_to_the_nearest_level_and_zero_stays_zero(grid: Grid, bits: int) -> None:
+    values = torch.cat([torch.randn(6, 80), torch.zeros(6, 1)], 1)
+    levels = grid.levels(normal(values), bits)
+    torch.testing.assert_close(at_nearest(values, levels), levels[nearest(values, levels)], rtol=1e-6, atol=0)
+    if (levels == 0).any():
+        assert (at_nearest(values, levels)[:, -1] == 0).all()
 
 
 @each_grid

@@ -263,7 +263,7 @@ def test_anchors_hold_the_limits() -> None:
         assert len(uniform) > 3
         for params in uniform:
             plan = shared.spec.space.suggest(optuna.trial.FixedTrial(params), shared.anatomy)
-            assert shared.costs(shared.build(plan), [limit.objective])[limit.objective.name] <= limit.bound
+            assert shared.measured(shared.build(plan), [limit.objective])[limit.objective.name] <= limit.bound
 
 
 def test_anchors_start_at_the_weakest_plan_within_the_limits() -> None:

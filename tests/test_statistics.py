@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces import statistics
-from spaces.statistics import columns_of, moments, reestimate, refit, weight_of
+from spaces.statistics import columns_of, inherit, inputs_of, moments, reestimate, refit, weight_of
 from tests.nets import Mlp, Residual, example, run, teacher
 
 LAYERS = {
@@ -140,6 +140,50 @@ def test_a_layer_is_measured_once_whatever_it_is_asked_with() -> None:
     assert list(both) == ["1", "0"]
     assert both["0"] is first
     assert moments(net, inputs.clone(), ["0"])["0"] is not first
+
+
+def test_what_was_measured_is_forgotten_when_the_weights_are_trained() -> None:
+    net, inputs = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(8, 4)
+    first = moments(net, inputs, ["1"])["1"]
+    with torch.no_grad():
+        net.get_parameter("0.weight").mul_(2)
+    again = moments(net, inputs, ["1"])["1"]
+    assert not torch.allclose(again.second_GDD, first.second_GDD)
+
+
+@pytest.mark.parametrize("columns", [1152, 20])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_moments_without_some_channels_are_those_of_the_layer_that_has_the_others_only(
+    groups: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "MOST_COLUMNS", columns)
+    monkeypatch.setattr(statistics, "DAMPING", 0.0)
+    inputs, gone = torch.randn(4, 6, 7, 7), [1, 5]
+    kept = [channel for channel in range(6) if channel not in gone]
+    whole = moments(nn.Sequential(nn.Conv2d(6, 8, 3, groups=groups)), inputs, ["0"])["0"]
+    part = moments(nn.Sequential(nn.Conv2d(4, 8, 3, groups=groups)), inputs[:, kept], ["0"])["0"]
+    left = whole.without(gone)
+    assert (left.block, left.mean_GD.shape) == (part.block, part.mean_GD.shape)
+    torch.testing.assert_close(left.second_GDD, part.second_GDD)
+    torch.testing.assert_close(left.mean_GD, part.mean_GD)
+
+
+def test_a_pruned_network_inherits_what_the_one_before_saw() -> None:
+    net, smaller, inputs = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(3, 4)), torch.randn(16, 4)
+    inherit(net, smaller, {"0": [2]})
+    torch.testing.assert_close(moments(smaller, inputs, ["0"])["0"].mean_GD, inputs[:, [0, 1, 3]].mean(0, keepdim=True))
+
+
+def test_the_forward_that_puts_batch_norm_right_tells_what_layers_read() -> None:
+    net = teacher(Residual)
+    inputs = example(net)
+    reestimate(net, inputs)
+    noted = inputs_of(net, inputs, ["stem", "head"])
+    other = inputs_of(copy.deepcopy(net), inputs, ["stem", "head"])  # which must run
+    for name, values in noted.items():
+        torch.testing.assert_close(
+            values, other[name], rtol=0.05, atol=0.02
+        )  # the unbiased variance is a little larger
 
 
 @pytest.mark.parametrize("bias", [True, False])
