@@ -51,13 +51,17 @@ class Metric(Objective, Protocol):
         ...
 
 
-@runtime_checkable
-class Foreseeable(Objective, Protocol):
-    """A cost that can be told from the shapes of the layers, of many networks at once and before any is built."""
+class Foretelling(Protocol):
+    """What tells a cost from the shapes of the layers, of many networks at once and before any is built."""
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the cost of each network, shape (N,), but for a constant that all networks of one teacher share."""
         ...
+
+
+@runtime_checkable
+class Foreseeable(Objective, Foretelling, Protocol):
+    """A cost that tells itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ import numpy as np
 from optuna.trial import FixedTrial
 
 from search.errors import UserError
-from search.options import combined, options, virtual
+from search.learned import learn
+from search.options import combined, logarithms, options, virtual
 from search.progress import track
 from search.shares import TABLE
 
@@ -85,7 +86,8 @@ class TableStart:
     def __call__(self, bench: Bench, study: Study, clock: Clock) -> list[dict[str, float]]:  # noqa: ARG002
         """Return the parameters of each plan, the largest network first."""
         reachable = check_reachable(bench)
-        known = bench.foresight.known
+        learn(bench, self.seconds)
+        known = bench.foresight.foreseeable
         wanted = [objective.name for objective in bench.spec.objectives if objective.name in known]
         table = table_of(bench, self.seconds) if wanted else None
         if table is None:
@@ -95,7 +97,7 @@ class TableStart:
         held = within(bench, foreseen)
         if not held.any():
             return uniform(bench, reachable)
-        logs = np.log(np.maximum(np.column_stack([foreseen[name] for name in wanted]), 1))
+        logs = logarithms(np.column_stack([foreseen[name] for name in wanted]))
         return representatives(bench, table, chosen, logs, table.sums(chosen) + TIE * logs.sum(1), held, self.plans)
 
 

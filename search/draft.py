@@ -12,7 +12,8 @@ import optuna
 from optuna.trial import FixedTrial, TrialState, create_trial
 
 from search.anchors import check_reachable, representatives, table_of, uniform, within
-from search.options import combined, virtual
+from search.learned import learn
+from search.options import combined, logarithms, virtual
 from search.progress import track
 from search.score import Score
 from search.shares import SCORING
@@ -47,8 +48,9 @@ class DraftStart:
 
     A table of single changes, the best sums of it, then an evolution of plans scored in one shot: built, BatchNorm
     statistics re-estimated, compared with the teacher. The plans are trials of an Optuna study of their own,
-    `<name>-draft`, whose values are the loss and the costs. Where no cost can be foreseen, or the table would take too
-    long, the study starts with the plans of `UniformStart`.
+    `<name>-draft`, whose values are the loss and the costs. A cost that cannot be foreseen, such as latency, is learned
+    before from networks that are measured on this machine. Where nothing can be told, or the table would take too long,
+    the study starts with the plans of `UniformStart`.
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ class DraftStart:
     share
         Of the budget's time, by whose end the draft must be done.
     seconds
-        CPU time that the table may take; at most a quarter of the budget's.
+        CPU time that the table may take, and what is to be learned as much again; at most a quarter of the budget's.
     """
 
     plans: int = 8
@@ -70,7 +72,8 @@ class DraftStart:
     def __call__(self, bench: Bench, study: Study, clock: Clock) -> list[dict[str, float]]:
         """Return the parameters of each plan, the largest network first."""
         reachable = check_reachable(bench)
-        known = bench.foresight.known
+        learn(bench, min(self.seconds, TABLE * clock.total))
+        known = bench.foresight.foreseeable
         wanted = [objective.name for objective in bench.spec.objectives if objective.name in known]
         table = table_of(bench, min(self.seconds, TABLE * clock.total)) if wanted else None
         if table is None:
@@ -78,7 +81,7 @@ class DraftStart:
         draft = Draft(bench, table, study, wanted)
         aim = self.scored or self._aim(clock)
         with track("scoring plans in one shot") as told:
-            while len(draft) < aim and clock.spent < self.share and draft.step(aim):
+            while len(draft) < aim and (clock.spent < self.share or len(draft) < self.plans) and draft.step(aim):
                 told(max(len(draft) / aim, clock.spent / self.share))
         return draft.best(self.plans) if len(draft) else uniform(bench, reachable)
 
@@ -111,6 +114,13 @@ def choices_in(trial: FrozenTrial, names: Iterable[str]) -> tuple[Any, ...]:
     return tuple(params.get(name) for name in names)
 
 
+def metric_names(study: Study) -> list[str]:
+    """Return the names of a study's objectives, none where it has no names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return list(study.metric_names or ())
+
+
 class Draft:
     """Plans as rows of choices from a table, with their losses and costs; all of it is in the storage.
 
@@ -127,7 +137,7 @@ class Draft:
     def __init__(self, bench: Bench, table: Options, study: Study, wanted: list[str]) -> None:
         self._bench, self._table, self._score = bench, table, Score(bench)
         self._wanted = wanted
-        self._costs = [bench.foresight.known[name] for name in wanted]
+        self._costs = [bench.foresight.foreseeable[name] for name in wanted]
         self._study = _create(study, [ONE_SHOT, *wanted])
         self._places = [{value: at for at, value in enumerate(values)} for values in table.values]
         self._sizes = np.array([len(values) for values in table.values])
@@ -185,7 +195,7 @@ class Draft:
             self._seen.add(row.tobytes())
             self._chosen = np.vstack([self._chosen, row])
             self._losses = np.append(self._losses, max(LEAST, trial.values[0]))
-            self._logs = np.vstack([self._logs, np.log(np.maximum(trial.values[1:], 1))])
+            self._logs = np.vstack([self._logs, logarithms(np.array(trial.values[1:]))])
         if any(accompanied(trial.user_attrs[WORKER]) for trial in trials[self._read :]):
             self._me = os.getpid()  # several workers must not think of the same plans
         self._read = len(trials)
@@ -223,7 +233,7 @@ class Draft:
         expected = (
             np.log(loss) + np.log(self._table.sums(rows) + LEAST) - np.log(self._table.sums(parent[None]) + LEAST)
         )
-        logs = np.log(np.maximum(self._cost(rows), 1))
+        logs = logarithms(self._cost(rows))
         cheaper = (self._logs[None] <= logs[:, None] + 1e-9).all(2)
         level = np.where(cheaper, np.log(self._losses), np.log(self._losses.max())).min(1)
         best: np.ndarray = rows[(level - expected).argmax()]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.stats import spearmanr
 
-from search.draft import choices_in, draft_of
+from objectives.objective import Foreseeable
+from search.draft import choices_in, draft_of, metric_names
 from search.front import trained
 
 if TYPE_CHECKING:
@@ -62,5 +63,47 @@ def faith_words(found: Faith | None) -> str:
 
 
 def how_faithful(study: Study, spec: StudySpec) -> str:
-    """Say it of a study, or nothing where it has no draft."""
-    return "" if draft_of(study) is None else faith_words(faith(study, spec))
+    """Say it of a study, and how well learned costs were told; nothing where it has no draft."""
+    if draft_of(study) is None:
+        return ""
+    lines = [
+        f"{name} was told with a median error of {found.error:.1%}, rank correlation {found.correlation:.2f}, over "
+        f"{found.trials} trials that were measured"
+        for name, found in learned_costs(study, spec).items()
+    ]
+    return "\n".join([faith_words(faith(study, spec)), *lines])
+
+
+class Told(NamedTuple):
+    """How far a cost that the draft told is from what was measured: median relative error, rank correlation."""
+
+    error: float
+    correlation: float
+    trials: int
+
+
+def learned_costs(study: Study, spec: StudySpec) -> dict[str, Told]:
+    """Compare every cost that the draft has learned with its measured values, where enough trials have both."""
+    draft = draft_of(study)
+    drafted = draft.get_trials(deepcopy=False) if draft is not None else []
+    if draft is None or not drafted:
+        return {}
+    columns = {name: at for at, name in enumerate(metric_names(draft)) if at}
+    names = list(drafted[0].params)
+    values = {choices_in(trial, names): trial.values for trial in drafted}
+    found = {}
+    for at, objective in enumerate(spec.objectives):
+        if isinstance(objective, Foreseeable) or objective.name not in columns:
+            continue
+        pairs = np.array(
+            [
+                (told[columns[objective.name]], trial.values[at])
+                for trial in trained(study)
+                if (told := values.get(choices_in(trial, names))) is not None
+            ]
+        )
+        if len(pairs) >= BAND:
+            told, measured = pairs.T
+            correlation = float(spearmanr(told, measured)[0])
+            found[objective.name] = Told(float(np.median(np.abs(told / measured - 1))), correlation, len(pairs))
+    return found

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from objectives import Objective
+    from objectives.objective import Foretelling
+    from search.learned import Learned
     from spaces import Plan
     from spaces.outline import Outline
 
@@ -38,23 +40,32 @@ class Foresight:
     def __init__(self, model: nn.Module, example: Tensor, finished: nn.Module, costs: Iterable[Objective]) -> None:
         self.frame = Frame(model, example, finished)
         untouched = outlined(self.frame, [None]).parts()
+        self.learned: dict[str, Learned] = {}
         self.known: dict[str, tuple[Foreseeable, float]] = {
             objective.name: (objective, objective(finished) - float(objective.foreseen(untouched)[0]))
             for objective in costs
             if isinstance(objective, Foreseeable)
         }
 
+    @property
+    def foreseeable(self) -> dict[str, tuple[Foretelling, float]]:
+        """What tells each cost, the exact ones and the learned ones, with the constant that it lacks."""
+        return {**self.known, **{name: (learned, 0.0) for name, learned in self.learned.items()}}
+
+    def learn(self, learned: Learned) -> None:
+        """Take in a cost that is told about, and not exactly: it serves a draft and refuses nothing."""
+        self.learned[learned.name] = learned
+
     def costs(self, plans: Sequence[Plan]) -> dict[str, np.ndarray]:
-        """Return what each known objective says of the plans, arrays of shape (plans,)."""
-        return self.of(outlined(self.frame, plans)) if self.known else {}
+        """Return what each objective that is known exactly says of the plans, arrays of shape (plans,)."""
+        return _told(outlined(self.frame, plans), self.known) if self.known else {}
 
     def of(self, outline: Outline) -> dict[str, np.ndarray]:
-        """Return the same of plans in outline."""
-        parts = outline.parts()
-        return {name: objective.foreseen(parts) + constant for name, (objective, constant) in self.known.items()}
+        """Return what each cost is, or is about, of plans in outline."""
+        return _told(outline, self.foreseeable)
 
     def told(self, plan: Plan) -> dict[str, float]:
-        """Return what each known objective says of one plan."""
+        """Return what each objective that is known exactly says of one plan."""
         return {name: float(values[0]) for name, values in self.costs([plan]).items()}
 
     def check(self, told: Mapping[str, float], measured: Mapping[str, float]) -> None:
@@ -65,3 +76,8 @@ class Foresight:
                     f"{name} of this network cannot be foreseen exactly: it is measured on every plan instead"
                 )
                 del self.known[name]
+
+
+def _told(outline: Outline, by: Mapping[str, tuple[Foretelling, float]]) -> dict[str, np.ndarray]:
+    parts = outline.parts()
+    return {name: one.foreseen(parts) + constant for name, (one, constant) in by.items()}

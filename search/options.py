@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from optuna.distributions import BaseDistribution
 
-    from objectives.objective import Foreseeable
+    from objectives.objective import Foretelling
     from search.trial import Bench
     from spaces import Plan
     from spaces.outline import Outline
 
 MULTIPLIERS = np.geomspace(3e-4, 10, 28)  # nats for a factor of e in cost
 SWEEPS = 6
+NOTHING = 1e-9
 ENOUGH = 20  # entries, from which the time of all is told
 
 
@@ -115,7 +116,7 @@ def options(bench: Bench, told: Callable[[float], None], seconds: float) -> Opti
     )
 
 
-def virtual(options: Options, costs: Sequence[tuple[Foreseeable, float]]) -> np.ndarray:
+def virtual(options: Options, costs: Sequence[tuple[Foretelling, float]]) -> np.ndarray:
     """Return choices that are best in the sum of their losses, for many weights of the costs and sets of axes.
 
     Coordinate descent on loss + multiplier * log(cost), every multiplier and set of axes at once: each axis alone, each
@@ -144,7 +145,7 @@ def virtual(options: Options, costs: Sequence[tuple[Foreseeable, float]]) -> np.
 
     def prices(outline: Outline, weight: np.ndarray) -> np.ndarray:
         parts = outline.parts()
-        logs = (np.log(np.maximum(cost.foreseen(parts) + constant, 1)) for cost, constant in costs)
+        logs = (logarithms(cost.foreseen(parts) + constant) for cost, constant in costs)
         total: np.ndarray = sum(share * log for share, log in zip(weight, logs, strict=True)) / weight.sum()
         return total
 
@@ -163,6 +164,12 @@ def virtual(options: Options, costs: Sequence[tuple[Foreseeable, float]]) -> np.
                 break
         found.append(chosen_SP)
     return np.unique(np.concatenate(found), axis=0)
+
+
+def logarithms(costs: np.ndarray) -> np.ndarray:
+    """Return the logarithms of costs, on which a front looks alike at both ends; of nothing, that of very little."""
+    logs: np.ndarray = np.log(np.maximum(costs, NOTHING))
+    return logs
 
 
 def combined(options: Options, chosen_NP: np.ndarray) -> Outline:

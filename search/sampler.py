@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import TrialState
 from scipy.stats import norm
 from sklearn.linear_model import BayesianRidge
 
-from search.draft import LEAST, choices_in, draft_of, plausible
+from search.draft import LEAST, choices_in, draft_of, metric_names, plausible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,20 +156,14 @@ def _drafted(study: Study) -> _Drafted | None:
     trials = draft.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if draft is not None else []
     if draft is None or not trials:
         return None
-    names = _names(draft)
-    shared = set(_names(study)) & set(names[1:])
+    names = metric_names(draft)
+    shared = set(metric_names(study)) & set(names[1:])
     return _Drafted(names, trials) if shared and len(shared) < len(study.directions) else None
-
-
-def _names(study: Study) -> list[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return list(study.metric_names or ())
 
 
 def _table(study: Study, drafted: _Drafted) -> _Table:
     names, draft = drafted
-    objectives = _names(study)
+    objectives = metric_names(study)
     signs = np.array([-1.0 if direction.name == "MAXIMIZE" else 1.0 for direction in study.directions])
     known = [at for at, name in enumerate(objectives) if name in names[1:]]
     learned = [at for at in range(len(signs)) if at not in known]

@@ -1,0 +1,186 @@
+"""Costs that shapes do not tell, such as latency, learned from networks that were measured on this machine.
+
+Legend: `N` networks, `F` kinds of work, `P` and `L` as in `Parts`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from optuna.trial import FixedTrial
+from scipy.optimize import nnls
+
+from search.definition import define_value
+from search.progress import console, track
+from search.shares import MEASURING
+from search.storage import save_json
+from spaces.outline import outlined
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from objectives import Objective
+    from objectives.layers import Parts
+    from search.trial import Bench
+    from spaces import Plan
+
+NETWORKS, FEWEST = 20, 8  # networks that are measured; with fewer nothing is told
+MIXED = 4  # uniform plans of which a measured one takes each parameter from one
+BLOCK = 8  # output channels that kernels compute together
+FLOAT_BITS = 32
+FOLDER = "SLIMFRONT_MEASURED"
+EXECUTING = ("torch", "onnxruntime")  # whose versions change what a network costs
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A cost as the sum of the work in a network, each kind of it at its price.
+
+    Parameters
+    ----------
+    name
+        Of the objective.
+    prices_F
+        What one unit of each kind of work costs, in the objective's unit.
+    """
+
+    name: str
+    prices_F: np.ndarray
+
+    def foreseen(self, parts: Parts) -> np.ndarray:
+        """Return the cost of each network, shape (N,)."""
+        told: np.ndarray = work(parts) @ self.prices_F
+        return told
+
+
+def work(parts: Parts) -> np.ndarray:
+    """Return how much work of each kind there is in each network, shape (N, F).
+
+    Multiply-adds of convolutions in floating point, of those between integers, of grouped ones and of linear layers,
+    all with output channels filled up to eight; multiply-adds as they are; bits of weights; numbers written, and those
+    of them by layers with rounded inputs; layers, and those with rounded inputs; multiply-adds of other products; and 1.
+    """
+    whole = np.broadcast_arrays(
+        parts.macs, parts.weights, parts.outputs, parts.weight_bits, parts.activation_bits, parts.linear, parts.grouped
+    )
+    macs, weights, outputs, weight_bits, activation_bits, linear, grouped = whole
+    there = outputs > 0
+    filled = macs * np.ceil(outputs / BLOCK) * BLOCK / np.maximum(outputs, 1)
+    written = outputs * macs / np.maximum(weights, 1)
+    rounded = there & (activation_bits < FLOAT_BITS)
+    integer = rounded & (weight_bits < FLOAT_BITS)
+    dense = there & ~(linear > 0) & ~(grouped > 0)
+    each = (
+        filled * (dense & ~integer), filled * (dense & integer), filled * (grouped > 0), filled * (linear > 0),
+        macs, weights * weight_bits, written, written * rounded, there, rounded,
+    )  # fmt: skip
+    sums = [kind.sum((0, 2)) for kind in each]
+    return np.column_stack([*sums, parts.product_macs, np.ones(len(sums[0]))])
+
+
+def fitted(name: str, parts: Parts, values_N: np.ndarray) -> Learned:
+    """Return the prices, none negative, of least squared relative error on measured networks.
+
+    References
+    ----------
+    Lawson & Hanson 1974, Solving Least Squares Problems, ch. 23.
+    """
+    done_NF = work(parts)
+    scale_F = np.maximum(np.abs(done_NF).max(0), 1e-12)
+    prices, _ = nnls(done_NF / scale_F / values_N[:, None], np.ones(len(values_N)))
+    return Learned(name, prices / scale_F)
+
+
+def learn(bench: Bench, seconds: float) -> None:
+    """Learn every cost of the study that cannot be foreseen, so that a draft can search it.
+
+    Networks of random strengths, each axis alone and together, are built and measured, not trained. What was measured
+    is kept, for this machine, in the folder that the environment variable SLIMFRONT_MEASURED names, by default
+    `runs/measured`. Where that would take too long the cost stays unknown.
+
+    Parameters
+    ----------
+    bench
+        The study.
+    seconds
+        CPU time that measuring may take.
+    """
+    for objective in bench.spec.costs:
+        if objective.name not in bench.foresight.foreseeable:
+            ratios = _measured(bench, objective, seconds)
+            if len(ratios) < FEWEST:
+                console.print(f"{objective.name} is not learned: measuring {FEWEST} networks would take too long")
+                continue
+            plans = itertools.islice(_plans(bench), len(ratios))
+            parts = outlined(bench.foresight.frame, [None, *(_plan(bench, params) for params in plans)]).parts()
+            teacher = objective(bench.finished)
+            bench.foresight.learn(fitted(objective.name, parts, teacher * np.array([1.0, *ratios])))
+
+
+def _measured(bench: Bench, objective: Objective, seconds: float) -> list[float]:
+    """Return what the first networks cost, over what the teacher does; those that are not known yet are measured."""
+    path = _path(bench, objective)
+    ratios: list[float] = json.loads(path.read_text()) if path.exists() else []
+    known = len(ratios)
+    if known >= NETWORKS:
+        return ratios
+    with track(f"measuring networks to learn {objective.name}") as told, bench.shares.spending(MEASURING):
+        started = time.process_time()
+        teacher = objective(bench.finished)
+        for params in itertools.islice(_plans(bench), known, NETWORKS):
+            ratios.append(objective(bench.finish(bench.sketch(_plan(bench, params)))) / teacher)
+            told(len(ratios) / NETWORKS)
+            each = (time.process_time() - started) / (len(ratios) - known)
+            if each * (max(FEWEST, len(ratios) + 1) - known) > seconds:
+                break
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_json(path, ratios)
+    return ratios
+
+
+def _plans(bench: Bench) -> Iterator[dict[str, float]]:
+    """Yield the parameters of the plans to measure, always the same."""
+    space, anatomy = bench.spec.space, bench.anatomy
+    dice = np.random.default_rng(0)
+    axes = len(space.steps)
+    for mask in itertools.cycle(mask for mask in itertools.product((1, 0), repeat=axes) if any(mask)):
+        mixed = [space.uniform(anatomy, tuple(dice.random(axes) * mask)) for _ in range(MIXED)]
+        yield {name: mixed[dice.integers(MIXED)][name] for name in mixed[0]}
+
+
+def _plan(bench: Bench, params: dict[str, float]) -> Plan:
+    usual = bench.spec.space.recovery.usual()
+    return bench.spec.space.suggest(FixedTrial(params | usual), bench.anatomy)
+
+
+def _path(bench: Bench, objective: Objective) -> Path:
+    versions = [importlib.metadata.version(name) for name in EXECUTING if _installed(name)]
+    machine = (platform.machine(), platform.system(), _processor(), os.cpu_count(), versions)
+    key = repr((machine, objective, bench.anatomy, sorted(define_value(bench.spec.space).items())))
+    return Path(os.environ.get(FOLDER, "runs/measured")) / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _processor() -> str:
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "") or (
+        platform.processor()
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""Costs that shapes do not tell are learned from measured networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import FixedTrial
+from scipy.stats import spearmanr
+
+from objectives import Limit, Macs, Parameters
+from search import Budget, DraftStart
+from search import learned as module
+from search.clock import Clock
+from search.draft import ONE_SHOT, draft_of
+from search.faith import learned_costs
+from search.front import trained
+from search.learned import FEWEST, NETWORKS, learn, work
+from spaces import quantized
+from spaces.outline import outlined
+from tests.small_study import bench, searched, study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from objectives.objective import Direction
+    from search import StudySpec
+    from search.trial import Bench
+
+
+@dataclasses.dataclass(frozen=True)
+class Energy:
+    """A cost that no outline tells: half for the work, which integers make cheaper, and half for the memory."""
+
+    inputs: Tensor = dataclasses.field(repr=False)
+    name: ClassVar[str] = "energy_nj"
+    direction: ClassVar[Direction] = "minimize"
+    is_cost: ClassVar[bool] = True
+    calls: ClassVar[list[int]] = []
+
+    def __call__(self, model: nn.Module) -> float:
+        self.calls.append(1)
+        rounded = sum(isinstance(layer, quantized.PackedLayer) for layer in model.modules())
+        return Macs(self.inputs)(model) / 100 + Parameters()(model) / 20 + 5 * rounded + 40
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(module.FOLDER, str(tmp_path / "measured"))
+    Energy.calls.clear()
+
+
+def spec(trials: int = 5) -> StudySpec:
+    made = study(trials)
+    energy = Energy(made.splits.validation.inputs)
+    return dataclasses.replace(made, objectives=(made.objectives[0], energy), limits=(), start=DraftStart(4, 30))
+
+
+def told_and_measured(shared: Bench, count: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    space, anatomy = shared.spec.space, shared.anatomy
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=5))
+    plans = [space.suggest(drawn.ask(), anatomy) for _ in range(count)]
+    told = shared.foresight.of(outlined(shared.foresight.frame, plans))["energy_nj"]
+    (energy,) = shared.spec.costs
+    return told, np.array([energy(shared.finish(shared.sketch(plan))) for plan in plans])
+
+
+def test_a_learned_cost_is_near_to_what_is_measured_on_networks_that_it_has_not_seen() -> None:
+    shared = bench(spec())
+    learn(shared, 1e9)
+    told, measured = told_and_measured(shared)
+    assert np.median(np.abs(told / measured - 1)) < 0.05
+    assert spearmanr(told, measured)[0] > 0.95
+    assert shared.foresight.known == {}  # so nothing is refused by it
+
+
+def test_what_was_measured_is_not_measured_again_and_what_is_missing_is() -> None:
+    learn(bench(spec()), 0.0)  # too little time
+    first = len(Energy.calls)
+    assert first < FEWEST
+    shared = bench(spec())
+    learn(shared, 1e9)
+    assert "energy_nj" in shared.foresight.foreseeable
+    teachers = 3  # one a run of measuring, one to put the ratios to scale
+    assert len(Energy.calls) == NETWORKS + teachers
+    learn(bench(spec()), 0.0)
+    assert len(Energy.calls) == NETWORKS + teachers + 1
+
+
+def test_too_little_time_leaves_a_cost_unknown_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = bench(spec())
+    learn(shared, 0.0)
+    assert shared.foresight.foreseeable == {}
+    assert "energy_nj is not learned: measuring 8 networks would take too long" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
+
+
+def test_a_study_of_it_has_a_draft_and_tells_how_well_it_was_told(tmp_path: Path) -> None:
+    done = searched(spec(), tmp_path / "study")
+    draft = draft_of(done)
+    assert draft is not None
+    assert draft.metric_names == [ONE_SHOT, "energy_nj"]
+    assert len(trained(done)) == 5
+    told = learned_costs(done, spec())["energy_nj"]
+    assert told.trials >= 4
+    assert told.error < 0.05
+
+
+def test_limits_on_it_bound_the_draft() -> None:
+    made = spec()
+    energy = made.objectives[1]
+    limit = Limit(energy, at_most=0.6 * energy(bench(made).finished))
+    shared = bench(dataclasses.replace(made, limits=(limit,)))
+    main = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+    plans = DraftStart(4, 30)(shared, main, Clock(Budget()))
+    for params in plans:
+        plan = shared.spec.space.suggest(FixedTrial(params), shared.anatomy)
+        assert energy(shared.finish(shared.build(plan))) <= 1.1 * limit.bound
+
+
+def test_work_counts_the_layers_and_fills_channels_up_to_eight() -> None:
+    shared = bench(spec())
+    done = work(outlined(shared.foresight.frame, [None]).parts())
+    assert done.shape == (1, 12)
+    first, second, head = 8 * 9 * 64, 8 * 8 * 9 * 16, 32 * 4
+    weights = 32 * (8 * 9 + 8 * 8 * 9 + head)
+    written = 8 * 64 + 8 * 16 + 4
+    assert done[0].tolist() == [
+        first + second, 0, 0, 2 * head, first + second + head, weights, written, 0, 3, 0, 0, 1
+    ]  # fmt: skip
