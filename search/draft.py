@@ -143,6 +143,7 @@ class Draft:
         self._sizes = np.array([len(values) for values in table.values])
         self._chosen = np.zeros((0, len(self._sizes)), dtype=int)
         self._losses, self._logs = np.zeros(0), np.zeros((0, len(wanted)))
+        self._best = np.zeros(0, dtype=int)
         self._seen: set[bytes] = set()
         self._read = self._me = 0
         self._look()
@@ -196,9 +197,17 @@ class Draft:
             self._chosen = np.vstack([self._chosen, row])
             self._losses = np.append(self._losses, max(LEAST, trial.values[0]))
             self._logs = np.vstack([self._logs, logarithms(np.array(trial.values[1:]))])
+            self._place(len(self._losses) - 1)
         if any(accompanied(trial.user_attrs[WORKER]) for trial in trials[self._read :]):
             self._me = os.getpid()  # several workers must not think of the same plans
         self._read = len(trials)
+
+    def _place(self, at: int) -> None:
+        """Put a plan among those that no other dominates, if it is one of them."""
+        values = np.column_stack([self._losses[self._best], self._logs[self._best]])
+        mine = np.array([self._losses[at], *self._logs[at]])
+        if not (values <= mine).all(1).any():
+            self._best = np.append(self._best[~(mine <= values).all(1)], at)
 
     def _seed(self) -> np.ndarray | None:
         while self._seeds:
@@ -215,13 +224,12 @@ class Draft:
             order = front[self._logs[front, dice.integers(len(self._wanted))].argsort()]
             at = dice.integers(len(order))
             parent = self._chosen[order[at]]
-            rows = np.tile(parent, (MUTANTS, 1))
-            for row in rows:
-                mate = order[np.clip(at + dice.integers(-3, 4), 0, len(order) - 1)]
-                swapped = dice.random(len(row)) < MATED * dice.integers(2)
-                row[swapped] = self._chosen[mate][swapped]
-                columns = dice.integers(len(row), size=1 + dice.poisson(1.0))
-                row[columns] += dice.choice([-2, -1, -1, 1, 1, 2], size=len(columns))
+            shape = MUTANTS, len(parent)
+            mates = order[np.clip(at + dice.integers(-3, 4, size=MUTANTS), 0, len(order) - 1)]
+            swapped = dice.random(shape) < MATED * dice.integers(2, size=(MUTANTS, 1))
+            moved = dice.random(shape).argsort(1).argsort(1) <= dice.poisson(1.0, size=(MUTANTS, 1))  # at least one
+            steps = dice.choice([-2, -1, -1, 1, 1, 2], size=shape)
+            rows = np.where(swapped, self._chosen[mates], parent) + moved * steps
             rows = np.clip(rows, 0, self._sizes - 1)
             rows = rows[[row.tobytes() not in self._seen for row in rows]]
             rows = rows[self._held(rows)] if len(rows) else rows
@@ -240,15 +248,9 @@ class Draft:
         return best
 
     def _front(self) -> np.ndarray:
-        """Return the plausible plans that no other dominates in loss and costs."""
-        values = np.column_stack([self._losses, self._logs])
-        order = np.lexsort(values.T[::-1])
-        order = order[plausible(self._losses)[order]]
-        kept: list[int] = []
-        for at in order:
-            if not kept or not (values[kept] <= values[at]).all(1).any():
-                kept.append(int(at))
-        return np.array(kept, dtype=int)
+        """Return the plausible plans that no other dominates in loss and costs; those that are not dominate none."""
+        front: np.ndarray = self._best[plausible(self._losses)[self._best]]
+        return front
 
     def _held(self, rows: np.ndarray) -> np.ndarray:
         return within(self._bench, self._bench.foresight.of(combined(self._table, rows)))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from search.spec import StudySpec
 
+POORLY = "; that is poor, so trainings are stopped at a quarter where they do not promise to beat others"
+ENOUGH, POOR = 12, 0.3  # trials from which on, and correlation below which, the draft is not trusted
 BAND = 4  # trials of about one cost, among which ranks are compared
 
 
@@ -24,6 +26,11 @@ class Faith(NamedTuple):
 
     correlation: float
     trials: int
+
+    @property
+    def poor(self) -> bool:
+        """Whether it is known to tell little, so that only training can."""
+        return self.trials >= ENOUGH and self.correlation < POOR
 
 
 def faith(study: Study, spec: StudySpec) -> Faith | None:
@@ -52,13 +59,19 @@ def faith(study: Study, spec: StudySpec) -> Faith | None:
     return Faith(float(np.mean(found)), len(points)) if found else None
 
 
+def misleading(study: Study, spec: StudySpec) -> bool:
+    """Whether the draft's scores are known to tell little of what training gives, so that only training can."""
+    found = faith(study, spec)
+    return found is not None and found.poor
+
+
 def faith_words(found: Faith | None) -> str:
     """Say it in a line, or that it is not known."""
     if found is None:
         return "too few plans of the draft are trained to tell how far its scores can be trusted"
     return (
         f"the draft's scores and what training gave: rank correlation {found.correlation:.2f} among {found.trials} "
-        "trials of about one cost each"
+        f"trials of about one cost each{POORLY if found.poor else ''}"
     )
 
 

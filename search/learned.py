@@ -68,7 +68,7 @@ def work(parts: Parts) -> np.ndarray:
 
     Multiply-adds of convolutions in floating point, of those between integers, of grouped ones and of linear layers,
     all with output channels filled up to eight; multiply-adds as they are; bits of weights; numbers written, and those
-    of them by layers with rounded inputs; layers, and those with rounded inputs; multiply-adds of other products; and 1.
+    of layers with rounded inputs; layers, and those with rounded inputs; multiply-adds of other products; and 1.
     """
     whole = np.broadcast_arrays(
         parts.macs, parts.weights, parts.outputs, parts.weight_bits, parts.activation_bits, parts.linear, parts.grouped

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from objectives.runtimes import ExportError
 from search.clock import Clock
 from search.errors import REASON, Diverged, UserError
+from search.faith import misleading
 from search.front import front, spent
 from search.progress import EVERY_SECONDS, bar, console, duration
 from search.sampler import ENDS
@@ -165,6 +166,7 @@ class _Watch:
                 self.folder,
                 self.recipe,
                 lambda share: self.progress.update(self.task, completed=self.done + share, total=self._total()),
+                strict=misleading(self.study, self.spec),
             )
         except KeyboardInterrupt:
             trial.set_user_attr(INTERRUPTED, value=True)

@@ -40,6 +40,8 @@ class Rung:
         Length of the training; only those of one length are compared.
     told
         Called with the share too.
+    strict
+        Whether to stop it where another is merely not expected to be beaten, and not only where it is out of reach.
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class Rung:
         values: dict[str, float],
         epochs: float,
         told: Callable[[float], None],
+        *,
+        strict: bool = False,
     ) -> None:
         self._trial, self._bench, self._model, self._told = trial, bench, model, told
-        self._epochs = epochs
+        self._epochs, self._strict = epochs, strict
         few = bench.spec.splits.validation.take(torch.arange(min(ENOUGH, len(bench.spec.splits.validation))))
         self._objectives = [
             (at, x.on(few) if isinstance(x, Metric) else x)
@@ -81,9 +85,9 @@ class Rung:
         better = self._dominating(now)
         if better is not None:
             self._trial.set_user_attr(STOPPED, value=True)
-            self._trial.set_user_attr(
-                REASON, f"at a quarter of its training, trial {better}, which costs no more, is out of its reach"
-            )
+            how = "not expected to be beaten" if self._strict else "out of its reach"
+            reason = f"at a quarter of its training, trial {better}, which costs no more, is {how}"
+            self._trial.set_user_attr(REASON, reason)
             raise TrialPruned
 
     def _dominating(self, now: dict[str, float]) -> int | None:
@@ -96,7 +100,7 @@ class Rung:
         for at, _ in self._objectives:
             gains = np.array([trial.values[at] - trial.user_attrs[RUNG]["values"][str(at)] for trial in alike])
             sign = -self._sign(at)
-            reached[at] = sign, sign * (now[str(at)] + np.median(gains)) + gains.std()
+            reached[at] = sign, sign * (now[str(at)] + np.median(gains)) + (0 if self._strict else gains.std())
         for trial in alike:
             costs = all(self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items())
             if costs and all(sign * trial.values[at] > best for at, (sign, best) in reached.items()):

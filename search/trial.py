@@ -151,9 +151,22 @@ def seed_of(spec: StudySpec, key: str, turn: int = 0) -> int:
 
 
 def run_trial(
-    trial: Trial, bench: Bench, folder: Path, recipe: Recipe, told: Callable[[float], None]
+    trial: Trial, bench: Bench, folder: Path, recipe: Recipe, told: Callable[[float], None], *, strict: bool = False
 ) -> tuple[float, ...]:
     """Return the values of the study's objectives for the plan that the trial draws.
+
+    Parameters
+    ----------
+    trial, bench
+        The trial, and what all share.
+    folder
+        Where its weights go.
+    recipe
+        How it is trained.
+    told
+        Called with the share of the training that is done.
+    strict
+        See `Rung`.
 
     Raises
     ------
@@ -180,7 +193,7 @@ def run_trial(
     _refuse(trial, spec, values)
     _note(trial, spec, values)
     trial.set_user_attr(EPOCHS, recipe.epochs)
-    rung = Rung(trial, bench, model, values, recipe.epochs, told)
+    rung = Rung(trial, bench, model, values, recipe.epochs, told, strict=strict)
     try:
         bench.train(model, plan, recipe, seed_of(spec, key), rung)
     except TrialPruned:

@@ -8,7 +8,7 @@ import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import create_trial
 
-from search.faith import Faith, faith, faith_words
+from search.faith import Faith, faith, faith_words, misleading
 from search.storage import DRAFT
 from tests.small_study import study
 
@@ -41,6 +41,13 @@ def test_without_a_draft_or_enough_trials_it_is_not_known() -> None:
     assert faith(optuna.create_study(directions=["maximize", "minimize"]), study()) is None
     assert faith(trained_study(3, 1.0), study()) is None
     assert faith_words(None).startswith("too few plans")
+
+
+@pytest.mark.parametrize(("told", "trials", "poor"), [(1.0, 12, False), (-1.0, 12, True), (-1.0, 8, False)])
+def test_a_draft_that_misleads_is_known_after_enough_trials(*, told: float, trials: int, poor: bool) -> None:
+    main = trained_study(trials, told)
+    assert misleading(main, study()) is poor
+    assert ("that is poor" in faith_words(faith(main, study()))) is poor
 
 
 def test_it_is_said_in_a_line() -> None:

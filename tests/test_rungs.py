@@ -36,11 +36,11 @@ def with_trained(now: float, end: float, size: float, epochs: float = EPOCHS, co
     return main
 
 
-def measured(main: optuna.Study, size: float, share: float = 0.3) -> optuna.Trial:
+def measured(main: optuna.Study, size: float, share: float = 0.3, *, strict: bool = False) -> optuna.Trial:
     """Train a network of that size up to this share; the teacher stands for it, with more than 90 percent."""
     trial = main.ask()
     told: list[float] = []
-    rung = Rung(trial, shared(), shared().model, {"size_bytes": size, "macs": 1.0}, EPOCHS, told.append)
+    rung = Rung(trial, shared(), shared().model, {"size_bytes": size, "macs": 1.0}, EPOCHS, told.append, strict=strict)
     rung(0.1)
     assert RUNG not in trial.user_attrs
     try:
@@ -60,6 +60,17 @@ def test_what_is_out_of_reach_is_stopped_and_named() -> None:
         "at a quarter of its training, trial 0, which costs no more, is out of its reach"
     )
     assert 90 < trial.user_attrs[RUNG]["values"]["0"] <= 100
+
+
+def test_a_strict_rung_stops_what_is_not_expected_to_beat_the_others_though_it_might() -> None:
+    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[RUNG]["values"]["0"]
+    main = with_trained(now=now - 0.7, end=now - 0.2, size=50.0)
+    for trial in with_trained(now=now - 0.7, end=now + 2.8, size=50.0).trials:
+        main.add_trial(trial)  # so 2 points more are to be expected, 1.5 up or down
+    assert STOPPED not in measured(main, size=60.0).user_attrs
+    with pytest.raises(optuna.TrialPruned):
+        measured(main, size=60.0, strict=True)
+    assert main.trials[-1].user_attrs[REASON].endswith("is not expected to be beaten")
 
 
 @pytest.mark.parametrize("main", [
