@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 import time
@@ -24,6 +25,7 @@ from search.definition import define_value
 from search.progress import console, track
 from search.shares import MEASURING
 from search.storage import save_json
+from spaces.anatomy import first_line
 from spaces.outline import outlined
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def learn(bench: Bench, seconds: float) -> None:
 
     Networks of random strengths, each axis alone and together, are built and measured, not trained. What was measured
     is kept, for this machine, in the folder that the environment variable SLIMFRONT_MEASURED names, by default
-    `runs/measured`. Where that would take too long the cost stays unknown.
+    `runs/measured`. Where that would take too long or fails, the cost stays unknown, which is said.
 
     Parameters
     ----------
@@ -117,7 +119,11 @@ def learn(bench: Bench, seconds: float) -> None:
     """
     for objective in bench.spec.costs:
         if objective.name not in bench.foresight.foreseeable:
-            ratios = _measured(bench, objective, seconds)
+            try:
+                ratios = _measured(bench, objective, seconds)
+            except Exception as error:  # noqa: BLE001 - an objective may be anyone's; its trials will say so too
+                console.print(f"{objective.name} is not learned, since measuring a network failed: {first_line(error)}")
+                continue
             if len(ratios) < FEWEST:
                 console.print(f"{objective.name} is not learned: measuring {FEWEST} networks would take too long")
                 continue
@@ -138,7 +144,10 @@ def _measured(bench: Bench, objective: Objective, seconds: float) -> list[float]
         started = time.process_time()
         teacher = objective(bench.finished)
         for params in itertools.islice(_plans(bench), known, NETWORKS):
-            ratios.append(objective(bench.finish(bench.sketch(_plan(bench, params)))) / teacher)
+            ratio = objective(bench.finish(bench.sketch(_plan(bench, params)))) / teacher
+            if not 0 < ratio < math.inf:
+                raise ValueError(f"a cost must be positive to be learned, but got {ratio * teacher} on a network")
+            ratios.append(ratio)
             told(len(ratios) / NETWORKS)
             each = (time.process_time() - started) / (len(ratios) - known)
             if each * (max(FEWEST, len(ratios) + 1) - known) > seconds:

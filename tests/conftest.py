@@ -1,13 +1,19 @@
-"""What holds for every test: one thread, and the same random numbers whichever tests ran before."""
+"""What holds for every test: one thread, the same random numbers and no measurements of the tests that ran before."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
 
+from search.learned import FOLDER
+
+FRESH = itertools.count()
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setenv(FOLDER, str(tmp_path_factory.getbasetemp() / f"measured-{next(FRESH)}"))

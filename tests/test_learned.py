@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import optuna
-import pytest
 from optuna.trial import FixedTrial
 from scipy.stats import spearmanr
+from torch import nn
 
 from objectives import Limit, Macs, Parameters
 from search import Budget, DraftStart
-from search import learned as module
 from search.clock import Clock
 from search.draft import ONE_SHOT, draft_of
 from search.faith import learned_costs
@@ -26,7 +25,8 @@ from tests.small_study import bench, searched, study
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
+    import pytest
+    from torch import Tensor
 
     from objectives.objective import Direction
     from search import StudySpec
@@ -47,12 +47,6 @@ class Energy:
         self.calls.append(1)
         rounded = sum(isinstance(layer, quantized.PackedLayer) for layer in model.modules())
         return Macs(self.inputs)(model) / 100 + Parameters()(model) / 20 + 5 * rounded + 40
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(module.FOLDER, str(tmp_path / "measured"))
-    Energy.calls.clear()
 
 
 def spec(trials: int = 5) -> StudySpec:
@@ -81,6 +75,7 @@ def test_a_learned_cost_is_near_to_what_is_measured_on_networks_that_it_has_not_
 
 
 def test_what_was_measured_is_not_measured_again_and_what_is_missing_is() -> None:
+    Energy.calls.clear()
     learn(bench(spec()), 0.0)  # too little time
     first = len(Energy.calls)
     assert first < FEWEST
@@ -100,6 +95,19 @@ def test_too_little_time_leaves_a_cost_unknown_and_says_so(capsys: pytest.Captur
     assert "energy_nj is not learned: measuring 8 networks would take too long" in capsys.readouterr().err.replace(
         "\n", " "
     )
+
+
+def test_a_cost_that_cannot_be_learned_is_named_and_the_study_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    class Nothing(Energy):
+        def __call__(self, model: nn.Module) -> float:
+            return super().__call__(model) * float(isinstance(model.get_submodule("first"), nn.Conv2d))
+
+    made = spec()
+    shared = bench(dataclasses.replace(made, objectives=(made.objectives[0], Nothing(made.splits.validation.inputs))))
+    learn(shared, 1e9)
+    assert shared.foresight.foreseeable == {}
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "energy_nj is not learned, since measuring a network failed: a cost must be positive" in said
 
 
 def test_a_study_of_it_has_a_draft_and_tells_how_well_it_was_told(tmp_path: Path) -> None:
