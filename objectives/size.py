@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 # What ONNX needs for its nodes and names, in bytes, read off exported files of residual and plain networks.
 GRAPH = 135  # with its last pooling
-CONVOLUTION, LINEAR = 64, 60
+CONVOLUTION, LINEAR = 77, 73  # with a ReLU or its like, of which there is about one a layer
 PADDED, STRIDED, GROUPED = 20, 14, 14  # attributes of a convolution
 UNIFORM, CODEBOOK, INPUTS = 65, 99, 83  # what dequantizing the weight and quantizing the input add
 CLIP = 26  # inputs below 8 bits
-ACTIVATION = 13  # a ReLU or its like, taken as one a layer
 FLOAT_BITS, BYTE = 32, 8
 Numbers = Any  # a number, or an array of one a layer
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -93,7 +92,7 @@ def _bytes(
 
 
 def _node(linear: Numbers, padded: Numbers, strided: Numbers, grouped: Numbers) -> Numbers:
-    return ACTIVATION + np.where(linear, LINEAR, CONVOLUTION + PADDED * padded + STRIDED * strided + GROUPED * grouped)
+    return np.where(linear, LINEAR, CONVOLUTION + PADDED * padded + STRIDED * strided + GROUPED * grouped)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -102,7 +101,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _node_of(layer: nn.Module) -> Numbers:
     if not isinstance(layer, CONVOLUTIONS):
-        return ACTIVATION + LINEAR
+        return LINEAR
     padded = layer.padding == "same" or any(layer.padding)
     return _node(0, padded, max(layer.stride) > 1, layer.groups > 1)
 

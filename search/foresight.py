@@ -66,7 +66,10 @@ class Foresight:
 
     def told(self, plan: Plan) -> dict[str, float]:
         """Return what each objective that is known exactly says of one plan."""
-        return {name: float(values[0]) for name, values in self.costs([plan]).items()}
+        if not self.known:
+            return {}
+        parts = outlined(self.frame, [plan]).parts()
+        return {name: float(one.foreseen(parts)[0]) + constant for name, (one, constant) in self.known.items()}
 
     def check(self, told: Mapping[str, float], measured: Mapping[str, float]) -> None:
         """Compare what was told of a plan with what its network measured; what was wrong is not foreseen any more."""
