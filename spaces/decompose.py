@@ -55,8 +55,7 @@ class Svd:
 
     def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
         """Return weights of G*R*D and G*R*O, with R of min(O, D)."""
-        single, whole = _is_single(shapes), _whole_kernel(shapes, fraction)
-        return _halved_kernel(shapes, fraction).where(single, whole) if np.count_nonzero(single) else whole
+        return _two(shapes, fraction, halved=_is_single(shapes))
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments | None, fraction: float) -> nn.Sequential:
         """Return `reduce` (the kernel, to R channels a group) and `expand` (1x1, with the bias)."""
@@ -87,8 +86,7 @@ class SpatialSvd:
 
     def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
         """Return weights of G*R*I*H and G*R*O*W, with R of min(I*H, O*W); the first kernel runs at every column."""
-        halves = _halved_kernel(shapes, fraction)
-        return halves if np.all(shapes.plane) else halves.where(shapes.plane, _whole_kernel(shapes, fraction))
+        return _two(shapes, fraction, halved=shapes.plane)
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments | None, fraction: float) -> nn.Sequential:
         """Return `reduce` (k x 1) and `expand` (1 x k, with the bias)."""
@@ -119,6 +117,9 @@ class Tucker2:
 
     def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
         """Return weights of G*I*R1, G*R1*R2*K and G*R2*O; the first kernel runs at every pixel of the input."""
+        wide = _is_wide(shapes)
+        if not np.count_nonzero(wide):
+            return Svd().factors(shapes, fraction)
         outer, inner = ranks_of(shapes.group_outputs, fraction), ranks_of(shapes.group_inputs, fraction)
         width = shapes.groups * inner
         ours = Factors.of(
@@ -126,7 +127,7 @@ class Tucker2:
             (width * outer * shapes.area, shapes.groups * outer, shapes.positions, 1),
             (outer * shapes.outputs, shapes.outputs, shapes.positions, 0),
         )
-        return ours.where(_is_wide(shapes), Svd().factors(shapes, fraction))
+        return ours.where(wide, Svd().factors(shapes, fraction))
 
     def split(self, module: nn.Module, layer: Layer, seen: Moments | None, fraction: float) -> nn.Sequential:
         """Return `reduce` (1x1), `core` (k x k) and `expand` (1x1, with the bias)."""
@@ -153,22 +154,17 @@ class Tucker2:
         )
 
 
-def _whole_kernel(shapes: Shapes, fraction: Numbers) -> Factors:
-    columns = shapes.group_inputs * shapes.area
-    rank = shapes.groups * ranks_of(np.minimum(shapes.group_outputs, columns), fraction)
+def _two(shapes: Shapes, fraction: Numbers, *, halved: Numbers) -> Factors:
+    """Return the kernel to fewer channels and a pointwise layer; a tall kernel and a wide one where it is halved."""
+    first, second, applied = shapes.group_inputs * shapes.area, shapes.group_outputs, shapes.positions
+    if np.count_nonzero(halved):
+        first = np.where(halved, shapes.group_inputs * shapes.height, first)
+        second = np.where(halved, shapes.group_outputs * shapes.width, second)
+        applied = np.where(halved, shapes.columns, applied)
+    rank = shapes.groups * ranks_of(np.minimum(first, second), fraction)
     return Factors.of(
-        (rank * columns, rank, shapes.positions, 1),
-        (rank * shapes.group_outputs, shapes.outputs, shapes.positions, 0),
-    )
-
-
-def _halved_kernel(shapes: Shapes, fraction: Numbers) -> Factors:
-    tall = shapes.group_inputs * shapes.height
-    wide = shapes.group_outputs * shapes.width
-    rank = shapes.groups * ranks_of(np.minimum(tall, wide), fraction)
-    return Factors.of(
-        (rank * tall, rank, shapes.columns, 1),
-        (rank * wide, shapes.outputs, shapes.positions, 1),
+        (rank * first, rank, applied, 1),
+        (rank * second, shapes.outputs, shapes.positions, halved),
     )
 
 

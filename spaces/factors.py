@@ -64,15 +64,14 @@ class Factors:
     array: np.ndarray
 
     @classmethod
-    def of(cls, *factors: tuple[Numbers, Numbers, Numbers, int]) -> Factors:
+    def of(cls, *factors: tuple[Numbers, Numbers, Numbers, Numbers]) -> Factors:
         """Put up to three side by side, of each the four numbers or arrays."""
         array = np.zeros((4, 3, *np.shape(factors[0][0])))
         for place, (weights, outputs, times, kernel) in enumerate(factors):
             array[0, place] = weights
             array[1, place] = outputs
             array[2, place] = times
-            if kernel:
-                array[3, place] = 1
+            array[3, place] = kernel
         return cls(array)
 
     def where(self, condition: Numbers, others: Factors) -> Factors:

@@ -122,9 +122,11 @@ class Frame:
         self.shapes = self.shapes._replace(plane=self.shapes.plane > 0)
         self.depthwise = np.array([layer.depthwise for layer in layers], dtype=bool)
         self.any_depthwise = bool(self.depthwise.any())
-        self.channels = np.concatenate((self.shapes.outputs, self.shapes.inputs))
+        outputs = self._lost("out")
+        inputs = np.where(self.depthwise, outputs, self._lost("in"))  # which these have of both
+        self.channels_3L = np.stack((self.shapes.outputs, self.shapes.inputs, self.shapes.groups))
+        self.lost_GC = np.concatenate((outputs, inputs, outputs * self.depthwise), axis=1)  # C = 3L, in that order
         self.ones, self.off = np.ones((1, len(layers))), np.full((1, len(layers)), OFF)
-        self.lost_GL2 = np.concatenate((self._lost("out"), self._lost("in")), axis=1)  # L outputs, then L inputs
         modules = dict(finished.named_modules())
         mine = [modules[name] for name in self.layers]
         self.biased = np.array([module.bias is not None for module in mine], dtype=float)
@@ -236,13 +238,9 @@ class Outline:
         """Return the layers that are left, by the same rules by which the steps build them."""
         frame = self.frame
         removed = frame.units - self.units_NG
-        channels = frame.channels - removed @ frame.lost_GL2
-        outputs, inputs = channels[:, : len(frame.layers)], channels[:, len(frame.layers) :]
-        groups, grouped = frame.shapes.groups, frame.grouped
-        if frame.any_depthwise:
-            inputs = np.where(frame.depthwise, outputs, inputs)
-            groups = np.where(frame.depthwise, outputs, groups)
-            grouped = (groups > 1).astype(float)
+        lost = removed @ frame.lost_GC
+        outputs, inputs, groups = (frame.channels_3L - lost.reshape(-1, *frame.channels_3L.shape)).transpose(1, 0, 2)
+        grouped = (groups > 1).astype(float) if frame.any_depthwise else frame.grouped
         shapes = Shapes(outputs, inputs, groups, outputs / groups, inputs / groups, *frame.shapes[5:])
         factors = self._factors(shapes)
         last = (factors.weights > 0).astype(float)  # which holds the bias
