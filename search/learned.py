@@ -104,7 +104,7 @@ def fitted(name: str, parts: Parts, values_N: np.ndarray) -> Learned:
 
 
 def learn(bench: Bench, seconds: float) -> None:
-    """Learn every cost of the study that cannot be foreseen, so that a draft can search it.
+    """Learn every cost of the study that is to be small and cannot be foreseen, so that a draft can search it.
 
     Networks of random strengths, each axis alone and together, are built and measured, not trained. What was measured
     is kept, for this machine, in the folder that the environment variable SLIMFRONT_MEASURED names, by default
@@ -118,7 +118,7 @@ def learn(bench: Bench, seconds: float) -> None:
         CPU time that measuring may take.
     """
     for objective in bench.spec.costs:
-        if objective.name not in bench.foresight.foreseeable:
+        if objective.name not in bench.foresight.foreseeable and objective.direction == "minimize":
             try:
                 ratios = _measured(bench, objective, seconds)
             except Exception as error:  # noqa: BLE001 - an objective may be anyone's; its trials will say so too
@@ -129,7 +129,8 @@ def learn(bench: Bench, seconds: float) -> None:
                 continue
             plans = itertools.islice(_plans(bench), len(ratios))
             parts = outlined(bench.foresight.frame, [None, *(_plan(bench, params) for params in plans)]).parts()
-            teacher = objective(bench.finished)
+            with bench.shares.spending(MEASURING):
+                teacher = objective(bench.finished)
             bench.foresight.learn(fitted(objective.name, parts, teacher * np.array([1.0, *ratios])))
 
 
