@@ -182,8 +182,12 @@ class Draft:
         return True
 
     def best(self, count: int) -> list[dict[str, float]]:
-        """Return the parameters of the plans of least loss in bands of each cost, the largest network first."""
-        good = plausible(self._losses)
+        """Return the parameters of the plans of least loss in bands of each cost, the largest network first.
+
+        Of plans that lose next to nothing only the cheapest is worth a training: bands span what none dominates.
+        """
+        good = np.zeros(len(self), dtype=bool)
+        good[self._front()] = True
         return representatives(self._bench, self._table, self._chosen, self._logs, self._losses, good, count)
 
     def _look(self) -> None:
