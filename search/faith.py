@@ -33,6 +33,14 @@ class Faith(NamedTuple):
         return self.trials >= ENOUGH and self.correlation < POOR
 
 
+class Told(NamedTuple):
+    """How far a cost that the draft told is from what was measured: median relative error, rank correlation."""
+
+    error: float
+    correlation: float
+    trials: int
+
+
 def faith(study: Study, spec: StudySpec) -> Faith | None:
     """Return it, or None where too few trials of the draft were trained.
 
@@ -40,23 +48,25 @@ def faith(study: Study, spec: StudySpec) -> Faith | None:
     into bands of at least four, and Spearman's correlation of the loss with the first trained objective is taken in
     each; what is maximized counts the other way round.
     """
-    draft = draft_of(study)
     learned = [at for at, objective in enumerate(spec.objectives) if not objective.is_cost]
     costs = [at for at, objective in enumerate(spec.objectives) if objective.is_cost]
-    if draft is None or not learned or not costs:
+    if not learned or not costs:
         return None
-    drafted = draft.get_trials(deepcopy=False)
-    names = list(drafted[0].params) if drafted else []
-    losses = {choices_in(trial, names): trial.values[0] for trial in drafted}
     sign = -1 if spec.objectives[learned[0]].direction == "maximize" else 1
-    points = []
-    for trial in trained(study):
-        loss = losses.get(choices_in(trial, names))
-        if loss is not None:
-            points.append((trial.values[costs[0]], loss, sign * trial.values[learned[0]]))
+    points = [(values[costs[0]], told[0], sign * values[learned[0]]) for told, values in _told_and_given(study)]
     bands = np.array_split(np.array(sorted(points)), len(points) // BAND) if len(points) >= BAND else []
     found = [float(spearmanr(band[:, 1], band[:, 2])[0]) for band in bands if np.ptp(band, axis=0)[1:].all()]
     return Faith(float(np.mean(found)), len(points)) if found else None
+
+
+def _told_and_given(study: Study) -> list[tuple[list[float], list[float]]]:
+    """Return, of every trained trial whose plan is in the draft, the values there and those that it was given."""
+    draft = draft_of(study)
+    drafted = draft.get_trials(deepcopy=False) if draft is not None else []
+    names = list(drafted[0].params) if drafted else []
+    told = {choices_in(trial, names): trial.values for trial in drafted}
+    both = ((told.get(choices_in(trial, names)), trial.values) for trial in trained(study))
+    return [(of_draft, given) for of_draft, given in both if of_draft is not None]
 
 
 def misleading(study: Study, spec: StudySpec) -> bool:
@@ -87,36 +97,16 @@ def how_faithful(study: Study, spec: StudySpec) -> str:
     return "\n".join([faith_words(faith(study, spec)), *lines])
 
 
-class Told(NamedTuple):
-    """How far a cost that the draft told is from what was measured: median relative error, rank correlation."""
-
-    error: float
-    correlation: float
-    trials: int
-
-
 def learned_costs(study: Study, spec: StudySpec) -> dict[str, Told]:
     """Compare every cost that the draft has learned with its measured values, where enough trials have both."""
-    draft = draft_of(study)
-    drafted = draft.get_trials(deepcopy=False) if draft is not None else []
-    if draft is None or not drafted:
+    draft, both = draft_of(study), _told_and_given(study)
+    if draft is None or len(both) < BAND:
         return {}
     columns = {name: at for at, name in enumerate(metric_names(draft)) if at}
-    names = list(drafted[0].params)
-    values = {choices_in(trial, names): trial.values for trial in drafted}
     found = {}
     for at, objective in enumerate(spec.objectives):
-        if isinstance(objective, Foreseeable) or objective.name not in columns:
-            continue
-        pairs = np.array(
-            [
-                (told[columns[objective.name]], trial.values[at])
-                for trial in trained(study)
-                if (told := values.get(choices_in(trial, names))) is not None
-            ]
-        )
-        if len(pairs) >= BAND:
-            told, measured = pairs.T
-            correlation = float(spearmanr(told, measured)[0])
-            found[objective.name] = Told(float(np.median(np.abs(told / measured - 1))), correlation, len(pairs))
+        if objective.name in columns and not isinstance(objective, Foreseeable):
+            told, measured = np.array([(of_draft[columns[objective.name]], given[at]) for of_draft, given in both]).T
+            error = float(np.median(np.abs(told / measured - 1)))
+            found[objective.name] = Told(error, float(spearmanr(told, measured)[0]), len(both))
     return found

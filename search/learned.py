@@ -27,6 +27,7 @@ from search.shares import MEASURING
 from search.storage import save_json
 from spaces.anatomy import first_line
 from spaces.outline import outlined
+from spaces.quantized import OFF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 NETWORKS, FEWEST = 20, 8  # networks that are measured; with fewer nothing is told
 MIXED = 4  # uniform plans of which a measured one takes each parameter from one
 BLOCK = 8  # output channels that kernels compute together
-FLOAT_BITS = 32
 FOLDER = "SLIMFRONT_MEASURED"
 EXECUTING = ("torch", "onnxruntime")  # whose versions change what a network costs
 
@@ -79,8 +79,8 @@ def work(parts: Parts) -> np.ndarray:
     there = outputs > 0
     filled = macs * np.ceil(outputs / BLOCK) * BLOCK / np.maximum(outputs, 1)
     written = outputs * macs / np.maximum(weights, 1)
-    rounded = there & (activation_bits < FLOAT_BITS)
-    integer = rounded & (weight_bits < FLOAT_BITS)
+    rounded = there & (activation_bits < OFF)
+    integer = rounded & (weight_bits < OFF)
     dense = there & ~(linear > 0) & ~(grouped > 0)
     each = (
         filled * (dense & ~integer), filled * (dense & integer), filled * (grouped > 0), filled * (linear > 0),
@@ -153,7 +153,6 @@ def _measured(bench: Bench, objective: Objective, seconds: float) -> list[float]
             each = (time.process_time() - started) / (len(ratios) - known)
             if each * (max(FEWEST, len(ratios) + 1) - known) > seconds:
                 break
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_json(path, ratios)
     return ratios
 
@@ -174,7 +173,7 @@ def _plan(bench: Bench, params: dict[str, float]) -> Plan:
 
 
 def _path(bench: Bench, objective: Objective) -> Path:
-    versions = [importlib.metadata.version(name) for name in EXECUTING if _installed(name)]
+    versions = tuple(map(_version, EXECUTING))
     machine = (platform.machine(), platform.system(), _processor(), os.cpu_count(), versions)
     key = repr((machine, objective, bench.anatomy, sorted(define_value(bench.spec.space).items())))
     return Path(os.environ.get(FOLDER, "runs/measured")) / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -188,9 +187,9 @@ def _processor() -> str:
     )
 
 
-def _installed(name: str) -> bool:
+def _version(name: str) -> str:
+    """Return the version of a package, empty where it is not installed."""
     try:
-        importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return ""

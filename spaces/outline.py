@@ -120,12 +120,12 @@ class Frame:
         each = [shapes_of(layer) for layer in layers]
         self.shapes = Shapes(*(np.array(values, dtype=float) for values in zip(*each, strict=True)))
         self.shapes = self.shapes._replace(plane=self.shapes.plane > 0)
-        self.depthwise = np.array([layer.depthwise for layer in layers], dtype=bool)
-        self.any_depthwise = bool(self.depthwise.any())
+        depthwise = np.array([layer.depthwise for layer in layers], dtype=bool)
+        self.any_depthwise = bool(depthwise.any())
         outputs = self._lost("out")
-        inputs = np.where(self.depthwise, outputs, self._lost("in"))  # which these have of both
+        inputs = np.where(depthwise, outputs, self._lost("in"))  # which these have of both
         self.channels_3L = np.stack((self.shapes.outputs, self.shapes.inputs, self.shapes.groups))
-        self.lost_GC = np.concatenate((outputs, inputs, outputs * self.depthwise), axis=1)  # C = 3L, in that order
+        self.lost_GC = np.concatenate((outputs, inputs, outputs * depthwise), axis=1)  # C = 3L, in that order
         self.ones, self.off = np.ones((1, len(layers))), np.full((1, len(layers)), OFF)
         modules = dict(finished.named_modules())
         mine = [modules[name] for name in self.layers]

@@ -14,7 +14,7 @@ from spaces.importance import Importance, SecondOrder
 from spaces.memory import remembered
 from spaces.plan import settled
 from spaces.statistics import inherit, moments, reestimate, refit
-from spaces.surgery import cut
+from spaces.surgery import cut, gone
 from spaces.trace import trace
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ class Prune:
         smaller = copy.deepcopy(model)
         if not kept:
             return smaller
-        gone = _gone(kept)
+        inputs = {name: positions for (name, side, _), positions in gone(kept).items() if side == "in"}
         if self.refit:
-            _refit(model, smaller, example, gone)
+            _refit(model, smaller, example, inputs)
         cut(smaller, kept)
         if self.refit:
-            inherit(model, smaller, gone)
+            inherit(model, smaller, inputs)
         reestimate(smaller, example)
         return smaller
 
@@ -189,19 +189,10 @@ def kept_units(units: int | np.ndarray, ratio: float | np.ndarray, round_to: int
     return kept if isinstance(units, np.ndarray) else int(kept)
 
 
-def _gone(kept: list[tuple[Group, tuple[int, ...]]]) -> dict[str, set[int]]:
-    """Return the input channels that each layer loses."""
-    gone: dict[str, set[int]] = {}
-    for group, units in kept:
-        for member in group.consumers:
-            lost = (p for u in set(range(group.units)).difference(units) for p in member.positions[u])
-            gone.setdefault(member.layer, set()).update(lost)
-    return gone
-
-
-def _refit(model: nn.Module, smaller: nn.Module, example: Tensor, gone: dict[str, set[int]]) -> None:
+def _refit(model: nn.Module, smaller: nn.Module, example: Tensor, inputs: dict[str, set[int]]) -> None:
+    """Refit in place what each layer has left when it loses these input channels."""
     readers = [member.layer for group in trace(model, example).groups for member in group.consumers]
     seen = moments(model, example, dict.fromkeys(readers))
-    for name, positions in gone.items():
+    for name, positions in inputs.items():
         if name in seen:
             refit(smaller.get_submodule(name), seen[name], sorted(positions))

@@ -29,13 +29,8 @@ def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
     kept
         Pairs of a group and the units of it that stay.
     """
-    gone: defaultdict[tuple[str, Side, int], set[int]] = defaultdict(set)
-    for group, units in kept:
-        lost = set(range(group.units)).difference(units)
-        for member in group.members:
-            gone[member.layer, member.side, member.dimension].update(p for u in lost for p in member.positions[u])
     modules = dict(model.named_modules())
-    for (name, side, dimension), positions in gone.items():
+    for (name, side, dimension), positions in gone(kept).items():
         if not positions:
             continue
         if side == "parameter":
@@ -45,6 +40,18 @@ def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
             _cut_inputs(modules[name], positions)
         else:
             _cut_outputs(modules[name], positions)
+
+
+def gone(kept: Iterable[tuple[Group, Sequence[int]]]) -> dict[tuple[str, Side, int], set[int]]:
+    """Return the positions that go with all units of the groups but the kept ones, by layer, side and dimension."""
+    positions: defaultdict[tuple[str, Side, int], set[int]] = defaultdict(set)
+    for group, units in kept:
+        lost = set(range(group.units)).difference(units)
+        for member in group.members:
+            positions[member.layer, member.side, member.dimension].update(
+                position for unit in lost for position in member.positions[unit]
+            )
+    return positions
 
 
 def holders(model: nn.Module) -> Counter[int]:

@@ -222,8 +222,7 @@ def hypervolume(points: list[dict[str, Any]], teacher: dict[str, float], split: 
     return area + best * edge
 
 
-def _summary(folder: Path) -> pd.DataFrame:
-    records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
+def _summary(records: pd.DataFrame) -> pd.DataFrame:
     grouped = records.groupby("method")
     columns = ["validation", "test", "cpu_seconds", "drafted", "trained"]
     table = grouped[columns].mean().round(3)
@@ -233,9 +232,8 @@ def _summary(folder: Path) -> pd.DataFrame:
     return table.sort_values("validation", ascending=False)
 
 
-def _profile(folder: Path) -> pd.DataFrame:
+def _profile(records: pd.DataFrame) -> pd.DataFrame:
     """Return the share of the search's CPU time that each activity took, in percent, by method."""
-    records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
     columns = [name for name in map(str, records) if name.startswith(SHARE)]
     seconds = records.groupby("method")[columns].mean().rename(columns=lambda name: name.removeprefix(SHARE))
     return (100 * seconds.div(seconds.sum(axis=1), axis=0)).dropna(how="all").fillna(0).round(1)
@@ -275,7 +273,8 @@ def main() -> None:
             (method, seed): pool.submit(subprocess.run, [*command, "--only", method, str(seed)], check=False)
             for method, seed in waiting
         }
-    sys.stdout.write(f"{_summary(folder)}\n\nshare of the CPU time, in percent:\n{_profile(folder)}\n")
+    records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
+    sys.stdout.write(f"{_summary(records)}\n\nshare of the CPU time, in percent:\n{_profile(records)}\n")
     failed = [f"{method} with seed {seed}" for (method, seed), ended in runs.items() if ended.result().returncode]
     if failed:
         sys.exit(f"these runs failed and are missing from the table: {', '.join(failed)}; start again to repeat them")
