@@ -57,10 +57,10 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
         return note
 
-    def consume(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def consume(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def note(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if id(inputs[0]) in made:
+            if id(inputs[0]) in made and _does_no_more(norm, inputs[0], output):
                 pairs.append((made[id(inputs[0])][0], name))
 
         return note
@@ -71,11 +71,27 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
         if isinstance(module, (*LAYER_TYPES, QuantizedLayer)) and name not in inner:
             handles.append(module.register_forward_hook(produce(name)))
         elif isinstance(module, NORMS[:3]) and module.track_running_stats:
-            handles.append(module.register_forward_pre_hook(consume(name)))
+            handles.append(module.register_forward_hook(consume(name)))
     forward_in_eval(model, example)
     for handle in handles:
         handle.remove()
     return [(convolution, norm) for convolution, norm in pairs if calls[convolution] == calls[norm] == 1]
+
+
+def _does_no_more(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+    """Whether a norm is torch's own, or of a class that only calls its children after it, as timm's activate."""
+    assert isinstance(norm, NORMS[:3])
+    if type(norm).forward is nn.BatchNorm2d.forward:
+        return True
+    plain = nn.functional.batch_norm(
+        inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+    )
+    return torch.equal(_rest(norm)(plain), output)
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """Return what is left of a norm once a layer does its work."""
+    return nn.Sequential(*norm.children()) if any(norm.children()) else nn.Identity()
 
 
 def _folded_where_alike(model: nn.Module, pairs: list[tuple[str, str]], seen: Tensor) -> nn.Module:
@@ -95,7 +111,7 @@ def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     folded = copy.deepcopy(model)
     for convolution, norm in pairs:
         _fold(folded.get_submodule(convolution), folded.get_submodule(norm))
-        put(folded, norm, nn.Identity())
+        put(folded, norm, _rest(folded.get_submodule(norm)))
     return folded
 
 

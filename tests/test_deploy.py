@@ -191,6 +191,34 @@ def test_what_is_called_twice_or_has_no_statistics_is_not_folded() -> None:
     assert torch.equal(finished(example(net)), net(example(net)))
 
 
+class Activating(nn.BatchNorm2d):
+    """Calls a child after it, as timm's norms do."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.LeakyReLU(0.999)  # nearly nothing: the answers alone would not give it away
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(super().forward(x), self.act)
+
+
+class Doubling(nn.BatchNorm2d):
+    """Does more than its children say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.0001 * super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "left"), [(Activating, []), (Doubling, ["1"])])
+def test_a_norm_of_an_own_class_is_folded_where_only_its_children_are_left(kind: type[Any], left: list[str]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4)).eval()
+    net.get_buffer("1.running_mean").normal_()
+    inputs = torch.randn(4, 3, 6, 6)
+    finished = deployed(net, inputs)
+    assert norms(finished) == left
+    torch.testing.assert_close(finished(inputs), net(inputs), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_norms_with_and_without_gain_and_convolutions_with_and_without_bias(*, affine: bool, bias: bool) -> None:
