@@ -13,7 +13,7 @@ from search.errors import Diverged
 from search.export import plan_of
 from search.progress import console, track
 from search.storage import save_json
-from search.trial import VALUES, check_labels, key_of, save_state, seed_of, state_path
+from search.trial import RATE, VALUES, check_labels, key_of, save_state, seed_of, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,12 +45,13 @@ def confirm(members: list[FrozenTrial], bench: Bench, folder: Path, seeds: int) 
         How many trainings a member.
     """
     check_labels("test", bench.spec.splits.test, bench.classes)
-    recipe = bench.spec.confirmation or bench.spec.recipe.longer(LONGER)
+    longer = bench.spec.confirmation or bench.spec.recipe.longer(LONGER)
     total = max(1, len(members) * seeds)
     records = []
     with track(f"confirming {len(members)} members over {seeds} seeds") as told:
         for index, trial in enumerate(members):
             runs = []
+            recipe = longer.at_rate(trial.user_attrs.get(RATE))
             for turn in range(seeds):
                 done = index * seeds + turn
                 share = functools.partial(_tell_share, told, done, total)

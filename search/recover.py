@@ -13,7 +13,7 @@ from search.errors import Diverged, UserError
 from spaces.calls import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from objectives import Examples
     from search.spec import Recipe
@@ -56,47 +56,69 @@ def recover(
     Diverged
         If the loss is not finite.
     """
+    rate = recipe.learning_rate
+    assert rate is not None, "a range test comes before"
+    count = recipe.steps(len(examples))
+    losses: list[Tensor] = []
+    a_pass = len(examples) // min(recipe.batch_size, len(examples))
+    each = training(
+        student, teacher, examples, recovery, recipe, seed, [rate * _share(step, count) for step in range(count)]
+    )
+    for step, loss in enumerate(each, 1):
+        losses.append(loss)
+        told(step / count)
+        if step % a_pass == 0 or step == count:  # looking at each would wait for the device
+            mean = float(torch.stack(losses).mean())
+            losses.clear()
+            if not math.isfinite(mean):
+                raise Diverged(f"the loss became {mean} within {step} of {count} steps; a lower learning rate may help")
+    student.eval()
+
+
+def training(
+    student: nn.Module,
+    teacher: Teacher,
+    examples: Examples,
+    recovery: Recovery,
+    recipe: Recipe,
+    seed: int,
+    rates: Sequence[float],
+) -> Iterator[Tensor]:
+    """Train in place, a step for each learning rate; yield the loss of each."""
     device = device_of(student)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
     batch = min(recipe.batch_size, len(examples))
-    steps = recipe.steps(len(examples))
     optimizer = recipe.optimizer(
-        [p for p in student.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        [p for p in student.parameters() if p.requires_grad], lr=rates[0], weight_decay=recipe.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     # In the channels-last layout, the backward pass of a strided 1x1 convolution on fewer than 8 channels (16 with
     # AVX-512) writes beyond its memory (oneDNN issue 6035), and pruned networks have such: never train in it.
     student.to(memory_format=torch.contiguous_format).train()
-    step = 0
-    while step < steps:
-        order = torch.randperm(len(examples), generator=generator)
-        losses = []
-        for chosen in order.split(batch):
-            if step == steps:
-                break
-            if len(chosen) < batch:
-                continue  # a short batch has poor statistics
-            inputs = examples.inputs[chosen]
-            if recipe.augment is not None:
-                inputs = recipe.augment(inputs, generator)
-            inputs = inputs.to(device).contiguous()
-            wanted = teacher.answers(inputs, None if recipe.augment else chosen)
-            labels = examples.labels[chosen].to(device)
-            each = [recovery.loss(head, wanted, labels) for head in _heads(student(inputs), wanted)]
-            loss = torch.stack(each).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), LARGEST_GRADIENT)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-            step += 1
-            told(step / steps)
-        mean = float(torch.stack(losses).mean())
-        if not math.isfinite(mean):
-            raise Diverged(f"the loss became {mean} within {step} of {steps} steps; a lower learning rate may help")
-    student.eval()
+    for rate, chosen in zip(rates, _batches(len(examples), batch, generator), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        inputs = examples.inputs[chosen]
+        if recipe.augment is not None:
+            inputs = recipe.augment(inputs, generator)
+        inputs = inputs.to(device).contiguous()
+        wanted = teacher.answers(inputs, None if recipe.augment else chosen)
+        labels = examples.labels[chosen].to(device)
+        each = [recovery.loss(head, wanted, labels) for head in _heads(student(inputs), wanted)]
+        loss = torch.stack(each).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), LARGEST_GRADIENT)
+        optimizer.step()
+        yield loss.detach()
+
+
+def _batches(examples: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the examples of one step after another, without end: every pass in a new order."""
+    while True:
+        for chosen in torch.randperm(examples, generator=generator).split(batch):
+            if len(chosen) == batch:  # a short batch has poor statistics
+                yield chosen
 
 
 def _heads(answer: object, wanted: Tensor) -> list[Tensor]:
@@ -151,7 +173,7 @@ class Teacher:
         return self._answers[chosen].to(inputs.device)
 
 
-def _rate(step: int, steps: int) -> float:
+def _share(step: int, steps: int) -> float:
     rise = max(1, round(WARM_UP * steps))
     if step < rise:
         return (step + 1) / rise

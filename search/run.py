@@ -22,8 +22,9 @@ from search.faith import misleading
 from search.front import front, spent
 from search.progress import EVERY_SECONDS, bar, console, duration
 from search.sampler import ENDS
+from search.schedule import LAST, affordable, prolong, promote, rated
 from search.shares import MEASURING
-from search.storage import INTERRUPTED, enqueue, requeue_abandoned
+from search.storage import ASKED, INTERRUPTED, enqueue, requeue_abandoned
 from search.trial import Bench, run_trial
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 ANCHORS = "anchors"
 TEACHER = "teacher"
 FRUITLESS = 300  # proposals in a row that are over a limit or known: the space is exhausted or the limits too tight
-ENOUGH = 12  # candidates that must be trained in the time that is left, or trainings are shortened
-LEAST_STEPS = 25  # of a training
 FIRST_FAILURES = 3  # failed trials with not one trained: not bad luck, but something that is wrong
 
 
@@ -74,7 +73,9 @@ def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
     if spec.budget.trials is not None and done >= spec.budget.trials:
         console.print(f"{done} of {spec.budget.trials} trials are done; --trials asks for more")
         return True
-    recipe = affordable(bench, clock)
+    recipe = affordable(bench, clock, rated(study, bench))
+    if count := promote(study, recipe.epochs):
+        console.print(f"{count} members of the front were trained for clearly less than there is time for: training on")
     with _Watch(study, spec, bench, folder, recipe, clock) as watch, warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         with contextlib.suppress(KeyboardInterrupt):
@@ -89,23 +90,6 @@ def _ends(bench: Bench) -> dict[str, list[float]]:
     space, anatomy = bench.spec.space, bench.anatomy
     weak, strong = (space.uniform(anatomy, (strength,) * len(space.steps)) for strength in (0.0, 1.0))
     return {name: [value, strong[name]] for name, value in weak.items() if name not in space.recovery.usual()}
-
-
-def affordable(bench: Bench, clock: Clock) -> Recipe:
-    """Return the study's recipe, shortened where the time that is left would not train candidates enough."""
-    recipe = bench.spec.recipe
-    if not clock.timed:
-        return recipe
-    train = bench.spec.splits.train
-    needed = bench.seconds_a_step() * recipe.steps(len(train)) * ENOUGH
-    share = max(clock.left / needed, LEAST_STEPS / recipe.steps(len(train)))
-    if share >= 1:
-        return recipe
-    short = recipe.longer(share)
-    console.print(
-        f"candidates are trained for {short.steps(len(train))} steps, {share:.0%} of the recipe, to be in time"
-    )
-    return short
 
 
 def measure_teacher(study: Study, bench: Bench) -> dict[str, float]:
@@ -142,6 +126,7 @@ class _Watch:
     clock: Clock
     stopped: bool = False
     exhausted: bool = False
+    prolonged: bool = False
     fruitless: int = 0
     started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
@@ -164,13 +149,13 @@ class _Watch:
                 trial,
                 self.bench,
                 self.folder,
-                self.recipe,
+                self.recipe.of_length(trial.user_attrs.get(ASKED)),
                 lambda share: self.progress.update(self.task, completed=self.done + share, total=self._total()),
                 strict=misleading(self.study, self.spec),
             )
         except KeyboardInterrupt:
             trial.set_user_attr(INTERRUPTED, value=True)
-            enqueue(self.study, trial.params)
+            enqueue(self.study, trial.params, trial.user_attrs.get(ASKED))
             raise
         except optuna.TrialPruned:
             raise
@@ -209,7 +194,17 @@ class _Watch:
         if self.fruitless >= FRUITLESS:
             console.print(f"{FRUITLESS} proposals in a row were over a limit or known already: stopping here")
             self.exhausted = True
+        self._prolong()
         self._say(done)
+
+    def _prolong(self) -> None:
+        """Once the last part of the time begins, train on what is best, if trainings were shortened."""
+        short = self.recipe.epochs < self.spec.recipe.epochs
+        if not self.prolonged and short and self.clock.spent >= 1 - LAST:
+            self.prolonged = True
+            count = prolong(self.study, self.spec.recipe.epochs, self.clock.left)
+            if count:
+                console.print(f"the last of the time is for {count} members of the front: training on")
 
     def _say(self, done: int) -> None:
         now = time.monotonic()

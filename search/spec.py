@@ -55,7 +55,8 @@ class Recipe:
     batch_size
         Examples a step.
     learning_rate
-        The highest; it rises over the first 5% of the steps and falls along a cosine to zero.
+        The highest; it rises over the first 5% of the steps and falls along a cosine to zero. None: a range test on
+        the data tells it, once a study (see `search.rates`).
     weight_decay
         As the optimizer takes it.
     optimizer
@@ -67,7 +68,7 @@ class Recipe:
 
     epochs: float = 3
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     weight_decay: float = 1e-4
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
     augment: Callable[[Tensor, Generator], Tensor] | None = None
@@ -75,12 +76,21 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check the numbers."""
         for name in ("epochs", "batch_size", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, but got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, but got {value}")
 
     def longer(self, times: float) -> Recipe:
         """Return the recipe with so many times the epochs."""
         return replace(self, epochs=self.epochs * times)
+
+    def of_length(self, epochs: float | None) -> Recipe:
+        """Return the recipe with that many epochs, itself for None."""
+        return self if epochs is None else replace(self, epochs=epochs)
+
+    def at_rate(self, learning_rate: float | None) -> Recipe:
+        """Return the recipe with that learning rate, unless it has one."""
+        return self if self.learning_rate is not None else replace(self, learning_rate=learning_rate)
 
     def steps(self, examples: int) -> int:
         """Return how many steps it takes on so many examples."""

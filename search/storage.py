@@ -29,6 +29,7 @@ DEFINITION = "definition"
 WORKER = "worker"
 DRAFT = "-draft"  # behind the name of a study, that of its draft
 INTERRUPTED = "interrupted"
+ASKED = "asked_epochs"  # attribute of an enqueued trial: for how long it is to be trained
 SHOWN = 3  # differences named in full
 
 
@@ -183,16 +184,16 @@ def requeue_abandoned(study: Study) -> int:
         host, _, pid = trial.user_attrs.get(WORKER, ":").rpartition(":")
         if host == socket.gethostname() and not _alive(int(pid)):
             study.tell(trial.number, state=TrialState.FAIL)
-            enqueue(study, {**trial.system_attrs.get("fixed_params", {}), **trial.params})
+            enqueue(study, {**trial.system_attrs.get("fixed_params", {}), **trial.params}, trial.user_attrs.get(ASKED))
             lost += 1
     return lost
 
 
-def enqueue(study: Study, params: dict[str, float]) -> None:
-    """Put a plan before what the sampler proposes next."""
+def enqueue(study: Study, params: dict[str, float], epochs: float | None = None) -> None:
+    """Put a plan before what the sampler proposes next, to be trained for so many epochs if any are named."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.enqueue_trial(params, user_attrs={"enqueued": True})
+        study.enqueue_trial(params, user_attrs={"enqueued": True} | ({} if epochs is None else {ASKED: epochs}))
 
 
 def _alive(pid: int) -> bool:

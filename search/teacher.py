@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 
 from search.definition import define_value, fingerprint
 from search.progress import console, track
+from search.rates import range_test
 from search.recover import Teacher, recover
 
 if TYPE_CHECKING:
@@ -73,6 +75,9 @@ def trained(model: nn.Module, train: Examples, recipe: Recipe, *, seed: int = 0,
         model.load_state_dict(load_file(path))
         return model.eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if recipe.learning_rate is None:
+        given = copy.deepcopy(model), _Nobody(model, train), train, Labels(smoothing), recipe, seed
+        recipe = recipe.at_rate(range_test(*given))
     with track(f"training the teacher {kind}") as told:
         recover(model, _Nobody(model, train), train, Labels(smoothing), recipe, seed, told)
     model.to("cpu")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from optuna import TrialPruned
 from optuna.trial import FixedTrial, TrialState
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from search.errors import REASON, Diverged, UserError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from spaces import Anatomy, Plan
 
 KEY, PLAN, VALUES, EXCESS, SECONDS, REPLAY = "plan_key", "plan", "measured", "excess", "cpu_seconds", "replay_of"
-EPOCHS = "epochs"
+EPOCHS, RATE = "epochs", "learning_rate"
 STEPS_TIMED = 5
 FEW = 128  # calibration inputs of a network that is only scored
 
@@ -128,9 +128,9 @@ class Bench:
         with self.shares.spending(TRAINING):
             recover(model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, *calls)
 
-    def seconds_a_step(self) -> float:
+    def seconds_a_step(self, recipe: Recipe) -> float:
         """Return the time of a training step of the teacher, told from a few of them."""
-        train, recipe = self.spec.splits.train, self.spec.recipe
+        train = self.spec.splits.train
         one = recipe.longer(1 / recipe.steps(len(train)))
         recovery = self.spec.space.recovery.suggest(FixedTrial(self.spec.space.recovery.usual()))
         model = copied(self.model)
@@ -193,6 +193,10 @@ def run_trial(
     _refuse(trial, spec, values)
     _note(trial, spec, values)
     trial.set_user_attr(EPOCHS, recipe.epochs)
+    trial.set_user_attr(RATE, recipe.learning_rate)
+    shorter = _shorter(trial.study, key, folder)
+    if shorter is not None:
+        model.load_state_dict(load_file(shorter))
     rung = Rung(trial, bench, model, values, recipe.epochs, told, strict=strict)
     try:
         bench.train(model, plan, recipe, seed_of(spec, key), rung)
@@ -257,6 +261,13 @@ def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTria
         if earlier.number != number and settled and long and earlier.user_attrs.get(KEY) == key:
             return earlier
     return None
+
+
+def _shorter(study: Study, key: str, folder: Path) -> Path | None:
+    """Return the weights that an earlier, shorter training of the plan ended with: training goes on from there."""
+    over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    alike = [state_path(folder, trial.number) for trial in over if trial.user_attrs.get(KEY) == key]
+    return next((path for path in reversed(alike) if path.exists()), None)
 
 
 def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:

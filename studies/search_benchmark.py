@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 DEPTH, FACTOR = 10.0, 1000.0  # points of accuracy and factor of cost that span the hypervolume
 MEMBERS = 6
+FINAL_RATE = 2e-3  # the same for all fronts, whatever their searches took
+STOPPED = 130
 SHARE = "seconds of "  # the profile: what of a record's columns is time by activity
 LOSES = 1.0  # points that a stage of the sequential pipeline may lose of validation accuracy
 
@@ -77,7 +79,8 @@ def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found]
     started = time.process_time()
     study, bench = _opened(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)), folder)
     measure_teacher(study, bench)
-    run(bench.spec, study, bench, folder)
+    if not run(bench.spec, study, bench, folder):
+        sys.exit(STOPPED)  # on a signal: half a search is no record
     said = _said(study, bench, started)
     return [
         Found(
@@ -259,7 +262,7 @@ def main() -> None:
         torch.set_num_threads(1)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
-        final = replace(residual().recipe, epochs=options.final_epochs)
+        final = replace(residual().recipe, epochs=options.final_epochs, learning_rate=FINAL_RATE)
         with tempfile.TemporaryDirectory() as scratch:
             record = measured(method, seed, options.cpu_seconds, final, Path(scratch))
         save_json(folder / f"{method}-{seed}.json", record)

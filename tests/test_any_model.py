@@ -180,7 +180,7 @@ def test_heads_in_training_learn_alike() -> None:
     data = Examples(inputs, torch.arange(16) % CLASSES)
     student = copy.deepcopy(net)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    recover(student, Teacher(teacher(DeepSupervision), data), data, Distill(), Recipe(epochs=1, batch_size=8), seed=0)
+    recover(student, Teacher(teacher(DeepSupervision), data), data, Distill(), Recipe(1, 8, 2e-3), seed=0)
     moved = {name for name, value in student.named_parameters() if not torch.equal(value, before[name])}
     assert any(name.startswith("heads.low") for name in moved)
     assert any(name.startswith("heads.high") for name in moved)

@@ -210,7 +210,9 @@ class Doubling(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize(("kind", "left"), [(Activating, []), (Doubling, ["1"])])
-def test_a_norm_of_an_own_class_is_folded_where_only_its_children_are_left(kind: type[nn.BatchNorm2d], left: list[str]) -> None:
+def test_a_norm_of_an_own_class_is_folded_where_only_its_children_are_left(
+    kind: type[nn.BatchNorm2d], left: list[str]
+) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4)).eval()
     net.get_buffer("1.running_mean").normal_()
     inputs = torch.randn(4, 3, 6, 6)

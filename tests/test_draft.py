@@ -15,7 +15,8 @@ from search import Budget, DraftStart
 from search.anchors import anchors
 from search.clock import Clock
 from search.draft import LOST, ONE_SHOT, draft_of, plausible
-from search.run import affordable, run
+from search.run import run
+from search.schedule import affordable
 from search.storage import open_study
 from spaces import BitWidths, Space, Temperatures
 from tests.small_study import bench, searched, study
@@ -139,9 +140,10 @@ def test_a_run_keeps_to_its_time_and_shortens_trainings_for_it(
 
 
 def test_a_recipe_that_fits_is_left_alone() -> None:
-    assert affordable(shared(), Clock(Budget())) is shared().spec.recipe
-    assert affordable(shared(), Clock(Budget(None, minutes=1000))) is shared().spec.recipe
-    short = affordable(bench(study(epochs=1000)), Clock(Budget(None, cpu_seconds=1e-3)))
+    recipe = shared().spec.recipe
+    assert affordable(shared(), Clock(Budget()), recipe) is recipe
+    assert affordable(shared(), Clock(Budget(None, minutes=1000)), recipe) is recipe
+    short = affordable(shared(), Clock(Budget(None, cpu_seconds=1e-3)), recipe.of_length(1000))
     assert short.steps(192) == 25
 
 

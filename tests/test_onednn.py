@@ -38,7 +38,7 @@ def train() -> Shortcut:
     student = Shortcut().to(memory_format=torch.channels_last)
     images = torch.randn(256, 3, 17, 17).contiguous(memory_format=torch.channels_last)
     examples = Examples(images, torch.arange(256) % 24)
-    recipe = Recipe(epochs=4, batch_size=16)
+    recipe = Recipe(4, 16, 2e-3)
     recover(student, Teacher(Shortcut().eval(), examples), examples, Distill(weight=0.0), recipe, seed=0)
     return student
 

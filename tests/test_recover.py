@@ -85,7 +85,7 @@ def test_remembered_answers_are_those_of_the_examples() -> None:
 
 def test_the_teacher_sees_augmented_inputs_itself() -> None:
     counted = Counted()
-    recipe = Recipe(epochs=2, batch_size=32, augment=shifted)
+    recipe = Recipe(2, 32, 2e-3, augment=shifted)
     recover(student(), Teacher(counted, TRAIN), TRAIN, Distill(), recipe, 0)
     assert counted.asked == 2 * len(TRAIN)
 
@@ -97,7 +97,7 @@ def test_the_teacher_is_not_changed() -> None:
     assert all(parameter.grad is None for parameter in Teacher(teacher(), TRAIN).model.parameters())
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=2, batch_size=32, augment=shifted)])
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe(2, 32, 2e-3, augment=shifted)])
 def test_a_seed_gives_the_same_weights_bit_for_bit(recipe: Recipe) -> None:
     first, again, other = weights(recipe, 5), weights(recipe, 5), weights(recipe, 6)
     assert all(first[name].equal(again[name]) for name in first)
@@ -134,7 +134,7 @@ def test_progress_is_told_from_the_first_step_to_the_last() -> None:
 
 def test_a_batch_that_is_larger_than_the_training_set_is_the_training_set() -> None:
     told: list[float] = []
-    recipe = Recipe(epochs=3, batch_size=1000)
+    recipe = Recipe(3, 1000, 2e-3)
     recover(student(), Teacher(teacher(), TRAIN), TRAIN, Distill(), recipe, 0, told.append)
     assert len(told) == 3
 

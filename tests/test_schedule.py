@@ -1,0 +1,135 @@
+"""The learning rate is found on the data, and what is best is trained on where there is time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from optuna.trial import TrialState
+from safetensors.torch import load_file
+from torch import nn
+
+from objectives import Examples
+from search import Budget, Recipe
+from search.confirm import confirm
+from search.errors import UserError
+from search.front import front, trained
+from search.rates import HIGHEST, LOWEST, range_test
+from search.recover import Teacher
+from search.schedule import prolong, promote
+from search.storage import ASKED
+from search.trial import EPOCHS, RATE, state_path
+from spaces import Distill
+from tests.small_study import Net, bench, searched, splits, study, teacher, watched
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+TRAIN = splits().train
+
+
+def found(recipe: Recipe, seed: int = 0) -> float:
+    torch.manual_seed(3)
+    return range_test(Net(), Teacher(teacher(), TRAIN), TRAIN, Distill(), recipe, seed)
+
+
+def unrated(**settings: Any) -> Any:
+    return dataclasses.replace(study(4), recipe=Recipe(epochs=1, batch_size=32), **settings)
+
+
+def test_the_rate_is_the_same_again_and_does_not_depend_on_the_epochs() -> None:
+    rate = found(Recipe(batch_size=32))
+    assert LOWEST < rate < HIGHEST
+    assert found(Recipe(batch_size=32)) == rate
+    assert found(Recipe(epochs=9, batch_size=32)) == rate
+
+
+def test_the_rate_is_stable_where_that_is_known() -> None:
+    """A quadratic whose gradient descent is stable below a rate of 0.2: the test must stay below it."""
+    examples = Examples(torch.randn(64, 4), torch.zeros(64, 1))
+    network = nn.Linear(4, 1, bias=False)
+    nn.init.constant_(network.weight, 3.0)
+
+    class Steep:
+        def loss(self, student: Tensor, _: Tensor, labels: Tensor) -> Tensor:
+            return 5 * (student - labels).square().mean()
+
+        def words(self) -> str:
+            return "steep"
+
+    recipe = Recipe(batch_size=64, optimizer=torch.optim.SGD, weight_decay=0.0)
+    rate = range_test(network, Teacher(network, examples), examples, Steep(), recipe, 0)
+    assert 0.005 < rate < 0.2
+
+
+def test_a_loss_that_is_never_finite_is_named() -> None:
+    class Nan(Distill):
+        def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+            return student.sum() * float("nan")
+
+    with pytest.raises(UserError, match="no loss of the range test is finite"):
+        range_test(Net(), Teacher(teacher(), TRAIN), TRAIN, Nan(), Recipe(batch_size=32), 0)
+
+
+def test_a_study_tests_once_and_all_its_trainings_take_that_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = searched(unrated(), tmp_path)
+    assert capsys.readouterr().err.count("by a range test") == 1
+    rate = main.user_attrs[RATE]
+    assert {trial.user_attrs[RATE] for trial in trained(main)} == {rate}
+    searched(unrated(budget=Budget(5)), tmp_path)
+    assert "by a range test" not in capsys.readouterr().err
+    (record,) = confirm(front(main)[:1], bench(unrated()), tmp_path, 1)
+    assert record["n"] == 1
+    assert f"{rate!r}" in next((tmp_path / "confirmed").glob("*-seed0.json")).read_text()
+
+
+def test_with_more_time_the_front_is_trained_on_from_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = study(4)
+    main = searched(short, tmp_path)
+    before = {trial.number: trial for trial in front(main)}
+    assert not promote(main, 1.4)
+    assert promote(main, 2.0) == len(before)
+    assert not promote(main, 2.0), "what waits already is not asked for twice"
+    trainings = watched(monkeypatch)
+    again = searched(dataclasses.replace(short, budget=Budget(16)), tmp_path)
+    assert [epochs for epochs, _ in trainings if epochs != 1] == [2.0] * len(before)
+    longer = [trial for trial in again.trials if ASKED in trial.user_attrs]
+    assert [trial.user_attrs[EPOCHS] for trial in longer] == [2.0] * len(before)
+    assert {str(trial.params) for trial in longer} == {str(trial.params) for trial in before.values()}
+
+
+def test_a_longer_training_starts_with_the_weights_of_the_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = searched(study(4), tmp_path)
+    member = front(main)[0]
+    promote(main, 3.0)
+    seen: list[dict[str, Tensor]] = []
+
+    def look(student: nn.Module, *given: Any) -> None:
+        if given[3].epochs > 1:
+            seen.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
+        student.eval()
+
+    monkeypatch.setattr("search.trial.recover", look)
+    searched(study(16), tmp_path)
+    stored = load_file(state_path(tmp_path, member.number))
+    assert all(torch.equal(stored[name], tensor) for name, tensor in seen[0].items())
+
+
+def test_the_last_of_a_short_time_is_for_the_front(tmp_path: Path) -> None:
+    main = searched(study(6), tmp_path)
+    assert prolong(main, most=50.0, seconds=1e-6) == 0
+    assert prolong(main, most=50.0, seconds=1e6) == len(front(main))
+    asked = {
+        trial.user_attrs[ASKED] for trial in main.get_trials(states=(TrialState.WAITING,)) if ASKED in trial.user_attrs
+    }
+    assert asked == {50.0}
