@@ -58,6 +58,7 @@ MEMBERS = 6
 FINAL_RATE = 2e-3  # the same for all fronts, whatever their searches took
 STOPPED = 130
 SHARE = "seconds of "  # the profile: what of a record's columns is time by activity
+PARTS = (8, 16, 32, 64, 128, 256)  # of the teacher's cost, at which accuracies are compared
 LOSES = 1.0  # points that a stage of the sequential pipeline may lose of validation accuracy
 
 
@@ -198,7 +199,15 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
         "test": top1.on(spec.splits.test)(teacher.finished),  # type: ignore[attr-defined]
     }
     volumes = {split: hypervolume(points, reference, split) for split in ("validation", "test")}
-    return {"method": method, "seed": seed, **said, "front": len(members), **volumes, "points": points}
+    return {
+        "method": method,
+        "seed": seed,
+        **said,
+        "front": len(members),
+        **volumes,
+        "teacher": reference,
+        "points": points,
+    }
 
 
 def _cost(member: Found) -> float:
@@ -233,6 +242,25 @@ def _summary(records: pd.DataFrame) -> pd.DataFrame:
     table.insert(3, "test_std", grouped["test"].std().round(3))
     table.insert(0, "n", grouped.size())
     return table.sort_values("validation", ascending=False)
+
+
+def along(records: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Return, by method, the best accuracy that a share of the teacher's cost buys, mean over seeds.
+
+    A method of which a seed has nothing that cheap has none there.
+    """
+    columns = {}
+    for part in PARTS:
+        best = [
+            max(
+                (point[split] for point in run["points"] if point["bops"] * part <= run["teacher"]["bops"]),
+                default=None,
+            )
+            for run in records.to_dict("records")
+        ]
+        by_method = pd.Series(best, index=records["method"], dtype=float).groupby(level=0)
+        columns[f"1/{part}"] = by_method.agg(lambda each: each.mean(skipna=False)).round(2)
+    return pd.DataFrame(columns)
 
 
 def _profile(records: pd.DataFrame) -> pd.DataFrame:
@@ -277,7 +305,8 @@ def main() -> None:
             for method, seed in waiting
         }
     records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
-    sys.stdout.write(f"{_summary(records)}\n\nshare of the CPU time, in percent:\n{_profile(records)}\n")
+    sys.stdout.write(f"{_summary(records)}\n\ntest top-1 at a share of the teacher's cost:\n{along(records)}\n")
+    sys.stdout.write(f"\nshare of the CPU time, in percent:\n{_profile(records)}\n")
     failed = [f"{method} with seed {seed}" for (method, seed), ended in runs.items() if ended.result().returncode]
     if failed:
         sys.exit(f"these runs failed and are missing from the table: {', '.join(failed)}; start again to repeat them")
