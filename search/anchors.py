@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TIE = 0.01  # nats that a factor of e in any cost may lose: of plans about as good, the smaller
 HALVINGS = 5  # of the strength, to find the weakest plan that holds the limits
+LOSSES = "losses of changes alone"  # attribute of a study
 BEYOND = (0.0, 0.25, 0.5)  # anchors lie at the weakest plan within the limits and this far on the way to the strongest
 
 
@@ -89,7 +90,7 @@ class TableStart:
         learn(bench, self.seconds)
         known = bench.foresight.foreseeable
         wanted = [objective.name for objective in bench.spec.objectives if objective.name in known]
-        table = table_of(bench, self.seconds) if wanted else None
+        table = table_of(bench, study, self.seconds) if wanted else None
         if table is None:
             return uniform(bench, reachable)
         chosen = virtual(table, [known[name] for name in wanted])
@@ -101,10 +102,17 @@ class TableStart:
         return representatives(bench, table, chosen, logs, table.sums(chosen) + TIE * logs.sum(1), held, self.plans)
 
 
-def table_of(bench: Bench, seconds: float) -> Options | None:
-    """Measure every change alone, in sight of the user; None where that would take more CPU time than `seconds`."""
+def table_of(bench: Bench, study: Study, seconds: float) -> Options | None:
+    """Measure every change alone, in sight of the user; None where that would take more CPU time than `seconds`.
+
+    What was measured lies in the study, for other workers and for when it goes on.
+    """
+    known = study.user_attrs.get(LOSSES)
     with track("measuring every change alone") as told, bench.shares.spending(TABLE):
-        return options(bench, told, seconds)
+        found = options(bench, told, seconds, known)
+    if found is not None and known is None:
+        study.set_user_attr(LOSSES, [added.tolist() for added in found.losses])
+    return found
 
 
 def representatives(

@@ -75,7 +75,7 @@ class DraftStart:
         learn(bench, min(self.seconds, TABLE * clock.total))
         known = bench.foresight.foreseeable
         wanted = [objective.name for objective in bench.spec.objectives if objective.name in known]
-        table = table_of(bench, min(self.seconds, TABLE * clock.total)) if wanted else None
+        table = table_of(bench, study, min(self.seconds, TABLE * clock.total)) if wanted else None
         if table is None:
             return uniform(bench, reachable)
         draft = Draft(bench, table, study, wanted)

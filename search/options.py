@@ -65,7 +65,9 @@ class Options:
         return {name: values[at] for name, values, at in zip(self.names, self.values, chosen, strict=True)}
 
 
-def options(bench: Bench, told: Callable[[float], None], seconds: float) -> Options | None:
+def options(
+    bench: Bench, told: Callable[[float], None], seconds: float, known: Sequence[Sequence[float]] | None = None
+) -> Options | None:
     """Measure every change alone: the distance of the answers from the teacher's, by the recovery's own loss.
 
     None where that would take more CPU time than `seconds`.
@@ -78,6 +80,8 @@ def options(bench: Bench, told: Callable[[float], None], seconds: float) -> Opti
         Called with the share that is done.
     seconds
         CPU time that it may take, told from the first entries on.
+    known
+        The losses, where they were measured before.
     """
     space, anatomy = bench.spec.space, bench.anatomy
     untouched = space.uniform(anatomy, (0.0,) * len(space.steps))
@@ -91,6 +95,24 @@ def options(bench: Bench, told: Callable[[float], None], seconds: float) -> Opti
     for name, found in plans.items():  # what rounding makes equal is one option
         distinct = {plan: value for value, plan in _outwards(found, untouched[name]) if plan != none}
         plans[name] = {value: plan for plan, value in distinct.items()}
+    losses = [np.array(added) for added in known] if known else _losses(bench, plans, told, seconds)
+    if losses is None:
+        return None
+    owners = [set(axis.uniform(anatomy, 0.0)) for axis in space.steps]
+    outline = outlined(bench.foresight.frame, [none, *itertools.chain(*(found.values() for found in plans.values()))])
+    return Options(
+        axes=tuple(next(n for n, owned in enumerate(owners) if name in owned) for name in plans),
+        names=tuple(plans),
+        values=tuple((untouched[name], *found) for name, found in plans.items()),
+        losses=tuple(losses),
+        outline=outline,
+        owners=outline.owners([len(found) for found in plans.values()]),
+    )
+
+
+def _losses(
+    bench: Bench, plans: dict[str, dict[float, Plan]], told: Callable[[float], None], seconds: float
+) -> list[np.ndarray] | None:
     score, started = Score(bench), time.process_time()
     count, done = sum(map(len, plans.values())), 0
     losses = []
@@ -104,16 +126,7 @@ def options(bench: Bench, told: Callable[[float], None], seconds: float) -> Opti
             if done >= ENOUGH and spent > seconds * done / count:
                 return None
         losses.append(np.array(added))
-    owners = [set(axis.uniform(anatomy, 0.0)) for axis in space.steps]
-    outline = outlined(bench.foresight.frame, [none, *itertools.chain(*(found.values() for found in plans.values()))])
-    return Options(
-        axes=tuple(next(n for n, owned in enumerate(owners) if name in owned) for name in plans),
-        names=tuple(plans),
-        values=tuple((untouched[name], *found) for name, found in plans.items()),
-        losses=tuple(losses),
-        outline=outline,
-        owners=outline.owners([len(found) for found in plans.values()]),
-    )
+    return losses
 
 
 def virtual(options: Options, costs: Sequence[tuple[Foretelling, float]]) -> np.ndarray:

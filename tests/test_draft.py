@@ -95,6 +95,13 @@ def test_a_draft_goes_on_where_it_was() -> None:
     assert len({tuple(trial.params.items()) for trial in draft.trials}) == 40
 
 
+def test_what_another_worker_measured_alone_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = optuna.create_study(study_name="shared", storage=optuna.storages.InMemoryStorage())
+    first = DraftStart(plans=5, scored=20)(shared(), main, Clock(Budget()))
+    monkeypatch.setattr("search.options._losses", lambda *_: pytest.fail("measured again"))
+    assert DraftStart(plans=5, scored=20)(shared(), main, Clock(Budget())) == first
+
+
 def test_where_no_cost_is_foreseen_or_the_table_takes_too_long_uniform_plans_are_taken() -> None:
     main = optuna.create_study(study_name="none", storage=optuna.storages.InMemoryStorage())
     assert DraftStart(seconds=0)(shared(), main, Clock(Budget())) == anchors(shared())
