@@ -31,14 +31,15 @@ WORTH = 1.5  # times the epochs that a member had: below that, training it again
 def rated(study: Study, bench: Bench) -> Recipe:
     """Return the study's recipe with a learning rate: its own, or that of a range test, which is made once a study.
 
-    The test is made on the middle one of the plans that the study starts with.
+    The test is made on the last of the plans that the study starts with, the smallest network: what has lost little is
+    trained well at almost any rate, what has lost much is not.
     """
     recipe = bench.spec.recipe
     if recipe.learning_rate is None and RATE not in study.user_attrs:
         space = bench.spec.space
         waiting = [trial for trial in study.get_trials(deepcopy=False) if fixed(trial)]
         middle = space.uniform(bench.anatomy, (0.5,) * len(space.steps))
-        params = fixed(waiting[len(waiting) // 2]) if waiting else middle
+        params = fixed(waiting[-1]) if waiting else middle
         plan = space.suggest(FixedTrial(space.recovery.usual() | params), bench.anatomy)
         model = bench.build(plan)
         with bench.shares.spending(TRAINING):

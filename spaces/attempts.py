@@ -18,7 +18,7 @@ from spaces.anatomy import Refusal, first_line
 from spaces.calls import tensors
 from spaces.labels import channel_dimension
 from spaces.quantized import run_layer
-from spaces.surgery import cut, plain, put
+from spaces.surgery import LAYER_TYPES, cut, plain, put
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +33,8 @@ UNSTEADY = (
     "its channels stay: no cut can be tried, since the network answers differently each time in evaluation, as with "
     "F.dropout without training=self.training"
 )
+REPLACED = "another module was put in its place and"
+USUAL = {kind.forward for kind in LAYER_TYPES}
 TOLERANCE = 1e-3  # relative to the largest output; the two ways round differently, nothing more
 
 
@@ -70,16 +72,40 @@ def irreplaceable(model: nn.Module, example: Tensor, names: Sequence[str]) -> di
     """
     reasons = {name: COMPUTED for name in names if not plain(model.get_submodule(name))}
     others = [name for name in names if name not in reasons]
+    reasons |= _of_own_ways(model, example, others)
+    others = [name for name in names if name not in reasons]
     want = _answer(_light_copy(model), example)
     parts = [others]
     while parts:
         part = parts.pop()
         reason = _changed(model, example, part, want) if part else None
         if reason and len(part) == 1:
-            reasons[part[0]] = f"another module was put in its place and {reason}"
+            reasons[part[0]] = f"{REPLACED} {reason}"
         elif reason:
             half = len(part) // 2
             parts += [part[:half], part[half:]]
+    return reasons
+
+
+def _of_own_ways(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, str]:
+    """Return the layers whose class computes something else, seen at their own outputs.
+
+    The answers of the network would not give away one that hardly moves them as it was given.
+    """
+    reasons: dict[str, str] = {}
+
+    def note(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+        if inputs and isinstance(output, Tensor):
+            reason = _unlike([_StandIn(layer)(inputs[0])], [output])
+            if reason:
+                reasons[named[layer]] = f"{REPLACED} {reason}"
+
+    watched = _light_copy(model)
+    named = {watched.get_submodule(name): name for name in names}
+    for layer in named:
+        if type(layer).forward not in USUAL:
+            layer.register_forward_hook(note)
+    _answer(watched, example)
     return reasons
 
 

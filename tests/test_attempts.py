@@ -56,7 +56,13 @@ def test_a_layer_of_its_own_kind_of_forward_is_named() -> None:
     found = stuck(lambda m, x: m.last(m.own(m.stem(x)).flatten(1)), stem=conv(3, 8), own=PaddedItself(8, 8, 3),
                   last=nn.Linear(8 * 49, 5))  # fmt: skip
     assert list(found) == ["own"]
-    assert found["own"].startswith(f"{STOOD_IN}the forward failed: ")
+    assert found["own"].startswith(f"{STOOD_IN}the output became")
+
+
+def test_a_layer_of_its_own_kind_is_named_where_the_network_hardly_hears_it() -> None:
+    found = stuck(lambda m, x: m.last((m.stem(x) + 1e-6 * m.own(m.stem(x))).mean((2, 3))), stem=conv(3, 8),
+                  own=Standardized(8, 8, 3, padding=1), last=nn.Linear(8, 5))  # fmt: skip
+    assert list(found) == ["own"]
 
 
 def test_a_layer_whose_weight_is_read_from_outside_is_named() -> None:
