@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import TYPE_CHECKING
 
 from search.errors import UserError
 from search.recover import training
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from objectives import Examples
     from search.recover import Teacher
@@ -20,16 +21,17 @@ LOWEST, HIGHEST, A_DECADE = 1e-4, 10.0, 14  # learning rates, and steps while th
 MEMORY = 0.8  # of the running mean of the losses
 ALIKE = 1.05  # times the least loss, and a loss is as good: batches differ by more
 DIVERGED = 1.5  # times the least loss: what comes after it can be left out
-SAFE = 10.0  # the highest rate with a loss as good as the least, over the one that is taken: there, it is about to rise
+SAFE = 8.0  # the highest rate with a loss as good as the least, over the one that is taken: there, it is about to rise
 
 
 def range_test(
     student: nn.Module, teacher: Teacher, examples: Examples, recovery: Recovery, recipe: Recipe, seed: int
 ) -> float:
-    """Return a tenth of the highest learning rate at which the loss is not above its least, while the rate rises.
+    """Return an eighth of the highest learning rate at which the loss is not above its least, while the rate rises.
 
     A rate too low moves nothing in so few steps, one too high throws the loss up; the running mean of the losses is
-    least just before it does.
+    least just before it does. What a batch costs the teacher is taken off its loss, and their mean put back: batches
+    differ by more than the student changes.
 
     Parameters
     ----------
@@ -49,14 +51,34 @@ def range_test(
     """
     count = math.ceil(A_DECADE * math.log10(HIGHEST / LOWEST))
     rates = [LOWEST * 10 ** (step / A_DECADE) for step in range(count + 1)]
+    beside = _Beside(recovery)
     mean, means = 0.0, []
-    losses = training(student, teacher, examples, recovery, recipe, seed, rates)
+    losses = training(student, teacher, examples, beside, recipe, seed, rates)
     for step, loss in enumerate(losses, 1):
-        mean = MEMORY * mean + (1 - MEMORY) * float(loss)
+        mean = MEMORY * mean + (1 - MEMORY) * (float(loss) - beside.teachers[-1])
         means.append(mean / (1 - MEMORY**step))
-        if not math.isfinite(mean) or (step > A_DECADE and means[-1] > DIVERGED * min(means)):
+        usual = statistics.fmean(beside.teachers)
+        if not math.isfinite(mean) or (step > A_DECADE and means[-1] + usual > DIVERGED * (min(means) + usual)):
             break
-    good = [rate for rate, loss in zip(rates, means, strict=False) if loss <= ALIKE * min(means)]
+    most = ALIKE * (min(means) + usual) - usual
+    good = [rate for rate, loss in zip(rates, means, strict=False) if loss <= most]
     if not math.isfinite(means[0]):
         raise UserError("no loss of the range test is finite; look at the data and the loss, or name a learning_rate")
     return good[-1] / SAFE
+
+
+class _Beside:
+    """A recovery that notes what its loss would be for the teacher, where there is one."""
+
+    def __init__(self, recovery: Recovery) -> None:
+        self._recovery = recovery
+        self.teachers: list[float] = []
+
+    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Return the recovery's."""
+        self.teachers.append(float(self._recovery.loss(teacher, teacher, labels)) if len(teacher) else 0.0)
+        return self._recovery.loss(student, teacher, labels)
+
+    def words(self) -> str:
+        """Say the recovery's."""
+        return self._recovery.words()
