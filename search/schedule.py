@@ -31,15 +31,15 @@ WORTH = 1.5  # times the epochs that a member had: below that, training it again
 def rated(study: Study, bench: Bench) -> Recipe:
     """Return the study's recipe with a learning rate: its own, or that of a range test, which is made once a study.
 
-    What has lost much wants a higher rate than what has lost little: it is the geometric mean for two of the plans that
-    the study starts with, the middle one and the last, the smallest network.
+    What has lost much wants a higher rate than what has lost little: it is the geometric mean for the first and the last
+    of the plans that the study starts with, the largest network and the smallest.
     """
     recipe, space = bench.spec.recipe, bench.spec.space
     if recipe.learning_rate is None and RATE not in study.user_attrs:
         first = [fixed(trial) for trial in study.get_trials(deepcopy=False) if fixed(trial)]
         first = first or [space.uniform(bench.anatomy, (0.5,) * len(space.steps))]
         found = []
-        for params in (first[len(first) // 2], first[-1]):
+        for params in (first[0], first[-1]):
             plan = space.suggest(FixedTrial(space.recovery.usual() | params), bench.anatomy)
             model = bench.build(plan)
             with bench.shares.spending(TRAINING):
