@@ -21,13 +21,13 @@ LOWEST, HIGHEST, A_DECADE = 1e-4, 10.0, 14  # learning rates, and steps while th
 MEMORY = 0.8  # of the running mean of the losses
 ALIKE = 1.05  # times the least loss, and a loss is as good: batches differ by more
 DIVERGED = 1.5  # times the least loss: what comes after it can be left out
-SAFE = 4.0  # the highest rate with a loss as good as the least, over the one that is taken: there, it is about to rise
+SAFE = 20.0  # the highest rate with a loss as good as the least, over the one that is taken: there, it is about to rise
 
 
 def range_test(
     student: nn.Module, teacher: Teacher, examples: Examples, recovery: Recovery, recipe: Recipe, seed: int
 ) -> float:
-    """Return a quarter of the highest learning rate at which the loss is not above its least, while the rate rises.
+    """Return a twentieth of the highest learning rate at which the loss is not above its least, while the rate rises.
 
     A rate too low moves nothing in so few steps, one too high throws the loss up; the running mean of the losses is
     least just before it does. What a batch costs the teacher is taken off its loss, and their mean put back: batches

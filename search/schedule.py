@@ -31,21 +31,19 @@ WORTH = 1.5  # times the epochs that a member had: below that, training it again
 def rated(study: Study, bench: Bench) -> Recipe:
     """Return the study's recipe with a learning rate: its own, or that of a range test, which is made once a study.
 
-    What has lost much wants a higher rate than what has lost little: it is the geometric mean for the first and the last
-    of the plans that the study starts with, the largest network and the smallest.
+    The test is made on the last of the plans that the study starts with, the smallest network: what has lost little is
+    served by almost any rate, and a test on it tells little.
     """
     recipe, space = bench.spec.recipe, bench.spec.space
     if recipe.learning_rate is None and RATE not in study.user_attrs:
         first = [fixed(trial) for trial in study.get_trials(deepcopy=False) if fixed(trial)]
-        first = first or [space.uniform(bench.anatomy, (0.5,) * len(space.steps))]
-        found = []
-        for params in (first[0], first[-1]):
-            plan = space.suggest(FixedTrial(space.recovery.usual() | params), bench.anatomy)
-            model = bench.build(plan)
-            with bench.shares.spending(TRAINING):
-                train = bench.spec.splits.train
-                found.append(range_test(model, bench.teacher, train, plan.recovery, recipe, bench.spec.seed))
-        study.set_user_attr(RATE, float(f"{statistics.geometric_mean(found):.2g}"))
+        params = first[-1] if first else space.uniform(bench.anatomy, (0.5,) * len(space.steps))
+        plan = space.suggest(FixedTrial(space.recovery.usual() | params), bench.anatomy)
+        model = bench.build(plan)
+        with bench.shares.spending(TRAINING):
+            train = bench.spec.splits.train
+            rate = range_test(model, bench.teacher, train, plan.recovery, recipe, bench.spec.seed)
+        study.set_user_attr(RATE, float(f"{rate:.2g}"))
         console.print(f"learning rate {study.user_attrs[RATE]}, by a range test")
     return recipe.at_rate(study.user_attrs.get(RATE))
 

@@ -71,7 +71,7 @@ def study(trials: int = 30) -> StudySpec:
         ),
         objectives=(Top1(data.validation), SizeBytes()),
         limits=(Limit(macs, at_most=MACS_LEFT * macs(teacher)),),
-        recipe=Recipe(epochs=10, batch_size=64),
+        recipe=Recipe(epochs=10, batch_size=64, learning_rate=3e-3),
         budget=Budget(trials=trials),
     )
 

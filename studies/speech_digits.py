@@ -98,8 +98,8 @@ def study(data: str = "", trials: int = 30) -> StudySpec:
             recovery=Temperatures(),
         ),
         objectives=(Top1(found.validation), SizeBytes(), Macs(found.validation.inputs)),
-        recipe=Recipe(epochs=4, batch_size=64),
-        confirmation=Recipe(epochs=12, batch_size=64),
+        recipe=Recipe(epochs=4, batch_size=64, learning_rate=3e-3),
+        confirmation=Recipe(epochs=12, batch_size=64, learning_rate=3e-3),
         budget=Budget(trials=trials),
     )
 
