@@ -17,7 +17,7 @@ from search.options import combined, logarithms, virtual
 from search.progress import track
 from search.score import Score
 from search.shares import SCORING
-from search.storage import DRAFT, WORKER, accompanied, worker
+from search.storage import DRAFT, WORKER, accompanied, params_of, worker
 from search.trial import PLAN
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def draft_of(study: Study) -> Study | None:
 
 def choices_in(trial: FrozenTrial, names: Iterable[str]) -> tuple[Any, ...]:
     """Return the values of the draft's parameters in a trial of the study, be it one that still waits."""
-    params = trial.params or trial.system_attrs.get("fixed_params", {})
+    params = params_of(trial)
     return tuple(params.get(name) for name in names)
 
 

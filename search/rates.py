@@ -60,10 +60,10 @@ def range_test(
         usual = statistics.fmean(beside.teachers)
         if not math.isfinite(mean) or (step > A_DECADE and means[-1] + usual > DIVERGED * (min(means) + usual)):
             break
-    most = ALIKE * (min(means) + usual) - usual
-    good = [rate for rate, loss in zip(rates, means, strict=False) if loss <= most]
     if not math.isfinite(means[0]):
         raise UserError("no loss of the range test is finite; look at the data and the loss, or name a learning_rate")
+    most = ALIKE * (min(means) + usual) - usual
+    good = [rate for rate, loss in zip(rates, means, strict=False) if loss <= most]
     return good[-1] / SAFE
 
 

@@ -11,7 +11,7 @@ from search.front import front, trained
 from search.progress import console
 from search.rates import range_test
 from search.shares import TRAINING
-from search.storage import ASKED, enqueue
+from search.storage import ASKED, enqueue, fixed, params_of
 from search.trial import EPOCHS, RATE, SECONDS
 
 if TYPE_CHECKING:
@@ -46,11 +46,6 @@ def rated(study: Study, bench: Bench) -> Recipe:
         study.set_user_attr(RATE, float(f"{rate:.2g}"))
         console.print(f"learning rate {study.user_attrs[RATE]}, by a range test")
     return recipe.at_rate(study.user_attrs.get(RATE))
-
-
-def fixed(trial: FrozenTrial) -> dict[str, float]:
-    """Return the parameters that a trial was enqueued with, none where a sampler proposed it."""
-    return dict(trial.system_attrs.get("fixed_params", {}))
 
 
 def affordable(bench: Bench, clock: Clock, recipe: Recipe) -> Recipe:
@@ -93,7 +88,7 @@ def promote(study: Study, epochs: float) -> int:
     over = study.get_trials(deepcopy=False)
     count = 0
     for member in front(study):
-        same = [trial for trial in over if (trial.params or fixed(trial)) == member.params]
+        same = [trial for trial in over if params_of(trial) == member.params]
         if WORTH * max(_length(trial) for trial in same) <= epochs:
             enqueue(study, member.params, epochs)
             count += 1

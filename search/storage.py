@@ -8,7 +8,7 @@ import re
 import socket
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -22,6 +22,7 @@ from search.sampling import Seeded
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
     from search.spec import StudySpec
 
@@ -184,9 +185,19 @@ def requeue_abandoned(study: Study) -> int:
         host, _, pid = trial.user_attrs.get(WORKER, ":").rpartition(":")
         if host == socket.gethostname() and not _alive(int(pid)):
             study.tell(trial.number, state=TrialState.FAIL)
-            enqueue(study, {**trial.system_attrs.get("fixed_params", {}), **trial.params}, trial.user_attrs.get(ASKED))
+            enqueue(study, params_of(trial), trial.user_attrs.get(ASKED))
             lost += 1
     return lost
+
+
+def fixed(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters that a trial was enqueued with, none where a sampler proposed it."""
+    return dict(trial.system_attrs.get("fixed_params", {}))
+
+
+def params_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters of a trial, those too that it was enqueued with and has not drawn yet."""
+    return {**fixed(trial), **trial.params}
 
 
 def enqueue(study: Study, params: dict[str, float], epochs: float | None = None) -> None:

@@ -92,6 +92,9 @@ def _of_own_ways(model: nn.Module, example: Tensor, names: Sequence[str]) -> dic
 
     The answers of the network would not give away one that hardly moves them as it was given.
     """
+    own = [name for name in names if type(model.get_submodule(name)).forward not in USUAL]
+    if not own:
+        return {}
     reasons: dict[str, str] = {}
 
     def note(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
@@ -101,10 +104,9 @@ def _of_own_ways(model: nn.Module, example: Tensor, names: Sequence[str]) -> dic
                 reasons[named[layer]] = f"{REPLACED} {reason}"
 
     watched = _light_copy(model)
-    named = {watched.get_submodule(name): name for name in names}
+    named = {watched.get_submodule(name): name for name in own}
     for layer in named:
-        if type(layer).forward not in USUAL:
-            layer.register_forward_hook(note)
+        layer.register_forward_hook(note)
     _answer(watched, example)
     return reasons
 

@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 DEPTH, FACTOR = 10.0, 1000.0  # points of accuracy and factor of cost that span the hypervolume
 MEMBERS = 6
 FINAL_RATE = 2e-3  # the same for all fronts, whatever their searches took
-STOPPED = 130
 SHARE = "seconds of "  # the profile: what of a record's columns is time by activity
 PARTS = (8, 16, 32, 64, 128, 256)  # of the teacher's cost, at which accuracies are compared
 LOSES = 1.0  # points that a stage of the sequential pipeline may lose of validation accuracy
@@ -81,7 +80,7 @@ def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found]
     study, bench = _opened(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)), folder)
     measure_teacher(study, bench)
     if not run(bench.spec, study, bench, folder):
-        sys.exit(STOPPED)  # on a signal: half a search is no record
+        sys.exit("stopped by a signal: half a search is no record")
     said = _said(study, bench, started)
     return [
         Found(
