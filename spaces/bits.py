@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from spaces.anatomy import unknown
 from spaces.grids import Grid, Uniform
@@ -89,6 +91,14 @@ class Quantize:
         return "; ".join(filter(None, parts))
 
 
+class Executes(Protocol):
+    """What says at which widths it packs and computes, such as a runtime of `objectives.runtimes`."""
+
+    def precisions(self, kind: str, groups: int) -> tuple[tuple[int, int], ...]:
+        """Return pairs of the bits of the weights and of the inputs, for a layer of a class and so many groups."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class BitWidths:
     """How many bits the weights and the inputs of each layer may have; 32, off, is always offered.
@@ -103,12 +113,16 @@ class BitWidths:
         See `Quantize`.
     only
         Names of the layers to act on; empty for all.
+    runtime
+        What will execute the network: only what it packs and computes with is offered, of the widths above and for each
+        kind of layer. None offers all of them to every layer, whatever comes of it in a file.
     """
 
     weights: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     activations: tuple[int, ...] = (4, 5, 6, 7, 8)
     grid: Grid = field(default_factory=Uniform)
     only: tuple[str, ...] = ()
+    runtime: Executes | None = None
 
     def __post_init__(self) -> None:
         """Check the widths."""
@@ -120,40 +134,81 @@ class BitWidths:
             _check("activation", bits, 4, "BitWidths")
 
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Quantize:
-        """Draw `weight_bits/<layer>` and `activation_bits/<layer>` on logarithmic scales."""
+        """Draw `weight_bits/<layer>` and `activation_bits/<layer>` on logarithmic scales.
+
+        Where the drawn pair is not offered, the nearest is taken, the narrower of two; where a weight's width leaves
+        no choice of the inputs', there is no parameter for it.
+        """
         widths = []
         for layer in self._layers(anatomy):
-            drawn = []
-            for kind, ladder in (("weight_bits", self.weights), ("activation_bits", self.activations)):
-                value = trial.suggest_int(f"{kind}/{layer.name}", min(ladder), OFF, log=True)
-                drawn.append(int(snap(value, _ladder(ladder))))
-            widths.append((layer.name, drawn[0], drawn[1]))
+            pairs = self._pairs(layer)
+            drawn = [
+                int(snap(trial.suggest_int(name, ladder[0], OFF, log=True), ladder)) if len(ladder) > 1 else OFF
+                for name, ladder in _parameters(layer, pairs).items()
+            ]
+            widths.append((layer.name, *_nearest(pairs, *drawn)))
         return Quantize(tuple(widths), self.grid)
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
-        """Return the same widths for every layer."""
-        params: dict[str, float] = {}
-        for kind, ladder in (("weight_bits", self.weights), ("activation_bits", self.activations)):
-            rungs = sorted(_ladder(ladder), reverse=True)
-            value = rungs[round(strength * (len(rungs) - 1))]
-            params |= {f"{kind}/{layer.name}": value for layer in self._layers(anatomy)}
-        return params
+        """Return the same widths for every layer, as far as it has them."""
+        return {
+            name: ladder[::-1][round(strength * (len(ladder) - 1))]
+            for layer in self._layers(anatomy)
+            for name, ladder in _parameters(layer, self._pairs(layer)).items()
+            if len(ladder) > 1
+        }
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Say which widths each layer may have, or why it keeps 32."""
-        widths = f"weights {'/'.join(map(str, self.weights))}, inputs {'/'.join(map(str, self.activations))}, or 32"
         chosen = {layer.name for layer in self._layers(anatomy)}
         return {
-            layer.name: widths if layer.name in chosen
+            layer.name: _words(self._pairs(layer)) if layer.name in chosen
             else f"no: {_unfit(layer)}" if _unfit(layer)
-            else f"no: {layer.name} is not among only={self.only}"
+            else f"no: {layer.name} is not among only={self.only}" if self.only and layer.name not in self.only
+            else f"no: {type(self.runtime).__name__} has no narrow widths for {layer.kind}"
             for layer in anatomy.layers
         }  # fmt: skip
 
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         for name in self.only:
             anatomy.layer(name)
-        return tuple(x for x in anatomy.layers if not _unfit(x) and (not self.only or x.name in self.only))
+        return tuple(
+            layer
+            for layer in anatomy.layers
+            if not _unfit(layer) and (not self.only or layer.name in self.only) and len(self._pairs(layer)) > 1
+        )
+
+    def _pairs(self, layer: Layer) -> tuple[tuple[int, int], ...]:
+        """Return the widths of weights and inputs that the layer may have, off included."""
+        offered = tuple(itertools.product(_ladder(self.weights), _ladder(self.activations)))
+        if self.runtime is None:
+            return offered
+        packed = {
+            (OFF, OFF),
+            *((weight, inputs) for weight, inputs in self.runtime.precisions(layer.kind, layer.groups)),
+        }
+        return tuple(pair for pair in offered if pair in packed)
+
+
+def _parameters(layer: Layer, pairs: tuple[tuple[int, int], ...]) -> dict[str, tuple[int, ...]]:
+    """Return the parameters of a layer with the widths that they may take; a single one is no choice."""
+    weights, inputs = (tuple(sorted(set(column))) for column in zip(*pairs, strict=True))
+    if len(pairs) == len(weights):  # the weight's width settles the inputs'
+        inputs = (OFF,)
+    return {f"weight_bits/{layer.name}": weights, f"activation_bits/{layer.name}": inputs}
+
+
+def _nearest(pairs: tuple[tuple[int, int], ...], weight: int, inputs: int) -> tuple[int, int]:
+    def distance(pair: tuple[int, int]) -> tuple[float, int]:
+        return abs(math.log2(pair[0] / weight)) + abs(math.log2(pair[1] / inputs)), sum(pair)
+
+    return min(pairs, key=distance)
+
+
+def _words(pairs: tuple[tuple[int, int], ...]) -> str:
+    weights, inputs = (sorted({bits for bits in column if bits != OFF}) for column in zip(*pairs, strict=True))
+    of = [f"{kind} {'/'.join(map(str, bits))}" for kind, bits in (("weights", weights), ("inputs", inputs)) if bits]
+    return f"{', '.join(of)}, or 32"
 
 
 def _unfit(layer: Layer) -> str:

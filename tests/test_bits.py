@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 from spaces import BitWidths, Factorize, KMeans, PowersOfTwo, Quantize, trace
@@ -119,3 +122,50 @@ def test_wrong_names_and_widths_are_told() -> None:
         BitWidths(activations=(3,))
     with pytest.raises(ValueError, match="must each offer a width"):
         BitWidths(weights=())
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Something that packs 4 and 8 bits, computes with 8-bit weights and inputs, and knows convolutions only."""
+
+    pairs: tuple[tuple[int, int], ...] = ((4, 32), (8, 32), (8, 8))
+
+    def precisions(self, kind: str, groups: int) -> tuple[tuple[int, int], ...]:
+        """Return the pairs for a convolution."""
+        return self.pairs if kind == "Conv2d" else ()
+
+
+def widths(axis: BitWidths, drawn: dict[str, float]) -> dict[str, tuple[int, int]]:
+    """Return what the axis makes of parameters, by layer."""
+    anatomy = trace(teacher(Plain), example(teacher(Plain)))
+    whole = axis.uniform(anatomy, 0.0) | drawn
+    return {name: (weight, inputs) for name, weight, inputs in axis.suggest(FixedTrial(whole), anatomy).widths}
+
+
+@pytest.mark.parametrize(
+    ("drawn", "taken"),
+    [((32, 32), (32, 32)), ((8, 32), (8, 32)), ((32, 8), (8, 8)), ((4, 8), (8, 8))],
+)
+def test_only_what_the_runtime_has_is_taken(drawn: tuple[int, int], taken: tuple[int, int]) -> None:
+    """What is drawn beside goes to the nearest pair, the narrower of two; a layer without a pair is left alone."""
+    found = widths(BitWidths(runtime=Kernels()), {"weight_bits/first": drawn[0], "activation_bits/first": drawn[1]})
+    assert found == {"first": taken, "second": (32, 32)}
+
+
+def test_there_is_no_parameter_where_there_is_no_choice() -> None:
+    """A runtime that computes with 8 bits in both or in neither leaves one question a layer."""
+    anatomy = trace(teacher(Plain), example(teacher(Plain)))
+    axis = BitWidths(runtime=Kernels(((8, 8),)))
+    assert axis.uniform(anatomy, 1.0) == {"weight_bits/first": 8, "weight_bits/second": 8}
+    assert widths(axis, {"weight_bits/first": 8})["first"] == (8, 8)
+    said = axis.acts_on(anatomy)
+    assert said["first"] == "weights 8, inputs 8, or 32"
+    assert said["head"] == "no: Kernels has no narrow widths for Linear"
+
+
+def test_the_widths_of_a_runtime_are_narrowed_by_those_that_are_asked_for() -> None:
+    """Both must offer a pair."""
+    anatomy = trace(teacher(Plain), example(teacher(Plain)))
+    axis = BitWidths(weights=(4,), runtime=Kernels())
+    assert axis.acts_on(anatomy)["first"] == "weights 4, or 32"
+    assert BitWidths(weights=(2,), runtime=Kernels()).uniform(anatomy, 1.0) == {}
