@@ -2,6 +2,7 @@
 VENV := .venv
 PYTHON := python3.11
 READY := $(VENV)/.ready
+EVERY := $(VENV)/.every
 BIN := $(VENV)/bin
 STUDY := studies/digits.py:study
 
@@ -13,11 +14,11 @@ demo: $(READY)
 	$(BIN)/slimfront export $(STUDY) --pick knee --replace
 	@echo "picture: runs/digits/report/front.png   page: runs/digits/report/front.html   files: runs/digits/export/"
 
-test: $(READY) check
-	$(BIN)/pytest -m "not slow"
+test: $(EVERY) check
+	$(BIN)/pytest -n 2 -m "not slow"
 
-test-all: $(READY) check
-	$(BIN)/pytest
+test-all: $(EVERY) check
+	$(BIN)/pytest -n 2
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -31,6 +32,10 @@ $(READY): pyproject.toml
 	command -v $(PYTHON) >/dev/null || { echo "slimfront needs Python 3.11 or newer; name it: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[onnx,dev]"
+	touch $@
+
+$(EVERY): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[onnx,litert,executorch,dev]"
 	touch $@
 
 clean:

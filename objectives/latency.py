@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _NOISY_INTERVAL = 0.05
 _NOISY_WALL = 1.25
 _NORMAL_95 = 1.96
+ROUNDS, BLOCK_MS = 40, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ class Latency:
     runtime: Runtime
     reference: nn.Module
     example: Tensor
-    rounds: int = 40
-    block_ms: float = 4.0
+    rounds: int = ROUNDS
+    block_ms: float = BLOCK_MS
     _baselines: dict[int, tuple[Run, float]] = field(default_factory=dict, init=False)
     name: ClassVar[str] = "latency_ms"
     direction: ClassVar[Direction] = "minimize"
@@ -110,16 +111,6 @@ class Latency:
             candidate = self._executable(model, Path(folder))
         return self._compare(candidate, reference).ratio * reference_ms
 
-    def compare(self, path_candidate: Path, path_reference: Path) -> LatencyRatio:
-        """Compare two files of the runtime.
-
-        Parameters
-        ----------
-        path_candidate, path_reference
-            What the runtime has exported.
-        """
-        return self._compare(self.runtime.load(path_candidate), self.runtime.load(path_reference))
-
     def __repr__(self) -> str:
         """Name what the value depends on, without tensors or addresses."""
         return (
@@ -128,7 +119,7 @@ class Latency:
         )
 
     def _executable(self, model: nn.Module, folder: Path) -> Run:
-        path = folder / f"model.{self.runtime.name}"
+        path = folder / f"model.{self.runtime.suffix}"
         self.runtime.export(model, self.example.to(device_of(model)), path)
         return self.runtime.load(path)
 
@@ -141,29 +132,48 @@ class Latency:
         return self._baselines[os.getpid()]
 
     def _compare(self, candidate: Run, reference: Run) -> LatencyRatio:
-        batch = self.example.detach().cpu()
-        runs = (candidate, reference)
-        calls = [_calls_in_block(run, batch, self.block_ms) for run in runs]
-        pairs = [[(0.0, 0.0), (0.0, 0.0)] for _ in range(self.rounds)]
-        for index, pair in enumerate(pairs):
-            for side in (0, 1) if index % 2 else (1, 0):  # whoever comes second meets the caches of the first
-                pair[side] = _time_block(runs[side], batch, calls[side])
-        ratios = sorted(candidate_cpu / reference_cpu for (candidate_cpu, _), (reference_cpu, _) in pairs)
-        low, high = _median_interval(ratios)
-        ratio, cpu_ms = median(ratios), median(pair[0][0] for pair in pairs)
-        wall_ms = median(pair[0][1] for pair in pairs)
-        return LatencyRatio(
-            ratio=ratio,
-            low=low,
-            high=high,
-            wall_ms=wall_ms,
-            cpu_ms=cpu_ms,
-            reference_cpu_ms=median(pair[1][0] for pair in pairs),
-            threads=self.runtime.threads,
-            batch=len(batch),
-            rounds=self.rounds,
-            noisy=(high - low) / 2 > _NOISY_INTERVAL * ratio or wall_ms > _NOISY_WALL * cpu_ms,
-        )
+        batch, threads = self.example.detach().cpu(), self.runtime.threads
+        return compare(candidate, reference, batch, self.rounds, self.block_ms, threads)
+
+
+def compare(
+    candidate: Run, reference: Run, batch: Tensor, rounds: int = ROUNDS, block_ms: float = BLOCK_MS, threads: int = 1
+) -> LatencyRatio:
+    """Time two loaded files in turns, block by block.
+
+    Parameters
+    ----------
+    candidate, reference
+        What a runtime's `load` returned.
+    batch
+        What they are given, shape (B, ...), on the CPU.
+    rounds, block_ms
+        See `Latency`.
+    threads
+        Of the runtime, for the record.
+    """
+    runs = (candidate, reference)
+    calls = [_calls_in_block(run, batch, block_ms) for run in runs]
+    pairs = [[(0.0, 0.0), (0.0, 0.0)] for _ in range(rounds)]
+    for index, pair in enumerate(pairs):
+        for side in (0, 1) if index % 2 else (1, 0):  # whoever comes second meets the caches of the first
+            pair[side] = _time_block(runs[side], batch, calls[side])
+    ratios = sorted(candidate_cpu / reference_cpu for (candidate_cpu, _), (reference_cpu, _) in pairs)
+    low, high = _median_interval(ratios)
+    ratio, cpu_ms = median(ratios), median(pair[0][0] for pair in pairs)
+    wall_ms = median(pair[0][1] for pair in pairs)
+    return LatencyRatio(
+        ratio=ratio,
+        low=low,
+        high=high,
+        wall_ms=wall_ms,
+        cpu_ms=cpu_ms,
+        reference_cpu_ms=median(pair[1][0] for pair in pairs),
+        threads=threads,
+        batch=len(batch),
+        rounds=rounds,
+        noisy=(high - low) / 2 > _NOISY_INTERVAL * ratio or wall_ms > _NOISY_WALL * cpu_ms,
+    )
 
 
 def _calls_in_block(run: Run, batch: Tensor, block_ms: float) -> int:

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import nn
 
 from objectives.layers import LowPrecision
+from objectives.runtimes.onnx import OnnxRuntime
 
 if TYPE_CHECKING:
     from objectives.layers import Parts
     from objectives.objective import Direction
+    from objectives.runtimes.layout import FileLayout
+    from objectives.runtimes.runtime import Runtime
 
-# What ONNX needs for its nodes and names, in bytes, read off exported files of residual and plain networks.
-GRAPH = 135  # with its last pooling
-CONVOLUTION, LINEAR = 77, 73  # with a ReLU or its like, of which there is about one a layer
-PADDED, STRIDED, GROUPED = 20, 14, 14  # attributes of a convolution
-UNIFORM, CODEBOOK, INPUTS = 65, 99, 83  # what dequantizing the weight and quantizing the input add
-CLIP = 26  # inputs below 8 bits
 FLOAT_BITS, BYTE = 32, 8
 Numbers = Any  # a number, or an array of one a layer
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# by the width in bits
-_WEIGHT_BYTES = np.array([next(b for b in (2, 4, 8, 32) if bits <= b) / BYTE for bits in range(FLOAT_BITS + 1)])
-_INPUT_BYTES = np.array([float(INPUTS * (bits < FLOAT_BITS) + CLIP * (bits < BYTE)) for bits in range(FLOAT_BITS + 1)])
-_CODED = (np.arange(FLOAT_BITS + 1) < FLOAT_BITS).astype(float)
-_UNIFORM = UNIFORM * _CODED
 
 
 @dataclass(frozen=True, slots=True)
 class SizeBytes:
-    """Bytes of the network's ONNX file as predicted from its layers; the front shows the real file beside it.
+    """Bytes of the network's file as predicted from its layers; the front shows the real file beside it.
 
-    Codes are counted at the width in which they are packed (2, 4 or 8 bits), scales and biases as 32-bit floats.
+    Parameters
+    ----------
+    runtime
+        Whose file it is: codes count at the width in which that stores them.
     """
 
+    runtime: Runtime = field(default_factory=OnnxRuntime)
     name: ClassVar[str] = "size_bytes"
     direction: ClassVar[Direction] = "minimize"
     is_cost: ClassVar[bool] = True
@@ -46,19 +43,26 @@ class SizeBytes:
         inside = {
             id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()
         }
-        total = GRAPH
+        layout = self.runtime.layout
+        total = layout.graph
         for module in model.modules():
             if isinstance(module, LowPrecision):
-                total += _low_precision(module)
+                total += _low_precision(layout, module)
             elif id(module) not in inside:
                 numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-                total += int(_bytes(_node_of(module), floats=numbers)) if _is_layer(module) else 4 * numbers
-        return float(total)
+                total += (
+                    float(_bytes(layout, _node_of(layout, module), floats=numbers))
+                    if _is_layer(module)
+                    else 4 * numbers
+                )
+        return float(round(total))
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the same prediction from the shapes."""
+        layout = self.runtime.layout
         each = _bytes(
-            _node(parts.linear, parts.padded, parts.strided, parts.grouped),
+            layout,
+            _node(layout, parts.linear, parts.padded, parts.strided, parts.grouped),
             floats=parts.biases,
             weights=parts.weights,
             outputs=parts.outputs,
@@ -70,7 +74,25 @@ class SizeBytes:
         return total
 
 
+@cache
+def _tables(layout: FileLayout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return bits stored for a weight, bytes more for it, and bytes more for a channel, by widths of weight, inputs."""
+    stored = np.full((FLOAT_BITS + 1, FLOAT_BITS + 1), float(FLOAT_BITS))
+    more, scale = np.zeros_like(stored), np.zeros_like(stored)
+    for bits in range(FLOAT_BITS):
+        kinds = (
+            (slice(FLOAT_BITS), layout.integer_bits, layout.integer, layout.integer_scale),
+            (FLOAT_BITS, layout.floating_bits, layout.floating, layout.floating_scale),
+        )
+        for inputs, widths, whole, channel in kinds:
+            fits = [width for width in widths if bits <= width]
+            if fits:
+                stored[bits, inputs], more[bits, inputs], scale[bits, inputs] = fits[0], whole, channel
+    return stored, more, scale
+
+
 def _bytes(
+    layout: FileLayout,
     node: Numbers,
     *,
     floats: Numbers,
@@ -81,43 +103,50 @@ def _bytes(
     levels: Numbers = 0,
 ) -> Numbers:
     """Return what one layer takes, with its rounding; the floats are its bias, and whatever else is not coded."""
+    stored, more, scale = _tables(layout)
     width: Numbers = weight_bits
-    entries: Numbers = _UNIFORM[width]
     if np.count_nonzero(levels):  # quicker than `any` on few
-        width = np.where(levels, np.ceil(np.log2(np.maximum(2, levels))).astype(int), width)
-        entries = np.where(levels, CODEBOOK + 4 * levels, entries)
-    rounding = _INPUT_BYTES[activation_bits] + entries
-    scales = outputs * _CODED[width]
-    return node + rounding + np.ceil(weights * _WEIGHT_BYTES[width]) + 4.0 * (floats + scales)
+        coded = layout.codebook is not None
+        index = np.ceil(np.log2(np.maximum(2, levels))).astype(int) if coded else FLOAT_BITS
+        width = np.where(levels, index, width)
+    entries = more[width, activation_bits]
+    if layout.codebook is not None:
+        entries = np.where(levels, layout.codebook + 4 * levels, entries)
+    rounding = layout.inputs * (activation_bits < FLOAT_BITS) + layout.clip * (activation_bits < BYTE) + entries
+    scales = outputs * scale[width, activation_bits]
+    return node + rounding + np.ceil(weights * stored[width, activation_bits] / BYTE) + 4.0 * floats + scales
 
 
-def _node(linear: Numbers, padded: Numbers, strided: Numbers, grouped: Numbers) -> Numbers:
-    return np.where(linear, LINEAR, CONVOLUTION + PADDED * padded + STRIDED * strided + GROUPED * grouped)
+def _node(layout: FileLayout, linear: Numbers, padded: Numbers, strided: Numbers, grouped: Numbers) -> Numbers:
+    attributes = layout.padded * padded + layout.strided * strided + layout.grouped * grouped
+    return np.where(linear, layout.linear, layout.convolution + attributes)
 
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, (*CONVOLUTIONS, nn.Linear))
 
 
-def _node_of(layer: nn.Module) -> Numbers:
+def _node_of(layout: FileLayout, layer: nn.Module) -> Numbers:
     if not isinstance(layer, CONVOLUTIONS):
-        return LINEAR
+        return layout.linear
     padded = layer.padding == "same" or any(layer.padding)
-    return _node(0, padded, max(layer.stride) > 1, layer.groups > 1)
+    return _node(layout, 0, padded, max(layer.stride) > 1, layer.groups > 1)
 
 
-def _low_precision(module: LowPrecision) -> int:
+def _low_precision(layout: FileLayout, module: LowPrecision) -> float:
     """Return the bytes of one layer whose weight or input is rounded."""
     assert isinstance(module, nn.Module)
     (layer,) = module.children()
     parameters = dict(module.named_parameters())
     codes = parameters.pop("codes", None)
     floats = sum(parameter.numel() for parameter in parameters.values())
+    node = _node_of(layout, layer)
     if codes is None:
-        return int(_bytes(_node_of(layer), floats=floats, activation_bits=module.activation_bits))
-    return int(
+        return float(_bytes(layout, node, floats=floats, activation_bits=module.activation_bits))
+    return float(
         _bytes(
-            _node_of(layer),
+            layout,
+            node,
             floats=floats,
             weights=codes.numel(),
             outputs=module.get_buffer("scale").numel(),

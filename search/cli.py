@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from objectives.runtimes import ExportError
+from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime
 from search.confirm import confirm, weights_of
 from search.errors import UserError
 from search.export import export, replaceable, teacher_file, verify_front
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pandas as pd
+    from optuna.trial import FrozenTrial
 
     from search.spec import StudySpec
 
@@ -52,6 +53,7 @@ SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "stratified": StratifiedRandom,
 }
+RUNTIMES = {kind().name: kind for kind in (OnnxRuntime, LiteRt, ExecuTorch)}
 STOPPED = 130  # as a shell says of a command that Ctrl-C ended
 paper = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _shared(options: argparse.Namespace) -> str:
     """Return the study and the options that every command on it needs, as they would be typed."""
     words = [options.study, *(word for setting in options.set for word in ("--set", setting))]
-    for name in ("folder", "storage", "sampler", "seed"):
+    for name in ("folder", "storage", "sampler", "seed", "runtime"):
         if getattr(options, name) is not None:
             words += [f"--{name}", str(getattr(options, name))]
     return shlex.join(words)
@@ -105,7 +107,8 @@ def _spec(options: argparse.Namespace) -> StudySpec:
         raise UserError(str(error)) from error
     sampler = SAMPLERS[options.sampler] if options.sampler else spec.sampler
     seed = spec.seed if options.seed is None else options.seed
-    return dataclasses.replace(spec, budget=budget, sampler=sampler, seed=seed)
+    runtime = RUNTIMES[options.runtime]() if options.runtime else spec.runtime
+    return dataclasses.replace(spec, budget=budget, sampler=sampler, seed=seed, runtime=runtime)
 
 
 def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
@@ -122,9 +125,9 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
         return STOPPED
     members = need_front(study)
     with bench.shares.spending(FILES):
-        failures = [] if options.unverified else verify_front(members, bench, folder)
+        failures = [] if options.unverified else verify_front(_weighed(members, folder), bench, folder)
     _show(front_table(study, spec, folder), options.format)
-    console.print(latency_note(study, folder))
+    console.print(latency_note(study, spec, folder))
     if words := how_faithful(study, spec):
         console.print(words)
     console.print(bench.shares.words())
@@ -139,7 +142,7 @@ def _front(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     study = open_study(spec, folder, options.storage, create=False)
     need_front(study)
     _show(front_table(study, spec, folder), options.format)
-    console.print(latency_note(study, folder))
+    console.print(latency_note(study, spec, folder))
     return 0
 
 
@@ -166,15 +169,28 @@ def _report(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
 
 def _confirm(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     study = open_study(spec, folder, options.storage, create=False)
-    if options.seeds < 1:
-        raise UserError(f"--seeds must be at least 1, but got {options.seeds}")
+    if options.seeds < 0:
+        raise UserError(f"--seeds must not be negative, but got {options.seeds}")
     writable(folder)
     members = [pick(study, spec, options.pick)] if options.pick else need_front(study)
     bench = Bench(spec, device_named(options.device))
-    found = confirm(members, bench, folder, options.seeds)
-    teacher = json.loads((folder / "confirmed" / "front.json").read_text())["teacher"]
-    _show(confirmed_table(found, teacher, spec, study), options.format)
-    return 0
+    teacher_file(bench, folder)  # what the runtime lacks is said before anything is trained
+    if options.seeds:
+        found = confirm(members, bench, folder, options.seeds)
+        teacher = json.loads((folder / "confirmed" / "front.json").read_text())["teacher"]
+        _show(confirmed_table(found, teacher, spec, study), options.format)
+    failures = verify_front(_weighed(members, folder), bench, folder)
+    if options.format == "table" or not options.seeds:
+        _show(front_table(study, spec, folder), options.format)
+        console.print(latency_note(study, spec, folder))
+    for failure in failures:
+        console.print(f"slimfront: {failure}", markup=False)
+    return 1 if failures else 0
+
+
+def _weighed(members: list[FrozenTrial], folder: Path) -> list[tuple[FrozenTrial, Path]]:
+    """Return the members with the weights that their files are made of."""
+    return [(trial, weights_of(folder, trial)) for trial in members]
 
 
 def _export(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
@@ -246,10 +262,10 @@ def _parser() -> argparse.ArgumentParser:
         verbs,
         "confirm",
         _confirm,
-        "train the front longer over seeds and read test; export takes these weights",
-        "--seeds 3",
+        "train the front longer over seeds and read test, then verify its files; export takes these weights",
+        "--seeds 3 --runtime litert",
     )
-    verb.add_argument("--seeds", type=int, default=3, help="trainings a member (default: 3)")
+    verb.add_argument("--seeds", type=int, default=3, help="trainings a member (default: 3); 0 only verifies files")
     verb.add_argument("--pick", help="only this member: knee, a number, or 'max NAME where NAME<=VALUE'")
     verb = _verb(
         verbs,
@@ -282,6 +298,7 @@ def _verb(
     verb.add_argument("--folder", help="the study's files (default: runs/<name of the study>)")
     verb.add_argument("--storage", help="any Optuna storage URL (default: journal.log in the folder)")
     verb.add_argument("--sampler", choices=SAMPLERS, help="Optuna's sampler (default: the study's)")
+    verb.add_argument("--runtime", choices=RUNTIMES, help="what the files are for (default: the study's)")
     verb.add_argument("--seed", type=int, help="base seed (default: the study's)")
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where networks are trained")
     verb.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1; more help large networks only)")

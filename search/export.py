@@ -20,8 +20,9 @@ from search.definition import fingerprint
 from search.errors import UserError
 from search.progress import track
 from search.storage import save_json
-from search.trial import VALUES, save_state, state_path
+from search.trial import VALUES, save_state
 from search.verification import Disagreement, verify
+from search.verified import WEIGHTS, digest, record_of, record_path
 from spaces import deployed, opened
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from search.trial import Bench
     from spaces import Plan
 
-MODEL, PLAN, STATE, RECORD = "model.onnx", "plan.json", "state.safetensors", "verification.json"
+PLAN, STATE, RECORD = "plan.json", "state.safetensors", "verification.json"
 
 
 def plan_of(trial: FrozenTrial, bench: Bench) -> Plan:
@@ -92,38 +93,39 @@ def teacher_file(bench: Bench, folder: Path) -> Path:
         If the runtime cannot take the teacher; it is tried before a search starts, not after hours of it.
     """
     spec = bench.spec
-    path = folder / f"teacher-{fingerprint(spec.teacher)}.{spec.runtime.name}"
+    path = folder / f"teacher-{fingerprint(spec.teacher)}.{spec.runtime.suffix}"
     if not path.exists():
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-        spec.runtime.export(copy.deepcopy(bench.finished).cpu(), bench.example[:1].cpu(), unfinished)
+        spec.runtime.export(copy.deepcopy(bench.finished).cpu(), bench.example.cpu(), unfinished)
         unfinished.replace(path)
     return path
 
 
-def verify_front(members: list[FrozenTrial], bench: Bench, folder: Path) -> list[str]:
-    """Export, read back and verify every member that was not yet, each record in `verified/`; return what failed."""
-    todo = [trial for trial in members if not record_path(folder, trial).exists()]
+def verify_front(members: list[tuple[FrozenTrial, Path]], bench: Bench, folder: Path) -> list[str]:
+    """Export, read back and verify every member with the weights beside it, unless it was; return what failed.
+
+    Each record lies in `verified/` and the name of the runtime.
+    """
+    spec = bench.spec
+    todo = [(x, weights) for x, weights in members if record_of(folder, x, spec).get(WEIGHTS) != digest(weights)]
     failures = []
     if not todo:
         return []
     reference = teacher_file(bench, folder)
-    with track(f"verifying {len(todo)} members of the front from their files") as told:
-        for done, trial in enumerate(todo):
-            model = restored(trial, bench, state_path(folder, trial.number)).cpu()
+    with track(f"verifying {len(todo)} members of the front from their {spec.runtime.name} files") as told:
+        for done, (trial, weights) in enumerate(todo):
+            model = restored(trial, bench, weights).cpu()
             with tempfile.TemporaryDirectory() as temporary:
-                path = Path(temporary) / f"model.{bench.spec.runtime.name}"
+                path = Path(temporary) / f"model.{spec.runtime.suffix}"
+                record_path(folder, trial, spec).unlink(missing_ok=True)  # of other weights
                 try:
-                    bench.spec.runtime.export(deployed(model, bench.spec.example()), bench.spec.example()[:1], path)
-                    save_json(record_path(folder, trial), verify(model, path, bench.spec, reference))
+                    spec.runtime.export(deployed(model, spec.example()), spec.example(), path)
+                    found = verify(model, path, spec, reference) | {WEIGHTS: digest(weights)}
+                    save_json(record_path(folder, trial, spec), found)
                 except (Disagreement, ExportError) as error:
                     failures.append(f"trial {trial.number}: {error}")
             told((done + 1) / len(todo))
     return failures
-
-
-def record_path(folder: Path, trial: FrozenTrial) -> Path:
-    """Return where the verification of a member of the front lies."""
-    return folder / "verified" / f"{trial.number}.json"
 
 
 def replaceable(folder: Path, *, replace: bool) -> None:
@@ -137,7 +139,8 @@ def replaceable(folder: Path, *, replace: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder with --out")
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    others = sorted(found - {MODEL, PLAN, STATE, RECORD})
+    models = {name for name in found if name.startswith("model.")}
+    others = sorted(found - models - {PLAN, STATE, RECORD})
     if others:
         raise UserError(f"{folder} holds what no export wrote, such as {others[0]}; name another folder with --out")
     if found and not replace:
@@ -145,7 +148,7 @@ def replaceable(folder: Path, *, replace: bool) -> None:
 
 
 def export(trial: FrozenTrial, bench: Bench, weights: Path, folder: Path, reference: Path) -> dict[str, Any]:
-    """Write model.onnx, plan.json, state.safetensors and verification.json; nothing appears before all is verified.
+    """Write the model, plan.json, state.safetensors and verification.json; nothing appears before all is verified.
 
     Parameters
     ----------
@@ -165,13 +168,13 @@ def export(trial: FrozenTrial, bench: Bench, weights: Path, folder: Path, refere
     """
     spec = bench.spec
     model = restored(trial, bench, weights).cpu()
-    example = spec.example()[:1]
+    example, name = spec.example(), f"model.{spec.runtime.suffix}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.parent / f".{folder.name}-{os.getpid()}"
     unfinished.mkdir()
     try:
-        spec.runtime.export(deployed(model, spec.example()), example, unfinished / MODEL)
-        record = verify(model, unfinished / MODEL, spec, reference)
+        spec.runtime.export(deployed(model, spec.example()), example, unfinished / name)
+        record = verify(model, unfinished / name, spec, reference)
         values = trial.user_attrs[VALUES]
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}
         plan = plan_of(trial, bench)

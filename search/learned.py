@@ -41,7 +41,7 @@ NETWORKS, FEWEST = 20, 8  # networks that are measured; with fewer nothing is to
 MIXED = 4  # uniform plans of which a measured one takes each parameter from one
 BLOCK = 8  # output channels that kernels compute together
 FOLDER = "SLIMFRONT_MEASURED"
-EXECUTING = ("torch", "onnxruntime")  # whose versions change what a network costs
+EXECUTING = ("torch", "onnxruntime", "ai-edge-litert", "executorch")  # whose versions change what a network costs
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,20 @@ if TYPE_CHECKING:
     from spaces import Anatomy, Plan
 
 mpl.rcParams["svg.hashsalt"] = "slimfront"
-GREY, BLUE, RED = "#b8bcc4", "#1f5fbf", "#c23b22"
+GREY, BLUE, RED, GREEN = "#b8bcc4", "#1f5fbf", "#c23b22", "#2a8c4a"
 WIDE_RANGE = 8  # a cost that spans more than this factor is drawn on a logarithmic axis
 
 
-def draw_front(table: pd.DataFrame, names: Sequence[str], teacher: dict[str, float], title: str, path: Path) -> None:
-    """Draw the first objective over each of the others, the front joined, the teacher as a star.
+def draw_front(
+    table: pd.DataFrame,
+    names: Sequence[str],
+    teacher: dict[str, float],
+    title: str,
+    path: Path,
+    files: pd.DataFrame,
+    runtime: str,
+) -> None:
+    """Draw the first objective over each of the others, both fronts joined, the teacher as a star.
 
     Parameters
     ----------
@@ -38,6 +46,8 @@ def draw_front(table: pd.DataFrame, names: Sequence[str], teacher: dict[str, flo
         Of the picture.
     path
         A .png file.
+    files, runtime
+        What the files of the front measured, as `search.verified.verified` returns it, and the runtime's name.
     """
     costs = names[1:] or names
     figure = Figure(figsize=(6.4 * len(costs), 4.8), layout="constrained")
@@ -51,13 +61,17 @@ def draw_front(table: pd.DataFrame, names: Sequence[str], teacher: dict[str, flo
         axes.plot(line[cost], line[names[0]], f"o{style}", color=BLUE, markersize=6, label=f"front ({len(members)})")
         for number, x, y in zip(line["number"], line[cost], line[names[0]], strict=True):
             axes.annotate(str(number), (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=BLUE)
+        kept = files[files["on_front"]].sort_values(cost)
+        if len(kept):
+            label = f"front of the {runtime} files ({len(kept)} of {len(files)})"
+            axes.plot(kept[cost], kept[names[0]], f"s{style}", color=GREEN, markersize=8, mfc="none", label=label)
         axes.scatter([teacher[cost]], [teacher[names[0]]], marker="*", s=180, color=RED, label="teacher", zorder=3)
-        _scale(axes, [*trained[cost], teacher[cost]])
+        _scale(axes, [*trained[cost], *kept[cost], teacher[cost]])
         axes.set_xlabel(cost)
         axes.set_ylabel(names[0])
         axes.grid(alpha=0.3)
         axes.legend(loc="best", fontsize=8)
-        seen = [*members[names[0]], teacher[names[0]]]
+        seen = [*members[names[0]], *kept[names[0]], teacher[names[0]]]
         margin = 0.1 * (max(seen) - min(seen)) or 1.0
         axes.set_ylim(min(seen) - margin, max(seen) + margin)  # candidates far behind the front would flatten it
     figure.suptitle(title)
@@ -70,9 +84,18 @@ def _scale(axes: Any, values: list[float]) -> None:  # noqa: ANN401 - matplotlib
 
 
 def interactive_front(
-    table: pd.DataFrame, names: Sequence[str], teacher: dict[str, float], title: str, columns: Sequence[str]
+    table: pd.DataFrame,
+    names: Sequence[str],
+    teacher: dict[str, float],
+    title: str,
+    columns: Sequence[str],
+    files: pd.DataFrame,
+    runtime: str,
 ) -> go.Figure:
-    """Return the front as a plotly figure, the teacher marked; hover shows these columns and the plan."""
+    """Return both fronts as a plotly figure, the teacher marked; hover shows these columns and the plan.
+
+    The other parameters are as in `draw_front`.
+    """
     trained = table[table["state"] == "trained"]
     costs = names[1:] or names
     figure = go.Figure()
@@ -83,6 +106,13 @@ def interactive_front(
         figure.add_scatter(
             x=rows[costs[0]], y=rows[names[0]], mode=mode, name=label, text=hover, hoverinfo="text",
             marker={"color": colour, "size": size},
+        )  # fmt: skip
+    kept = files[files["on_front"]].sort_values(costs[0])
+    if len(kept):
+        hover = [_hover(row | {"plan": ""}, names) for row in kept.to_dict("records")]
+        figure.add_scatter(
+            x=kept[costs[0]], y=kept[names[0]], mode="lines+markers", name=f"front of the {runtime} files", text=hover,
+            hoverinfo="text", marker={"color": GREEN, "size": 11, "symbol": "square-open"},
         )  # fmt: skip
     figure.add_scatter(
         x=[teacher[costs[0]]], y=[teacher[names[0]]], mode="markers", name="teacher",

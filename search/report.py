@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import html
-import json
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.visualization import plot_hypervolume_history, plot_param_importances
 
-from search.export import plan_of, record_path
+from search.export import plan_of
 from search.faith import how_faithful
 from search.front import candidates, need_front, trained
 from search.pictures import draw_front, draw_plan, interactive_front
 from search.run import TEACHER
 from search.verification import record_words
+from search.verified import record_of, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,22 +56,26 @@ def report(study: Study, bench: Bench, folder: Path, out: Path) -> list[Path]:
     for old in out.glob("plan-*.png"):
         old.unlink()  # of members that the front has left behind
     table.to_csv(out / "candidates.csv", index=False)
-    draw_front(table, names, teacher, title, out / "front.png")
+    files = verified(study, spec, folder)
+    draw_front(table, names, teacher, title, out / "front.png", files, spec.runtime.name)
     written = [out / "front.png", out / "front.html", out / "candidates.csv"]
     for trial in members:
         values = ", ".join(f"{name} {value:,.4g}" for name, value in zip(names, trial.values, strict=True))
         path = out / f"plan-{trial.number}.png"
         draw_plan(plan_of(trial, bench), bench.anatomy, f"trial {trial.number}: {values}", path)
         written.append(path)
-    fronts = [interactive_front(table, (names[0], cost), teacher, title, columns) for cost in names[1:] or names]
+    fronts = [
+        interactive_front(table, (names[0], cost), teacher, title, columns, files, spec.runtime.name)
+        for cost in names[1:] or names
+    ]
     figures = [*fronts, *_history(study), *_importances(study, names)]
-    checks = {trial.number: _check(record_path(folder, trial)) for trial in members}
+    checks = {trial.number: _check(record_of(folder, trial, spec)) for trial in members}
     (out / "front.html").write_text(_page(spec, figures, checks, how_faithful(study, spec)))
     return written
 
 
-def _check(path: Path) -> str:
-    return record_words(json.loads(path.read_text())) if path.exists() else "not verified yet"
+def _check(record: dict[str, Any]) -> str:
+    return record_words(record) if record else "not verified yet"
 
 
 def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str], told: str) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from objectives import Metric
-from search.export import record_path
 from search.front import candidates, front
 from search.run import TEACHER
 from search.trial import VALUES
+from search.verified import record_of, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,16 +24,16 @@ def front_table(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
     """Return the teacher and the front: what was measured, what the files measured, feasibility, the plan in words.
 
     `file_<metric>`, `file_bytes` and `latency_ratio` (to the teacher, on the runtime) are read from the exported file
-    and empty where a member was not verified.
+    and empty where a member was not verified; `file_front` says whether it is still on the front in those numbers.
     """
     table = candidates(study, spec).set_index("number")
     names = [objective.name for objective in spec.measured]
     metrics = [objective.name for objective in spec.measured if isinstance(objective, Metric)]
     teacher = study.user_attrs.get(TEACHER, {})
+    kept = {number: "yes" if stays else "no" for number, stays in _kept(study, spec, folder)}
     rows: list[dict[str, Any]] = []
     for trial in front(study):
-        path = record_path(folder, trial)
-        record = json.loads(path.read_text()) if path.exists() else {}
+        record = record_of(folder, trial, spec)
         rows.append(
             {
                 "trial": str(trial.number),
@@ -42,21 +41,28 @@ def front_table(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
                 **{f"file_{name}": record.get(f"{name}_file") for name in metrics},
                 "file_bytes": record.get("file_bytes"),
                 "latency_ratio": record.get("latency", {}).get("ratio"),
+                "file_front": kept.get(trial.number, ""),
                 "feasible": "yes" if table.loc[trial.number, "feasible"] else "no",
                 "plan": table.loc[trial.number, "plan"],
             }
         )
-    first = {"trial": "teacher", **{name: teacher.get(name) for name in names}, "latency_ratio": 1.0,
+    first = {"trial": "teacher", **{name: teacher.get(name) for name in names}, "latency_ratio": 1.0, "file_front": "",
              "feasible": "", "plan": "the network as it was given"}  # fmt: skip
     return pd.DataFrame([first, *rows]).infer_objects()
 
 
-def latency_note(study: Study, folder: Path) -> str:
+def _kept(study: Study, spec: StudySpec, folder: Path) -> list[tuple[int, bool]]:
+    table = verified(study, spec, folder)
+    return list(zip(table["number"], table["on_front"], strict=True))
+
+
+def latency_note(study: Study, spec: StudySpec, folder: Path) -> str:
     """Say how the latencies of the front were measured, and on which members the machine was noisy."""
-    records = {trial.number: record_path(folder, trial) for trial in front(study)}
-    found = {number: json.loads(path.read_text()) for number, path in records.items() if path.exists()}
+    records = {trial.number: record_of(folder, trial, spec) for trial in front(study)}
+    found = {number: record for number, record in records.items() if record}
     if not found:
-        return "not verified yet: slimfront run exports and verifies the front at its end"
+        name = spec.runtime.name
+        return f"no {name} file is verified yet: slimfront confirm --runtime {name} --seeds 0 does that alone"
     first = next(iter(found.values()))
     latency = first["latency"]
     noisy = [str(number) for number, record in found.items() if record["latency"]["noisy"]]

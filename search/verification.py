@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from objectives import Latency, Metric
+from objectives import Metric
 from objectives.examples import outputs
+from objectives.runtimes.fresh import Fresh
 from search.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class FromFile(nn.Module):
 
 
 def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
-    """Load the file from disk, run the whole validation split through it, and compare with the torch network.
+    """Load the file in a fresh process, run the whole validation split through it, and compare with the torch network.
 
     Parameters
     ----------
@@ -72,15 +73,19 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
         If top-1 differs by more than 0.5 points or the first class on more than 1% of the samples; without classes, if
         a metric differs by more than 1% of itself or more than 1% of the outputs by more than 1% of their spread.
     """
+    with Fresh(spec.runtime, path) as file:
+        return _verified(model, file, path, spec, reference)
+
+
+def _verified(model: nn.Module, file: Fresh, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
     examples = spec.splits.validation
-    file = FromFile(spec.runtime.load(path))
-    want, got = outputs(model, examples.inputs), outputs(file, examples.inputs)
-    latency = Latency(spec.runtime, spec.teacher, spec.example()[:1])
+    read = FromFile(file)
+    want, got = outputs(model, examples.inputs), outputs(read, examples.inputs)
     record: dict[str, Any] = {"runtime": spec.runtime.name, "samples": len(examples)}
     for metric in spec.measured:
         if isinstance(metric, Metric):
             on = metric.on(examples)
-            record |= {f"{metric.name}_torch": on(model), f"{metric.name}_file": on(file)}
+            record |= {f"{metric.name}_torch": on(model), f"{metric.name}_file": on(read)}
     if examples.classified:
         record |= {"top1_torch": _top1(want, examples.labels), "top1_file": _top1(got, examples.labels)}
     record |= {
@@ -88,7 +93,7 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
         "sqnr_db": _sqnr(want, got),
         "file_bytes": path.stat().st_size,
         "teacher_file_bytes": reference.stat().st_size,
-        "latency": dataclasses.asdict(latency.compare(path, reference)),
+        "latency": dataclasses.asdict(file.compare(reference, spec.example()[:1])),
         "machine": f"{platform.machine()}, {platform.system()}, torch {torch.__version__}",
     }
     _must_agree(record, classified=examples.classified)

@@ -18,7 +18,10 @@ from search.front import front
 from search.recover import Teacher, recover
 from search.run import run
 from search.storage import open_study
-from search.trial import Bench
+from search.trial import (
+    Bench,
+    state_path,
+)
 from spaces import BitWidths, Distill, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
 from spaces.calls import tensors
 from spaces.surgery import CONVOLUTIONS, TRANSPOSED
@@ -172,7 +175,7 @@ def test_a_study_of_it_trains_every_head_and_verifies_the_file(kind: type[UserNe
     )  # fmt: skip
     study, bench = open_study(spec, tmp_path, None, create=True), Bench(spec, torch.device("cpu"))
     assert run(spec, study, bench, tmp_path)
-    assert verify_front(front(study)[:1], bench, tmp_path) == []
+    assert verify_front([(x, state_path(tmp_path, x.number)) for x in front(study)[:1]], bench, tmp_path) == []
 
 
 def test_heads_in_training_learn_alike() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from objectives.runtimes import ExportError, OnnxRuntime
-from search.cli import main
+from search.cli import RUNTIMES, main
 from search.errors import REASON
 from search.front import trained
 from search.trial import KEY
@@ -128,6 +129,15 @@ def plans(study: optuna.Study) -> list[tuple[str, tuple[float, ...]]]:
     return [
         (trial.user_attrs[KEY], tuple(trial.values)) for trial in study.trials if trial.state == TrialState.COMPLETE
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed(OnnxRuntime):
+    """ONNX Runtime under another name, which needs no other extra."""
+
+    @property
+    def name(self) -> str:
+        return "renamed"
 
 
 VERBS = ("inspect", "run", "front", "report", "confirm", "export")
@@ -250,7 +260,7 @@ BAD_AFTER: dict[str, tuple[list[str], str]] = {
         "no member of the front has size_bytes<=1",
     ),
     "confirming no member": (["confirm", STUDY, "--pick", "77"], "trial 77 is not on the front"),
-    "no seeds": (["confirm", STUDY, "--seeds", "0"], "--seeds must be at least 1, but got 0"),
+    "fewer than no seeds": (["confirm", STUDY, "--seeds", "-1"], "--seeds must not be negative, but got -1"),
     "an export to a full folder": (
         ["export", STUDY, "--out", "runs"],
         "runs holds what no export wrote, such as small",
@@ -411,6 +421,21 @@ def test_confirm_prints_mean_and_spread_on_test(there: Path, capsys: pytest.Capt
     assert float(teacher["test_top1"]) > 50
     assert row["n"] == 2
     assert "±" in row["test_top1"]
+
+
+def test_files_of_another_runtime_are_verified_without_any_training(
+    there: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.cli.confirm", None)
+    monkeypatch.setitem(RUNTIMES, "litert", Renamed)
+    assert main(["confirm", STUDY, "--seeds", "0", "--runtime", "litert", "--format", "csv"]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("trial")
+    members = table.drop("teacher")
+    assert members["file_bytes"].gt(0).all()
+    assert set(members["file_front"]) <= {"yes", "no"}
+    assert "yes" in set(members["file_front"])
+    records = sorted((there / "runs" / "small" / "verified" / "renamed").iterdir())
+    assert {path.stem for path in records} == {str(name) for name in members.index}
 
 
 @pytest.mark.parametrize("words", ["knee", "max top1 where size_bytes<=2500"])

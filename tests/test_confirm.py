@@ -78,7 +78,7 @@ def found(home: Path) -> Study:
 def test_only_confirm_reads_the_test_split(sealed: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched_study, shared = searched(sealed, tmp_path), bench(sealed)
     member = front(searched_study)[0]
-    verify_front([member], shared, tmp_path)
+    verify_front([(member, state_path(tmp_path, member.number))], shared, tmp_path)
     report(searched_study, shared, tmp_path, tmp_path / "report")
     export(member, shared, state_path(tmp_path, member.number), tmp_path / "out", teacher_file(shared, tmp_path))
     with pytest.raises(AssertionError, match="the test split was read"):

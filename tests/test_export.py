@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from objectives.runtimes import OnnxRuntime
+from objectives.runtimes import OnnxRuntime, Precision
 from search.confirm import weights_of
 from search.errors import UserError
-from search.export import export, plan_of, rebuild, record_path, replaceable, restored, teacher_file, verify_front
+from search.export import export, plan_of, rebuild, replaceable, restored, teacher_file, verify_front
 from search.front import front, trained
 from search.trial import KEY, key_of, state_path
 from search.verification import Disagreement, record_words, verify
+from search.verified import record_path
 from spaces import deployed
 from tests.small_study import Net, bench, searched, splits, study
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from objectives.runtimes.layout import FileLayout
     from search import StudySpec
     from search.trial import Bench
 
@@ -169,8 +171,11 @@ class Tampering:
     honest: OnnxRuntime = dataclasses.field(default_factory=OnnxRuntime)
     name: str = "onnx"
     threads: int = 1
-    weight_bits: tuple[int, ...] = (2, 4, 8)
-    activation_bits: tuple[int, ...] = (8,)
+    suffix: str = "onnx"
+    layout: FileLayout = dataclasses.field(default_factory=lambda: OnnxRuntime().layout)
+
+    def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
+        return self.honest.precisions(kind, groups)
 
     def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
         self.honest.export(model, example, path)
@@ -204,11 +209,12 @@ def test_the_front_is_verified_once_and_what_fails_is_named(
 ) -> None:
     member: FrozenTrial = front(found)[0]
     shutil.copytree(home / "candidates", tmp_path / "candidates")
-    assert verify_front([member], tampered(study(8)), tmp_path) != []
-    assert not record_path(tmp_path, member).exists()
-    assert verify_front([member], shared, tmp_path) == []
-    assert record_path(tmp_path, member).exists()
-    assert verify_front([member], tampered(study(8)), tmp_path) == []
+    weighed = [(member, state_path(tmp_path, member.number))]
+    assert verify_front(weighed, tampered(study(8)), tmp_path) != []
+    assert not record_path(tmp_path, member, shared.spec).exists()
+    assert verify_front(weighed, shared, tmp_path) == []
+    assert record_path(tmp_path, member, shared.spec).exists()
+    assert verify_front(weighed, tampered(study(8)), tmp_path) == []
 
 
 def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:

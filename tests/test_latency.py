@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from objectives.latency import Latency
-from objectives.runtimes import OnnxRuntime
+from objectives.latency import Latency, LatencyRatio, compare
+from objectives.runtimes import OnnxRuntime, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,10 +26,9 @@ def network(width: int) -> nn.Module:
 class Recording:
     """A runtime that counts its exports and executes in torch."""
 
-    name = "recording"
+    name = suffix = "recording"
     threads = 1
-    weight_bits = ()
-    activation_bits = ()
+    layout = OnnxRuntime().layout
 
     def __init__(self) -> None:
         self.exported: list[nn.Module] = []
@@ -39,6 +38,10 @@ class Recording:
         del example
         path.write_text(str(len(self.exported)))
         self.exported.append(model)
+
+    def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
+        """Round nothing."""
+        return ()
 
     def load(self, path: Path) -> Callable[[Tensor], Tensor]:
         """Return the model that was exported to the path."""
@@ -64,9 +67,15 @@ def files(latency: Latency, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return folder / "8.onnx", folder / "48.onnx"
 
 
+def paired(latency: Latency, *paths: Path) -> LatencyRatio:
+    """Compare two files as the objective would."""
+    runs = [latency.runtime.load(path) for path in paths]
+    return compare(runs[0], runs[1], latency.example, latency.rounds, latency.block_ms, latency.runtime.threads)
+
+
 def test_a_file_is_as_fast_as_itself(latency: Latency, files: tuple[Path, Path]) -> None:
     """The ratio is near 1, its interval holds it, and what was measured is recorded."""
-    found = latency.compare(files[0], files[0])
+    found = paired(latency, files[0], files[0])
     assert found.ratio == pytest.approx(1, abs=0.3)
     assert found.low <= found.ratio <= found.high
     assert (found.threads, found.batch, found.rounds) == (1, 2, 15)
@@ -75,7 +84,7 @@ def test_a_file_is_as_fast_as_itself(latency: Latency, files: tuple[Path, Path])
 
 def test_a_larger_network_is_slower(latency: Latency, files: tuple[Path, Path]) -> None:
     """Twenty times the multiply-adds take at least three times as long."""
-    found = latency.compare(files[1], files[0])
+    found = paired(latency, files[1], files[0])
     assert found.ratio > 3
     assert found.cpu_ms > 2 * found.reference_cpu_ms
 

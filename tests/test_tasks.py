@@ -155,7 +155,7 @@ def test_a_study_without_class_labels_goes_from_teacher_to_verified_file(spec: S
     assert run(spec, study, bench, tmp_path)
     members = front(study)
     assert members
-    assert verify_front(members[:1], bench, tmp_path) == []
+    assert verify_front([(x, state_path(tmp_path, x.number)) for x in members[:1]], bench, tmp_path) == []
     (record,) = confirm(members[:1], bench, tmp_path, 1)
     name = spec.objectives[0].name
     assert record[f"test_{name}"]["mean"] > 0

@@ -1,18 +1,17 @@
 """ONNX Runtime: one .onnx file, with integer weights packed to their bits."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from objectives.runtimes.runtime import ExportError
+from objectives.runtimes.layout import FileLayout
+from objectives.runtimes.runtime import OFF, Precision, extra, in_evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +37,39 @@ class OnnxRuntime:
         return "onnx"
 
     @property
-    def weight_bits(self) -> tuple[int, ...]:
-        """The widths that a file packs."""
-        return (2, 4, 8)
+    def suffix(self) -> str:
+        """``onnx``."""
+        return "onnx"
 
     @property
-    def activation_bits(self) -> tuple[int, ...]:
-        """The widths of an unsigned byte; below 8, a Clip keeps the range."""
-        return (4, 5, 6, 7, 8)
+    def layout(self) -> FileLayout:
+        """Read off files of residual and plain networks."""
+        return FileLayout(
+            graph=135,  # with the last pooling
+            convolution=77,
+            linear=73,
+            padded=20,
+            strided=14,
+            grouped=14,
+            floating=65,
+            integer=65,
+            floating_bits=(2, 4, 8),
+            integer_bits=(2, 4, 8),
+            codebook=99,
+            inputs=83,
+            clip=26,
+        )
+
+    def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
+        """Return the widths of convolutions, and of linear layers, whose inputs stay in floating point.
+
+        ONNX Runtime 1.32 has integer kernels for linear layers, but does not choose them where the answer is to be in
+        floating point. See `Runtime`.
+        """
+        del groups
+        packed = tuple(Precision(bits, OFF) for bits in (2, 4, 8))
+        computed = tuple(Precision(bits, 8) for bits in (2, 4, 8))
+        return (*packed, *computed) if kind in {"Conv1d", "Conv2d", "Conv3d"} else packed
 
     def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
         """Write ``model`` to one .onnx file with input ``x``, output ``y`` and any batch size.
@@ -66,13 +90,10 @@ class OnnxRuntime:
         ImportError
             If the ``onnx`` extra is not installed.
         """
-        onnx = _extra("onnx")
-        if model.training:
-            raise ExportError(
-                f"a model must be in eval mode to be exported, but {type(model).__name__} is training: call eval()"
-            )
-        graph = _extra("objectives.runtimes.onnx_tracing").trace(model, example)
-        packed = _extra("objectives.runtimes.onnx_packing").pack(graph)
+        onnx = extra("onnx", "onnx")
+        in_evaluation(model)
+        graph = extra("onnx", "objectives.runtimes.onnx_tracing").trace(model, example)
+        packed = extra("onnx", "objectives.runtimes.onnx_packing").pack(graph)
         onnx.checker.check_model(packed)
         path.write_bytes(packed.SerializeToString(deterministic=True))
 
@@ -98,19 +119,9 @@ class OnnxRuntime:
         return run
 
 
-def _extra(module: str) -> ModuleType:
-    """Import a module of the ``onnx`` extra, or one of ours that needs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"ONNX files need the onnx extra, but {error.name or module} is missing: pip install slimfront[onnx]"
-        ) from error
-
-
 def _open(content: bytes, threads: int, *, wide: bool) -> Any:  # noqa: ANN401 - onnxruntime has no types
     """Start a session; ``wide`` asks for kernels that sum products in 32 bits, at about twice the time."""
-    onnxruntime = _extra("onnxruntime")
+    onnxruntime = extra("onnx", "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -128,7 +139,7 @@ def _saturates() -> bool:
     saturate (28 instead of 55 dB on a small network). `session.x64quantprecision` avoids that, but it doubles the time,
     also where nothing saturates, so the processor is asked with a convolution whose result is known.
     """
-    helper, kinds = _extra("onnx").helper, _extra("onnx").TensorProto
+    helper, kinds = extra("onnx", "onnx").helper, extra("onnx", "onnx").TensorProto
     channels, step = 16, 255.0 * 127.0 * 16 / 200
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "one"], ["q"]),

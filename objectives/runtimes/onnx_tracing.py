@@ -5,10 +5,7 @@ Import it only where the ``onnx`` extra is known to be there.
 
 import importlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from onnxscript import opset21 as op
 from torch import Tensor, nn
 
 from objectives.runtimes.onnx_packing import needs_two_bits
-from objectives.runtimes.runtime import ExportError
+from objectives.runtimes.runtime import ExportError, refused, silence
 
 _OPSET = 21  # the first with 4-bit integers
 _OPSET_TWO_BITS = 25  # the first with 2-bit integers
@@ -45,7 +42,7 @@ def trace(model: nn.Module, example: Tensor) -> ModelProto:
     ]
     opset = _OPSET_TWO_BITS if any(map(needs_two_bits, weights)) else _OPSET
     two = example[:1].repeat_interleave(2, dim=0)  # torch.export takes a dimension of 1 for a constant
-    with _silence(), torch.no_grad():
+    with silence(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
         importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers torch.ops.quantized_decomposed
         try:
             program = torch.onnx.export(
@@ -60,7 +57,7 @@ def trace(model: nn.Module, example: Tensor) -> ModelProto:
                 custom_translation_table={torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize},
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ExportError(_reason(model, error)) from error
+            raise refused(model, "an ONNX", error) from error
         assert program is not None
         if len(program.model.graph.outputs) != 1:
             found = len(program.model.graph.outputs)
@@ -109,24 +106,3 @@ def _optimize(model: ir.Model) -> None:
         graph.inputs.remove(value)
         value.const_value = codes
         graph.register_initializer(value)
-
-
-def _reason(model: nn.Module, error: BaseException) -> str:
-    """Return one line about ``error``: the text of its first cause, which names the operator or the line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).partition("\n")[0].split())
-    return f"every operator of an exported model must have an ONNX form, but {type(model).__name__} fails: {text}"
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's prints, warnings and log lines to itself: its errors are raised again."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)

@@ -1,0 +1,46 @@
+"""What the file of a runtime spends on each layer, so that its size can be told before there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """Bytes beside the numbers that a file stores, read off exported files, and the widths in which it stores them.
+
+    Parameters
+    ----------
+    graph
+        Of a file without layers.
+    convolution, linear
+        Of a layer, with an activation behind it, of which there is about one a layer.
+    padded, strided, grouped
+        What such a convolution takes more.
+    floating, integer
+        What an integer weight takes more where its layer computes in floating point, and where with integers.
+    floating_scale, integer_scale
+        The same for each of its output channels.
+    floating_bits, integer_bits
+        The widths in which it is stored, ascending; a wider one takes 32.
+    codebook
+        What a weight of indices and its table take more; None where it is stored as the numbers that it stands for.
+    inputs, clip
+        What rounding a layer's inputs takes more, and what at less than 8 bits, whatever its weight is.
+    """
+
+    graph: float
+    convolution: float
+    linear: float
+    padded: float = 0
+    strided: float = 0
+    grouped: float = 0
+    floating: float = 0
+    integer: float = 0
+    floating_scale: float = 4
+    integer_scale: float = 4
+    floating_bits: tuple[int, ...] = ()
+    integer_bits: tuple[int, ...] = ()
+    codebook: float | None = None
+    inputs: float = 0
+    clip: float = 0

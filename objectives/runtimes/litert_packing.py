@@ -1,0 +1,165 @@
+"""Convert a finished network to a LiteRT file whose weights take no more bits than they need.
+
+Import it only where the ``litert`` extra is known to be there.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import litert_torch
+import numpy as np
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+from litert_torch.quantize.quant_config import QuantConfig
+
+from objectives.runtimes.integers import WEIGHT, constant, integer_graph, put_constant
+from objectives.runtimes.runtime import ExportError, refused, silence
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx, nn
+
+_ROUND = torch.ops.quantized_decomposed.quantize_per_channel.default
+_DEQUANTIZE_VERSION = 6  # the first that knows 4 bits
+# the orders of a weight's dimensions in a file: convolutions, depthwise ones
+_ORDERS = {4: ((0, 2, 3, 1), (1, 2, 3, 0))}
+_UNPACKING = {schema.BuiltinOperator.DEQUANTIZE}
+_KERNELS = {schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D,
+            schema.BuiltinOperator.FULLY_CONNECTED}  # fmt: skip
+# a type, its bits, and the operators that read it
+_TYPES = ((schema.TensorType.INT2, 2, _UNPACKING), (schema.TensorType.INT4, 4, _UNPACKING | _KERNELS))
+
+
+def converted(model: nn.Module, example: Tensor) -> bytes:
+    """Return the bytes of the file; see `Runtime.export`."""
+    with silence(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
+        try:
+            graph_module = integer_graph(model, example, floating=True)
+            weights = _rounded_weights(graph_module)
+            config = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+            # the configuration only says that the graph's own quantizers are to become integers
+            converter = {"quant_config": QuantConfig(pt2e_quantizer=config)} if weights else {}
+            edge = litert_torch.convert(graph_module, (example[:1].cpu(),), **converter)
+            with tempfile.TemporaryDirectory() as folder:
+                edge.export(str(Path(folder) / "model"))
+                content = (Path(folder) / "model").read_bytes()
+        except ExportError:
+            raise
+        except Exception as error:  # the converter raises whatever its parts do
+            raise refused(model, "a LiteRT", error) from error
+    return _packed(content, weights)
+
+
+class Weight(NamedTuple):
+    """An integer weight: its codes, and the numbers that they stand for."""
+
+    codes: np.ndarray
+    values: np.ndarray
+    scale: np.ndarray
+    axis: int
+
+
+def _rounded_weights(graph_module: fx.GraphModule) -> list[Weight]:
+    """Write every integer weight as a float that is rounded to it, the form that the converter knows; return them."""
+    graph, found = graph_module.graph, []
+    for node in [node for node in graph.nodes if node.target == WEIGHT]:
+        codes, scale, zeros, axis, *ends = node.args
+        integers, scales = constant(graph_module, codes), constant(graph_module, scale)
+        shape = [-1 if dimension == axis else 1 for dimension in range(integers.dim())]
+        with graph.inserting_before(node):
+            copied = graph.create_node("get_attr", codes.target)
+        values = integers * scales.reshape(shape)
+        floats = put_constant(graph_module, copied, values)
+        with graph.inserting_before(node):
+            again = graph.call_function(_ROUND, (floats, scale, zeros, axis, *ends))
+        node.args = (again, *node.args[1:])
+        found.append(Weight(integers.numpy(), values.detach().numpy(), scales.numpy(), axis))
+    graph_module.recompile()
+    return found
+
+
+def _packed(content: bytes, weights: list[Weight]) -> bytes:
+    """Return the file with its weights at 2 or 4 bits where they fit, and without what no runtime reads."""
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    (graph,) = model.subgraphs
+    _unfold(model, weights)
+    users: dict[int, set[int]] = {}
+    for node in graph.operators:
+        code = model.operatorCodes[node.opcodeIndex].builtinCode
+        for index in node.inputs:
+            users.setdefault(index, set()).add(code)
+    for index, tensor in enumerate(graph.tensors):
+        if index not in {*graph.inputs, *graph.outputs}:
+            tensor.name = b""
+        data = model.buffers[tensor.buffer].data
+        if data is None or tensor.type != schema.TensorType.INT8:
+            continue
+        codes = np.frombuffer(bytes(data), np.int8)
+        for kind, bits, readers in _TYPES:
+            if users.get(index, set()) <= readers and np.abs(codes.astype(np.int16)).max() < 2 ** (bits - 1):
+                model.buffers[tensor.buffer].data = _joined(codes, bits)
+                tensor.type = kind
+                break
+    model.metadata = []
+    model.description = b""
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _unfold(model: schema.ModelT, weights: list[Weight]) -> None:
+    """Put integers and a DEQUANTIZE in place of each weight that the converter has folded to numbers; in place."""
+    (graph,) = model.subgraphs
+    known = {
+        values.tobytes(): (codes, weight.scale, axes.index(weight.axis))
+        for weight in weights
+        for axes in (range(weight.codes.ndim), *_ORDERS.get(weight.codes.ndim, ()))
+        for codes in (np.ascontiguousarray(weight.codes.transpose(axes)),)
+        for values in (np.ascontiguousarray(weight.values.transpose(axes)),)
+    }
+    for index, tensor in enumerate(list(graph.tensors)):
+        data = model.buffers[tensor.buffer].data
+        if tensor.type != schema.TensorType.FLOAT32 or data is None or bytes(data) not in known:
+            continue
+        codes, scale, axis = known[bytes(data)]
+        integers = copy.deepcopy(tensor)
+        integers.type, integers.buffer = schema.TensorType.INT8, len(model.buffers)
+        integers.quantization = schema.QuantizationParametersT()
+        integers.quantization.scale = scale.tolist()
+        integers.quantization.zeroPoint = [0] * len(scale)
+        integers.quantization.quantizedDimension = axis
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(codes.tobytes(), np.uint8)
+        model.buffers.append(buffer)
+        graph.tensors.append(integers)
+        model.buffers[tensor.buffer].data = None
+        tensor.buffer = 0  # the empty one
+        node = schema.OperatorT()
+        node.opcodeIndex, node.inputs, node.outputs = _dequantize(model), [len(graph.tensors) - 1], [index]
+        graph.operators.insert(0, node)
+
+
+def _dequantize(model: schema.ModelT) -> int:
+    """Return the place of DEQUANTIZE among the operators that the file names."""
+    wanted = schema.BuiltinOperator.DEQUANTIZE
+    for place, code in enumerate(model.operatorCodes):
+        if code.builtinCode == wanted:
+            return place
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = wanted
+    code.version = _DEQUANTIZE_VERSION
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def _joined(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Return the codes at so many bits each, the first of a byte in its lowest."""
+    each = 8 // bits
+    rows = np.pad(codes.view(np.uint8) & (2**bits - 1), (0, -codes.size % each)).reshape(-1, each)
+    joined: np.ndarray = np.bitwise_or.reduce(rows << (np.arange(each) * bits), axis=1).astype(np.uint8)
+    return joined

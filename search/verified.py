@@ -1,0 +1,69 @@
+"""What the files of the front measured, and the front that is left of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from objectives import Metric
+from search.front import front
+from search.trial import VALUES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from search.spec import StudySpec
+
+WEIGHTS = "weights_sha256"
+
+
+def record_path(folder: Path, trial: FrozenTrial, spec: StudySpec) -> Path:
+    """Return where the verification of a member of the front lies, of its file for the study's runtime."""
+    return folder / "verified" / spec.runtime.name / f"{trial.number}.json"
+
+
+def record_of(folder: Path, trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
+    """Return that verification, empty where there is none."""
+    path = record_path(folder, trial, spec)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def digest(weights: Path) -> str:
+    """Return what tells whether a verification is of these weights."""
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def verified(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
+    """Return the members of the searched front whose files were verified, with what those measured.
+
+    Columns are `number`, each objective, and `on_front`: whether no other file is at least as good in everything and
+    better in something. Metrics are those of the file, bytes its size, milliseconds its time; what a file does not
+    tell, such as multiply-adds, is as it was searched.
+    """
+    names = [objective.name for objective in spec.objectives]
+    rows = []
+    for trial in front(study):
+        record = record_of(folder, trial, spec)
+        if record:
+            values = [_value(record, trial, objective) for objective in spec.objectives]
+            rows.append({"number": trial.number, **dict(zip(names, values, strict=True))})
+    table = pd.DataFrame(rows, columns=["number", *names])
+    signs = [1 if objective.direction == "maximize" else -1 for objective in spec.objectives]
+    signed = table[names] * signs
+    beaten = [((signed >= row).all(axis=1) & (signed > row).any(axis=1)).any() for _, row in signed.iterrows()]
+    table["on_front"] = ~np.array(beaten, dtype=bool)
+    return table
+
+
+def _value(record: dict[str, Any], trial: FrozenTrial, objective: Any) -> float:  # noqa: ANN401
+    if isinstance(objective, Metric):
+        return float(record[f"{objective.name}_file"])
+    told = {"size_bytes": record["file_bytes"], "latency_ms": record["latency"]["cpu_ms"]}
+    return float(told.get(objective.name, trial.user_attrs[VALUES][objective.name]))

@@ -1,0 +1,203 @@
+"""What every runtime promises; a test class inherits it and says how its runtime is made."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+import torch
+from optuna.trial import FixedTrial
+from torch import Tensor, nn
+
+from objectives import SizeBytes
+from objectives.runtimes import ExportError
+from spaces import BitWidths, Distill, Factorize, Plan, Prune, PruneRatios, Quantize, Ranks, deployed, opened, trace
+from studies.digits import Net as Digits
+from tests.nets import CLASSES, Mlp, Net, Plain, Residual, Separable, example, run, scrambled, teacher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from objectives.runtimes import Runtime
+    from spaces import Axis
+
+OFF = 32
+EXACT = 80.0  # dB: nothing but the order of floating-point sums differs
+INTEGER = 20.0  # dB: integer kernels also round what the network does not; the networks here are small and random
+SAID = 0.03  # relative, of the size that is told before there is a file
+
+
+class Attentive(Net):
+    """Tokens, one block of attention with its shortcut, and a head."""
+
+    shape: ClassVar[tuple[int, ...]] = (6, 10)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(10, 16)
+        self.norm = nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        normal = self.norm(x)
+        return run((x + self.attention(normal, normal, normal, need_weights=False)[0]).mean(1), self.head)
+
+
+class Row(nn.Module):
+    """Three layers of one kind with ReLUs between them, as wide as files show what their weights take."""
+
+    def __init__(self, kind: str, groups: int) -> None:
+        super().__init__()
+        if kind == "Linear":
+            self.shape: tuple[int, ...] = (WIDTH,)
+            layers = [nn.Linear(WIDTH, WIDTH) for _ in range(3)]
+        else:
+            dimensions = int(kind[-2])
+            self.shape = (WIDTH, *[4] * dimensions)
+            layers = [getattr(nn, kind)(WIDTH, WIDTH, 3, padding=1, groups=groups) for _ in range(3)]
+        self.row = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.row(x)  # type: ignore[no-any-return]
+
+
+WIDTH = 32
+KINDS = (("Conv1d", 1), ("Conv2d", 1), ("Conv2d", WIDTH), ("Conv3d", 1), ("ConvTranspose2d", 1), ("Linear", 1))
+BLOCKS = (Plain, Separable, Residual, Mlp, Attentive)
+PAIRS = list(itertools.combinations(("channels", "ranks", "bits"), 2))
+
+
+class Twice(nn.Module):
+    """A network with two outputs."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x + 1, x - 1
+
+
+class Strange(nn.Module):
+    """A network with an operator that no runtime has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)  # type: ignore[no-any-return]
+
+
+def sqnr(reference: Tensor, other: Tensor) -> float:
+    """Return the power of the reference over that of the difference, in dB."""
+    return float(10 * torch.log10(reference.square().mean() / (reference - other).square().mean().clamp_min(1e-30)))
+
+
+class RuntimeContract:
+    """Tests of a runtime; its extra is installed, or they are skipped."""
+
+    needs: ClassVar[tuple[str, ...]]
+    loads: ClassVar[str]  # a module of the extra
+
+    def make(self) -> Runtime:
+        """Return the runtime."""
+        raise NotImplementedError
+
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        for module in self.needs:
+            pytest.importorskip(module)
+
+    def agreement(self, model: nn.Module, inputs: Tensor, path: Path) -> float:
+        """Export a network to the path and return its agreement with the file on these inputs, in dB."""
+        runtime = self.make()
+        runtime.export(model, inputs, path)
+        with torch.no_grad():
+            return sqnr(model(inputs), runtime.load(path)(inputs))
+
+    @pytest.mark.parametrize(("kind", "groups"), KINDS, ids=[f"{kind}-{groups}" for kind, groups in KINDS])
+    def test_layers_are_packed_at_the_widths_it_declares(self, kind: str, groups: int, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        net, runtime = Row(kind, groups).eval(), self.make()
+        inputs = torch.randn(32, *net.shape)
+        path = tmp_path / f"float.{runtime.suffix}"
+        assert self.agreement(net, inputs, path) > EXACT
+        whole, weights = path.stat().st_size, sum(weight.numel() for weight in net.parameters() if weight.dim() > 1)
+        for pair in runtime.precisions(kind, groups):
+            step = Quantize(tuple((f"row.{place}", *pair) for place in (0, 2, 4)))
+            finished = deployed(step.apply(net, inputs), inputs)
+            assert self.agreement(finished, inputs, path) > (INTEGER if pair.activations < OFF else EXACT)
+            saved = whole - path.stat().st_size
+            overhead = 3 * (600 + 32 * WIDTH)  # quantizers, and scales of every channel
+            assert saved > weights * (OFF - pair.weights) / 8 - overhead, pair
+
+    @pytest.mark.parametrize("block", BLOCKS, ids=[block.__name__ for block in BLOCKS])
+    @pytest.mark.parametrize("pair", PAIRS, ids=["-".join(pair) for pair in PAIRS])
+    def test_files_of_two_axes_answer_as_the_network(
+        self, block: type[Net], pair: tuple[str, str], tmp_path: Path
+    ) -> None:
+        runtime, inputs = self.make(), example(teacher(block), 64)
+        net = opened(teacher(block), inputs)
+        anatomy = trace(net, inputs)
+        axes: dict[str, Axis] = {"channels": PruneRatios(), "ranks": Ranks(), "bits": BitWidths(runtime=runtime)}
+        strengths = {"channels": 0.4, "ranks": 0.5, "bits": 1.0}
+        steps = tuple(
+            axes[name].suggest(FixedTrial(axes[name].uniform(anatomy, strengths[name])), anatomy) for name in pair
+        )
+        finished = deployed(Plan(steps, Distill()).apply(net, inputs), inputs)
+        agreement = self.agreement(finished, inputs, tmp_path / f"model.{runtime.suffix}")
+        assert agreement > (INTEGER if "bits" in pair else EXACT)
+
+    @pytest.mark.parametrize("pair", [(OFF, OFF), (8, OFF), (4, 8), (8, 8)], ids=str)
+    def test_the_size_of_a_file_is_told_before_there_is_one(self, pair: tuple[int, int], tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        net, runtime = scrambled(Digits()), self.make()
+        inputs = torch.randn(32, 1, 8, 8)
+        names = [layer.name for layer in trace(net, inputs).layers]
+        steps = (Prune((("first", 0.25),)), Factorize((("second", 0.5),)), Quantize(tuple((x, *pair) for x in names)))
+        finished = deployed(Plan(steps, Distill()).apply(net, inputs), inputs)
+        runtime.export(finished, inputs, tmp_path / "model")
+        assert SizeBytes(runtime)(finished) == pytest.approx((tmp_path / "model").stat().st_size, rel=SAID)
+
+    def test_a_file_takes_batches_of_any_size(self, tmp_path: Path) -> None:
+        net, runtime = teacher(Plain), self.make()
+        path = tmp_path / f"model.{runtime.suffix}"
+        runtime.export(net, example(net)[:1], path)
+        whole = runtime.load(path)(example(net)[:7])
+        assert torch.allclose(whole[2:3], runtime.load(path)(example(net)[2:3]), atol=1e-5)
+        assert whole.shape == (7, CLASSES)
+
+    def test_export_is_silent_and_changes_nothing(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+    ) -> None:
+        net, runtime = teacher(Plain), self.make()
+        finished = deployed(Quantize((("first", 8, 8), ("second", 8, 8))).apply(net, example(net)), example(net))
+        before = {name: value.clone() for name, value in finished.state_dict().items()}
+        for name in ("first", "second"):
+            runtime.export(finished, example(net), tmp_path / name)
+        runtime.load(tmp_path / "first")(example(net))
+        assert capfd.readouterr() == ("", "")
+        assert not recwarn.list
+        assert all(torch.equal(before[name], value) for name, value in finished.state_dict().items())
+        assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+    def test_a_model_in_training_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match="must be in eval mode to be exported, but Linear is training"):
+            self.make().export(nn.Linear(3, 3), torch.randn(1, 3), tmp_path / "model")
+
+    def test_an_operator_without_a_form_is_named_in_one_line(self, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match=r"^every operator .* but Strange fails: .*bessel[^\n]*$"):
+            self.make().export(Strange().eval(), torch.randn(1, 3), tmp_path / "model")
+
+    def test_two_outputs_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match="must return one tensor to be exported, but Twice returns 2"):
+            self.make().export(Twice().eval(), torch.randn(1, 3), tmp_path / "model")
+
+    def test_a_missing_extra_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "model").write_bytes(b"")
+        monkeypatch.setitem(sys.modules, self.loads, None)
+        with pytest.raises(ImportError, match=rf"pip install slimfront\[{self.make().name}\]"):
+            self.make().load(tmp_path / "model")
+
+    def test_it_is_frozen_and_its_names_are_words(self) -> None:
+        runtime = self.make()
+        assert runtime == self.make()
+        assert runtime.name.isidentifier()
+        assert runtime.suffix.isidentifier()

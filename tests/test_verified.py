@@ -1,0 +1,92 @@
+"""Verification in a process of its own, and the front that the files leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from objectives.runtimes import ExportError, OnnxRuntime
+from objectives.runtimes.fresh import Fresh
+from search.front import front
+from search.storage import save_json
+from search.verified import record_path, verified
+from tests.nets import Plain, example, teacher
+from tests.small_study import searched, study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from optuna import Study
+    from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Dying(OnnxRuntime):
+    """A runtime whose files take their process with them."""
+
+    when: str = "loading"
+
+    def load(self, path: Path) -> Callable[[Tensor], Tensor]:
+        if self.when == "loading":
+            os._exit(3)
+        return lambda _: os._exit(3)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("file") / "model.onnx"
+    OnnxRuntime().export(teacher(Plain), example(teacher(Plain)), path)
+    return path
+
+
+def test_another_process_answers_as_this_one_would(file: Path) -> None:
+    inputs = example(teacher(Plain))
+    with Fresh(OnnxRuntime(), file) as fresh:
+        assert torch.equal(fresh(inputs), OnnxRuntime().load(file)(inputs))
+        assert torch.equal(fresh(inputs[:3]), OnnxRuntime().load(file)(inputs[:3]))
+        found = fresh.compare(file, inputs[:1], rounds=5, block_ms=1.0)
+    assert (found.batch, found.rounds, found.threads) == (1, 5, 1)
+    assert found.low <= found.ratio <= found.high
+
+
+def test_a_file_that_ends_its_process_ends_no_other(file: Path) -> None:
+    with pytest.raises(ExportError, match=r"executed model\.onnx with onnx ended: exit code 3"):
+        Fresh(Dying(), file).__enter__()
+    with Fresh(Dying(when="running"), file) as fresh, pytest.raises(ExportError, match="ended: exit code 3"):
+        fresh(example(teacher(Plain)))
+
+
+def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ExportError, match=r"executed model\.onnx with onnx ended: .*"):
+        Fresh(OnnxRuntime(), tmp_path / "model.onnx").__enter__()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def found(home: Path) -> Study:
+    return searched(study(8), home)
+
+
+def test_what_files_measure_decides_who_stays(found: Study, home: Path) -> None:
+    """A member that another file beats in everything leaves the verified front; one without a file is not there."""
+    spec = study(8)
+    members = front(found)
+    assert len(members) >= 2
+    assert verified(found, spec, home).empty
+    for place, trial in enumerate(members[:2]):
+        values = {"top1_file": 90.0 - place, "file_bytes": 1000 + place, "latency": {"cpu_ms": 1.0}}
+        save_json(record_path(home, trial, spec), values)
+    table = verified(found, spec, home)
+    assert list(table["number"]) == [trial.number for trial in members[:2]]
+    assert list(table["on_front"]) == [True, False]
+    assert list(table["size_bytes"]) == [1000, 1001]
