@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime
+from objectives.runtimes import RUNTIMES, ExportError, named
 from search.confirm import confirm, weights_of
 from search.errors import UserError
 from search.export import export, replaceable, teacher_file, verify_front
@@ -53,7 +53,6 @@ SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "stratified": StratifiedRandom,
 }
-RUNTIMES = {kind().name: kind for kind in (OnnxRuntime, LiteRt, ExecuTorch)}
 STOPPED = 130  # as a shell says of a command that Ctrl-C ended
 paper = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
@@ -107,7 +106,7 @@ def _spec(options: argparse.Namespace) -> StudySpec:
         raise UserError(str(error)) from error
     sampler = SAMPLERS[options.sampler] if options.sampler else spec.sampler
     seed = spec.seed if options.seed is None else options.seed
-    runtime = RUNTIMES[options.runtime]() if options.runtime else spec.runtime
+    runtime = named(options.runtime) if options.runtime else spec.runtime
     return dataclasses.replace(spec, budget=budget, sampler=sampler, seed=seed, runtime=runtime)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -136,27 +135,32 @@ class BitWidths:
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Quantize:
         """Draw `weight_bits/<layer>` and `activation_bits/<layer>` on logarithmic scales.
 
-        Where the drawn pair is not offered, the nearest is taken, the narrower of two; where a weight's width leaves
-        no choice of the inputs', there is no parameter for it.
+        With a runtime, whose widths of weights and inputs go together, draw `precision/<layer>`: a place in the list of
+        its pairs, from floating point to the narrowest.
         """
         widths = []
         for layer in self._layers(anatomy):
-            pairs = self._pairs(layer)
-            drawn = [
-                int(snap(trial.suggest_int(name, ladder[0], OFF, log=True), ladder)) if len(ladder) > 1 else OFF
-                for name, ladder in _parameters(layer, pairs).items()
-            ]
-            widths.append((layer.name, *_nearest(pairs, *drawn)))
+            if self.runtime is not None:
+                pairs = self._pairs(layer)
+                widths.append((layer.name, *pairs[trial.suggest_int(f"precision/{layer.name}", 0, len(pairs) - 1)]))
+                continue
+            drawn = []
+            for kind, ladder in self._ladders():
+                value = trial.suggest_int(f"{kind}/{layer.name}", ladder[0], OFF, log=True)
+                drawn.append(int(snap(value, ladder)))
+            widths.append((layer.name, drawn[0], drawn[1]))
         return Quantize(tuple(widths), self.grid)
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
         """Return the same widths for every layer, as far as it has them."""
-        return {
-            name: ladder[::-1][round(strength * (len(ladder) - 1))]
-            for layer in self._layers(anatomy)
-            for name, ladder in _parameters(layer, self._pairs(layer)).items()
-            if len(ladder) > 1
-        }
+        layers = self._layers(anatomy)
+        if self.runtime is not None:
+            return {f"precision/{x.name}": round(strength * (len(self._pairs(x)) - 1)) for x in layers}
+        params: dict[str, float] = {}
+        for kind, ladder in self._ladders():
+            value = ladder[::-1][round(strength * (len(ladder) - 1))]
+            params |= {f"{kind}/{layer.name}": value for layer in layers}
+        return params
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Say which widths each layer may have, or why it keeps 32."""
@@ -178,31 +182,20 @@ class BitWidths:
             if not _unfit(layer) and (not self.only or layer.name in self.only) and len(self._pairs(layer)) > 1
         )
 
+    def _ladders(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return ("weight_bits", _ladder(self.weights)), ("activation_bits", _ladder(self.activations))
+
     def _pairs(self, layer: Layer) -> tuple[tuple[int, int], ...]:
-        """Return the widths of weights and inputs that the layer may have, off included."""
-        offered = tuple(itertools.product(_ladder(self.weights), _ladder(self.activations)))
+        """Return the widths of weights and inputs that the layer may have, floating point first, narrower weights last.
+
+        What a width loses grows in this order, as a rule: a weight's width matters more than that of the inputs.
+        """
+        (_, weights), (_, inputs) = self._ladders()
+        offered = itertools.product(weights[::-1], inputs[::-1])
         if self.runtime is None:
-            return offered
-        packed = {
-            (OFF, OFF),
-            *((weight, inputs) for weight, inputs in self.runtime.precisions(layer.kind, layer.groups)),
-        }
+            return tuple(offered)
+        packed = {(OFF, OFF), *self.runtime.precisions(layer.kind, layer.groups)}
         return tuple(pair for pair in offered if pair in packed)
-
-
-def _parameters(layer: Layer, pairs: tuple[tuple[int, int], ...]) -> dict[str, tuple[int, ...]]:
-    """Return the parameters of a layer with the widths that they may take; a single one is no choice."""
-    weights, inputs = (tuple(sorted(set(column))) for column in zip(*pairs, strict=True))
-    if len(pairs) == len(weights):  # the weight's width settles the inputs'
-        inputs = (OFF,)
-    return {f"weight_bits/{layer.name}": weights, f"activation_bits/{layer.name}": inputs}
-
-
-def _nearest(pairs: tuple[tuple[int, int], ...], weight: int, inputs: int) -> tuple[int, int]:
-    def distance(pair: tuple[int, int]) -> tuple[float, int]:
-        return abs(math.log2(pair[0] / weight)) + abs(math.log2(pair[1] / inputs)), sum(pair)
-
-    return min(pairs, key=distance)
 
 
 def _words(pairs: tuple[tuple[int, int], ...]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives import Examples, Limit, Macs, SizeBytes, Top1
+from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 
@@ -54,25 +55,34 @@ def splits(seed: int = 0) -> Splits:
     )
 
 
-def study(trials: int = 30) -> StudySpec:
-    """Search for top-1 against the size of the file, with at most 40% of the teacher's multiply-adds."""
+def study(trials: int = 30, runtime: str = "onnx") -> StudySpec:
+    """Search for top-1 against the size of the file, with at most 40% of the teacher's multiply-adds.
+
+    Parameters
+    ----------
+    trials
+        Trained candidates.
+    runtime
+        What the files are for: onnx, litert or executorch.
+    """
+    executing = named(runtime)
     data = splits()
     torch.manual_seed(0)
     teacher = trained(Net(), data.train, TEACHER)
     macs = Macs(data.validation.inputs)
     return StudySpec(
-        name="digits",
+        name="digits" if runtime == "onnx" else f"digits-{runtime}",
         teacher=teacher,
         splits=data,
         space=Space(
-            # 2, 4 and 8 bits are what ONNX packs; 8-bit inputs are what ONNX Runtime computes with
-            steps=(PruneRatios(), Ranks(), BitWidths(weights=(2, 4, 8), activations=(8,))),
+            steps=(PruneRatios(), Ranks(), BitWidths(runtime=executing)),
             recovery=Temperatures(),
         ),
-        objectives=(Top1(data.validation), SizeBytes()),
+        objectives=(Top1(data.validation), SizeBytes(executing)),
         limits=(Limit(macs, at_most=MACS_LEFT * macs(teacher)),),
         recipe=Recipe(epochs=10, batch_size=64, learning_rate=3e-3),
         budget=Budget(trials=trials),
+        runtime=executing,
     )
 
 

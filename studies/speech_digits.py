@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives import Examples, Macs, SizeBytes, Top1
+from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.errors import UserError
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
@@ -74,7 +75,7 @@ def shift_and_mask(features: Tensor, generator: Generator) -> Tensor:
     return features
 
 
-def study(data: str = "", trials: int = 30) -> StudySpec:
+def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
     """Search for top-1 against the size of the file and the multiply-adds.
 
     Parameters
@@ -83,24 +84,27 @@ def study(data: str = "", trials: int = 30) -> StudySpec:
         Folder of the recordings, by default that of the environment variable FSDD.
     trials
         Trained candidates.
+    runtime
+        What the files are for: onnx, litert or executorch.
     """
+    executing = named(runtime)
     found = splits(data)
     torch.manual_seed(0)
     recipe = Recipe(epochs=40, batch_size=64, learning_rate=4e-3, weight_decay=0.02, augment=shift_and_mask)
     teacher = trained(DsCnn(), found.train, recipe, smoothing=0.05)
     return StudySpec(
-        name="speech-digits",
+        name="speech-digits" if runtime == "onnx" else f"speech-digits-{runtime}",
         teacher=teacher,
         splits=found,
         space=Space(
-            # 2, 4 and 8 bits are what ONNX packs; 8-bit inputs are what ONNX Runtime computes with
-            steps=(PruneRatios(), Ranks(), BitWidths(weights=(2, 4, 8), activations=(8,))),
+            steps=(PruneRatios(), Ranks(), BitWidths(runtime=executing)),
             recovery=Temperatures(),
         ),
-        objectives=(Top1(found.validation), SizeBytes(), Macs(found.validation.inputs)),
+        objectives=(Top1(found.validation), SizeBytes(executing), Macs(found.validation.inputs)),
         recipe=Recipe(epochs=4, batch_size=64, learning_rate=3e-3),
         confirmation=Recipe(epochs=12, batch_size=64, learning_rate=3e-3),
         budget=Budget(trials=trials),
+        runtime=executing,
     )
 
 

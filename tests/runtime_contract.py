@@ -137,7 +137,7 @@ class RuntimeContract:
         net = opened(teacher(block), inputs)
         anatomy = trace(net, inputs)
         axes: dict[str, Axis] = {"channels": PruneRatios(), "ranks": Ranks(), "bits": BitWidths(runtime=runtime)}
-        strengths = {"channels": 0.4, "ranks": 0.5, "bits": 1.0}
+        strengths = {"channels": 0.4, "ranks": 0.5, "bits": 0.7}
         steps = tuple(
             axes[name].suggest(FixedTrial(axes[name].uniform(anatomy, strengths[name])), anatomy) for name in pair
         )

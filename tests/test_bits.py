@@ -9,6 +9,7 @@ import torch
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
+from objectives.runtimes import OnnxRuntime
 from spaces import BitWidths, Factorize, KMeans, PowersOfTwo, Quantize, trace
 from spaces.anatomy import Anatomy
 from spaces.quantized import QuantizedLayer
@@ -19,6 +20,11 @@ from tests.nets import Mlp, Net, Plain, Separable, Sequence, example, run, teach
 
 class TestBitWidths(AxisContract):
     axis = BitWidths()
+
+
+class TestBitWidthsOfARuntime(AxisContract):
+    axis = BitWidths(runtime=OnnxRuntime())
+    nets = (Plain, Separable)
 
 
 class TestBitWidthsOfPowersOfTwo(AxisContract):
@@ -135,31 +141,17 @@ class Kernels:
         return self.pairs if kind == "Conv2d" else ()
 
 
-def widths(axis: BitWidths, drawn: dict[str, float]) -> dict[str, tuple[int, int]]:
-    """Return what the axis makes of parameters, by layer."""
+def test_only_what_the_runtime_has_is_offered_in_pairs() -> None:
+    """One question a layer, from floating point to the narrowest weights; a layer without a pair is left alone."""
     anatomy = trace(teacher(Plain), example(teacher(Plain)))
-    whole = axis.uniform(anatomy, 0.0) | drawn
-    return {name: (weight, inputs) for name, weight, inputs in axis.suggest(FixedTrial(whole), anatomy).widths}
-
-
-@pytest.mark.parametrize(
-    ("drawn", "taken"),
-    [((32, 32), (32, 32)), ((8, 32), (8, 32)), ((32, 8), (8, 8)), ((4, 8), (8, 8))],
-)
-def test_only_what_the_runtime_has_is_taken(drawn: tuple[int, int], taken: tuple[int, int]) -> None:
-    """What is drawn beside goes to the nearest pair, the narrower of two; a layer without a pair is left alone."""
-    found = widths(BitWidths(runtime=Kernels()), {"weight_bits/first": drawn[0], "activation_bits/first": drawn[1]})
-    assert found == {"first": taken, "second": (32, 32)}
-
-
-def test_there_is_no_parameter_where_there_is_no_choice() -> None:
-    """A runtime that computes with 8 bits in both or in neither leaves one question a layer."""
-    anatomy = trace(teacher(Plain), example(teacher(Plain)))
-    axis = BitWidths(runtime=Kernels(((8, 8),)))
-    assert axis.uniform(anatomy, 1.0) == {"weight_bits/first": 8, "weight_bits/second": 8}
-    assert widths(axis, {"weight_bits/first": 8})["first"] == (8, 8)
+    axis = BitWidths(runtime=Kernels())
+    untouched = axis.uniform(anatomy, 0.0)
+    assert untouched == {"precision/first": 0, "precision/second": 0}
+    found = [axis.suggest(FixedTrial(untouched | {"precision/first": at}), anatomy).widths for at in range(4)]
+    assert [widths[0] for widths in found] == [("first", 32, 32), ("first", 8, 32), ("first", 8, 8), ("first", 4, 32)]
+    assert {widths[1:] for widths in found} == {(("second", 32, 32),)}
     said = axis.acts_on(anatomy)
-    assert said["first"] == "weights 8, inputs 8, or 32"
+    assert said["first"] == "weights 4/8, inputs 8, or 32"
     assert said["head"] == "no: Kernels has no narrow widths for Linear"
 
 

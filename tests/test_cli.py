@@ -21,8 +21,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from objectives.runtimes import ExportError, OnnxRuntime
-from search.cli import RUNTIMES, main
+from objectives.runtimes import RUNTIMES, ExportError, OnnxRuntime
+from search.cli import main
 from search.errors import REASON
 from search.front import trained
 from search.trial import KEY

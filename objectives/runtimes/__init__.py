@@ -5,4 +5,19 @@ from objectives.runtimes.litert import LiteRt
 from objectives.runtimes.onnx import OnnxRuntime
 from objectives.runtimes.runtime import ExportError, Precision, Runtime
 
-__all__ = ["ExecuTorch", "ExportError", "LiteRt", "OnnxRuntime", "Precision", "Runtime"]
+RUNTIMES: dict[str, type[Runtime]] = {"onnx": OnnxRuntime, "litert": LiteRt, "executorch": ExecuTorch}
+
+__all__ = ["RUNTIMES", "ExecuTorch", "ExportError", "LiteRt", "OnnxRuntime", "Precision", "Runtime", "named"]
+
+
+def named(name: str) -> Runtime:
+    """Return the runtime of a name, with one thread.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the names are listed.
+    """
+    if name not in RUNTIMES:
+        raise ValueError(f"there is no runtime {name!r}; the names are {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]()
