@@ -46,8 +46,17 @@ class ExecuTorch:
 
     @property
     def layout(self) -> FileLayout:
-        """Read off files of residual, separable and plain networks."""
-        return FileLayout(graph=5000, convolution=500, linear=500, integer_bits=(8,))
+        """Fitted to 42 files of random plans for three networks, of 18 to 319 kilobytes: within 2.7% of all."""
+        return FileLayout(
+            graph=1691,
+            convolution=663,
+            linear=1247,
+            strided=296,
+            grouped=305,
+            integer=958,
+            integer_scale=0,
+            integer_bits=(8,),
+        )
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
         """Return the widths of two-dimensional convolutions and linear layers; see `Runtime`."""
