@@ -1,0 +1,28 @@
+"""What the benchmark of runtimes says of its numbers."""
+
+from __future__ import annotations
+
+from studies.runtime_benchmark import verdict
+
+TEACHER = {"top1": 98.0, "bytes": 1000, "latency_ratio": 1.0}
+ROUNDED = {"top1": 97.9, "bytes": 400, "latency_ratio": 1.2}
+
+
+def row(top1: float, size: float, time: float) -> dict[str, float]:
+    return {"top1": top1, "bytes": size, "latency_ratio": time}
+
+
+def test_a_member_that_reaches_all_is_named() -> None:
+    rows = {"teacher": TEACHER, "8 bits": ROUNDED, "3": row(96.0, 50, 0.2), "5": row(97.5, 100, 0.45)}
+    assert verdict(rows).startswith("reached")
+    assert "member 5 loses 0.50 points, takes 0.250 of the 8-bit file and 0.45 of the time" in verdict(rows)
+
+
+def test_the_nearest_is_named_where_none_does() -> None:
+    rows = {"teacher": TEACHER, "8 bits": ROUNDED, "3": row(96.0, 50, 0.2), "5": row(98.5, 101, 0.5)}
+    assert verdict(rows).startswith("missed")
+    assert "member 5 loses 0.00 points, takes 0.253" in verdict(rows)
+
+
+def test_without_a_verified_member_the_way_out_is_said() -> None:
+    assert "slimfront confirm --runtime NAME --seeds 0" in verdict({"teacher": TEACHER, "8 bits": ROUNDED})
