@@ -3,6 +3,7 @@
 from objectives.accuracy import Loss, Top1, TopK
 from objectives.bops import Bops
 from objectives.examples import Examples
+from objectives.frames import FrameTime, fps
 from objectives.latency import Latency
 from objectives.macs import Macs
 from objectives.objective import Limit, Metric, Objective
@@ -12,6 +13,7 @@ from objectives.size import SizeBytes
 __all__ = [
     "Bops",
     "Examples",
+    "FrameTime",
     "Latency",
     "Limit",
     "Loss",
@@ -22,4 +24,5 @@ __all__ = [
     "SizeBytes",
     "Top1",
     "TopK",
+    "fps",
 ]

@@ -13,7 +13,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from objectives import Bops, Examples, Latency, Limit, Loss, Macs, Metric, Objective, Parameters, SizeBytes, Top1, TopK
+from objectives import (
+    Bops,
+    Examples,
+    FrameTime,
+    Latency,
+    Limit,
+    Loss,
+    Macs,
+    Metric,
+    Objective,
+    Parameters,
+    SizeBytes,
+    Top1,
+    TopK,
+)
 from objectives.examples import outputs
 from objectives.runtimes import OnnxRuntime
 from spaces import Quantize, deployed
@@ -61,6 +75,11 @@ class TestParameters(ObjectiveContract):
 class TestSizeBytes(ObjectiveContract):
     def make(self) -> Objective:
         return SizeBytes()
+
+
+class TestFrameTime(ObjectiveContract):
+    def make(self) -> Objective:
+        return FrameTime(OnnxRuntime(), splits().train.inputs[:4], count=40)
 
 
 class TestLatency(ObjectiveContract):

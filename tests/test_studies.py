@@ -10,7 +10,7 @@ import torch
 
 from objectives import Macs, Parameters
 from search.errors import UserError
-from studies import digits, fashion_mnist, speech_digits
+from studies import digits, fashion_mnist, moving_digits, speech_digits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,3 +104,18 @@ def test_recordings_are_split_by_their_index(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(speech_digits, "CACHE", tmp_path)
     found = speech_digits.splits(folder)
     assert [len(part) for part in (found.train, found.validation, found.test)] == [2400, 300, 300]
+
+
+def test_digits_move_the_way_that_their_label_says() -> None:
+    found = moving_digits.splits()
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [4308, 360, 360]
+    clips, ways = found.validation.inputs, found.validation.labels
+    place = torch.arange(moving_digits.SIDE).float()
+    weight = clips.clamp_min(0.6)
+    weight = weight - 0.6  # what noise hardly reaches
+    total = weight.sum((2, 3))
+    rows, columns = (weight.sum(3) * place).sum(2) / total, (weight.sum(2) * place).sum(2) / total
+    moved = torch.stack((rows[:, -1] - rows[:, 0], columns[:, -1] - columns[:, 0]), 1) / (moving_digits.FRAMES - 1)
+    wanted = torch.tensor(moving_digits.WAYS)[ways]
+    assert (moved.round() == wanted).all(1).float().mean() > 0.95
+    assert moving_digits.splits(volume=True).test.inputs.shape == (360, 1, 6, 16, 16)
