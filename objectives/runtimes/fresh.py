@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from objectives.runtimes import Runtime
 
+HOME = str(Path(__file__).parents[2])  # of our packages: a user's file may be called like one, and lie on the path
 IN, OUT = "in.safetensors", "out.safetensors"
 
 
@@ -60,7 +61,7 @@ class Fresh:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (HOME, *sys.path)))},
         )
         try:
             self._ask(request)
