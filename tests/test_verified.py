@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,6 +60,17 @@ def test_a_file_that_ends_its_process_ends_no_other(file: Path) -> None:
         Fresh(Dying(), file).__enter__()
     with Fresh(Dying(when="running"), file) as fresh, pytest.raises(ExportError, match="ended: exit code 3"):
         fresh(example(teacher(Plain)))
+
+
+def test_modules_of_a_user_do_not_take_the_place_of_ours(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("objectives", "search", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(5)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with Fresh(OnnxRuntime(), file) as fresh:
+        assert len(fresh(example(teacher(Plain))[:2])) == 2
 
 
 def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from objectives.runtimes import Runtime
 
-HOME = str(Path(__file__).parents[2])  # of our packages: a user's file may be called like one, and lie on the path
+HOME = str(Path(__file__).parents[2])  # of our packages; a user's modules may be called like them, and come last
 IN, OUT = "in.safetensors", "out.safetensors"
 
 
@@ -54,14 +54,17 @@ class Fresh:
         """Start the process and wait until it has loaded the file."""
         self._folder = tempfile.TemporaryDirectory()
         self._said = (Path(self._folder.name) / "stderr").open("w+")
-        request = {"runtime": _told(self.runtime), "folder": self._folder.name, "path": str(self.path.resolve())}
+        request = {
+            "runtime": _told(self.runtime), "folder": self._folder.name, "path": str(self.path.resolve()),
+            "modules": sys.path,
+        }  # fmt: skip
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "objectives.runtimes.fresh"],
+            [sys.executable, "-P", "-m", "objectives.runtimes.fresh"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (HOME, *sys.path)))},
+            env=os.environ | {"PYTHONPATH": HOME},
         )
         try:
             self._ask(request)
@@ -130,6 +133,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what runtimes print is no answer
     torch.set_num_threads(1)
     first = json.loads(sys.stdin.readline())
+    sys.path += [path for path in first["modules"] if path not in sys.path]
     runtime, folder = _made(first["runtime"]), Path(first["folder"])
     run = runtime.load(Path(first["path"]))
     said: dict[str, Any] = {}

@@ -64,7 +64,7 @@ class Grid(NamedTuple):
     def over(cls, low: float, high: float) -> Grid:
         """Return the grid of 8 bits over a range, in which zero is exact."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / (HIGHEST - LOWEST), torch.finfo(torch.float32).tiny)
+        scale = (high - low) / (HIGHEST - LOWEST) or 1.0  # of a tensor of zeros
         return cls(scale, round(LOWEST - low / scale))
 
 
