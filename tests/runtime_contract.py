@@ -95,6 +95,7 @@ class RuntimeContract:
 
     needs: ClassVar[tuple[str, ...]]
     loads: ClassVar[str]  # a module of the extra
+    lacks: ClassVar[tuple[str, ...]] = ()  # kinds of layers that it does not execute at all
 
     def make(self) -> Runtime:
         """Return the runtime."""
@@ -118,6 +119,11 @@ class RuntimeContract:
         net, runtime = Row(kind, groups).eval(), self.make()
         inputs = torch.randn(32, *net.shape)
         path = tmp_path / f"float.{runtime.suffix}"
+        if kind in self.lacks:
+            assert runtime.precisions(kind, groups) == ()
+            with pytest.raises(ExportError, match=r"but Row fails: .*aten\.convolution"):
+                runtime.export(net, inputs, path)
+            return
         assert self.agreement(net, inputs, path) > EXACT
         whole, weights = path.stat().st_size, sum(weight.numel() for weight in net.parameters() if weight.dim() > 1)
         for pair in runtime.precisions(kind, groups):

@@ -48,6 +48,7 @@ class TestLiteRt(RuntimeContract):
 class TestExecuTorch(RuntimeContract):
     needs = ("executorch",)
     loads = "executorch.runtime"
+    lacks = ("Conv3d",)
 
     def make(self) -> Runtime:
         return ExecuTorch()

@@ -37,7 +37,8 @@ def lowered(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
                 partitioner=[XnnpackPartitioner()],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
-            left = [str(node.target) for node in edge.exported_program().graph.nodes if hasattr(node.target, "_op")]
+            nodes = edge.exported_program().graph.nodes
+            left = [str(node.target._op) for node in nodes if hasattr(node.target, "_op")]  # noqa: SLF001 - its name
             return bytes(edge.to_executorch().buffer), left
         except ExportError:
             raise
