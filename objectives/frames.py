@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, ClassVar
 
-from objectives.examples import device_of
 from objectives.objective import Limit
+from objectives.runtimes.runtime import executable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,10 +52,7 @@ class FrameTime:
 
     def __call__(self, model: nn.Module) -> float:
         """Return the 95th percentile of a finished network, in evaluation mode."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"model.{self.runtime.suffix}"
-            self.runtime.export(model, self.frames.to(device_of(model)), path)
-            run = self.runtime.load(path)
+        run = executable(self.runtime, model, self.frames)
         stream = self.frames.detach().cpu().split(1)
         times = []
         for number in range(WARM_UP + self.count):

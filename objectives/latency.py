@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import os
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, ClassVar
 
-from objectives.examples import device_of
+from objectives.runtimes.runtime import executable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,8 +105,7 @@ class Latency:
     def __call__(self, model: nn.Module) -> float:
         """Return the milliseconds a batch of a finished network, in evaluation mode."""
         reference, reference_ms = self._baseline()
-        with tempfile.TemporaryDirectory() as folder:
-            candidate = self._executable(model, Path(folder))
+        candidate = executable(self.runtime, model, self.example)
         return self._compare(candidate, reference).ratio * reference_ms
 
     def __repr__(self) -> str:
@@ -118,16 +115,10 @@ class Latency:
             f"rounds={self.rounds}, block_ms={self.block_ms:g})"
         )
 
-    def _executable(self, model: nn.Module, folder: Path) -> Run:
-        path = folder / f"model.{self.runtime.suffix}"
-        self.runtime.export(model, self.example.to(device_of(model)), path)
-        return self.runtime.load(path)
-
     def _baseline(self) -> tuple[Run, float]:
         """Return the reference and its milliseconds a batch, exported and timed once in this process."""
         if os.getpid() not in self._baselines:
-            with tempfile.TemporaryDirectory() as folder:
-                reference = self._executable(copy.deepcopy(self.reference).eval(), Path(folder))
+            reference = executable(self.runtime, copy.deepcopy(self.reference).eval(), self.example)
             self._baselines[os.getpid()] = (reference, self._compare(reference, reference).reference_cpu_ms)
         return self._baselines[os.getpid()]
 

@@ -22,7 +22,7 @@ from search.progress import track
 from search.storage import save_json
 from search.trial import VALUES, save_state
 from search.verification import Disagreement, verify
-from search.verified import WEIGHTS, digest, record_of, record_path
+from search.verified import WEIGHTS, digest, outdated, record_of, record_path
 from spaces import deployed, opened
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ def verify_front(members: list[tuple[FrozenTrial, Path]], bench: Bench, folder: 
     Each record lies in `verified/` and the name of the runtime.
     """
     spec = bench.spec
-    todo = [(x, weights) for x, weights in members if record_of(folder, x, spec).get(WEIGHTS) != digest(weights)]
+    todo = [(trial, weights) for trial, weights in members if outdated(record_of(folder, trial, spec), weights)]
     failures = []
     if not todo:
         return []
-    reference = teacher_file(bench, folder)
+    reference, example = teacher_file(bench, folder), spec.example()
     with track(f"verifying {len(todo)} members of the front from their {spec.runtime.name} files") as told:
         for done, (trial, weights) in enumerate(todo):
             model = restored(trial, bench, weights).cpu()
@@ -119,7 +119,7 @@ def verify_front(members: list[tuple[FrozenTrial, Path]], bench: Bench, folder: 
                 path = Path(temporary) / f"model.{spec.runtime.suffix}"
                 record_path(folder, trial, spec).unlink(missing_ok=True)  # of other weights
                 try:
-                    spec.runtime.export(deployed(model, spec.example()), spec.example(), path)
+                    spec.runtime.export(deployed(model, example), example, path)
                     found = verify(model, path, spec, reference) | {WEIGHTS: digest(weights)}
                     save_json(record_path(folder, trial, spec), found)
                 except (Disagreement, ExportError) as error:
@@ -173,7 +173,7 @@ def export(trial: FrozenTrial, bench: Bench, weights: Path, folder: Path, refere
     unfinished = folder.parent / f".{folder.name}-{os.getpid()}"
     unfinished.mkdir()
     try:
-        spec.runtime.export(deployed(model, spec.example()), example, unfinished / name)
+        spec.runtime.export(deployed(model, example), example, unfinished / name)
         record = verify(model, unfinished / name, spec, reference)
         values = trial.user_attrs[VALUES]
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from optuna.trial import TrialState
 
@@ -12,6 +13,8 @@ from search.rungs import STOPPED
 from search.trial import EXCESS, PLAN, REPLAY, SECONDS, VALUES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna import Study
     from optuna.trial import FrozenTrial
 
@@ -37,6 +40,13 @@ def front(study: Study) -> list[FrozenTrial]:
     sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
     distinct = {tuple(trial.values): trial for trial in sorted(best.values(), key=lambda x: x.number, reverse=True)}
     return sorted(distinct.values(), key=lambda trial: (sign * trial.values[0], trial.number))  # noqa: PD011 - no pandas
+
+
+def unbeaten(points: Sequence[Sequence[float]], spec: StudySpec) -> list[bool]:
+    """Return of each point, one value an objective, whether no other is as good in all and better in one."""
+    gains = np.array([1 if objective.direction == "maximize" else -1 for objective in spec.objectives])
+    signed = np.array(points, dtype=float).reshape(-1, len(gains)) * gains
+    return [not ((signed >= one).all(1) & (signed > one).any(1)).any() for one in signed]
 
 
 def candidates(study: Study, spec: StudySpec) -> pd.DataFrame:

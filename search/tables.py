@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from objectives import Metric
-from search.front import candidates, front
+from search.front import candidates, front, unbeaten
 from search.run import TEACHER
 from search.trial import VALUES
 from search.verified import record_of, verified
@@ -88,22 +88,17 @@ def confirmed_table(
         | {name: f"{value:.2f}" for name, value in teacher.items()}
         | {"kept": "", "plan": "the network as it was given"}
     ]
-    for record in records:
+    means = [[_confirmed(record, objective.name) for objective in spec.objectives] for record in records]
+    for record, stays in zip(records, unbeaten(means, spec), strict=True):
         row: dict[str, Any] = {"trial": str(record["trial"]), "n": record["n"]}
         row |= {name: record["searched"][name] for name in costs}
         for name, value in record.items():
             if isinstance(value, dict) and "mean" in value:
                 row[name] = f"{value['mean']:.2f} ± {value['spread']:.2f}"
-        row["kept"] = "yes" if not any(_beats(other, record, spec) for other in records) else "no"
+        row["kept"] = "yes" if stays else "no"
         row["plan"] = study.trials[record["trial"]].user_attrs["plan"]
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _beats(other: dict[str, Any], record: dict[str, Any], spec: StudySpec) -> bool:
-    pairs = [(_confirmed(other, x.name), _confirmed(record, x.name), x.direction) for x in spec.objectives]
-    signed = [(a - b) * (1 if direction == "maximize" else -1) for a, b, direction in pairs]
-    return all(gain >= 0 for gain in signed) and any(gain > 0 for gain in signed)
 
 
 def _confirmed(record: dict[str, Any], name: str) -> float:

@@ -6,11 +6,10 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from objectives import Metric
-from search.front import front
+from search.front import front, unbeaten
 from search.trial import VALUES
 
 if TYPE_CHECKING:
@@ -35,6 +34,11 @@ def record_of(folder: Path, trial: FrozenTrial, spec: StudySpec) -> dict[str, An
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def outdated(record: dict[str, Any], weights: Path) -> bool:
+    """Whether a verification is missing, or of other weights than those that are there."""
+    return not record or (weights.exists() and record.get(WEIGHTS) != digest(weights))
+
+
 def digest(weights: Path) -> str:
     """Return what tells whether a verification is of these weights."""
     return hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -55,10 +59,7 @@ def verified(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
             values = [_value(record, trial, objective) for objective in spec.objectives]
             rows.append({"number": trial.number, **dict(zip(names, values, strict=True))})
     table = pd.DataFrame(rows, columns=["number", *names])
-    signs = [1 if objective.direction == "maximize" else -1 for objective in spec.objectives]
-    signed = table[names] * signs
-    beaten = [((signed >= row).all(axis=1) & (signed > row).any(axis=1)).any() for _, row in signed.iterrows()]
-    table["on_front"] = ~np.array(beaten, dtype=bool)
+    table["on_front"] = pd.Series(unbeaten(table[names].to_numpy().tolist(), spec), dtype=bool)  # of an empty one too
     return table
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from objectives.examples import outputs
+from objectives import Top1
 from objectives.runtimes import RUNTIMES, named
 from objectives.runtimes.fresh import Fresh
 from objectives.runtimes.runtime import silence
@@ -43,11 +43,8 @@ if TYPE_CHECKING:
     from search import StudySpec
 
 SEEN = 128  # calibration inputs
-POINTS, BYTES, TIME = (
-    1.0,
-    0.25,
-    0.5,
-)  # lost at most; of the 8-bit file; of the teacher's time: what a member is to reach
+# what a member is to reach: points lost at most, share of the 8-bit file, share of the teacher's time
+POINTS, BYTES, TIME = 1.0, 0.25, 0.5
 
 
 def by_onnx_runtime(teacher: nn.Module, inputs: Tensor, path: Path) -> None:
@@ -112,11 +109,9 @@ BY: dict[str, Callable[[nn.Module, Tensor, Path], None]] = {
 
 def measured(runtime: Runtime, path: Path, reference: Path, spec: StudySpec) -> dict[str, float]:
     """Return validation top-1, bytes and the latency ratio of a file, measured in a process of its own."""
-    examples = spec.splits.validation
     with Fresh(runtime, path) as file:
-        answers = outputs(FromFile(file), examples.inputs).argmax(1)
+        top1 = Top1(spec.splits.validation)(FromFile(file))
         ratio = file.compare(reference, spec.example()[:1]).ratio
-    top1 = 100 * float((answers == examples.labels).double().mean())
     return {"top1": top1, "bytes": path.stat().st_size, "latency_ratio": ratio}
 
 

@@ -5,8 +5,6 @@ Import it only where the ``executorch`` extra is known to be there.
 
 from __future__ import annotations
 
-import io
-from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +25,7 @@ BIASED = 3  # arguments of a layer with a bias: input, weight, bias
 
 def lowered(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
     """Return the bytes of the file, and the operators that XNNPACK does not take; see `Runtime.export`."""
-    with silence(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
+    with silence(), torch.no_grad():
         try:
             graph_module = integer_graph(model, example, floating=False)
             _complete(graph_module)

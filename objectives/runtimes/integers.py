@@ -22,7 +22,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, fx, nn
 
-from objectives.runtimes.runtime import ExportError
+from objectives.runtimes.runtime import ExportError, has_one_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,11 +88,7 @@ def integer_graph(model: nn.Module, example: Tensor, *, floating: bool) -> fx.Gr
     """
     graph_module: Any = torch.export.export(model, (example[:1],), strict=False).module(check_guards=False)
     graph = graph_module.graph
-    answers = len(graph.output_node().all_input_nodes)
-    if answers != 1:
-        raise ExportError(
-            f"a model must return one tensor to be exported, but {type(model).__name__} returns {answers}: wrap it"
-        )
+    has_one_output(model, len(graph.output_node().all_input_nodes))
     layers = [node for node in graph.nodes if node.target in _LAYERS]
     integer = {node for node in layers if _is_integer(node)}
     for node in layers:

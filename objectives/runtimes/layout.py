@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
@@ -44,3 +46,11 @@ class FileLayout:
     codebook: float | None = None
     inputs: float = 0
     clip: float = 0
+
+
+def joined(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Return integers of a byte at so many bits each, the first of a byte in its lowest bits."""
+    each = 8 // bits
+    rows = np.pad(codes.reshape(-1).view(np.uint8) & (2**bits - 1), (0, -codes.size % each)).reshape(-1, each)
+    joined: np.ndarray = np.bitwise_or.reduce(rows << (np.arange(each) * bits), axis=1).astype(np.uint8)
+    return joined

@@ -6,9 +6,7 @@ Import it only where the ``litert`` extra is known to be there.
 from __future__ import annotations
 
 import copy
-import io
 import tempfile
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +19,7 @@ from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_qu
 from litert_torch.quantize.quant_config import QuantConfig
 
 from objectives.runtimes.integers import WEIGHT, constant, integer_graph, put_constant
+from objectives.runtimes.layout import joined
 from objectives.runtimes.runtime import ExportError, refused, silence
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ _TYPES = ((schema.TensorType.INT2, 2, _UNPACKING), (schema.TensorType.INT4, 4, _
 
 def converted(model: nn.Module, example: Tensor) -> bytes:
     """Return the bytes of the file; see `Runtime.export`."""
-    with silence(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
+    with silence(), torch.no_grad():
         try:
             graph_module = integer_graph(model, example, floating=True)
             weights = _rounded_weights(graph_module)
@@ -104,7 +103,7 @@ def _packed(content: bytes, weights: list[Weight]) -> bytes:
         codes = np.frombuffer(bytes(data), np.int8)
         for kind, bits, readers in _TYPES:
             if users.get(index, set()) <= readers and np.abs(codes.astype(np.int16)).max() < 2 ** (bits - 1):
-                model.buffers[tensor.buffer].data = _joined(codes, bits)
+                model.buffers[tensor.buffer].data = joined(codes, bits)
                 tensor.type = kind
                 break
     model.metadata = []
@@ -155,11 +154,3 @@ def _dequantize(model: schema.ModelT) -> int:
     code.version = _DEQUANTIZE_VERSION
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
-
-
-def _joined(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Return the codes at so many bits each, the first of a byte in its lowest."""
-    each = 8 // bits
-    rows = np.pad(codes.view(np.uint8) & (2**bits - 1), (0, -codes.size % each)).reshape(-1, each)
-    joined: np.ndarray = np.bitwise_or.reduce(rows << (np.arange(each) * bits), axis=1).astype(np.uint8)
-    return joined

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from objectives.runtimes.layout import joined
 from objectives.runtimes.onnx_graph import Graph, store, strip
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
@@ -84,12 +85,8 @@ def _narrowest(codes: Codes) -> tuple[int, int]:
 def _store_codes(graph: Graph, name: str, codes: Codes) -> bool:
     """Store ``codes`` in the narrowest type, the first of a byte in its lowest bits; tell if that is below 8."""
     kind, bits = _narrowest(codes)
-    per_byte = 8 // bits
-    flat = codes.reshape(-1).view(np.uint8) & (2**bits - 1)
-    rows = np.pad(flat, (0, -flat.size % per_byte)).reshape(-1, per_byte)
-    packed = np.bitwise_or.reduce(rows << (np.arange(per_byte) * bits), axis=1).astype(np.uint8)
-    store(graph, name, kind, codes.shape, packed.tobytes())
-    return per_byte > 1
+    store(graph, name, kind, codes.shape, joined(codes, bits).tobytes())
+    return bits < 8  # noqa: PLR2004 - a byte
 
 
 def _simplify_gather(graph: Graph, node: NodeProto) -> None:

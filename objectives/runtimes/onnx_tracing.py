@@ -4,8 +4,6 @@ Import it only where the ``onnx`` extra is known to be there.
 """
 
 import importlib
-import io
-from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from onnxscript import opset21 as op
 from torch import Tensor, nn
 
 from objectives.runtimes.onnx_packing import needs_two_bits
-from objectives.runtimes.runtime import ExportError, refused, silence
+from objectives.runtimes.runtime import has_one_output, refused, silence
 
 _OPSET = 21  # the first with 4-bit integers
 _OPSET_TWO_BITS = 25  # the first with 2-bit integers
@@ -42,7 +40,7 @@ def trace(model: nn.Module, example: Tensor) -> ModelProto:
     ]
     opset = _OPSET_TWO_BITS if any(map(needs_two_bits, weights)) else _OPSET
     two = example[:1].repeat_interleave(2, dim=0)  # torch.export takes a dimension of 1 for a constant
-    with silence(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
+    with silence(), torch.no_grad():
         importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers torch.ops.quantized_decomposed
         try:
             program = torch.onnx.export(
@@ -59,11 +57,7 @@ def trace(model: nn.Module, example: Tensor) -> ModelProto:
         except torch.onnx.OnnxExporterError as error:
             raise refused(model, "an ONNX", error) from error
         assert program is not None
-        if len(program.model.graph.outputs) != 1:
-            found = len(program.model.graph.outputs)
-            raise ExportError(
-                f"a model must return one tensor to be exported, but {type(model).__name__} returns {found}: wrap it"
-            )
+        has_one_output(model, len(program.model.graph.outputs))
         _optimize(program.model)
     return ir.to_proto(program.model)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
+import tempfile
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from objectives.examples import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from types import ModuleType
 
     from torch import Tensor, nn
@@ -119,6 +123,28 @@ def extra(name: str, module: str) -> ModuleType:
         ) from error
 
 
+def executable(runtime: Runtime, model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that executes a finished model from a file of its own, which is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model.{runtime.suffix}"
+        runtime.export(model, inputs.to(device_of(model)), path)
+        return runtime.load(path)
+
+
+def has_one_output(model: nn.Module, outputs: int) -> None:
+    """Check that a model returns one tensor.
+
+    Raises
+    ------
+    ExportError
+        If not.
+    """
+    if outputs != 1:
+        raise ExportError(
+            f"a model must return one tensor to be exported, but {type(model).__name__} returns {outputs}: wrap it"
+        )
+
+
 def in_evaluation(model: nn.Module) -> None:
     """Check that a model is in evaluation mode.
 
@@ -158,7 +184,7 @@ def silence() -> Iterator[None]:
         for number, _ in kept:
             os.dup2(nowhere, number)
         logging.disable(logging.CRITICAL)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
