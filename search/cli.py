@@ -29,6 +29,7 @@ from search.progress import console
 from search.report import report
 from search.run import device_named, measure_teacher, run
 from search.sampler import DraftSampler, StratifiedRandom
+from search.schedule import rated
 from search.shares import FILES
 from search.spec import Budget
 from search.storage import folder_of, open_study, writable
@@ -175,7 +176,7 @@ def _confirm(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     bench = Bench(spec, device_named(options.device))
     teacher_file(bench, folder)  # what the runtime lacks is said before anything is trained
     if options.seeds:
-        found = confirm(members, bench, folder, options.seeds)
+        found = confirm(members, bench, folder, options.seeds, rated(study, bench))
         teacher = json.loads((folder / "confirmed" / "front.json").read_text())["teacher"]
         _show(confirmed_table(found, teacher, spec, study), options.format)
     failures = verify_front(_weighed(members, folder), bench, folder)

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from torch import nn
 
+    from search.rates import Rate
     from search.spec import Recipe
     from search.trial import Bench
 
 LONGER = 4  # times the epochs of the search, where the study names no recipe for this
 
 
-def confirm(members: list[FrozenTrial], bench: Bench, folder: Path, seeds: int) -> list[dict[str, Any]]:
+def confirm(
+    members: list[FrozenTrial], bench: Bench, folder: Path, seeds: int, rate: Rate | None = None
+) -> list[dict[str, Any]]:
     """Return a record a member: costs, and every metric on validation and test with its mean and spread.
 
     Each (member, seed) that is done is kept as a file, so that a stopped confirmation goes on where it was.
@@ -43,6 +46,8 @@ def confirm(members: list[FrozenTrial], bench: Bench, folder: Path, seeds: int) 
         Of the study's files; the results go to `confirmed/`.
     seeds
         How many trainings a member.
+    rate
+        What the study's range test gave, where the recipe has no learning rate.
     """
     check_labels("test", bench.spec.splits.test, bench.classes)
     longer = bench.spec.confirmation or bench.spec.recipe.longer(LONGER)
@@ -51,11 +56,10 @@ def confirm(members: list[FrozenTrial], bench: Bench, folder: Path, seeds: int) 
     with track(f"confirming {len(members)} members over {seeds} seeds") as told:
         for index, trial in enumerate(members):
             runs = []
-            recipe = longer.at_rate(trial.user_attrs.get(RATE))
             for turn in range(seeds):
                 done = index * seeds + turn
                 share = functools.partial(_tell_share, told, done, total)
-                runs.append(_trained_once(trial, bench, folder, recipe, turn, share))
+                runs.append(_trained_once(trial, bench, folder, longer, turn, rate, share))
                 told((done + 1) / total)
             records.append(_record(trial, runs))
     teacher = metrics(bench, bench.finished)
@@ -91,16 +95,23 @@ def _path(folder: Path, trial: FrozenTrial, turn: int) -> Path:
 
 
 def _trained_once(
-    trial: FrozenTrial, bench: Bench, folder: Path, recipe: Recipe, turn: int, told: Callable[[float], None]
+    trial: FrozenTrial,
+    bench: Bench,
+    folder: Path,
+    recipe: Recipe,
+    turn: int,
+    rate: Rate | None,
+    told: Callable[[float], None],
 ) -> dict[str, Any]:
     path = _path(folder, trial, turn)
-    recipe_now = define_value(recipe)
+    recipe = recipe if rate else recipe.at_rate(trial.user_attrs.get(RATE))
+    recipe_now = define_value(recipe) | {"range_test": rate and list(rate)}
     if path.exists() and (stored := json.loads(path.read_text()))["recipe"] == recipe_now:
         return stored  # type: ignore[no-any-return]
     plan = plan_of(trial, bench)
     model = bench.build(plan)
     try:
-        bench.train(model, plan, recipe, seed_of(bench.spec, key_of(plan), turn + 1), told)
+        bench.train(model, plan, bench.rated(recipe, model, rate), seed_of(bench.spec, key_of(plan), turn + 1), told)
         values = metrics(bench, bench.finish(model))
         save_state(model, path.with_suffix(".safetensors"))
     except Diverged as error:

@@ -15,7 +15,6 @@ from search.anchors import check_reachable, representatives, table_of, uniform, 
 from search.learned import learn
 from search.options import combined, logarithms, virtual
 from search.progress import track
-from search.score import Score
 from search.shares import SCORING
 from search.storage import DRAFT, WORKER, accompanied, params_of, worker
 from search.trial import PLAN
@@ -135,7 +134,7 @@ class Draft:
     """
 
     def __init__(self, bench: Bench, table: Options, study: Study, wanted: list[str]) -> None:
-        self._bench, self._table, self._score = bench, table, Score(bench)
+        self._bench, self._table, self._score = bench, table, bench.score
         self._wanted = wanted
         self._costs = [bench.foresight.foreseeable[name] for name in wanted]
         self._study = _create(study, [ONE_SHOT, *wanted])

@@ -11,7 +11,6 @@ import numpy as np
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from search.score import Score
 from spaces.outline import outlined
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def options(
 def _losses(
     bench: Bench, plans: dict[str, dict[float, Plan]], told: Callable[[float], None], seconds: float
 ) -> list[np.ndarray] | None:
-    score, started = Score(bench), time.process_time()
+    score, started = bench.score, time.process_time()
     count, done = sum(map(len, plans.values())), 0
     losses = []
     for found in plans.values():

@@ -1,42 +1,69 @@
-"""Choose a learning rate by a short range test."""
+"""The learning rate: found by a short range test on one network, and told from that for others and other lengths."""
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from search.errors import UserError
-from search.recover import training
+from search.recover import training, warmed
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from objectives import Examples
     from search.recover import Teacher
     from search.spec import Recipe
     from spaces import Recovery
 
-LOWEST, HIGHEST, A_DECADE = 1e-4, 10.0, 14  # learning rates, and steps while they become ten times as large
-MEMORY = 0.8  # of the running mean of the losses
-ALIKE = 1.05  # times the least loss, and a loss is as good: batches differ by more
-DIVERGED = 1.5  # times the least loss: what comes after it can be left out
-SAFE = 20.0  # the highest rate with a loss as good as the least, over the one that is taken: there, it is about to rise
+FIRST, LOWEST, HIGHEST, FACTOR = 4e-3, 1e-6, 10.0, 2.0  # rates that are tried
+TESTED = 25  # steps of each training
+LAST = 0.25  # of these, whose losses count
+DAMAGE, LENGTH = 0.65, 0.5  # powers of the loss and of the steps that the best rate grows with (studies/LOG.md)
+LEAST, LONGEST = 0.01, 200  # nats and steps, beyond which nothing was measured
+
+
+class Rate(NamedTuple):
+    """A learning rate that is good for a network.
+
+    Attributes
+    ----------
+    rate
+        The highest of a training's.
+    loss
+        Of the network before training, less that of the teacher.
+    steps
+        Of the training.
+    """
+
+    rate: float
+    loss: float
+    steps: int
+
+    def at(self, loss: float, steps: int) -> float:
+        """Return the rate for another network of the study or a training of another length, to two digits.
+
+        What has lost more bears, and needs, larger steps; so does what has more time to settle.
+        """
+        damage = max(loss, LEAST) / max(self.loss, LEAST)
+        length = min(steps, LONGEST) / min(self.steps, LONGEST)
+        return float(f"{self.rate * damage**DAMAGE * length**LENGTH:.2g}")
 
 
 def range_test(
     student: nn.Module, teacher: Teacher, examples: Examples, recovery: Recovery, recipe: Recipe, seed: int
 ) -> float:
-    """Return a twentieth of the highest learning rate at which the loss is not above its least, while the rate rises.
+    """Return the rate with which a short training ends best.
 
-    A rate too low moves nothing in so few steps, one too high throws the loss up; the running mean of the losses is
-    least just before it does. What a batch costs the teacher is taken off its loss, and their mean put back: batches
-    differ by more than the student changes.
+    Trainings of 25 steps on the same batches, with the schedule of a whole one, from one rate to twice or half of it,
+    as long as the losses of the last steps fall; then the lowest point of the parabola through the best three.
 
     Parameters
     ----------
     student
-        Is trained in place, and of no use afterwards.
+        Is not changed.
     teacher, examples, recovery, recipe, seed
         As of `recover`; the recipe's own rate and epochs do not count.
 
@@ -44,41 +71,32 @@ def range_test(
     ------
     UserError
         If no loss is finite.
-
-    References
-    ----------
-    Smith 2017, IEEE WACV (arXiv:1506.01186), section 3.3: the range test.
     """
-    count = math.ceil(A_DECADE * math.log10(HIGHEST / LOWEST))
-    rates = [LOWEST * 10 ** (step / A_DECADE) for step in range(count + 1)]
-    beside = _Beside(recovery)
-    mean, means = 0.0, []
-    losses = training(student, teacher, examples, beside, recipe, seed, rates)
-    for step, loss in enumerate(losses, 1):
-        mean = MEMORY * mean + (1 - MEMORY) * (float(loss) - beside.teachers[-1])
-        means.append(mean / (1 - MEMORY**step))
-        usual = statistics.fmean(beside.teachers)
-        if not math.isfinite(mean) or (step > A_DECADE and means[-1] + usual > DIVERGED * (min(means) + usual)):
+
+    def ending(rate: float) -> float:
+        rates = [rate * warmed(step, TESTED) for step in range(TESTED)]
+        losses = list(training(copy.deepcopy(student), teacher, examples, recovery, recipe, seed, rates))
+        found = statistics.fmean(float(loss) for loss in losses[-round(LAST * TESTED) :])
+        return found if math.isfinite(found) else math.inf
+
+    endings = {FIRST: ending(FIRST)}
+    for factor in (FACTOR, 1 / FACTOR):
+        rate = FIRST * factor
+        while LOWEST <= rate <= HIGHEST:
+            endings[rate] = ending(rate)
+            if endings[rate] > endings[rate / factor] or (factor > 1 and math.isinf(endings[rate])):
+                break
+            rate *= factor
+        if factor > 1 and min(endings, key=endings.__getitem__) != FIRST:
             break
-    if not math.isfinite(means[0]):
+    best = min(endings, key=endings.__getitem__)
+    if math.isinf(endings[best]):
         raise UserError("no loss of the range test is finite; look at the data and the loss, or name a learning_rate")
-    most = ALIKE * (min(means) + usual) - usual
-    good = [rate for rate, loss in zip(rates, means, strict=False) if loss <= most]
-    return good[-1] / SAFE
+    around = [endings.get(best / FACTOR, math.inf), endings[best], endings.get(best * FACTOR, math.inf)]
+    return best * math.pow(FACTOR, _lowest(around))
 
 
-class _Beside:
-    """A recovery that notes what its loss would be for the teacher, where there is one."""
-
-    def __init__(self, recovery: Recovery) -> None:
-        self._recovery = recovery
-        self.teachers: list[float] = []
-
-    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Return the recovery's."""
-        self.teachers.append(float(self._recovery.loss(teacher, teacher, labels)) if len(teacher) else 0.0)
-        return self._recovery.loss(student, teacher, labels)
-
-    def words(self) -> str:
-        """Say the recovery's."""
-        return self._recovery.words()
+def _lowest(three: list[float]) -> float:
+    """Return where a parabola through the values at -1, 0 and 1 is lowest; 0 where one is missing."""
+    bend = three[0] - 2 * three[1] + three[2]
+    return 0.5 * (three[0] - three[2]) / bend if math.isfinite(bend) and bend > 0 else 0.0

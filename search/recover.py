@@ -62,7 +62,7 @@ def recover(
     losses: list[Tensor] = []
     a_pass = len(examples) // min(recipe.batch_size, len(examples))
     each = training(
-        student, teacher, examples, recovery, recipe, seed, [rate * _share(step, count) for step in range(count)]
+        student, teacher, examples, recovery, recipe, seed, [rate * warmed(step, count) for step in range(count)]
     )
     for step, loss in enumerate(each, 1):
         losses.append(loss)
@@ -173,7 +173,8 @@ class Teacher:
         return self._answers[chosen].to(inputs.device)
 
 
-def _share(step: int, steps: int) -> float:
+def warmed(step: int, steps: int) -> float:
+    """Return the share of the highest rate at a step: a short rise, then a cosine to zero."""
     rise = max(1, round(WARM_UP * steps))
     if step < rise:
         return (step + 1) / rise

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from objectives import Objective
+    from search.rates import Rate
     from search.spec import Recipe, StudySpec
 
 ANCHORS = "anchors"
@@ -73,10 +74,11 @@ def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
     if spec.budget.trials is not None and done >= spec.budget.trials:
         console.print(f"{done} of {spec.budget.trials} trials are done; --trials asks for more")
         return True
-    recipe = affordable(bench, clock, rated(study, bench))
+    rate = rated(study, bench)
+    recipe = affordable(bench, clock, bench.spec.recipe)
     if count := promote(study, recipe.epochs):
         console.print(f"{count} members of the front were trained for clearly less than there is time for: training on")
-    with _Watch(study, spec, bench, folder, recipe, clock) as watch, warnings.catch_warnings():
+    with _Watch(study, spec, bench, folder, recipe, rate, clock) as watch, warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         with contextlib.suppress(KeyboardInterrupt):
             while not watch.over():
@@ -123,6 +125,7 @@ class _Watch:
     bench: Bench
     folder: Path
     recipe: Recipe
+    rate: Rate | None
     clock: Clock
     stopped: bool = False
     exhausted: bool = False
@@ -151,6 +154,7 @@ class _Watch:
                 self.folder,
                 self.recipe.of_length(trial.user_attrs.get(ASKED)),
                 lambda share: self.progress.update(self.task, completed=self.done + share, total=self._total()),
+                rate=self.rate,
                 strict=misleading(self.study, self.spec),
             )
         except KeyboardInterrupt:

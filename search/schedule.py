@@ -9,10 +9,10 @@ from optuna.trial import FixedTrial, TrialState
 
 from search.front import front, trained
 from search.progress import console
-from search.rates import range_test
+from search.rates import TESTED, Rate, range_test
 from search.shares import TRAINING
 from search.storage import ASKED, enqueue, fixed, params_of
-from search.trial import EPOCHS, RATE, SECONDS
+from search.trial import EPOCHS, SECONDS
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -22,20 +22,23 @@ if TYPE_CHECKING:
     from search.spec import Recipe
     from search.trial import Bench
 
+RANGE = "range_test"  # attribute of a study: what it gave
 ENOUGH = 12  # candidates that must be trained in the time that is left, or trainings are shortened
 LEAST_STEPS = 25  # of a training
 LAST = 0.25  # share of the time, at its end, in which members of the front are trained on where trainings are short
 WORTH = 1.5  # times the epochs that a member had: below that, training it again is not worth its time
 
 
-def rated(study: Study, bench: Bench) -> Recipe:
-    """Return the study's recipe with a learning rate: its own, or that of a range test, which is made once a study.
+def rated(study: Study, bench: Bench) -> Rate | None:
+    """Return the learning rate of a range test, which is made once a study; None where the recipe names its own.
 
     The test is made on the last of the plans that the study starts with, the smallest network: what has lost little is
     served by almost any rate, and a test on it tells little.
     """
     recipe, space = bench.spec.recipe, bench.spec.space
-    if recipe.learning_rate is None and RATE not in study.user_attrs:
+    if recipe.learning_rate is not None:
+        return None
+    if RANGE not in study.user_attrs:
         first = [fixed(trial) for trial in study.get_trials(deepcopy=False) if fixed(trial)]
         params = first[-1] if first else space.uniform(bench.anatomy, (0.5,) * len(space.steps))
         plan = space.suggest(FixedTrial(space.recovery.usual() | params), bench.anatomy)
@@ -43,9 +46,9 @@ def rated(study: Study, bench: Bench) -> Recipe:
         with bench.shares.spending(TRAINING):
             train = bench.spec.splits.train
             rate = range_test(model, bench.teacher, train, plan.recovery, recipe, bench.spec.seed)
-        study.set_user_attr(RATE, float(f"{rate:.2g}"))
-        console.print(f"learning rate {study.user_attrs[RATE]}, by a range test")
-    return recipe.at_rate(study.user_attrs.get(RATE))
+            study.set_user_attr(RANGE, Rate(rate, bench.score(model), TESTED))
+        console.print(f"learning rate {rate:.2g} by a range test; others by what a network lost, and its steps")
+    return Rate(*study.user_attrs[RANGE])
 
 
 def affordable(bench: Bench, clock: Clock, recipe: Recipe) -> Recipe:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from search.errors import REASON, Diverged, UserError
 from search.foresight import Foresight
+from search.rates import LOWEST
 from search.recover import Teacher, recover
 from search.rungs import RUNG, STOPPED, Rung
+from search.score import Score
 from search.shares import BUILDING, MEASURING, TRAINING, Shares
 from search.storage import WORKER, worker
 from spaces import deployed, opened, trace
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from objectives import Examples, Objective
+    from search.rates import Rate
     from search.spec import Recipe, StudySpec
     from spaces import Anatomy, Plan
 
@@ -128,10 +131,21 @@ class Bench:
         with self.shares.spending(TRAINING):
             recover(model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, *calls)
 
+    def rated(self, recipe: Recipe, model: nn.Module, rate: Rate | None) -> Recipe:
+        """Return the recipe with a learning rate for a network: its own, or one told from a range test."""
+        if recipe.learning_rate is not None or rate is None:
+            return recipe
+        return recipe.at_rate(rate.at(self.score(model), recipe.steps(len(self.spec.splits.train))))
+
+    @functools.cached_property
+    def score(self) -> Score:
+        """How good a network is before it is trained."""
+        return Score(self)
+
     def seconds_a_step(self, recipe: Recipe) -> float:
         """Return the time of a training step of the teacher, told from a few of them."""
         train = self.spec.splits.train
-        one = recipe.longer(1 / recipe.steps(len(train)))
+        one = recipe.longer(1 / recipe.steps(len(train))).at_rate(LOWEST)
         recovery = self.spec.space.recovery.suggest(FixedTrial(self.spec.space.recovery.usual()))
         model = copied(self.model)
         recover(model, self.teacher, train, recovery, one, 0)
@@ -151,7 +165,14 @@ def seed_of(spec: StudySpec, key: str, turn: int = 0) -> int:
 
 
 def run_trial(
-    trial: Trial, bench: Bench, folder: Path, recipe: Recipe, told: Callable[[float], None], *, strict: bool = False
+    trial: Trial,
+    bench: Bench,
+    folder: Path,
+    recipe: Recipe,
+    told: Callable[[float], None],
+    *,
+    rate: Rate | None = None,
+    strict: bool = False,
 ) -> tuple[float, ...]:
     """Return the values of the study's objectives for the plan that the trial draws.
 
@@ -165,6 +186,8 @@ def run_trial(
         How it is trained.
     told
         Called with the share of the training that is done.
+    rate
+        What a range test gave, where the recipe has no learning rate.
     strict
         See `Rung`.
 
@@ -193,10 +216,11 @@ def run_trial(
     _refuse(trial, spec, values)
     _note(trial, spec, values)
     trial.set_user_attr(EPOCHS, recipe.epochs)
-    trial.set_user_attr(RATE, recipe.learning_rate)
     shorter = _shorter(trial.study, key, folder)
     if shorter is not None:
         model.load_state_dict(load_file(shorter))
+    recipe = bench.rated(recipe, model, rate)
+    trial.set_user_attr(RATE, recipe.learning_rate)
     rung = Rung(trial, bench, model, values, recipe.epochs, told, strict=strict)
     try:
         bench.train(model, plan, recipe, seed_of(spec, key), rung)

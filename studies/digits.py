@@ -80,7 +80,7 @@ def study(trials: int = 30, runtime: str = "onnx") -> StudySpec:
         ),
         objectives=(Top1(data.validation), SizeBytes(executing)),
         limits=(Limit(macs, at_most=MACS_LEFT * macs(teacher)),),
-        recipe=Recipe(epochs=10, batch_size=64, learning_rate=3e-3),
+        recipe=Recipe(epochs=10, batch_size=64),
         budget=Budget(trials=trials),
         runtime=executing,
     )

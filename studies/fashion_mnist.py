@@ -115,8 +115,8 @@ def introductory(data: str = "", trials: int = 40) -> StudySpec:
         space=_space(round_to=1),
         objectives=(Top1(found.validation), SizeBytes(), Macs(found.validation.inputs)),
         reported=(TopK(found.validation, 2), Loss(found.validation), Parameters()),
-        recipe=Recipe(epochs=2, batch_size=128, learning_rate=2e-3),
-        confirmation=Recipe(epochs=4, batch_size=128, learning_rate=2e-3),
+        recipe=Recipe(epochs=2, batch_size=128),
+        confirmation=Recipe(epochs=4, batch_size=128),
         budget=Budget(trials=trials),
     )
 
@@ -142,8 +142,8 @@ def residual(data: str = "", trials: int = 40) -> StudySpec:
         space=_space(round_to=8),  # what the kernels of ONNX Runtime want
         objectives=(Top1(found.validation), Bops(found.validation.inputs)),
         reported=(Macs(found.validation.inputs), SizeBytes()),
-        recipe=Recipe(epochs=1, batch_size=128, learning_rate=2e-3),
-        confirmation=Recipe(epochs=2, batch_size=128, learning_rate=2e-3),
+        recipe=Recipe(epochs=1, batch_size=128),
+        confirmation=Recipe(epochs=2, batch_size=128),
         budget=Budget(trials=trials),
     )
 

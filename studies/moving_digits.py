@@ -89,7 +89,7 @@ def study(trials: int = 20, runtime: str = "onnx", rate: float = 200.0, *, volum
         space=Space(steps=(PruneRatios(), Ranks(), BitWidths(runtime=executing)), recovery=Temperatures()),
         objectives=(Top1(found.validation), SizeBytes(executing)),
         limits=(fps(executing, found.validation.inputs[:50], at_least=rate),),
-        recipe=Recipe(epochs=4, batch_size=64, learning_rate=3e-3),
+        recipe=Recipe(epochs=4, batch_size=64),
         budget=Budget(trials=trials),
         runtime=executing,
     )

@@ -4,8 +4,9 @@
     python -m studies.search_benchmark --methods ours tpe --out runs/search-benchmark
 
 The residual network on Fashion-MNIST, top-1 against bit operations. Every run has the same CPU time for all that it
-does after the teacher is loaded: tables, drafts, Optuna, training, measuring. Then the front of each, at most six
-members spread over the costs, is trained by one recipe that is the same for all, and measured on validation and test.
+does after the teacher is loaded: tables, drafts, Optuna, training, measuring. Its front is measured twice, on
+validation and test: as the search left it, which is what its user gets; and, at most six members spread over the costs,
+after one training that is the same for all, which tells how good the plans are.
 
 The hypervolume is that of accuracy over the logarithm of the cost, between the teacher and 10 points below it, and
 between the teacher's bit operations and a thousandth of them: 1 is a network of the teacher's accuracy that costs a
@@ -35,6 +36,7 @@ import torch
 from optuna.trial import FixedTrial
 from safetensors.torch import load_file
 
+from objectives import Top1
 from search import Budget, DraftStart, Recipe, UniformStart
 from search.clock import Clock
 from search.draft import draft_of
@@ -49,6 +51,7 @@ from studies.fashion_mnist import residual
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.samplers import BaseSampler
+    from torch import nn
 
     from search import StudySpec
     from spaces import Plan
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
 DEPTH, FACTOR = 10.0, 1000.0  # points of accuracy and factor of cost that span the hypervolume
 MEMBERS = 6
 FINAL_RATE = 2e-3  # the same for all fronts, whatever their searches took
+SPLITS = ("validation", "test")
 SHARE = "seconds of "  # the profile: what of a record's columns is time by activity
 PARTS = (8, 16, 32, 64, 128, 256)  # of the teacher's cost, at which accuracies are compared
 LOSES = 1.0  # points that a stage of the sequential pipeline may lose of validation accuracy
@@ -175,38 +179,42 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
     spec = replace(residual(), seed=seed)
     members, said = METHODS[method](spec, seconds, folder)
     costs = [_cost(member) for member in members]
-    teacher = Bench(spec, torch.device("cpu"))
-    top1, bops = spec.objectives
-    kept = _spread(np.log(costs), MEMBERS)
+    found = [_point(spec, member, _as_found(member)) for member in members]
     points = []
-    for at in kept:
-        plan, bench = members[at].plan, members[at].bench
-        student = bench.build(plan)
-        bench.train(student, plan, final, seed_of(spec, key_of(plan), 1))
-        finished = bench.finish(student)
-        points.append(
-            {
-                "bops": bops(finished),
-                "validation": top1(finished),
-                "test": top1.on(spec.splits.test)(finished),  # type: ignore[attr-defined]
-                "plan": plan.words(),
-            }
-        )
-    reference = {
-        "bops": bops(teacher.finished),
-        "validation": top1(teacher.finished),
-        "test": top1.on(spec.splits.test)(teacher.finished),  # type: ignore[attr-defined]
-    }
-    volumes = {split: hypervolume(points, reference, split) for split in ("validation", "test")}
+    for member in (members[at] for at in _spread(np.log(costs), MEMBERS)):
+        student = member.bench.build(member.plan)
+        member.bench.train(student, member.plan, final, seed_of(spec, key_of(member.plan), 1))
+        points.append(_point(spec, member, student))
+    teacher = _values(spec, Bench(spec, torch.device("cpu")).finished)
     return {
         "method": method,
         "seed": seed,
         **said,
         "front": len(members),
-        **volumes,
-        "teacher": reference,
+        **{f"{split}_found": hypervolume(found, teacher, split) for split in SPLITS},
+        **{split: hypervolume(points, teacher, split) for split in SPLITS},
+        "teacher": teacher,
+        "found": found,
         "points": points,
     }
+
+
+def _as_found(member: Found) -> nn.Module:
+    """Return the network as the search left it: trained, or only scored."""
+    student = member.bench.build(member.plan)
+    if member.weights is not None:
+        student.load_state_dict(load_file(member.weights))
+    return student.eval()
+
+
+def _point(spec: StudySpec, member: Found, student: nn.Module) -> dict[str, Any]:
+    return {**_values(spec, member.bench.finish(student)), "plan": member.plan.words()}
+
+
+def _values(spec: StudySpec, finished: nn.Module) -> dict[str, float]:
+    top1, bops = spec.objectives
+    assert isinstance(top1, Top1)
+    return {"bops": bops(finished), "validation": top1(finished), "test": top1.on(spec.splits.test)(finished)}
 
 
 def _cost(member: Found) -> float:
@@ -235,11 +243,12 @@ def hypervolume(points: list[dict[str, Any]], teacher: dict[str, float], split: 
 
 def _summary(records: pd.DataFrame) -> pd.DataFrame:
     grouped = records.groupby("method")
-    columns = ["validation", "test", "cpu_seconds", "drafted", "trained"]
-    table = grouped[columns].mean().round(3)
-    table.insert(1, "validation_std", grouped["validation"].std().round(3))
-    table.insert(3, "test_std", grouped["test"].std().round(3))
-    table.insert(0, "n", grouped.size())
+    volumes = [f"{split}{when}" for when in ("_found", "") for split in SPLITS]
+    means, spreads = grouped[volumes].mean().round(3), grouped[volumes].std().round(3)
+    table = pd.DataFrame({"n": grouped.size()})
+    for name in volumes:
+        table[name], table[f"{name}_std"] = means[name], spreads[name]
+    table[["cpu_seconds", "drafted", "trained"]] = grouped[["cpu_seconds", "drafted", "trained"]].mean().round(0)
     return table.sort_values("validation", ascending=False)
 
 

@@ -101,8 +101,8 @@ def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
             recovery=Temperatures(),
         ),
         objectives=(Top1(found.validation), SizeBytes(executing), Macs(found.validation.inputs)),
-        recipe=Recipe(epochs=4, batch_size=64, learning_rate=3e-3),
-        confirmation=Recipe(epochs=12, batch_size=64, learning_rate=3e-3),
+        recipe=Recipe(epochs=4, batch_size=64),
+        confirmation=Recipe(epochs=12, batch_size=64),
         budget=Budget(trials=trials),
         runtime=executing,
     )

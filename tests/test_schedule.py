@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,9 +17,9 @@ from search import Budget, Recipe
 from search.confirm import confirm
 from search.errors import UserError
 from search.front import front, trained
-from search.rates import HIGHEST, LOWEST, range_test
-from search.recover import Teacher
-from search.schedule import prolong, promote
+from search.rates import HIGHEST, LONGEST, LOWEST, Rate, range_test
+from search.recover import Teacher, recover
+from search.schedule import RANGE, prolong, promote, rated
 from search.storage import ASKED
 from search.trial import EPOCHS, RATE, state_path
 from spaces import Distill
@@ -66,6 +67,36 @@ def test_the_rate_is_stable_where_that_is_known() -> None:
     assert 0.002 < rate < 0.2
 
 
+def test_the_rate_is_that_of_the_best_short_training() -> None:
+    """On the small study, trainings at a tenth and at ten times the rate end worse."""
+    rate = found(Recipe(batch_size=32))
+
+    def ending(rate: float) -> float:
+        torch.manual_seed(3)
+        net = Net()
+        recover(net, Teacher(teacher(), TRAIN), TRAIN, Distill(), Recipe(25 / 6, 32, rate), 0)
+        with torch.no_grad():
+            return float(Distill().loss(net(TRAIN.inputs), teacher()(TRAIN.inputs), TRAIN.labels))
+
+    assert ending(rate) < min(ending(rate / 10), ending(10 * rate))
+
+
+def test_the_network_that_is_tested_is_not_changed() -> None:
+    network = Net()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    range_test(network, Teacher(teacher(), TRAIN), TRAIN, Distill(), Recipe(batch_size=32), 0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_what_lost_more_or_has_more_steps_takes_a_higher_rate() -> None:
+    rate = Rate(rate=4e-3, loss=1.0, steps=25)
+    assert rate.at(1.0, 25) == 4e-3
+    assert rate.at(1.0, 100) == 8e-3
+    assert rate.at(0.1, 25) == pytest.approx(4e-3 * 10**-0.65, rel=0.02)
+    assert rate.at(-0.001, 25) == rate.at(0.0, 25) > 0, "as good as the teacher, or better"
+    assert rate.at(1.0, 10 * LONGEST) == rate.at(1.0, LONGEST)
+
+
 def test_a_loss_that_is_never_finite_is_named() -> None:
     class Nan(Distill):
         def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
@@ -80,13 +111,17 @@ def test_a_study_tests_once_and_all_its_trainings_take_that_rate(
 ) -> None:
     main = searched(unrated(), tmp_path)
     assert capsys.readouterr().err.count("by a range test") == 1
-    rate = main.user_attrs[RATE]
-    assert {trial.user_attrs[RATE] for trial in trained(main)} == {rate}
+    rate = Rate(*main.user_attrs[RANGE])
+    rates = [trial.user_attrs[RATE] for trial in trained(main)]
+    assert len(set(rates)) > 1
+    assert all(rate.at(0.0, 6) <= each <= rate.at(10.0, 6) for each in rates)
     searched(unrated(budget=Budget(5)), tmp_path)
     assert "by a range test" not in capsys.readouterr().err
-    (record,) = confirm(front(main)[:1], bench(unrated()), tmp_path, 1)
+    shared = bench(unrated())
+    (record,) = confirm(front(main)[:1], shared, tmp_path, 1, rated(main, shared))
     assert record["n"] == 1
-    assert f"{rate!r}" in next((tmp_path / "confirmed").glob("*-seed0.json")).read_text()
+    stored = json.loads(next((tmp_path / "confirmed").glob("*-seed0.json")).read_text())
+    assert stored["recipe"]["range_test"] == list(rate)
 
 
 def test_with_more_time_the_front_is_trained_on_from_where_it_was(
