@@ -4,7 +4,7 @@ from objectives.accuracy import Loss, Top1, TopK
 from objectives.bops import Bops
 from objectives.examples import Examples
 from objectives.frames import FrameTime, fps
-from objectives.latency import Latency
+from objectives.latency import Latency, LatencyShare
 from objectives.macs import Macs
 from objectives.objective import Limit, Metric, Objective
 from objectives.parameters import Parameters
@@ -15,6 +15,7 @@ __all__ = [
     "Examples",
     "FrameTime",
     "Latency",
+    "LatencyShare",
     "Limit",
     "Loss",
     "Macs",

@@ -104,9 +104,12 @@ class Latency:
 
     def __call__(self, model: nn.Module) -> float:
         """Return the milliseconds a batch of a finished network, in evaluation mode."""
-        reference, reference_ms = self._baseline()
-        candidate = executable(self.runtime, model, self.example)
-        return self._compare(candidate, reference).ratio * reference_ms
+        return self.share(model) * self._baseline()[1]
+
+    def share(self, model: nn.Module) -> float:
+        """Return the time of a finished network, in evaluation mode, over that of the reference."""
+        reference, _ = self._baseline()
+        return self._compare(executable(self.runtime, model, self.example), reference).ratio
 
     def __repr__(self) -> str:
         """Name what the value depends on, without tensors or addresses."""
@@ -125,6 +128,28 @@ class Latency:
     def _compare(self, candidate: Run, reference: Run) -> LatencyRatio:
         batch, threads = self.example.detach().cpu(), self.runtime.threads
         return compare(candidate, reference, batch, self.rounds, self.block_ms, threads)
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyShare:
+    """Time on a runtime as a share of the reference's: 0.5 is twice as fast.
+
+    What a limit that is to hold on every machine, and in every run, is best put on.
+
+    Parameters
+    ----------
+    latency
+        How it is measured, and beside what.
+    """
+
+    latency: Latency
+    name: ClassVar[str] = "latency_share"
+    direction: ClassVar[Direction] = "minimize"
+    is_cost: ClassVar[bool] = True
+
+    def __call__(self, model: nn.Module) -> float:
+        """Return the share of a finished network, in evaluation mode."""
+        return self.latency.share(model)
 
 
 def compare(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from objectives import Limit
+    from search.bench import Bench
     from search.clock import Clock
     from search.options import Options
-    from search.trial import Bench
 
 TIE = 0.01  # nats that a factor of e in any cost may lose: of plans about as good, the smaller
 HALVINGS = 5  # of the strength, to find the weakest plan that holds the limits

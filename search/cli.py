@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from objectives.runtimes import RUNTIMES, ExportError, named
+from search.bench import Bench
 from search.confirm import confirm, weights_of
 from search.errors import UserError
 from search.export import export, replaceable, teacher_file, verify_front
@@ -34,7 +35,6 @@ from search.shares import FILES
 from search.spec import Budget
 from search.storage import folder_of, open_study, writable
 from search.tables import confirmed_table, front_table, latency_note
-from search.trial import Bench
 from search.verification import record_words
 from spaces.anatomy import first_line
 

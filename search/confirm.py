@@ -8,12 +8,13 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from objectives import Metric
+from search.bench import check_labels
 from search.definition import define_value
 from search.errors import Diverged
 from search.export import plan_of
 from search.progress import console, track
 from search.storage import save_json
-from search.trial import RATE, VALUES, check_labels, key_of, save_state, seed_of, state_path
+from search.trial import RATE, VALUES, key_of, save_state, seed_of, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from torch import nn
 
+    from search.bench import Bench
     from search.rates import Rate
     from search.spec import Recipe
-    from search.trial import Bench
 
 LONGER = 4  # times the epochs of the search, where the study names no recipe for this
 

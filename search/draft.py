@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from search.bench import Bench
     from search.clock import Clock
     from search.options import Options
-    from search.trial import Bench
 
 ONE_SHOT = "one_shot_loss"
 FEWEST, MOST, PER_TRIAL = 100, 1000, 12  # one-shot plans, and how many for each that will be trained

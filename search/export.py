@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from torch import nn
 
-    from search.trial import Bench
+    from search.bench import Bench
     from spaces import Plan
 
 PLAN, STATE, RECORD = "plan.json", "state.safetensors", "verification.json"

@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
     from objectives import Objective
     from objectives.layers import Parts
-    from search.trial import Bench
+    from search.bench import Bench
     from spaces import Plan
 
 NETWORKS, FEWEST = 20, 8  # networks that are measured; with fewer nothing is told
 MIXED = 4  # uniform plans of which a measured one takes each parameter from one
-BLOCK = 8  # output channels that kernels compute together
+BYTE = 8
+BLOCKS = 8, 16  # output channels that kernels compute together: those of ONNX Runtime, and of XNNPACK
 FOLDER = "SLIMFRONT_MEASURED"
 EXECUTING = ("torch", "onnxruntime", "ai-edge-litert", "executorch")  # whose versions change what a network costs
 
@@ -69,22 +70,24 @@ def work(parts: Parts) -> np.ndarray:
     """Return how much work of each kind there is in each network, shape (N, F).
 
     Multiply-adds of convolutions in floating point, of those between integers, of grouped ones and of linear layers,
-    all with output channels filled up to eight; multiply-adds as they are; bits of weights; numbers written, and those
-    of layers with rounded inputs; layers, and those with rounded inputs; multiply-adds of other products; and 1.
+    all with output channels filled up to eight and to sixteen; multiply-adds as they are; bits of weights; weights of
+    less than a byte, unpacked for floating point; numbers written, and those of layers with rounded inputs; layers, and
+    those with rounded inputs; multiply-adds of other products; and 1.
     """
     whole = np.broadcast_arrays(
         parts.macs, parts.weights, parts.outputs, parts.weight_bits, parts.activation_bits, parts.linear, parts.grouped
     )
     macs, weights, outputs, weight_bits, activation_bits, linear, grouped = whole
     there = outputs > 0
-    filled = macs * np.ceil(outputs / BLOCK) * BLOCK / np.maximum(outputs, 1)
+    blocks = [macs * np.ceil(outputs / block) * block / np.maximum(outputs, 1) for block in BLOCKS]
     written = outputs * macs / np.maximum(weights, 1)
     rounded = there & (activation_bits < OFF)
     integer = rounded & (weight_bits < OFF)
     dense = there & ~(linear > 0) & ~(grouped > 0)
     each = (
-        filled * (dense & ~integer), filled * (dense & integer), filled * (grouped > 0), filled * (linear > 0),
-        macs, weights * weight_bits, written, written * rounded, there, rounded,
+        *(filled * kind for filled in blocks for kind in (dense & ~integer, dense & integer, grouped > 0, linear > 0)),
+        macs, weights * weight_bits, weights * ((weight_bits < BYTE) & ~integer), written, written * rounded,
+        there, rounded,
     )  # fmt: skip
     sums = [kind.sum((0, 2)) for kind in each]
     return np.column_stack([*sums, parts.product_macs, np.ones(len(sums[0]))])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
     from objectives.objective import Foretelling
-    from search.trial import Bench
+    from search.bench import Bench
     from spaces import Plan
     from spaces.outline import Outline
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from search.bench import Bench
     from search.spec import StudySpec
-    from search.trial import Bench
 
 LEAST_FOR_IMPORTANCE = 8  # trained trials; fewer say nothing of 20 parameters
 MARGIN = 1.1  # the reference point lies so far beyond the worst trained values

@@ -25,7 +25,7 @@ from search.sampler import ENDS
 from search.schedule import LAST, affordable, prolong, promote, rated
 from search.shares import MEASURING
 from search.storage import ASKED, INTERRUPTED, enqueue, requeue_abandoned
-from search.trial import Bench, run_trial
+from search.trial import run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from objectives import Objective
+    from search.bench import Bench
     from search.rates import Rate
     from search.spec import Recipe, StudySpec
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from optuna import Trial
     from torch import nn
 
-    from search.trial import Bench
+    from search.bench import Bench
 
 PLACE = 0.25  # of the training, at which a network is measured
 ENOUGH = 1000  # validation examples for that

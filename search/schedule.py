@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from search.bench import Bench
     from search.clock import Clock
     from search.spec import Recipe
-    from search.trial import Bench
 
 RANGE = "range_test"  # attribute of a study: what it gave
 ENOUGH = 12  # candidates that must be trained in the time that is left, or trainings are shortened

@@ -12,7 +12,7 @@ from objectives.examples import outputs
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from search.trial import Bench
+    from search.bench import Bench
 
 SCORED = 256  # training inputs that are drawn, others than those that the steps are fitted on
 

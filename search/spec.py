@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from objectives import Examples, Limit, Objective
     from objectives.runtimes import Runtime
+    from search.bench import Bench
     from search.clock import Clock
-    from search.trial import Bench
     from spaces import Space
 
 

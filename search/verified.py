@@ -66,5 +66,9 @@ def verified(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
 def _value(record: dict[str, Any], trial: FrozenTrial, objective: Any) -> float:  # noqa: ANN401
     if isinstance(objective, Metric):
         return float(record[f"{objective.name}_file"])
-    told = {"size_bytes": record["file_bytes"], "latency_ms": record["latency"]["cpu_ms"]}
+    told = {
+        "size_bytes": record["file_bytes"],
+        "latency_ms": record["latency"]["cpu_ms"],
+        "latency_share": record["latency"]["ratio"],
+    }
     return float(told.get(objective.name, trial.user_attrs[VALUES][objective.name]))

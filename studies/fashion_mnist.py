@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from objectives import Bops, Examples, Latency, Loss, Macs, Parameters, SizeBytes, Top1, TopK
-from objectives.runtimes import OnnxRuntime
+from objectives import Bops, Examples, Latency, LatencyShare, Limit, Loss, Macs, Parameters, SizeBytes, Top1, TopK
+from objectives.runtimes import OnnxRuntime, named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.errors import UserError
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
@@ -165,6 +165,38 @@ def quick(data: str = "", trials: int = 20) -> StudySpec:
     latency = Latency(OnnxRuntime(), spec.teacher, one)
     space = Space(steps=(PruneRatios(highest=0.75, step=0.25, round_to=8),), recovery=Temperatures())
     return replace(spec, name="fashion-quick", space=space, objectives=(spec.objectives[0], latency))
+
+
+def deployed(data: str = "", trials: int = 40, runtime: str = "onnx", share: float = 0.5) -> StudySpec:
+    """Search on the residual network for small files that take at most half of the teacher's time on a runtime.
+
+    Parameters
+    ----------
+    data
+        Folder of the four IDX files, gzipped or not.
+    trials
+        Trained candidates.
+    runtime
+        What the files are for: onnx, litert or executorch.
+    share
+        Of the teacher's time, batch 1, one thread.
+    """
+    executing = named(runtime)
+    spec = residual(data, trials)
+    latency = LatencyShare(Latency(executing, spec.teacher, spec.splits.validation.inputs[:1]))
+    return replace(
+        spec,
+        name=f"fashion-deployed-{runtime}",
+        space=Space(
+            steps=(PruneRatios(round_to=executing.channels), Ranks(), BitWidths(runtime=executing)),
+            recovery=Temperatures(),
+        ),
+        objectives=(spec.objectives[0], SizeBytes(executing)),
+        limits=(Limit(latency, at_most=share),),
+        reported=(Macs(spec.splits.validation.inputs),),
+        confirmation=Recipe(epochs=10, batch_size=128, augment=flip_and_shift),
+        runtime=executing,
+    )
 
 
 def splits(data: str = "") -> Splits:

@@ -26,11 +26,11 @@ from objectives import Top1
 from objectives.runtimes import RUNTIMES, named
 from objectives.runtimes.fresh import Fresh
 from objectives.runtimes.runtime import silence
+from search.bench import Bench
 from search.export import teacher_file
 from search.front import front
 from search.loading import load
 from search.storage import folder_of, open_study
-from search.trial import Bench
 from search.verification import FromFile
 from search.verified import record_of
 

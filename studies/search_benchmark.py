@@ -38,13 +38,14 @@ from safetensors.torch import load_file
 
 from objectives import Top1
 from search import Budget, DraftStart, Recipe, UniformStart
+from search.bench import Bench
 from search.clock import Clock
 from search.draft import draft_of
 from search.front import front, spent
 from search.run import measure_teacher, run
 from search.sampler import DraftSampler, StratifiedRandom
 from search.storage import open_study, save_json
-from search.trial import Bench, key_of, seed_of, state_path
+from search.trial import key_of, seed_of, state_path
 from spaces import BitWidths, PruneRatios, Ranks
 from studies.fashion_mnist import residual
 
@@ -73,6 +74,13 @@ class Found:
     bench: Bench
     accuracy: float = math.nan
     weights: Path | None = None
+
+    def network(self) -> nn.Module:
+        """Return the network as the search left it: trained, or only scored."""
+        student = self.bench.build(self.plan)
+        if self.weights is not None:
+            student.load_state_dict(load_file(self.weights))
+        return student.eval()
 
 
 Search = Callable[["StudySpec", float, Path], tuple[list[Found], dict[str, float]]]
@@ -134,10 +142,7 @@ def one_after_another(spec: StudySpec, seconds: float, folder: Path) -> tuple[li
         if members:
             good = [member for member in members if member.accuracy >= least]
             chosen = good[-1] if good else members[0]  # the front begins with the most accurate
-            student = chosen.bench.build(chosen.plan)
-            assert chosen.weights is not None
-            student.load_state_dict(load_file(chosen.weights))
-            spec = replace(spec, teacher=student.eval())
+            spec = replace(spec, teacher=chosen.network())
         one = replace(spec, space=replace(spec.space, steps=(axis,)))
         members, said = searched(one, seconds / len(spec.space.steps), folder / str(stage))
         total = {name: total.get(name, 0) + value for name, value in said.items()}
@@ -179,7 +184,7 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
     spec = replace(residual(), seed=seed)
     members, said = METHODS[method](spec, seconds, folder)
     costs = [_cost(member) for member in members]
-    found = [_point(spec, member, _as_found(member)) for member in members]
+    found = [_point(spec, member, member.network()) for member in members]
     points = []
     for member in (members[at] for at in _spread(np.log(costs), MEMBERS)):
         student = member.bench.build(member.plan)
@@ -197,14 +202,6 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
         "found": found,
         "points": points,
     }
-
-
-def _as_found(member: Found) -> nn.Module:
-    """Return the network as the search left it: trained, or only scored."""
-    student = member.bench.build(member.plan)
-    if member.weights is not None:
-        student.load_state_dict(load_file(member.weights))
-    return student.eval()
 
 
 def _point(spec: StudySpec, member: Found, student: nn.Module) -> dict[str, Any]:
@@ -243,11 +240,9 @@ def hypervolume(points: list[dict[str, Any]], teacher: dict[str, float], split: 
 
 def _summary(records: pd.DataFrame) -> pd.DataFrame:
     grouped = records.groupby("method")
-    volumes = [f"{split}{when}" for when in ("_found", "") for split in SPLITS]
-    means, spreads = grouped[volumes].mean().round(3), grouped[volumes].std().round(3)
     table = pd.DataFrame({"n": grouped.size()})
-    for name in volumes:
-        table[name], table[f"{name}_std"] = means[name], spreads[name]
+    for name in (f"{split}{when}" for when in ("_found", "") for split in SPLITS):
+        table[name], table[f"{name}_std"] = grouped[name].mean().round(3), grouped[name].std().round(3)
     table[["cpu_seconds", "drafted", "trained"]] = grouped[["cpu_seconds", "drafted", "trained"]].mean().round(0)
     return table.sort_values("validation", ascending=False)
 

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from objectives import Examples, Macs, SizeBytes, Top1
+from objectives import Examples, Latency, LatencyShare, Limit, Macs, SizeBytes, Top1
 from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.errors import UserError
@@ -105,6 +106,31 @@ def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
         confirmation=Recipe(epochs=12, batch_size=64),
         budget=Budget(trials=trials),
         runtime=executing,
+    )
+
+
+def deployed(data: str = "", trials: int = 40, runtime: str = "onnx", share: float = 0.5) -> StudySpec:
+    """Search for small files that take at most half of the teacher's time on a runtime.
+
+    Parameters
+    ----------
+    data, trials, runtime
+        As of `study`.
+    share
+        Of the teacher's time, batch 1, one thread.
+    """
+    spec = study(data, trials, runtime)
+    latency = LatencyShare(Latency(spec.runtime, spec.teacher, spec.splits.validation.inputs[:1]))
+    return replace(
+        spec,
+        name=f"speech-deployed-{runtime}",
+        space=Space(
+            steps=(PruneRatios(round_to=spec.runtime.channels), Ranks(), BitWidths(runtime=spec.runtime)),
+            recovery=Temperatures(),
+        ),
+        objectives=spec.objectives[:2],
+        limits=(Limit(latency, at_most=share),),
+        confirmation=Recipe(epochs=60, batch_size=64, augment=shift_and_mask),
     )
 
 

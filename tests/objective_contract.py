@@ -12,7 +12,7 @@ from tests.small_study import splits, teacher
 if TYPE_CHECKING:
     from objectives import Objective
 
-UNIT = re.compile(r"(\w+_)?(macs|bops|parameters|bytes|ms|nats|joules|seconds)|top\d+")
+UNIT = re.compile(r"(\w+_)?(macs|bops|parameters|bytes|ms|nats|joules|seconds|share)|top\d+")
 
 
 class ObjectiveContract:

@@ -14,10 +14,10 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 
 from objectives import Examples, Limit, Macs, SizeBytes, Top1
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
+from search.bench import Bench
 from search.recover import recover
 from search.run import measure_teacher, run
 from search.storage import open_study
-from search.trial import Bench
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 
 if TYPE_CHECKING:
@@ -126,5 +126,5 @@ def watched(patch: pytest.MonkeyPatch, before: Callable[[int], None] | None = No
             before(len(noted))
         recover(*given)
 
-    patch.setattr("search.trial.recover", note)
+    patch.setattr("search.bench.recover", note)
     return noted

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from objectives import Examples, Macs, SizeBytes, Top1
 from objectives.runtimes import OnnxRuntime
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
+from search.bench import Bench
 from search.export import verify_front
 from search.front import front
 from search.recover import Teacher, recover
 from search.run import run
 from search.storage import open_study
-from search.trial import (
-    Bench,
-    state_path,
-)
+from search.trial import state_path
 from spaces import BitWidths, Distill, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
 from spaces.calls import tensors
 from spaces.surgery import CONVOLUTIONS, TRANSPOSED

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from search import StudySpec
-    from search.trial import Bench
+    from search.bench import Bench
 
 
 @functools.cache

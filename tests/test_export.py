@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from objectives.runtimes.layout import FileLayout
     from search import StudySpec
-    from search.trial import Bench
+    from search.bench import Bench
 
 FILES = ["model.onnx", "plan.json", "state.safetensors", "verification.json"]
 IMAGES = splits().validation.inputs
@@ -172,6 +172,7 @@ class Tampering:
     name: str = "onnx"
     threads: int = 1
     suffix: str = "onnx"
+    channels: int = 8
     layout: FileLayout = dataclasses.field(default_factory=lambda: OnnxRuntime().layout)
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:

@@ -22,6 +22,7 @@ class Sleeping:
 
     name = suffix = "sleeping"
     threads = 1
+    channels = 1
     layout = OnnxRuntime().layout
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:

@@ -28,6 +28,7 @@ class Recording:
 
     name = suffix = "recording"
     threads = 1
+    channels = 1
     layout = OnnxRuntime().layout
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from objectives.objective import Direction
     from search import StudySpec
-    from search.trial import Bench
+    from search.bench import Bench
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +133,14 @@ def test_limits_on_it_bound_the_draft() -> None:
         assert energy(shared.finish(shared.build(plan))) <= 1.1 * limit.bound
 
 
-def test_work_counts_the_layers_and_fills_channels_up_to_eight() -> None:
+def test_work_counts_the_layers_and_fills_channels_up_to_blocks() -> None:
     shared = bench(spec())
     done = work(outlined(shared.foresight.frame, [None]).parts())
-    assert done.shape == (1, 12)
+    assert done.shape == (1, 17)
     first, second, head = 8 * 9 * 64, 8 * 8 * 9 * 16, 32 * 4
     weights = 32 * (8 * 9 + 8 * 8 * 9 + head)
     written = 8 * 64 + 8 * 16 + 4
     assert done[0].tolist() == [
-        first + second, 0, 0, 2 * head, first + second + head, weights, written, 0, 3, 0, 0, 1
+        *(first + second, 0, 0, 2 * head), *(2 * (first + second), 0, 0, 4 * head),
+        first + second + head, weights, 0, written, 0, 3, 0, 0, 1,
     ]  # fmt: skip

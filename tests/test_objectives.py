@@ -18,6 +18,7 @@ from objectives import (
     Examples,
     FrameTime,
     Latency,
+    LatencyShare,
     Limit,
     Loss,
     Macs,
@@ -87,7 +88,13 @@ class TestLatency(ObjectiveContract):
         return Latency(OnnxRuntime(), teacher(), INPUTS[:1], rounds=3, block_ms=0.1)
 
 
-CONTRACTS = [TestTop1, TestTopK, TestLoss, TestMacs, TestBops, TestParameters, TestSizeBytes, TestLatency]
+class TestLatencyShare(ObjectiveContract):
+    def make(self) -> Objective:
+        return LatencyShare(Latency(OnnxRuntime(), teacher(), INPUTS[:1], rounds=3, block_ms=0.1))
+
+
+CONTRACTS = [TestTop1, TestTopK, TestLoss, TestMacs, TestBops, TestParameters, TestSizeBytes, TestLatency,
+             TestLatencyShare]  # fmt: skip
 
 
 def test_the_texts_are_the_same_in_another_process() -> None:

@@ -19,7 +19,7 @@ from search.options import MULTIPLIERS, Options, combined, options, virtual
 from tests.small_study import bench, study
 
 if TYPE_CHECKING:
-    from search.trial import Bench
+    from search.bench import Bench
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from tests.small_study import bench, searched, study
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from search.trial import Bench
+    from search.bench import Bench
 
 EPOCHS = 1
 

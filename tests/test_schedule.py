@@ -154,7 +154,7 @@ def test_a_longer_training_starts_with_the_weights_of_the_shorter(
             seen.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
         student.eval()
 
-    monkeypatch.setattr("search.trial.recover", look)
+    monkeypatch.setattr("search.bench.recover", look)
     searched(study(16), tmp_path)
     stored = load_file(state_path(tmp_path, member.number))
     assert all(torch.equal(stored[name], tensor) for name, tensor in seen[0].items())

@@ -14,13 +14,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from objectives import Examples, Limit, Macs, SizeBytes
 from objectives.examples import outputs
 from search import Budget, Recipe, Splits, StudySpec
+from search.bench import Bench
 from search.confirm import confirm
 from search.export import export as export_files
 from search.export import rebuild, teacher_file, verify_front
 from search.front import front
 from search.run import run
 from search.storage import open_study
-from search.trial import Bench, state_path
+from search.trial import state_path
 from spaces import BitWidths, Imitate, Imitations, PruneRatios, Ranks, Space, Temperatures
 
 if TYPE_CHECKING:

@@ -42,6 +42,11 @@ class OnnxRuntime:
         return "onnx"
 
     @property
+    def channels(self) -> int:
+        """8: three to five convolutions of 17, 25 or 31 channels take 1.1 to 2.4 times what those of 24 or 32 do."""
+        return 8
+
+    @property
     def layout(self) -> FileLayout:
         """Read off files of residual and plain networks."""
         return FileLayout(

@@ -59,6 +59,11 @@ class Runtime(Protocol):
         ...
 
     @property
+    def channels(self) -> int:
+        """Multiple that widths should be of, in `PruneRatios(round_to=...)`: kernels compute so many side by side."""
+        ...
+
+    @property
     def layout(self) -> FileLayout:
         """What its files spend on layers, from which their size is told before there is one."""
         ...
