@@ -93,13 +93,13 @@ class TableStart:
         table = table_of(bench, study, self.seconds) if wanted else None
         if table is None:
             return uniform(bench, reachable)
-        chosen = virtual(table, [known[name] for name in wanted])
-        foreseen = bench.foresight.of(combined(table, chosen))
-        held = within(bench, foreseen)
-        if not held.any():
+        chosen = within_limits(bench, table, wanted)
+        if not len(chosen):
             return uniform(bench, reachable)
+        foreseen = bench.foresight.of(combined(table, chosen))
         logs = logarithms(np.column_stack([foreseen[name] for name in wanted]))
-        return representatives(bench, table, chosen, logs, table.sums(chosen) + TIE * logs.sum(1), held, self.plans)
+        losses = table.sums(chosen) + TIE * logs.sum(1)
+        return representatives(bench, table, chosen, logs, losses, np.ones(len(chosen), dtype=bool), self.plans)
 
 
 def table_of(bench: Bench, study: Study, seconds: float) -> Options | None:
@@ -143,12 +143,33 @@ def representatives(
     return [table.params(chosen[row]) | usual for row in sorted(picked, key=lambda row: -logs_NC[row, 0])]
 
 
+def within_limits(bench: Bench, table: Options, wanted: list[str]) -> np.ndarray:
+    """Return choices from the table that are best in the sum of their losses and hold the limits.
+
+    What is cheap in one cost need not be in another: where most of the plans that are cheap in what is wanted are over
+    a limit, plans are sought that are also cheap in what is limited.
+    """
+    known = bench.foresight.foreseeable
+    limited = [limit.objective.name for limit in limits_known_before(bench) if limit.at_most is not None]
+    both = [name for name in dict.fromkeys([*wanted, *limited]) if name in known]
+    found = np.zeros((0, len(table.names)), dtype=int)
+    for names in (wanted, both):
+        chosen = virtual(table, [known[name] for name in names])
+        held = chosen[within(bench, bench.foresight.of(combined(table, chosen)))]
+        found = np.unique(np.concatenate([found, held]), axis=0)
+        if 2 * len(held) >= len(chosen):
+            break
+    return found
+
+
 def within(bench: Bench, foreseen: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return which plans hold the limits that are foreseen, shape (plans,)."""
+    """Return which plans hold the limits that are foreseen, shape (plans,); with what is told about, to be sure."""
     held = np.ones(len(next(iter(foreseen.values()))), dtype=bool)
     for limit in limits_known_before(bench):
-        if limit.objective.name in foreseen:
-            held &= np.array([limit.excess(float(value)) <= 0 for value in foreseen[limit.objective.name]], dtype=bool)
+        name = limit.objective.name
+        if name in foreseen:
+            sure = foreseen[name] * (1 + bench.foresight.doubt(name))
+            held &= np.array([limit.excess(float(value)) <= 0 for value in sure], dtype=bool)
     return held
 
 

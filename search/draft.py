@@ -11,9 +11,9 @@ import numpy as np
 import optuna
 from optuna.trial import FixedTrial, TrialState, create_trial
 
-from search.anchors import check_reachable, representatives, table_of, uniform, within
+from search.anchors import check_reachable, representatives, table_of, uniform, within, within_limits
 from search.learned import learn
-from search.options import combined, logarithms, virtual
+from search.options import combined, logarithms
 from search.progress import track
 from search.shares import SCORING
 from search.storage import DRAFT, WORKER, accompanied, params_of, worker
@@ -146,8 +146,7 @@ class Draft:
         self._seen: set[bytes] = set()
         self._read = self._me = 0
         self._look()
-        seeds = virtual(table, self._costs)
-        seeds = seeds[self._held(seeds)]
+        seeds = within_limits(bench, table, wanted)
         self._seeds = list(np.random.default_rng(bench.spec.seed).permutation(seeds))
 
     def __len__(self) -> int:

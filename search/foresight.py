@@ -56,6 +56,10 @@ class Foresight:
         """Take in a cost that is told about, and not exactly: it serves a draft and refuses nothing."""
         self.learned[learned.name] = learned
 
+    def doubt(self, name: str) -> float:
+        """Return by what share a cost is usually more or less than what is told of it; 0 of what is known exactly."""
+        return self.learned[name].error if name in self.learned else 0.0
+
     def costs(self, plans: Sequence[Plan]) -> dict[str, np.ndarray]:
         """Return what each objective that is known exactly says of the plans, arrays of shape (plans,)."""
         return _told(outlined(self.frame, plans), self.known) if self.known else {}

@@ -55,10 +55,13 @@ class Learned:
         Of the objective.
     prices_F
         What one unit of each kind of work costs, in the objective's unit.
+    error
+        Median relative error on the networks that it was learned from.
     """
 
     name: str
     prices_F: np.ndarray
+    error: float
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the cost of each network, shape (N,)."""
@@ -103,7 +106,8 @@ def fitted(name: str, parts: Parts, values_N: np.ndarray) -> Learned:
     done_NF = work(parts)
     scale_F = np.maximum(np.abs(done_NF).max(0), 1e-12)
     prices, _ = nnls(done_NF / scale_F / values_N[:, None], np.ones(len(values_N)))
-    return Learned(name, prices / scale_F)
+    told_N = done_NF @ (prices / scale_F)
+    return Learned(name, prices / scale_F, float(np.median(np.abs(told_N / values_N - 1))))
 
 
 def learn(bench: Bench, seconds: float) -> None:

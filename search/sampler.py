@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 THRESHOLDS = 256  # costs at which the gain of a candidate is looked at
 FEWEST = 4  # trained trials, from which the loss of the draft is corrected by what training gave
+MOVED = 2  # parameters of a plan that are changed where the draft is used up
 FAITHFUL = 0.7  # how often a parameter that the draft lacks is taken from a trial of the front
 ENDS = "ends"  # attribute of a study: the weakest and the strongest value of each parameter
 
@@ -77,7 +78,7 @@ class DraftSampler(BaseSampler):
         table = _table(study, draft)
         free = np.flatnonzero(~table.taken & table.plausible)
         if not len(free):  # all of it is trained
-            return self._random_params(study, trial, search_space)
+            return self._changed(study, trial, search_space)
         gains = _gains(table, free, self._dice)
         best = free[np.flatnonzero(gains >= gains.max() - 1e-12)]
         return dict(draft.trials[int(self._dice.choice(best))].params)
@@ -103,11 +104,13 @@ class DraftSampler(BaseSampler):
         """Tell NSGA-II."""
         self._without.after_trial(study, trial, state, values)
 
-    def _random_params(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    def _changed(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """Return a member of the front, if there is one, with about two parameters drawn anew."""
+        members = [member.params for member in study.best_trials if search_space.keys() <= member.params.keys()]
+        parent = members[int(self._dice.integers(len(members)))] if members else {}
+        kept = {name for name in search_space if name in parent and self._dice.random() * len(search_space) >= MOVED}
         return {
-            name: self._random.sample_independent(study, trial, name, distribution)
+            name: parent[name] if name in kept else self._random.sample_independent(study, trial, name, distribution)
             for name, distribution in search_space.items()
         }
 

@@ -12,9 +12,10 @@ import pytest
 from optuna.trial import FixedTrial
 
 from search import Budget, DraftStart
-from search.anchors import anchors
+from search.anchors import anchors, table_of, within, within_limits
 from search.clock import Clock
 from search.draft import LOST, ONE_SHOT, draft_of, plausible
+from search.options import combined, virtual
 from search.run import run
 from search.schedule import affordable
 from search.storage import open_study
@@ -166,7 +167,9 @@ def test_a_space_that_is_used_up_ends_the_draft() -> None:
 
 
 def test_where_no_sum_of_the_table_holds_the_limits_uniform_plans_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search.draft.within", lambda _, foreseen: np.zeros(len(foreseen["macs"]), dtype=bool))
+    for module in ("anchors", "draft"):
+        none = lambda _, foreseen: np.zeros(len(foreseen["macs"]), dtype=bool)  # noqa: E731
+        monkeypatch.setattr(f"search.{module}.within", none)
     main = optuna.create_study(study_name="tight", storage=optuna.storages.InMemoryStorage())
     assert DraftStart(scored=10)(shared(), main, Clock(Budget())) == anchors(shared())
 
@@ -184,3 +187,19 @@ def test_a_clock_tells_what_is_spent(given: dict[str, float], *, share: bool) ->
     clock = Clock(Budget(trials=None if given else 4, **given))
     assert (clock.spent > 1) == share == clock.timed
     assert (clock.left == 0) == share
+
+
+def test_where_few_of_the_cheap_plans_hold_a_limit_plans_are_sought_that_do() -> None:
+    """Size is wanted, multiply-adds are limited: rounding makes files small and leaves all multiply-adds."""
+    made = study(4, share=0.2)
+    tight = bench(made)
+    main = optuna.create_study(study_name="few", storage=optuna.storages.InMemoryStorage())
+    table = table_of(tight, main, 1e9)
+    assert table is not None
+    known = tight.foresight.foreseeable
+    cheap = virtual(table, [known["size_bytes"]])
+    held = within(tight, tight.foresight.of(combined(table, cheap)))
+    assert 2 * held.sum() < len(cheap)
+    found = within_limits(tight, table, ["size_bytes"])
+    assert len(found) > 1.5 * held.sum()
+    assert within(tight, tight.foresight.of(combined(table, found))).all()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import (
     BasicSamplerTestCase,
@@ -163,3 +163,22 @@ def test_stratified_plans_are_as_often_weak_as_strong() -> None:
     assert 0.35 < halves < 0.65
     assert (strengths.mean(1) < 0.15).mean() > 0.08
     assert (strengths.mean(1) > 0.85).mean() > 0.08
+
+
+def test_where_the_draft_is_used_up_the_front_is_changed_a_little() -> None:
+    names = [f"p{at}" for at in range(12)]
+    space: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0, step=0.01) for name in names}
+    study = prepared(plans=0)
+    draft = optuna.load_study(storage=study._storage, study_name="s" + DRAFT)
+    draft.add_trial(create_trial(params=dict.fromkeys(names, 0.5), distributions=space, values=[0.1, 1.0]))
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        x = [trial.suggest_float(name, 0.0, 1.0, step=0.01) for name in names]
+        return sum(x), float(np.exp(3 * (1 - np.mean(x))))  # the less the dearer: all is on the front
+
+    study.optimize(objective, 20)
+    done = [trial.params for trial in study.trials]
+    assert len({str(params) for params in done}) > 15
+    for at, params in enumerate(done[1:], 1):
+        moved = min(sum(params[name] != other[name] for name in names) for other in done[:at])
+        assert moved <= 6, "two of twelve on average"
