@@ -65,7 +65,7 @@ class DraftStart:
 
     plans: int = 8
     scored: int | None = None
-    share: float = 0.5
+    share: float = 0.35
     seconds: float = 120.0
 
     def __call__(self, bench: Bench, study: Study, clock: Clock) -> list[dict[str, float]]:

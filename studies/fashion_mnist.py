@@ -172,7 +172,9 @@ def quick(data: str = "", trials: int = 20) -> StudySpec:
     return replace(spec, name="fashion-quick", space=space, objectives=(spec.objectives[0], latency))
 
 
-def deployed(data: str = "", trials: int = 40, runtime: str = "onnx", share: float = 0.5) -> StudySpec:
+def deployed(
+    data: str = "", trials: int = 40, runtime: str = "onnx", share: float = 0.5, highest: float = 0.75
+) -> StudySpec:
     """Search on ResNet-8 for small files that take at most half of the teacher's time on a runtime.
 
     Parameters
@@ -185,6 +187,8 @@ def deployed(data: str = "", trials: int = 40, runtime: str = "onnx", share: flo
         What the files are for: onnx, litert or executorch.
     share
         Of the teacher's time, batch 1, one thread.
+    highest
+        Share of its channels that a layer may lose.
     """
     executing = named(runtime)
     found = splits(data)
@@ -197,7 +201,7 @@ def deployed(data: str = "", trials: int = 40, runtime: str = "onnx", share: flo
         teacher=teacher,
         splits=found,
         space=Space(
-            steps=(PruneRatios(round_to=executing.channels), Ranks(), BitWidths(runtime=executing)),
+            steps=(PruneRatios(highest, round_to=executing.channels), Ranks(), BitWidths(runtime=executing)),
             recovery=Temperatures(),
         ),
         objectives=(Top1(found.validation), SizeBytes(executing)),

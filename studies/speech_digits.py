@@ -109,7 +109,9 @@ def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
     )
 
 
-def deployed(data: str = "", trials: int = 40, runtime: str = "onnx", share: float = 0.5) -> StudySpec:
+def deployed(
+    data: str = "", trials: int = 40, runtime: str = "onnx", share: float = 0.5, highest: float = 0.75
+) -> StudySpec:
     """Search for small files that take at most half of the teacher's time on a runtime.
 
     Parameters
@@ -118,6 +120,8 @@ def deployed(data: str = "", trials: int = 40, runtime: str = "onnx", share: flo
         As of `study`.
     share
         Of the teacher's time, batch 1, one thread.
+    highest
+        Share of its channels that a layer may lose.
     """
     spec = study(data, trials, runtime)
     latency = LatencyShare(Latency(spec.runtime, spec.teacher, spec.splits.validation.inputs[:1]))
@@ -125,7 +129,7 @@ def deployed(data: str = "", trials: int = 40, runtime: str = "onnx", share: flo
         spec,
         name=f"speech-deployed-{runtime}",
         space=Space(
-            steps=(PruneRatios(round_to=spec.runtime.channels), Ranks(), BitWidths(runtime=spec.runtime)),
+            steps=(PruneRatios(highest, round_to=spec.runtime.channels), Ranks(), BitWidths(runtime=spec.runtime)),
             recovery=Temperatures(),
         ),
         objectives=spec.objectives[:2],
