@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from optuna.trial import TrialState
 from scipy.stats import spearmanr
 
-from objectives.objective import Foreseeable
-from search.draft import choices_in, draft_of, metric_names
+from search.draft import choices_in, draft_of
 from search.front import trained
+from search.trial import ABOUT, VALUES
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -92,21 +93,20 @@ def how_faithful(study: Study, spec: StudySpec) -> str:
     lines = [
         f"{name} was told with a median error of {found.error:.1%}, rank correlation {found.correlation:.2f}, over "
         f"{found.trials} trials that were measured"
-        for name, found in learned_costs(study, spec).items()
+        for name, found in learned_costs(study).items()
     ]
     return "\n".join([faith_words(faith(study, spec)), *lines])
 
 
-def learned_costs(study: Study, spec: StudySpec) -> dict[str, Told]:
-    """Compare every cost that the draft has learned with its measured values, where enough trials have both."""
-    draft, both = draft_of(study), _told_and_given(study)
-    if draft is None or len(both) < BAND:
-        return {}
-    columns = {name: at for at, name in enumerate(metric_names(draft)) if at}
+def learned_costs(study: Study) -> dict[str, Told]:
+    """Compare every cost that was learned with its measured values, also of trials that a limit refused."""
+    over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    both = [trial.user_attrs for trial in over if {ABOUT, VALUES} <= trial.user_attrs.keys()]
     found = {}
-    for at, objective in enumerate(spec.objectives):
-        if objective.name in columns and not isinstance(objective, Foreseeable):
-            told, measured = np.array([(of_draft[columns[objective.name]], given[at]) for of_draft, given in both]).T
+    for name in dict.fromkeys(name for attrs in both for name in attrs[ABOUT]):
+        pairs = [(attrs[ABOUT][name], attrs[VALUES][name]) for attrs in both if name in attrs[VALUES]]
+        if len(pairs) >= BAND:
+            told, measured = np.array(pairs).T
             error = float(np.median(np.abs(told / measured - 1)))
-            found[objective.name] = Told(error, float(spearmanr(told, measured)[0]), len(both))
+            found[name] = Told(error, float(spearmanr(told, measured)[0]), len(pairs))
     return found

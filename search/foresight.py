@@ -75,6 +75,11 @@ class Foresight:
         parts = outlined(self.frame, [plan]).parts()
         return {name: float(one.foreseen(parts)[0]) + constant for name, (one, constant) in self.known.items()}
 
+    def about(self, plan: Plan) -> dict[str, float]:
+        """Return what is told of the learned costs of one plan."""
+        parts = outlined(self.frame, [plan]).parts() if self.learned else None
+        return {name: float(one.foreseen(parts)[0]) for name, one in self.learned.items() if parts is not None}
+
     def check(self, told: Mapping[str, float], measured: Mapping[str, float]) -> None:
         """Compare what was told of a plan with what its network measured; what was wrong is not foreseen any more."""
         for name, value in told.items():

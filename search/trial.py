@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 KEY, PLAN, VALUES, EXCESS, SECONDS, REPLAY = "plan_key", "plan", "measured", "excess", "cpu_seconds", "replay_of"
-EPOCHS, RATE = "epochs", "learning_rate"
+EPOCHS, RATE, ABOUT = "epochs", "learning_rate", "told_about"
 
 
 def key_of(plan: Plan) -> str:
@@ -86,6 +86,8 @@ def run_trial(
     earlier = _same_plan(trial.study, key, trial.number, recipe.epochs)
     if earlier is not None:
         return _replay(trial, earlier)
+    if about := bench.foresight.about(plan):
+        trial.set_user_attr(ABOUT, about)
     foreseen = bench.foresight.told(plan)
     _refuse(trial, spec, foreseen)
     model = bench.build(plan)

@@ -116,7 +116,7 @@ def test_a_study_of_it_has_a_draft_and_tells_how_well_it_was_told(tmp_path: Path
     assert draft is not None
     assert draft.metric_names == [ONE_SHOT, "energy_nj"]
     assert len(trained(done)) == 5
-    told = learned_costs(done, spec())["energy_nj"]
+    told = learned_costs(done)["energy_nj"]
     assert told.trials >= 4
     assert told.error < 0.05
 
