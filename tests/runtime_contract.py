@@ -207,3 +207,13 @@ class RuntimeContract:
         assert runtime == self.make()
         assert runtime.name.isidentifier()
         assert runtime.suffix.isidentifier()
+
+    @pytest.mark.parametrize("bits", [2, 4, 8])
+    def test_layers_of_equal_weights_are_stored_both(self, bits: int, tmp_path: Path) -> None:
+        """Converters let equal integers of different scales share their bytes, also where these are packed afterwards."""
+        first, second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        second.load_state_dict({name: 2 * tensor for name, tensor in first.state_dict().items()})
+        net = nn.Sequential(first, nn.ReLU(), second).eval()
+        inputs = torch.randn(16, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+        finished = deployed(Quantize((("0", bits, OFF), ("2", bits, OFF))).apply(net, inputs), inputs)
+        assert self.agreement(finished, inputs, tmp_path / "model") > EXACT

@@ -88,6 +88,7 @@ def _packed(content: bytes, weights: list[Weight]) -> bytes:
     """Return the file with its weights at 2 or 4 bits where they fit, and without what no runtime reads."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     (graph,) = model.subgraphs
+    _own_buffers(model)
     _unfold(model, weights)
     users: dict[int, set[int]] = {}
     for node in graph.operators:
@@ -109,6 +110,17 @@ def _packed(content: bytes, weights: list[Weight]) -> bytes:
     model.metadata = []
     model.description = b""
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _own_buffers(model: schema.ModelT) -> None:
+    """Give every tensor a buffer of its own: constants that are equal share one, and may be packed differently."""
+    (graph,) = model.subgraphs
+    seen: set[int] = set()
+    for tensor in graph.tensors:
+        if tensor.buffer in seen and model.buffers[tensor.buffer].data is not None:
+            model.buffers.append(copy.deepcopy(model.buffers[tensor.buffer]))
+            tensor.buffer = len(model.buffers) - 1
+        seen.add(tensor.buffer)
 
 
 def _unfold(model: schema.ModelT, weights: list[Weight]) -> None:
