@@ -210,7 +210,7 @@ class RuntimeContract:
 
     @pytest.mark.parametrize("bits", [2, 4, 8])
     def test_layers_of_equal_weights_are_stored_both(self, bits: int, tmp_path: Path) -> None:
-        """Converters let equal integers of different scales share their bytes, also where these are packed afterwards."""
+        """Converters let equal integers of different scales share their bytes, which are then packed once."""
         first, second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         second.load_state_dict({name: 2 * tensor for name, tensor in first.state_dict().items()})
         net = nn.Sequential(first, nn.ReLU(), second).eval()
