@@ -168,7 +168,8 @@ def within(bench: Bench, foreseen: Mapping[str, np.ndarray]) -> np.ndarray:
     for limit in limits_known_before(bench):
         name = limit.objective.name
         if name in foreseen:
-            sure = foreseen[name] * (1 + bench.foresight.doubt(name))
+            doubt = bench.foresight.doubt(name)
+            sure = foreseen[name] * (1 + doubt if limit.at_least is None else 1 - doubt)
             held &= np.array([limit.excess(float(value)) <= 0 for value in sure], dtype=bool)
     return held
 
