@@ -96,7 +96,7 @@ def test_what_files_measure_decides_who_stays(found: Study, home: Path) -> None:
     assert len(members) >= 2
     assert verified(found, spec, home).empty
     for place, trial in enumerate(members[:2]):
-        values = {"top1_file": 90.0 - place, "file_bytes": 1000 + place, "latency": {"cpu_ms": 1.0}}
+        values = {"top1_file": 90.0 - place, "file_bytes": 1000 + place, "latency": {"cpu_ms": 1.0, "ratio": 0.5}}
         save_json(record_path(home, trial, spec), values)
     table = verified(found, spec, home)
     assert list(table["number"]) == [trial.number for trial in members[:2]]
