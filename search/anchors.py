@@ -151,9 +151,9 @@ def within_limits(bench: Bench, table: Options, wanted: list[str]) -> np.ndarray
     """
     known = bench.foresight.foreseeable
     limited = [limit.objective.name for limit in limits_known_before(bench) if limit.at_most is not None]
-    both = [name for name in dict.fromkeys([*wanted, *limited]) if name in known]
+    both = tuple(name for name in dict.fromkeys([*wanted, *limited]) if name in known)
     found = np.zeros((0, len(table.names)), dtype=int)
-    for names in (wanted, both):
+    for names in dict.fromkeys((tuple(wanted), both)):  # once, where all that is limited is wanted
         chosen = virtual(table, [known[name] for name in names])
         held = chosen[within(bench, bench.foresight.of(combined(table, chosen)))]
         found = np.unique(np.concatenate([found, held]), axis=0)

@@ -77,8 +77,10 @@ class Foresight:
 
     def about(self, plan: Plan) -> dict[str, float]:
         """Return what is told of the learned costs of one plan."""
-        parts = outlined(self.frame, [plan]).parts() if self.learned else None
-        return {name: float(one.foreseen(parts)[0]) for name, one in self.learned.items() if parts is not None}
+        if not self.learned:
+            return {}
+        parts = outlined(self.frame, [plan]).parts()
+        return {name: float(one.foreseen(parts)[0]) for name, one in self.learned.items()}
 
     def check(self, told: Mapping[str, float], measured: Mapping[str, float]) -> None:
         """Compare what was told of a plan with what its network measured; what was wrong is not foreseen any more."""

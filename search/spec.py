@@ -55,8 +55,8 @@ class Recipe:
     batch_size
         Examples a step.
     learning_rate
-        The highest; it rises over the first 5% of the steps and falls along a cosine to zero. None: a range test on
-        the data tells it, once a study (see `search.rates`).
+        The highest; it rises over the first 5% of the steps and falls along a cosine to zero. None: each
+        training's is told from a range test, which is made once a study (see `search.rates`).
     weight_decay
         As the optimizer takes it.
     optimizer

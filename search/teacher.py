@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 from pathlib import Path
@@ -75,11 +74,11 @@ def trained(model: nn.Module, train: Examples, recipe: Recipe, *, seed: int = 0,
         model.load_state_dict(load_file(path))
         return model.eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    given = _Nobody(model, train), train, Labels(smoothing)
     if recipe.learning_rate is None:
-        given = copy.deepcopy(model), _Nobody(model, train), train, Labels(smoothing), recipe, seed
-        recipe = recipe.at_rate(range_test(*given))
+        recipe = recipe.at_rate(range_test(model, *given, recipe, seed))
     with track(f"training the teacher {kind}") as told:
-        recover(model, _Nobody(model, train), train, Labels(smoothing), recipe, seed, told)
+        recover(model, *given, recipe, seed, told)
     model.to("cpu")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")

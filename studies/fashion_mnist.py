@@ -137,12 +137,9 @@ def residual(data: str = "", trials: int = 40) -> StudySpec:
         Trained candidates.
     """
     found = splits(data)
-    torch.manual_seed(0)
-    recipe = Recipe(epochs=20, batch_size=128, learning_rate=4e-3, weight_decay=0.05, augment=flip_and_shift)
-    teacher = trained(Residual(), found.train, recipe, smoothing=0.05)
     return StudySpec(
         name="fashion-residual",
-        teacher=teacher,
+        teacher=_residual_teacher(found, stride=2, epochs=20),
         splits=found,
         space=_space(round_to=8),  # what the kernels of ONNX Runtime want
         objectives=(Top1(found.validation), Bops(found.validation.inputs)),
@@ -192,9 +189,7 @@ def deployed(
     """
     executing = named(runtime)
     found = splits(data)
-    torch.manual_seed(0)
-    recipe = Recipe(epochs=10, batch_size=128, learning_rate=4e-3, weight_decay=0.05, augment=flip_and_shift)
-    teacher = trained(Residual(stride=1), found.train, recipe, smoothing=0.05)
+    teacher = _residual_teacher(found, stride=1, epochs=10)
     latency = LatencyShare(Latency(executing, teacher, found.validation.inputs[:1]))
     return StudySpec(
         name=f"fashion-deployed-{runtime}",
@@ -236,6 +231,12 @@ def splits(data: str = "") -> Splits:
         _examples(images[-VALIDATION:], labels[-VALIDATION:]),
         _examples(test, test_labels),
     )
+
+
+def _residual_teacher(found: Splits, stride: int, epochs: int) -> nn.Module:
+    torch.manual_seed(0)
+    recipe = Recipe(epochs=epochs, batch_size=128, learning_rate=4e-3, weight_decay=0.05, augment=flip_and_shift)
+    return trained(Residual(stride), found.train, recipe, smoothing=0.05)
 
 
 def _space(round_to: int) -> Space:

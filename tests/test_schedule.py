@@ -106,7 +106,7 @@ def test_a_loss_that_is_never_finite_is_named() -> None:
         range_test(Net(), Teacher(teacher(), TRAIN), TRAIN, Nan(), Recipe(batch_size=32), 0)
 
 
-def test_a_study_tests_once_and_all_its_trainings_take_that_rate(
+def test_a_study_tests_once_and_all_its_trainings_take_their_rates_from_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = searched(unrated(), tmp_path)
