@@ -29,11 +29,12 @@ from search.pick import pick
 from search.progress import console
 from search.report import report
 from search.run import device_named, measure_teacher, run
-from search.sampler import DraftSampler, StratifiedRandom
+from search.sampler import DraftSampler
 from search.schedule import rated
 from search.shares import FILES
 from search.spec import Budget
 from search.storage import folder_of, open_study, writable
+from search.stratified import StratifiedRandom
 from search.tables import confirmed_table, front_table, latency_note
 from search.verification import record_words
 from spaces.anatomy import first_line

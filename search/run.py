@@ -21,10 +21,10 @@ from search.errors import REASON, Diverged, UserError
 from search.faith import misleading
 from search.front import front, spent
 from search.progress import EVERY_SECONDS, bar, console, duration
-from search.sampler import ENDS
 from search.schedule import LAST, affordable, prolong, promote, rated
 from search.shares import MEASURING
 from search.storage import ASKED, INTERRUPTED, enqueue, requeue_abandoned
+from search.stratified import ENDS
 from search.trial import run_trial
 
 if TYPE_CHECKING:

@@ -1,18 +1,17 @@
-"""Samplers for studies whose costs are known and whose trials are dear: from a draft, and evenly over the strengths."""
+"""A sampler for studies whose costs are known and whose trials are dear: it proposes from a draft."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import TrialState
 from scipy.stats import norm
 from sklearn.linear_model import BayesianRidge
 
 from search.draft import LEAST, choices_in, draft_of, metric_names, plausible
+from search.rungs import RUNG, STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +22,10 @@ if TYPE_CHECKING:
 
 THRESHOLDS = 256  # costs at which the gain of a candidate is looked at
 FEWEST = 4  # trained trials, from which the loss of the draft is corrected by what training gave
+MINOR = 0.1  # belief in what costs say of the outcome beside the loss: on the front one goes with the other
 MOVED = 2  # parameters of a plan that are changed where the draft is used up
 FAITHFUL = 0.7  # how often a parameter that the draft lacks is taken from a trial of the front
-ENDS = "ends"  # attribute of a study: the weakest and the strongest value of each parameter
+LOSSES = 2  # features that come from the loss; the costs follow
 
 
 class DraftSampler(BaseSampler):
@@ -33,8 +33,9 @@ class DraftSampler(BaseSampler):
 
     The draft is a study `<name>-draft` in the same storage, whose trials are cheap to have and many. An objective that
     both studies have under one metric name is known of every plan; the others are learned from the trials that were
-    trained, by a Bayesian regression on the draft's first value and the known ones. The gain is the mean, over
-    thresholds of the known objectives, of the expected improvement on the best that is within the threshold.
+    trained, by a Bayesian regression on the draft's first value and, with less belief, the known ones. Trials that were
+    stopped at a rung count with what trials of their kind ended with. The gain is the mean, over thresholds of the
+    known objectives, of the expected improvement on the best that is within the threshold.
     Where there is no draft, or nothing is known or all of it, trials are sampled by NSGA-II.
 
     All that it goes by is in the storage: any number of workers may share a study. What other workers are training
@@ -132,6 +133,10 @@ class _Table(NamedTuple):
         Which plans have values, shape (T,), and
     learned
         the learned objectives of these, all to be small, shape (T, L).
+    stopped
+        Which plans were stopped at a rung, shape (S,), and
+    foretold
+        the learned objectives that are expected of these, shape (S, L).
     pending
         Which plans are under way.
     others
@@ -144,6 +149,8 @@ class _Table(NamedTuple):
     taken: np.ndarray
     trained: np.ndarray
     learned: np.ndarray
+    stopped: np.ndarray
+    foretold: np.ndarray
     pending: np.ndarray
     others: np.ndarray
 
@@ -177,30 +184,57 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
     own = list(draft[0].params)
     place = {choices_in(trial, own): at for at, trial in enumerate(draft)}
     taken = np.zeros(len(draft), dtype=bool)
-    trained, outcomes, pending, others = [], [], [], []
+    trained, outcomes, rungs, pending, others = [], [], [], [], []
+    stopped, reached = [], []
     for trial in study.get_trials(deepcopy=False):
         at = place.get(choices_in(trial, own))
         if at is not None and (trial.state.is_finished() or trial.state == TrialState.RUNNING):
             taken[at] = True
             if trial.state == TrialState.RUNNING:
                 pending.append(at)
+            seen = trial.user_attrs.get(RUNG, {}).get("values", {})
+            rung = [signs[number] * seen.get(str(number), np.nan) for number in learned]
+            if STOPPED in trial.user_attrs:
+                stopped.append(at)
+                reached.append(rung)
         if trial.state == TrialState.COMPLETE:
             its = np.array(trial.values) * signs
             if at is not None:
                 trained.append(at)
                 outcomes.append(its[learned])
+                rungs.append(rung)
             else:
                 others.append([*_scaled(np.array(trial.values)[None, known])[0] * signs[known], *its[learned]])
+    shape = -1, len(learned)
+    ended = np.array(outcomes).reshape(shape)
+    foretold = _foretold(np.array(rungs).reshape(shape), ended, np.array(reached).reshape(shape))
     return _Table(
         features=np.column_stack([np.log(loss), np.sqrt(loss), costs]),
         costs=costs,
         plausible=plausible(values[:, 0]),
         taken=taken,
         trained=np.array(trained, dtype=int),
-        learned=np.array(outcomes).reshape(len(trained), len(learned)),
+        learned=ended,
+        stopped=np.array(stopped, dtype=int)[: len(foretold)],
+        foretold=foretold,
         pending=np.array(pending, dtype=int),
         others=np.array(others).reshape(len(others), len(known) + len(learned)),
     )
+
+
+def _foretold(rungs: np.ndarray, ended: np.ndarray, reached: np.ndarray) -> np.ndarray:
+    """Return what trials would have ended with that were stopped; nothing where too few were trained to tell.
+
+    A quarter into its training a network that is far behind is farther behind than it would be at the end.
+    """
+    known = np.isfinite(rungs).all(1)
+    if known.sum() < FEWEST or not np.isfinite(reached).all():
+        return ended[:0]
+    columns = [
+        BayesianRidge().fit(rungs[known, at, None], ended[known, at]).predict(reached[:, at, None])
+        for at in range(ended.shape[1] if len(reached) else 0)
+    ]
+    return np.column_stack(columns) if columns else ended[:0]
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
@@ -215,7 +249,8 @@ def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.nda
     limits = low + (high - low) * dice.random((THRESHOLDS, len(low)))
     gains = np.zeros(len(free))
     for column in range(table.learned.shape[1]) if len(table.trained) >= FEWEST else ():
-        expected, spread = _told(table.features, table.trained, table.learned[:, column])
+        outcomes = np.concatenate([table.learned[:, column], table.foretold[:, column]])
+        expected, spread = _told(table.features, np.concatenate([table.trained, table.stopped]), outcomes)
         count = table.costs.shape[1]
         costs = np.vstack([table.costs[table.trained], table.costs[table.pending], table.others[:, :count]])
         values = np.concatenate([table.learned[:, column], expected[table.pending], table.others[:, count + column]])
@@ -239,67 +274,9 @@ def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.nda
 
 def _told(features: np.ndarray, trained: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and deviation of an objective for every plan, from those that are trained."""
-    center, scale = features.mean(0), features.std(0) + 1e-9
-    normal = (features - center) / scale
+    normal = (features - features.mean(0)) / (features.std(0) + 1e-9)
+    normal[:, LOSSES:] *= MINOR
     middle, spread = values.mean(), values.std() + 1e-9
     model = BayesianRidge().fit(normal[trained], (values - middle) / spread)
     mean, deviation = model.predict(normal, return_std=True)
     return middle + spread * mean, np.maximum(spread * deviation, 1e-9)
-
-
-class StratifiedRandom(BaseSampler):
-    """Random plans, as many weak ones as strong ones.
-
-    Independent uniform draws of many parameters all compress about alike. Here a strength is drawn for each trial, and
-    the parameters scatter around it, between the ends that the study's attribute `ends` names, or its range.
-
-    Parameters
-    ----------
-    seed
-        Of the draws.
-    """
-
-    def __init__(self, *, seed: int | None = None) -> None:
-        self._dice = np.random.default_rng(seed)
-        self._random = RandomSampler(seed=seed)
-        self._strength = 0.0
-
-    def reseed_rng(self) -> None:
-        """Take other random numbers."""
-        self._dice = np.random.default_rng()
-        self._random.reseed_rng()
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:  # noqa: ARG002 - Optuna's signature
-        """Draw the strength of the trial."""
-        self._strength = float(self._dice.random())
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
-        """Return none: each parameter is drawn by itself."""
-        return {}
-
-    def sample_relative(
-        self,
-        study: Study,  # noqa: ARG002
-        trial: FrozenTrial,  # noqa: ARG002
-        search_space: dict[str, BaseDistribution],  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Return none."""
-        return {}
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:  # noqa: ANN401 - Optuna's signature
-        """Draw around the strength of the trial."""
-        kind = param_distribution
-        if not isinstance(kind, FloatDistribution | IntDistribution):
-            return self._random.sample_independent(study, trial, param_name, kind)
-        weak, strong = study.user_attrs.get(ENDS, {}).get(param_name, (kind.low, kind.high))
-        place = self._dice.beta(0.5 + 4 * self._strength, 0.5 + 4 * (1 - self._strength))
-        if kind.log:
-            value = math.exp(math.log(weak) + place * (math.log(strong) - math.log(weak)))
-        else:
-            value = weak + place * (strong - weak)
-        if kind.step:
-            value = kind.low + round((value - kind.low) / kind.step) * kind.step
-        value = min(max(value, kind.low), kind.high)
-        return int(value) if isinstance(kind, IntDistribution) else round(value, 12)

@@ -43,8 +43,9 @@ from search.clock import Clock
 from search.draft import draft_of
 from search.front import front, spent
 from search.run import measure_teacher, run
-from search.sampler import DraftSampler, StratifiedRandom
+from search.sampler import DraftSampler
 from search.storage import open_study, save_json
+from search.stratified import StratifiedRandom
 from search.trial import key_of, seed_of, state_path
 from spaces import BitWidths, PruneRatios, Ranks
 from studies.fashion_mnist import residual
