@@ -91,14 +91,14 @@ def run_trial(
     foreseen = bench.foresight.told(plan)
     _refuse(trial, spec, foreseen)
     model = bench.build(plan)
-    values = bench.measured(model, spec.costs)
+    shorter = _shorter(trial.study, key, folder)
+    values = bench.measured(model, spec.costs) if shorter is None else _costs(shorter, spec)
     bench.foresight.check(foreseen, values)
     _refuse(trial, spec, values)
     _note(trial, spec, values)
     trial.set_user_attr(EPOCHS, recipe.epochs)
-    shorter = _shorter(trial.study, key, folder)
     if shorter is not None:
-        model.load_state_dict(load_file(shorter))
+        model.load_state_dict(load_file(state_path(folder, shorter.number)))
     recipe = bench.rated(recipe, model, rate)
     trial.set_user_attr(RATE, recipe.learning_rate)
     rung = Rung(trial, bench, model, values, recipe.epochs, told, strict=strict)
@@ -167,11 +167,16 @@ def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTria
     return None
 
 
-def _shorter(study: Study, key: str, folder: Path) -> Path | None:
-    """Return the weights that an earlier, shorter training of the plan ended with: training goes on from there."""
+def _shorter(study: Study, key: str, folder: Path) -> FrozenTrial | None:
+    """Return an earlier, shorter training of the plan, if its weights are there: training goes on from those."""
     over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    alike = [state_path(folder, trial.number) for trial in over if trial.user_attrs.get(KEY) == key]
-    return next((path for path in reversed(alike) if path.exists()), None)
+    alike = [trial for trial in over if trial.user_attrs.get(KEY) == key]
+    return next((trial for trial in reversed(alike) if state_path(folder, trial.number).exists()), None)
+
+
+def _costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
+    """Return what an earlier trial of the plan measured before its training, which changes none of it."""
+    return {objective.name: earlier.user_attrs[VALUES][objective.name] for objective in spec.costs}
 
 
 def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
