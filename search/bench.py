@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from search.spec import Recipe, StudySpec
     from spaces import Anatomy, Plan
 
-STEPS_TIMED = 5
+STEPS_TIMED = 10
 FEW = 128  # calibration inputs of a network that is only scored
 
 
@@ -131,16 +131,19 @@ class Bench:
         """How good a network is before it is trained."""
         return Score(self)
 
-    def seconds_a_step(self, recipe: Recipe) -> float:
-        """Return the time of a training step of the teacher, told from a few of them."""
+    def seconds_a_candidate(self, recipe: Recipe, plan: Plan) -> tuple[float, float]:
+        """Return the time of a training step, and of all else that a candidate takes, told from one and a few steps."""
         train = self.spec.splits.train
         one = recipe.longer(1 / recipe.steps(len(train))).at_rate(LOWEST)
-        recovery = self.spec.space.recovery.suggest(FixedTrial(self.spec.space.recovery.usual()))
-        model = copied(self.model)
-        recover(model, self.teacher, train, recovery, one, 0)
         started = time.process_time()
-        recover(model, self.teacher, train, recovery, one.longer(STEPS_TIMED), 0)
-        return (time.process_time() - started) / STEPS_TIMED
+        model = self.build(plan)
+        self.measured(model, self.spec.measured)
+        else_ = time.process_time() - started
+        with self.shares.spending(TRAINING):
+            recover(model, self.teacher, train, plan.recovery, one, 0)
+            started = time.process_time()
+            recover(model, self.teacher, train, plan.recovery, one.longer(STEPS_TIMED), 0)
+        return (time.process_time() - started) / STEPS_TIMED, else_
 
 
 def _classes(answer: object, *, classified: bool) -> int:

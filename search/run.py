@@ -76,7 +76,7 @@ def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
         console.print(f"{done} of {spec.budget.trials} trials are done; --trials asks for more")
         return True
     rate = rated(study, bench)
-    recipe = affordable(bench, clock, bench.spec.recipe)
+    recipe = affordable(study, bench, clock, bench.spec.recipe)
     if count := promote(study, recipe.epochs):
         console.print(f"{count} members of the front were trained for clearly less than there is time for: training on")
     with _Watch(study, spec, bench, folder, recipe, rate, clock) as watch, warnings.catch_warnings():
@@ -207,7 +207,7 @@ class _Watch:
         short = self.recipe.epochs < self.spec.recipe.epochs
         if not self.prolonged and short and self.clock.spent >= 1 - LAST:
             self.prolonged = True
-            count = prolong(self.study, self.spec.recipe.epochs, self.clock.left)
+            count = prolong(self.study, self.spec, self.clock.left)
             if count:
                 console.print(f"the last of the time is for {count} members of the front: training on")
 

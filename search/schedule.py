@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
+import numpy as np
 from optuna.trial import FixedTrial, TrialState
 
 from search.front import front, trained
@@ -15,15 +16,18 @@ from search.storage import ASKED, enqueue, fixed, params_of
 from search.trial import EPOCHS, SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna import Study
     from optuna.trial import FrozenTrial
 
     from search.bench import Bench
     from search.clock import Clock
-    from search.spec import Recipe
+    from search.spec import Recipe, StudySpec
+    from spaces import Plan
 
 RANGE = "range_test"  # attribute of a study: what it gave
-ENOUGH = 12  # candidates that must be trained in the time that is left, or trainings are shortened
+ENOUGH = 8  # candidates that must be trained in the time that is left, or trainings are shortened
 LEAST_STEPS = 25  # of a training
 LAST = 0.25  # share of the time, at its end, in which members of the front are trained on where trainings are short
 WORTH = 1.5  # times the epochs that a member had: below that, training it again is not worth its time
@@ -35,13 +39,11 @@ def rated(study: Study, bench: Bench) -> Rate | None:
     The test is made on the last of the plans that the study starts with, the smallest network: what has lost little is
     served by almost any rate, and a test on it tells little.
     """
-    recipe, space = bench.spec.recipe, bench.spec.space
+    recipe = bench.spec.recipe
     if recipe.learning_rate is not None:
         return None
     if RANGE not in study.user_attrs:
-        first = [fixed(trial) for trial in study.get_trials(deepcopy=False) if fixed(trial)]
-        params = first[-1] if first else space.uniform(bench.anatomy, (0.5,) * len(space.steps))
-        plan = space.suggest(FixedTrial(space.recovery.usual() | params), bench.anatomy)
+        plan = _first(study, bench)[-1]
         model = bench.build(plan)
         with bench.shares.spending(TRAINING):
             train = bench.spec.splits.train
@@ -51,51 +53,82 @@ def rated(study: Study, bench: Bench) -> Rate | None:
     return Rate(*study.user_attrs[RANGE])
 
 
-def affordable(bench: Bench, clock: Clock, recipe: Recipe) -> Recipe:
+def _first(study: Study, bench: Bench) -> list[Plan]:
+    """Return the plans that the study starts with, the largest first; if there are none, one of half strength."""
+    space = bench.spec.space
+    known = [fixed(trial) for trial in study.get_trials(deepcopy=False) if fixed(trial)]
+    return [
+        space.suggest(FixedTrial(space.recovery.usual() | params), bench.anatomy)
+        for params in known or [space.uniform(bench.anatomy, (0.5,) * len(space.steps))]
+    ]
+
+
+def affordable(study: Study, bench: Bench, clock: Clock, recipe: Recipe) -> Recipe:
     """Return the recipe, shortened where the time that is left would not train candidates enough."""
     if not clock.timed:
         return recipe
-    train = bench.spec.splits.train
-    a_candidate = bench.seconds_a_step(recipe) * recipe.steps(len(train))
-    if clock.left >= ENOUGH * a_candidate:
+    plans = _first(study, bench)
+    steps = recipe.steps(len(bench.spec.splits.train))
+    a_step, besides = bench.seconds_a_candidate(recipe, plans[len(plans) // 2])
+    if clock.left >= ENOUGH * (a_step * steps + besides):
         return recipe
-    share = (clock.left - LAST * clock.total) / (ENOUGH * a_candidate)
-    short = recipe.longer(min(1.0, max(share, LEAST_STEPS / recipe.steps(len(train)))))
-    count, part = short.steps(len(train)), short.epochs / recipe.epochs
+    affords = ((clock.left - LAST * clock.total) / ENOUGH - besides) / a_step
+    short = recipe.longer(min(1.0, max(affords, LEAST_STEPS) / steps))
+    count, part = short.steps(len(bench.spec.splits.train)), short.epochs / recipe.epochs
     console.print(f"candidates are trained for {count} steps, {part:.0%} of the recipe, to be in time")
     return short
 
 
-def prolong(study: Study, most: float, seconds: float) -> int:
-    """Enqueue the members of the front to be trained on, as long as the time allows; return how many there are.
+def prolong(study: Study, spec: StudySpec, seconds: float) -> int:
+    """Enqueue members of the front to be trained on, all or those that have most to gain; return how many.
+
+    A network that is far behind the best of the front gains most from more training, and one that is as good as it
+    gains nothing. So where the time would not train all for clearly longer than they were, the best are left out.
 
     Parameters
     ----------
-    study
-        Of which every trained trial says how long it took.
-    most
-        Epochs of the longest training that is wanted.
+    study, spec
+        Of which every trained trial says how long it took. None is trained for longer than the recipe says.
     seconds
         CPU time for all of them.
     """
-    members = front(study)
-    each = [trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in trained(study)]
-    if not members:
-        return 0
-    epochs = min(most, seconds / (len(members) * statistics.fmean(each)))
-    return promote(study, epochs)
+    over = trained(study)
+    a_epoch = statistics.fmean(trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in over) if over else 0.0
+    members = _short(study, front(study), spec.recipe.epochs)
+    members.sort(key=lambda member: _behind(member, over, spec), reverse=True)
+    for count in range(len(members), 0, -1):
+        chosen, epochs = members[:count], min(spec.recipe.epochs, seconds / (count * a_epoch))
+        if len(_short(study, chosen, epochs)) == count:
+            return _enqueued(study, chosen, epochs)
+    return 0
 
 
 def promote(study: Study, epochs: float) -> int:
     """Enqueue the members of the front that were trained for clearly less; return how many."""
+    return _enqueued(study, _short(study, front(study), epochs), epochs)
+
+
+def _short(study: Study, members: Sequence[FrozenTrial], epochs: float) -> list[FrozenTrial]:
+    """Return the members whose longest training, over or to come, is clearly shorter than so many epochs."""
     over = study.get_trials(deepcopy=False)
-    count = 0
-    for member in front(study):
-        same = [trial for trial in over if params_of(trial) == member.params]
-        if WORTH * max(_length(trial) for trial in same) <= epochs:
-            enqueue(study, member.params, epochs)
-            count += 1
-    return count
+    longest = [max(_length(trial) for trial in over if params_of(trial) == member.params) for member in members]
+    return [member for member, length in zip(members, longest, strict=True) if WORTH * length <= epochs]
+
+
+def _enqueued(study: Study, members: Sequence[FrozenTrial], epochs: float) -> int:
+    for member in members:
+        enqueue(study, member.params, epochs)
+    return len(members)
+
+
+def _behind(member: FrozenTrial, over: Sequence[FrozenTrial], spec: StudySpec) -> float:
+    """Return how far a trial is behind the best, in shares of the range, over all objectives that training changes."""
+    places = [at for at, objective in enumerate(spec.objectives) if not objective.is_cost]
+    values = np.array([trial.values for trial in over])[:, places]
+    signs = [1 if spec.objectives[at].direction == "maximize" else -1 for at in places]
+    best = (values * signs).max(0)
+    own = np.array(member.values)[places] * signs
+    return float(((best - own) / np.maximum(np.ptp(values, axis=0), 1e-12)).sum())
 
 
 def _length(trial: FrozenTrial) -> float:

@@ -148,10 +148,10 @@ def test_a_run_keeps_to_its_time_and_shortens_trainings_for_it(
 
 
 def test_a_recipe_that_fits_is_left_alone() -> None:
-    recipe = shared().spec.recipe
-    assert affordable(shared(), Clock(Budget()), recipe) is recipe
-    assert affordable(shared(), Clock(Budget(None, minutes=1000)), recipe) is recipe
-    short = affordable(shared(), Clock(Budget(None, cpu_seconds=1e-3)), recipe.of_length(1000))
+    recipe, new = shared().spec.recipe, optuna.create_study()
+    assert affordable(new, shared(), Clock(Budget()), recipe) is recipe
+    assert affordable(new, shared(), Clock(Budget(None, minutes=1000)), recipe) is recipe
+    short = affordable(new, shared(), Clock(Budget(None, cpu_seconds=1e-3)), recipe.of_length(1000))
     assert short.steps(192) == 25
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ from search.front import front, trained
 from search.rates import HIGHEST, LONGEST, LOWEST, Rate, range_test
 from search.recover import Teacher, recover
 from search.schedule import RANGE, prolong, promote, rated
-from search.storage import ASKED
-from search.trial import EPOCHS, RATE, state_path
+from search.storage import ASKED, fixed
+from search.trial import EPOCHS, RATE, SECONDS, VALUES, state_path
 from spaces import Distill
 from tests.small_study import Net, bench, searched, splits, study, teacher, watched
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from objectives.objective import Direction
 
 TRAIN = splits().train
 
@@ -160,11 +162,49 @@ def test_a_longer_training_starts_with_the_weights_of_the_shorter(
     assert all(torch.equal(stored[name], tensor) for name, tensor in seen[0].items())
 
 
+@dataclasses.dataclass
+class Drifting:
+    """A cost that is more at every measurement."""
+
+    name: ClassVar[str] = "drift"
+    direction: ClassVar[Direction] = "minimize"
+    is_cost: ClassVar[bool] = True
+    calls: ClassVar[int] = 0
+
+    def __call__(self, model: nn.Module) -> float:
+        Drifting.calls += 1
+        return 1.0 + Drifting.calls
+
+
+def test_costs_are_not_measured_again_of_a_network_that_is_trained_on(tmp_path: Path) -> None:
+    spec = dataclasses.replace(study(4), reported=(Drifting(),))
+    main = searched(spec, tmp_path)
+    before = {str(trial.params): trial.user_attrs[VALUES]["drift"] for trial in front(main)}
+    promote(main, 2.0)
+    again = searched(dataclasses.replace(spec, budget=Budget(16)), tmp_path)
+    longer = [trial for trial in again.trials if ASKED in trial.user_attrs]
+    assert {str(trial.params): trial.user_attrs[VALUES]["drift"] for trial in longer} == before
+
+
 def test_the_last_of_a_short_time_is_for_the_front(tmp_path: Path) -> None:
     main = searched(study(6), tmp_path)
-    assert prolong(main, most=50.0, seconds=1e-6) == 0
-    assert prolong(main, most=50.0, seconds=1e6) == len(front(main))
+    long = dataclasses.replace(study(6), recipe=dataclasses.replace(study(6).recipe, epochs=50.0))
+    assert prolong(main, long, seconds=1e-6) == 0
+    assert prolong(main, long, seconds=1e6) == len(front(main))
     asked = {
         trial.user_attrs[ASKED] for trial in main.get_trials(states=(TrialState.WAITING,)) if ASKED in trial.user_attrs
     }
     assert asked == {50.0}
+
+
+def test_where_the_time_does_not_do_for_all_who_is_farthest_behind_is_trained_on(tmp_path: Path) -> None:
+    main = searched(study(6), tmp_path)
+    members = front(main)
+    assert len(members) > 1
+    over = trained(main)
+    for_two = 2 * sum(trial.user_attrs[SECONDS] for trial in over) / len(over)
+    long = dataclasses.replace(study(6), recipe=dataclasses.replace(study(6).recipe, epochs=50.0))
+    assert prolong(main, long, seconds=for_two) == 1
+    (waiting,) = (trial for trial in main.get_trials(states=(TrialState.WAITING,)) if ASKED in trial.user_attrs)
+    assert waiting.user_attrs[ASKED] == pytest.approx(2.0)
+    assert fixed(waiting) == min(members, key=lambda member: member.values[0]).params
