@@ -44,10 +44,11 @@ class SizeBytes:
             id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()
         }
         layout = self.runtime.layout
-        total = layout.graph
+        total, coded = layout.graph, []
         for module in model.modules():
             if isinstance(module, LowPrecision):
                 total += _low_precision(layout, module)
+                coded += [_channels(layout, module)]
             elif id(module) not in inside:
                 numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False))
                 total += (
@@ -55,7 +56,7 @@ class SizeBytes:
                     if _is_layer(module)
                     else 4 * numbers
                 )
-        return float(round(total))
+        return float(round(total + _zeros(layout, np.array([coded]))[0]))
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the same prediction from the shapes."""
@@ -70,8 +71,9 @@ class SizeBytes:
             activation_bits=parts.activation_bits,
             levels=parts.levels,
         )
-        total: np.ndarray = (each * (parts.outputs > 0).astype(float)).sum((0, 2)) + 4 * parts.parameters
-        return total
+        coded = _coded(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
+        zeros: np.ndarray = _zeros(layout, np.moveaxis(coded, 1, 0).reshape(coded.shape[1], -1))
+        return zeros + (each * (parts.outputs > 0).astype(float)).sum((0, 2)) + 4 * parts.parameters
 
 
 @cache
@@ -115,6 +117,31 @@ def _bytes(
     rounding = layout.inputs * (activation_bits < FLOAT_BITS) + layout.clip * (activation_bits < BYTE) + entries
     scales = outputs * scale[width, activation_bits]
     return node + rounding + np.ceil(weights * stored[width, activation_bits] / BYTE) + 4.0 * floats + scales
+
+
+def _coded(
+    layout: FileLayout, outputs: Numbers, weight_bits: Numbers, activation_bits: Numbers, levels: Numbers
+) -> np.ndarray:
+    """Return the output channels of each layer whose weight is stored as integers, 0 of others."""
+    stored, *_ = _tables(layout)
+    channels: np.ndarray = outputs * (stored[weight_bits, activation_bits] < FLOAT_BITS) * (levels == 0)
+    return channels
+
+
+def _zeros(layout: FileLayout, channels_NL: np.ndarray) -> np.ndarray:
+    """Return what zero points take in each of N networks, whose layers share those of as many channels, shape (N,)."""
+    sorted_NL = np.sort(channels_NL, axis=1)
+    total: np.ndarray = layout.zeros * (sorted_NL * (np.diff(sorted_NL, axis=1, prepend=0) > 0)).sum(1)
+    return total
+
+
+def _channels(layout: FileLayout, module: LowPrecision) -> float:
+    """Return the output channels of a layer whose weight is stored as integers, 0 of another."""
+    assert isinstance(module, nn.Module)
+    if "codes" not in dict(module.named_parameters()):
+        return 0.0
+    outputs, levels = (module.get_buffer(name).numel() for name in ("scale", "levels"))
+    return float(_coded(layout, outputs, module.weight_bits, module.activation_bits, levels))
 
 
 def _node(layout: FileLayout, linear: Numbers, padded: Numbers, strided: Numbers, grouped: Numbers) -> Numbers:

@@ -27,6 +27,8 @@ class FileLayout:
         The widths in which it is stored, ascending; a wider one takes 32.
     codebook
         What a weight of indices and its table take more; None where it is stored as the numbers that it stands for.
+    zeros
+        What integer weights take more for each of their output channels, once for all weights of as many channels.
     inputs, clip
         What rounding a layer's inputs takes more, and what at less than 8 bits, whatever its weight is.
     """
@@ -44,6 +46,7 @@ class FileLayout:
     floating_bits: tuple[int, ...] = ()
     integer_bits: tuple[int, ...] = ()
     codebook: float | None = None
+    zeros: float = 0
     inputs: float = 0
     clip: float = 0
 

@@ -57,16 +57,18 @@ class LiteRt:
 
     @property
     def layout(self) -> FileLayout:
-        """Fitted to 42 files of random plans for three networks, of 13 to 314 kilobytes: within 1.2% of all."""
+        """Fitted to 62 files of plans for four networks, of 6 to 314 kilobytes: within 2.8% of all."""
         return FileLayout(
-            graph=1232,
-            convolution=235,
-            linear=464,
-            padded=133,
-            floating=189,
-            integer=270,
-            floating_scale=11.2,
-            integer_scale=20.3,
+            graph=1200,
+            convolution=191,
+            linear=379,
+            padded=43,
+            strided=130,
+            floating=62,
+            integer=74,
+            floating_scale=4.1,
+            integer_scale=8.1,
+            zeros=12,
             floating_bits=(2, 4, 8),
             integer_bits=(4, 8),
         )

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import flatbuffers
 import litert_torch
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, fx, nn
 
 _ROUND = torch.ops.quantized_decomposed.quantize_per_channel.default
+_IDENTIFIER = b"TFL3"
 _DEQUANTIZE_VERSION = 6  # the first that knows 4 bits
 # the orders of a weight's dimensions in a file: convolutions, depthwise ones
 _ORDERS = {4: ((0, 2, 3, 1), (1, 2, 3, 0))}
@@ -109,7 +111,38 @@ def _packed(content: bytes, weights: list[Weight]) -> bytes:
                 break
     model.metadata = []
     model.description = b""
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    _drop_empty(model)
+    builder = _Sharing()
+    builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _drop_empty(model: schema.ModelT) -> None:
+    """Leave out buffers without data, all but the first, which stands for none, and scales where there are none."""
+    (graph,) = model.subgraphs
+    used = [0, *sorted({tensor.buffer for tensor in graph.tensors if model.buffers[tensor.buffer].data is not None})]
+    for tensor in graph.tensors:
+        tensor.buffer = used.index(tensor.buffer) if tensor.buffer in used else 0
+        if tensor.quantization is not None and tensor.quantization.scale is None:
+            tensor.quantization = None
+        elif tensor.quantization is not None:
+            tensor.quantization.zeroPoint = np.asarray(tensor.quantization.zeroPoint, np.int64)
+    model.buffers = [model.buffers[at] for at in used]
+
+
+class _Sharing(flatbuffers.Builder):  # type: ignore[misc]
+    """A builder that writes equal vectors once: each channel of weight and bias has 8 bytes of zero points, all 0."""
+
+    def __init__(self) -> None:
+        super().__init__(1024)
+        self._written: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802 - overrides
+        """Return the place of a vector of numbers."""
+        key = x.dtype.str, x.tobytes()
+        if key not in self._written:
+            self._written[key] = super().CreateNumpyVector(x)
+        return self._written[key]
 
 
 def _own_buffers(model: schema.ModelT) -> None:
