@@ -72,8 +72,9 @@ class SizeBytes:
             levels=parts.levels,
         )
         coded = _coded(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
-        zeros: np.ndarray = _zeros(layout, np.moveaxis(coded, 1, 0).reshape(coded.shape[1], -1))
-        return zeros + (each * (parts.outputs > 0).astype(float)).sum((0, 2)) + 4 * parts.parameters
+        total: np.ndarray = (each * (parts.outputs > 0).astype(float)).sum((0, 2)) + 4 * parts.parameters
+        total += _zeros(layout, np.moveaxis(coded, 1, 0).reshape(coded.shape[1], -1))
+        return total
 
 
 @cache
