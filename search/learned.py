@@ -56,7 +56,7 @@ class Learned:
     prices_F
         What one unit of each kind of work costs, in the objective's unit.
     error
-        Median relative error on the networks that it was learned from.
+        Median relative error on the networks that it was learned from, each told from the others.
     """
 
     name: str
@@ -73,9 +73,10 @@ def work(parts: Parts) -> np.ndarray:
     """Return how much work of each kind there is in each network, shape (N, F).
 
     Multiply-adds of convolutions in floating point, of those between integers, of grouped ones and of linear layers,
-    all with output channels filled up to eight and to sixteen; multiply-adds as they are; bits of weights; weights of
-    less than a byte, unpacked for floating point; numbers written, and those of layers with rounded inputs; layers, and
-    those with rounded inputs; multiply-adds of other products; and 1.
+    all with output channels filled up to eight and to sixteen; multiply-adds as they are, of grouped ones between
+    integers, and of layers whose weights of less than a byte are unpacked at every inference; bits of weights; numbers
+    written, and those of layers with rounded inputs; layers, those with rounded inputs and those that are unpacked;
+    multiply-adds of other products; and 1.
     """
     whole = np.broadcast_arrays(
         parts.macs, parts.weights, parts.outputs, parts.weight_bits, parts.activation_bits, parts.linear, parts.grouped
@@ -86,11 +87,13 @@ def work(parts: Parts) -> np.ndarray:
     written = outputs * macs / np.maximum(weights, 1)
     rounded = there & (activation_bits < OFF)
     integer = rounded & (weight_bits < OFF)
-    dense = there & ~(linear > 0) & ~(grouped > 0)
+    alone = grouped > 0
+    dense = there & ~(linear > 0) & ~alone
+    unpacked = [there & (weight_bits < BYTE) & kind for kind in (integer, ~integer)]
     each = (
-        *(filled * kind for filled in blocks for kind in (dense & ~integer, dense & integer, grouped > 0, linear > 0)),
-        macs, weights * weight_bits, weights * ((weight_bits < BYTE) & ~integer), written, written * rounded,
-        there, rounded,
+        *(filled * kind for filled in blocks for kind in (dense & ~integer, dense & integer, alone, linear > 0)),
+        macs, macs * (alone & integer), *(macs * (kind & these) for kind in unpacked for these in (dense, alone)),
+        weights * weight_bits, written, written * rounded, there, rounded, *unpacked,
     )  # fmt: skip
     sums = [kind.sum((0, 2)) for kind in each]
     return np.column_stack([*sums, parts.product_macs, np.ones(len(sums[0]))])
@@ -104,10 +107,16 @@ def fitted(name: str, parts: Parts, values_N: np.ndarray) -> Learned:
     Lawson & Hanson 1974, Solving Least Squares Problems, ch. 23.
     """
     done_NF = work(parts)
+    left_out = [~np.eye(len(values_N), dtype=bool)[at] for at in range(len(values_N))]
+    told_N = [done_NF[at] @ _prices(done_NF[others], values_N[others]) for at, others in enumerate(left_out)]
+    return Learned(name, _prices(done_NF, values_N), float(np.median(np.abs(told_N / values_N - 1))))
+
+
+def _prices(done_NF: np.ndarray, values_N: np.ndarray) -> np.ndarray:
     scale_F = np.maximum(np.abs(done_NF).max(0), 1e-12)
-    prices, _ = nnls(done_NF / scale_F / values_N[:, None], np.ones(len(values_N)))
-    told_N = done_NF @ (prices / scale_F)
-    return Learned(name, prices / scale_F, float(np.median(np.abs(told_N / values_N - 1))))
+    prices_F, _ = nnls(done_NF / scale_F / values_N[:, None], np.ones(len(values_N)))
+    scaled: np.ndarray = prices_F / scale_F
+    return scaled
 
 
 def learn(bench: Bench, seconds: float) -> None:

@@ -17,9 +17,10 @@ from search.clock import Clock
 from search.draft import ONE_SHOT, draft_of
 from search.faith import learned_costs
 from search.front import trained
-from search.learned import FEWEST, NETWORKS, learn, work
-from spaces import quantized
+from search.learned import FEWEST, NETWORKS, fitted, learn, work
+from spaces import Distill, Plan, Quantize, quantized
 from spaces.outline import outlined
+from spaces.quantized import OFF
 from tests.small_study import bench, searched, study
 
 if TYPE_CHECKING:
@@ -133,14 +134,32 @@ def test_limits_on_it_bound_the_draft() -> None:
         assert energy(shared.finish(shared.build(plan))) <= 1.1 * limit.bound
 
 
+def test_work_of_layers_whose_weights_are_unpacked_is_counted_apart() -> None:
+    shared = bench(spec())
+    pairs = (("first", 4, OFF), ("second", 4, 8), ("head", 8, 8))
+    plan = Plan((Quantize(pairs),), Distill())
+    done = work(outlined(shared.foresight.frame, [plan]).parts())[0]
+    first, second = 8 * 9 * 64, 8 * 8 * 9 * 16
+    integer, floating = (second, 0), (first, 0)  # of whole convolutions, of grouped ones
+    assert done[9:14].tolist() == [0, *integer, *floating]
+    assert done[-6:-2].tolist() == [3, 2, 1, 1], "layers, with rounded inputs, unpacked between integers and not"
+
+
+def test_the_error_is_that_of_networks_that_were_not_learned_from() -> None:
+    shared = bench(spec())
+    plans = [None, *(Plan((Quantize((("first", bits, OFF),)),), Distill()) for bits in (2, 4, 8))]
+    parts = outlined(shared.foresight.frame, plans).parts()
+    assert fitted("noise", parts, np.array([1.0, 5.0, 1.0, 5.0])).error > 0.2
+
+
 def test_work_counts_the_layers_and_fills_channels_up_to_blocks() -> None:
     shared = bench(spec())
     done = work(outlined(shared.foresight.frame, [None]).parts())
-    assert done.shape == (1, 17)
+    assert done.shape == (1, 23)
     first, second, head = 8 * 9 * 64, 8 * 8 * 9 * 16, 32 * 4
     weights = 32 * (8 * 9 + 8 * 8 * 9 + head)
     written = 8 * 64 + 8 * 16 + 4
     assert done[0].tolist() == [
         *(first + second, 0, 0, 2 * head), *(2 * (first + second), 0, 0, 4 * head),
-        first + second + head, weights, 0, written, 0, 3, 0, 0, 1,
+        first + second + head, *[0] * 5, weights, written, 0, 3, 0, 0, 0, 0, 1,
     ]  # fmt: skip
