@@ -71,9 +71,10 @@ class SizeBytes:
             activation_bits=parts.activation_bits,
             levels=parts.levels,
         )
-        coded = _coded(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
         total: np.ndarray = (each * (parts.outputs > 0).astype(float)).sum((0, 2)) + 4 * parts.parameters
-        total += _zeros(layout, np.moveaxis(coded, 1, 0).reshape(coded.shape[1], -1))
+        if layout.zeros:
+            coded = _coded(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
+            total += _zeros(layout, np.moveaxis(coded, 1, 0).reshape(coded.shape[1], -1))
         return total
 
 

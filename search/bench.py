@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -132,18 +133,18 @@ class Bench:
         return Score(self)
 
     def seconds_a_candidate(self, recipe: Recipe, plan: Plan) -> tuple[float, float]:
-        """Return the time of a training step, and of all else that a candidate takes, told from one and a few steps."""
+        """Return the CPU seconds of a training step, and of building and measuring, both from one network."""
         train = self.spec.splits.train
-        one = recipe.longer(1 / recipe.steps(len(train))).at_rate(LOWEST)
+        one = replace(recipe.longer(1 / recipe.steps(len(train))), learning_rate=LOWEST)
         started = time.process_time()
         model = self.build(plan)
         self.measured(model, self.spec.measured)
-        else_ = time.process_time() - started
+        besides = time.process_time() - started
         with self.shares.spending(TRAINING):
             recover(model, self.teacher, train, plan.recovery, one, 0)
             started = time.process_time()
             recover(model, self.teacher, train, plan.recovery, one.longer(STEPS_TIMED), 0)
-        return (time.process_time() - started) / STEPS_TIMED, else_
+        return (time.process_time() - started) / STEPS_TIMED, besides
 
 
 def _classes(answer: object, *, classified: bool) -> int:

@@ -53,8 +53,15 @@ class Foresight:
         return {**self.known, **{name: (learned, 0.0) for name, learned in self.learned.items()}}
 
     def learn(self, learned: Learned) -> None:
-        """Take in a cost that is told about, and not exactly: it serves a draft and refuses nothing."""
+        """Take in a cost that is told about, and not exactly."""
         self.learned[learned.name] = learned
+
+    def remember(self, plan: Plan, measured: Mapping[str, float]) -> None:
+        """Learn from one network more: those that a search looks at are unlike those that it began with."""
+        if self.learned.keys() & measured.keys():
+            parts = outlined(self.frame, [plan]).parts()
+            for name in self.learned.keys() & measured.keys():
+                self.learned[name] = self.learned[name].and_of(parts, measured[name])
 
     def doubt(self, name: str) -> float:
         """Return by what share a cost is usually more or less than what is told of it; 0 of what is known exactly."""

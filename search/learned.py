@@ -57,16 +57,24 @@ class Learned:
         What one unit of each kind of work costs, in the objective's unit.
     error
         Median relative error on the networks that it was learned from, each told from the others.
+    done_NF, values_N
+        The work in these networks, and what they cost.
     """
 
     name: str
     prices_F: np.ndarray
     error: float
+    done_NF: np.ndarray
+    values_N: np.ndarray
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the cost of each network, shape (N,)."""
         told: np.ndarray = work(parts) @ self.prices_F
         return told
+
+    def and_of(self, parts: Parts, value: float) -> Learned:
+        """Return the cost as learned from one network more, and what that was measured to cost."""
+        return _fitted(self.name, np.vstack([self.done_NF, work(parts)]), np.append(self.values_N, value))
 
 
 def work(parts: Parts) -> np.ndarray:
@@ -74,9 +82,9 @@ def work(parts: Parts) -> np.ndarray:
 
     Multiply-adds of convolutions in floating point, of those between integers, of grouped ones and of linear layers,
     all with output channels filled up to eight and to sixteen; multiply-adds as they are, of grouped ones between
-    integers, and of layers whose weights of less than a byte are unpacked at every inference; bits of weights; numbers
-    written, and those of layers with rounded inputs; layers, those with rounded inputs and those that are unpacked;
-    multiply-adds of other products; and 1.
+    integers, and of convolutions whose weights of less than a byte are unpacked at every inference; bits of weights;
+    numbers written, and those of layers with rounded inputs; layers, those with rounded inputs and those that are
+    unpacked; multiply-adds of other products; and 1.
     """
     whole = np.broadcast_arrays(
         parts.macs, parts.weights, parts.outputs, parts.weight_bits, parts.activation_bits, parts.linear, parts.grouped
@@ -106,10 +114,14 @@ def fitted(name: str, parts: Parts, values_N: np.ndarray) -> Learned:
     ----------
     Lawson & Hanson 1974, Solving Least Squares Problems, ch. 23.
     """
-    done_NF = work(parts)
-    left_out = [~np.eye(len(values_N), dtype=bool)[at] for at in range(len(values_N))]
-    told_N = [done_NF[at] @ _prices(done_NF[others], values_N[others]) for at, others in enumerate(left_out)]
-    return Learned(name, _prices(done_NF, values_N), float(np.median(np.abs(told_N / values_N - 1))))
+    return _fitted(name, work(parts), values_N)
+
+
+def _fitted(name: str, done_NF: np.ndarray, values_N: np.ndarray) -> Learned:
+    left_out = enumerate(~np.eye(len(values_N), dtype=bool))
+    told_N = [done_NF[at] @ _prices(done_NF[others], values_N[others]) for at, others in left_out]
+    error = float(np.median(np.abs(told_N / values_N - 1)))
+    return Learned(name, _prices(done_NF, values_N), error, done_NF, values_N)
 
 
 def _prices(done_NF: np.ndarray, values_N: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from sklearn.linear_model import BayesianRidge
 
 from search.draft import LEAST, choices_in, draft_of, metric_names, plausible
 from search.rungs import RUNG, STOPPED
+from search.trial import VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,6 +138,8 @@ class _Table(NamedTuple):
         Which plans were stopped at a rung, shape (S,), and
     foretold
         the learned objectives that are expected of these, shape (S, L).
+    by_loss
+        Which learned objectives training changes, and the others are costs that the draft does not know, shape (L,).
     pending
         Which plans are under way.
     others
@@ -151,6 +154,7 @@ class _Table(NamedTuple):
     learned: np.ndarray
     stopped: np.ndarray
     foretold: np.ndarray
+    by_loss: np.ndarray
     pending: np.ndarray
     others: np.ndarray
 
@@ -184,16 +188,16 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
     own = list(draft[0].params)
     place = {choices_in(trial, own): at for at, trial in enumerate(draft)}
     taken = np.zeros(len(draft), dtype=bool)
-    trained, outcomes, rungs, pending, others = [], [], [], [], []
-    stopped, reached = [], []
+    trained, outcomes, rungs, stopped, reached, pending, others = [], [], [], [], [], [], []
+    seen: set[str] = set()
     for trial in study.get_trials(deepcopy=False):
         at = place.get(choices_in(trial, own))
         if at is not None and (trial.state.is_finished() or trial.state == TrialState.RUNNING):
             taken[at] = True
             if trial.state == TrialState.RUNNING:
                 pending.append(at)
-            seen = trial.user_attrs.get(RUNG, {}).get("values", {})
-            rung = [signs[number] * seen.get(str(number), np.nan) for number in learned]
+            seen |= trial.user_attrs.get(RUNG, {}).get("values", {}).keys()
+            rung = _rung(trial, objectives, learned) * np.array([1, *signs[learned]])
             if STOPPED in trial.user_attrs:
                 stopped.append(at)
                 reached.append(rung)
@@ -205,9 +209,10 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
                 rungs.append(rung)
             else:
                 others.append([*_scaled(np.array(trial.values)[None, known])[0] * signs[known], *its[learned]])
-    shape = -1, len(learned)
-    ended = np.array(outcomes).reshape(shape)
+    ended = np.array(outcomes).reshape(-1, len(learned))
+    shape = -1, 1 + len(learned)
     foretold = _foretold(np.array(rungs).reshape(shape), ended, np.array(reached).reshape(shape))
+    told = np.isfinite(foretold).all(1)
     return _Table(
         features=np.column_stack([np.log(loss), np.sqrt(loss), costs]),
         costs=costs,
@@ -215,26 +220,35 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
         taken=taken,
         trained=np.array(trained, dtype=int),
         learned=ended,
-        stopped=np.array(stopped, dtype=int)[: len(foretold)],
-        foretold=foretold,
+        stopped=np.array(stopped, dtype=int)[told],
+        foretold=foretold[told],
+        by_loss=np.array([not seen or str(at) in seen for at in learned]),
         pending=np.array(pending, dtype=int),
         others=np.array(others).reshape(len(others), len(known) + len(learned)),
     )
 
 
+def _rung(trial: FrozenTrial, objectives: list[str], learned: list[int]) -> np.ndarray:
+    """Return the epochs of a training and what the learned objectives were at its rung, NaN what is not known."""
+    rung, before = trial.user_attrs.get(RUNG, {}), trial.user_attrs.get(VALUES, {})
+    known = rung.get("values", {})
+    values = (known.get(str(at), before.get(objectives[at], np.nan)) for at in learned)
+    return np.array([rung.get("epochs", np.nan), *values])
+
+
 def _foretold(rungs: np.ndarray, ended: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """Return what trials would have ended with that were stopped; nothing where too few were trained to tell.
+    """Return what trials would have ended with that were stopped, NaN where too few were trained as long to tell.
 
     A quarter into its training a network that is far behind is farther behind than it would be at the end.
     """
-    known = np.isfinite(rungs).all(1)
-    if known.sum() < FEWEST or not np.isfinite(reached).all():
-        return ended[:0]
-    columns = [
-        BayesianRidge().fit(rungs[known, at, None], ended[known, at]).predict(reached[:, at, None])
-        for at in range(ended.shape[1] if len(reached) else 0)
-    ]
-    return np.column_stack(columns) if columns else ended[:0]
+    told = np.full((len(reached), ended.shape[1]), np.nan)
+    for epochs in np.unique(reached[:, 0][np.isfinite(reached).all(1)]):
+        alike = (rungs[:, 0] == epochs) & np.isfinite(rungs).all(1)
+        rows = (reached[:, 0] == epochs) & np.isfinite(reached).all(1)
+        for at in range(ended.shape[1]) if alike.sum() >= FEWEST else ():
+            model = BayesianRidge().fit(rungs[alike, 1 + at, None], ended[alike, at])
+            told[rows, at] = model.predict(reached[rows, 1 + at, None])
+    return told
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
@@ -250,7 +264,8 @@ def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.nda
     gains = np.zeros(len(free))
     for column in range(table.learned.shape[1]) if len(table.trained) >= FEWEST else ():
         outcomes = np.concatenate([table.learned[:, column], table.foretold[:, column]])
-        expected, spread = _told(table.features, np.concatenate([table.trained, table.stopped]), outcomes)
+        ended = np.concatenate([table.trained, table.stopped])
+        expected, spread = _told(table.features, ended, outcomes, by_loss=table.by_loss[column])
         count = table.costs.shape[1]
         costs = np.vstack([table.costs[table.trained], table.costs[table.pending], table.others[:, :count]])
         values = np.concatenate([table.learned[:, column], expected[table.pending], table.others[:, count + column]])
@@ -272,10 +287,12 @@ def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.nda
     return few
 
 
-def _told(features: np.ndarray, trained: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _told(
+    features: np.ndarray, trained: np.ndarray, values: np.ndarray, *, by_loss: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and deviation of an objective for every plan, from those that are trained."""
     normal = (features - features.mean(0)) / (features.std(0) + 1e-9)
-    normal[:, LOSSES:] *= MINOR
+    normal[:, LOSSES:] *= MINOR if by_loss else 1.0
     middle, spread = values.mean(), values.std() + 1e-9
     model = BayesianRidge().fit(normal[trained], (values - middle) / spread)
     mean, deviation = model.predict(normal, return_std=True)

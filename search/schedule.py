@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.trial import FixedTrial, TrialState
@@ -14,6 +14,7 @@ from search.rates import TESTED, Rate, range_test
 from search.shares import TRAINING
 from search.storage import ASKED, enqueue, fixed, params_of
 from search.trial import EPOCHS, SECONDS
+from spaces.anatomy import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from search.bench import Bench
     from search.clock import Clock
     from search.spec import Recipe, StudySpec
-    from spaces import Plan
 
 RANGE = "range_test"  # attribute of a study: what it gave
 ENOUGH = 8  # candidates that must be trained in the time that is left, or trainings are shortened
@@ -43,7 +43,7 @@ def rated(study: Study, bench: Bench) -> Rate | None:
     if recipe.learning_rate is not None:
         return None
     if RANGE not in study.user_attrs:
-        plan = _first(study, bench)[-1]
+        plan = bench.spec.space.suggest(FixedTrial(_first(study, bench)[-1]), bench.anatomy)
         model = bench.build(plan)
         with bench.shares.spending(TRAINING):
             train = bench.spec.splits.train
@@ -53,23 +53,29 @@ def rated(study: Study, bench: Bench) -> Rate | None:
     return Rate(*study.user_attrs[RANGE])
 
 
-def _first(study: Study, bench: Bench) -> list[Plan]:
-    """Return the plans that the study starts with, the largest first; if there are none, one of half strength."""
+def _first(study: Study, bench: Bench) -> list[dict[str, Any]]:
+    """Return the parameters of the plans that the study started with; if there are none, of one of half strength."""
     space = bench.spec.space
-    known = [fixed(trial) for trial in study.get_trials(deepcopy=False) if fixed(trial)]
-    return [
-        space.suggest(FixedTrial(space.recovery.usual() | params), bench.anatomy)
-        for params in known or [space.uniform(bench.anatomy, (0.5,) * len(space.steps))]
-    ]
+    half = space.uniform(bench.anatomy, (0.5,) * len(space.steps))
+    begun = [fixed(trial) for trial in study.get_trials(deepcopy=False) if ASKED not in trial.user_attrs]
+    whole = [
+        space.recovery.usual() | params for params in begun if half.keys() <= params.keys()
+    ]  # one may be cut short
+    return whole or [space.recovery.usual() | half]
 
 
 def affordable(study: Study, bench: Bench, clock: Clock, recipe: Recipe) -> Recipe:
     """Return the recipe, shortened where the time that is left would not train candidates enough."""
     if not clock.timed:
         return recipe
-    plans = _first(study, bench)
     steps = recipe.steps(len(bench.spec.splits.train))
-    a_step, besides = bench.seconds_a_candidate(recipe, plans[len(plans) // 2])
+    first = _first(study, bench)
+    plan = bench.spec.space.suggest(FixedTrial(first[len(first) // 2]), bench.anatomy)
+    try:
+        a_step, besides = bench.seconds_a_candidate(recipe, plan)
+    except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so, and the next may be well
+        console.print(f"how long a candidate takes cannot be told: {first_line(error)}")
+        return recipe
     if clock.left >= ENOUGH * (a_step * steps + besides):
         return recipe
     affords = ((clock.left - LAST * clock.total) / ENOUGH - besides) / a_step
@@ -94,11 +100,11 @@ def prolong(study: Study, spec: StudySpec, seconds: float) -> int:
     """
     over = trained(study)
     a_epoch = statistics.fmean(trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in over) if over else 0.0
-    members = _short(study, front(study), spec.recipe.epochs)
-    members.sort(key=lambda member: _behind(member, over, spec), reverse=True)
+    members = sorted(front(study), key=lambda member: _behind(member, over, spec), reverse=True)
     for count in range(len(members), 0, -1):
-        chosen, epochs = members[:count], min(spec.recipe.epochs, seconds / (count * a_epoch))
-        if len(_short(study, chosen, epochs)) == count:
+        epochs = min(spec.recipe.epochs, seconds / (count * a_epoch))
+        chosen = _short(study, members, epochs)[:count]
+        if len(chosen) == count:
             return _enqueued(study, chosen, epochs)
     return 0
 

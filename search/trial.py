@@ -86,13 +86,18 @@ def run_trial(
     earlier = _same_plan(trial.study, key, trial.number, recipe.epochs)
     if earlier is not None:
         return _replay(trial, earlier)
-    if about := bench.foresight.about(plan):
+    about = bench.foresight.about(plan)
+    if about:
         trial.set_user_attr(ABOUT, about)
     foreseen = bench.foresight.told(plan)
     _refuse(trial, spec, foreseen)
-    model = bench.build(plan)
     shorter = _shorter(trial.study, key, folder)
+    if shorter is None:
+        _doubt(trial, bench, about)
+    model = bench.build(plan)
     values = bench.measured(model, spec.costs) if shorter is None else _costs(shorter, spec)
+    if shorter is None:
+        bench.foresight.remember(plan, values)
     bench.foresight.check(foreseen, values)
     _refuse(trial, spec, values)
     _note(trial, spec, values)
@@ -143,6 +148,21 @@ def _refuse(trial: Trial, spec: StudySpec, values: dict[str, float]) -> None:
     if missed:
         _constrain(trial, spec, _note(trial, spec, values))
         trial.set_user_attr(REASON, f"over the limit {', '.join(missed)}")
+        raise TrialPruned
+
+
+def _doubt(trial: Trial, bench: Bench, about: dict[str, float]) -> None:
+    """End the trial, unmeasured, if a limit is missed by more than what is told of its cost is usually wrong."""
+    over = {}
+    for limit in bench.spec.limits:
+        name = limit.objective.name
+        if name in about:
+            wrong = bench.foresight.doubt(name) * (1 if limit.at_least is None else -1)
+            over[str(limit)] = limit.excess(about[name] * (1 - wrong))
+    missed = [limit for limit, excess in over.items() if excess > 0]
+    if missed:
+        _constrain(trial, bench.spec, over)
+        trial.set_user_attr(REASON, f"told to be over the limit {', '.join(missed)}, and not measured")
         raise TrialPruned
 
 

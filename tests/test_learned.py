@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import optuna
-from optuna.trial import FixedTrial
+import pytest
+from optuna.trial import FixedTrial, TrialState
 from scipy.stats import spearmanr
 from torch import nn
 
 from objectives import Limit, Macs, Parameters
-from search import Budget, DraftStart
+from search import Budget, DraftStart, UniformStart
+from search.bench import Bench
 from search.clock import Clock
 from search.draft import ONE_SHOT, draft_of
+from search.errors import REASON
 from search.faith import learned_costs
 from search.front import trained
 from search.learned import FEWEST, NETWORKS, fitted, learn, work
+from search.storage import enqueue, open_study
+from search.trial import run_trial
 from spaces import Distill, Plan, Quantize, quantized
 from spaces.outline import outlined
 from spaces.quantized import OFF
@@ -26,12 +31,10 @@ from tests.small_study import bench, searched, study
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
     from torch import Tensor
 
     from objectives.objective import Direction
     from search import StudySpec
-    from search.bench import Bench
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,36 @@ def test_a_study_of_it_has_a_draft_and_tells_how_well_it_was_told(tmp_path: Path
     assert told.error < 0.05
 
 
+def test_what_is_measured_later_is_learned_from_too() -> None:
+    shared = bench(spec())
+    learn(shared, 1e9)
+    plan = Plan((Quantize((("first", 4, 8),)),), Distill())
+    before = shared.foresight.about(plan)["energy_nj"]
+    for _ in range(2 * NETWORKS):
+        shared.foresight.remember(plan, {"energy_nj": 3 * before, "size_bytes": 1.0})
+    assert shared.foresight.about(plan)["energy_nj"] > 2 * before
+
+
+def test_what_is_surely_over_a_limit_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = spec()
+    energy = made.objectives[1]
+    limit = Limit(energy, at_most=0.5 * energy(bench(made).finished))
+    limited = dataclasses.replace(made, limits=(limit,), start=UniformStart(), budget=Budget(3))
+    shared = bench(limited)
+    learn(shared, 1e9)
+    main = open_study(limited, tmp_path, None, create=True)
+    whole = shared.spec.space.uniform(shared.anatomy, (0.0,) * len(shared.spec.space.steps))
+    enqueue(main, whole)
+    builds: list[object] = []
+    monkeypatch.setattr(Bench, "build", lambda _, plan: builds.append(plan))
+    main.optimize(lambda trial: run_trial(trial, shared, tmp_path, limited.recipe, lambda _: None), n_trials=1)
+    (trial,) = main.trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.user_attrs[REASON] == f"told to be over the limit {limit}, and not measured"
+    assert trial.constraints[str(limit)] == pytest.approx(1.0, abs=0.1)
+    assert not builds
+
+
 def test_limits_on_it_bound_the_draft() -> None:
     made = spec()
     energy = made.objectives[1]
@@ -149,7 +182,7 @@ def test_the_error_is_that_of_networks_that_were_not_learned_from() -> None:
     shared = bench(spec())
     plans = [None, *(Plan((Quantize((("first", bits, OFF),)),), Distill()) for bits in (2, 4, 8))]
     parts = outlined(shared.foresight.frame, plans).parts()
-    assert fitted("noise", parts, np.array([1.0, 5.0, 1.0, 5.0])).error > 0.2
+    assert fitted("noise", parts, np.array([1.0, 5.0, 1.0, 5.0])).error > 0.6, "0.46 of what they are told from"
 
 
 def test_work_counts_the_layers_and_fills_channels_up_to_blocks() -> None:

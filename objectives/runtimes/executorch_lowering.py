@@ -17,6 +17,7 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
     serialize_xnnpack_binary,
 )
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch import fx
 
 from objectives.runtimes.integers import DEQUANTIZE, KERNELS, WEIGHT, constant, integer_graph
@@ -65,8 +66,9 @@ def _constants_inline() -> Iterator[None]:
     """
     known: dict[str, bytes] = {}
 
-    def add(_: object, key: str, data: Any, *__: object, **___: object) -> None:  # noqa: ANN401 - bytes or the like
-        known[key] = bytes(data)
+    class Inline(NamedDataStore):  # type: ignore[misc]
+        def add_named_data(self, key: str, data: Any, *_: object, **__: object) -> None:  # noqa: ANN401 - bytes or alike
+            known[key] = bytes(data)
 
     def serialized(graph: XNNGraph, constants: bytearray) -> bytes:
         placed: dict[str, int] = {}
@@ -79,7 +81,7 @@ def _constants_inline() -> Iterator[None]:
         return bytes(serialize_xnnpack_binary(graph, constants))
 
     with (
-        patch.object(xnnpack_preprocess.NamedDataStore, "add_named_data", add),
+        patch.object(xnnpack_preprocess, "NamedDataStore", Inline),
         patch.object(xnnpack_preprocess, "serialize_xnnpack_binary", serialized),
     ):
         yield
