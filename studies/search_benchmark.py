@@ -249,11 +249,7 @@ def _summary(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def along(records: pd.DataFrame, split: str = "test", when: str = "points") -> pd.DataFrame:
-    """Return, by method, the best accuracy that a share of the teacher's cost buys, mean over seeds.
-
-    A method of which a seed has nothing that cheap has none there. Of the front as found (`found`) or trained alike
-    (`points`).
-    """
+    """Return, by method, the best accuracy that a share of the cost buys, mean over seeds that all have one."""
     columns = {}
     for part in PARTS:
         best = [
@@ -311,8 +307,8 @@ def main() -> None:
         }
     records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
     sys.stdout.write(f"{_summary(records)}\n")
-    for when, words in (("found", "as found"), ("points", "trained alike")):
-        sys.stdout.write(f"\ntest top-1 at a share of the teacher's cost, {words}:\n{along(records, when=when)}\n")
+    for when in ("found", "points"):
+        sys.stdout.write(f"\ntest top-1 at a share of the teacher's cost, of {when}:\n{along(records, when=when)}\n")
     sys.stdout.write(f"\nshare of the CPU time, in percent:\n{_profile(records)}\n")
     failed = [f"{method} with seed {seed}" for (method, seed), ended in runs.items() if ended.result().returncode]
     if failed:
