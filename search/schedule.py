@@ -58,9 +58,8 @@ def _first(study: Study, bench: Bench) -> list[dict[str, Any]]:
     space = bench.spec.space
     half = space.uniform(bench.anatomy, (0.5,) * len(space.steps))
     begun = [fixed(trial) for trial in study.get_trials(deepcopy=False) if ASKED not in trial.user_attrs]
-    whole = [
-        space.recovery.usual() | params for params in begun if half.keys() <= params.keys()
-    ]  # one may be cut short
+    # a plan whose trial was cut short while it was drawn lacks parameters
+    whole = [space.recovery.usual() | params for params in begun if half.keys() <= params.keys()]
     return whole or [space.recovery.usual() | half]
 
 
