@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from objectives.runtimes.runtime import Runtime
 
 FLOAT_BITS, BYTE = 32, 8
+FLOATING = 1, FLOAT_BITS, FLOAT_BITS, 0  # output channels (any number of them), widths, levels
 Numbers = Any  # a number, or an array of one a layer
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -44,11 +45,11 @@ class SizeBytes:
             id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()
         }
         layout = self.runtime.layout
-        total, coded = layout.graph, []
+        total, kinds = layout.graph, []
         for module in model.modules():
             if isinstance(module, LowPrecision):
                 total += _low_precision(layout, module)
-                coded += [_channels(layout, module)]
+                kinds += [_kind(module)]
             elif id(module) not in inside:
                 numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False))
                 total += (
@@ -56,7 +57,10 @@ class SizeBytes:
                     if _is_layer(module)
                     else 4 * numbers
                 )
-        return float(round(total + _zeros(layout, np.array([coded]))[0]))
+                kinds += [FLOATING] * _is_layer(module)
+        if kinds:
+            total += _between(layout, *np.array(kinds).T[:, None, None])[0]
+        return float(round(total))
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the same prediction from the shapes."""
@@ -72,9 +76,8 @@ class SizeBytes:
             levels=parts.levels,
         )
         total: np.ndarray = (each * (parts.outputs > 0).astype(float)).sum((0, 2)) + 4 * parts.parameters
-        if layout.zeros:
-            coded = _coded(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
-            total += _zeros(layout, np.moveaxis(coded, 1, 0).reshape(coded.shape[1], -1))
+        if layout.zeros or layout.mixed:
+            total += _between(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
         return total
 
 
@@ -121,29 +124,29 @@ def _bytes(
     return node + rounding + np.ceil(weights * stored[width, activation_bits] / BYTE) + 4.0 * floats + scales
 
 
-def _coded(
+def _between(
     layout: FileLayout, outputs: Numbers, weight_bits: Numbers, activation_bits: Numbers, levels: Numbers
 ) -> np.ndarray:
-    """Return the output channels of each layer whose weight is stored as integers, 0 of others."""
+    """Return what N networks take that is no single layer's, shape (N,); the rest has shapes as in `Parts`."""
     stored, *_ = _tables(layout)
-    channels: np.ndarray = outputs * (stored[weight_bits, activation_bits] < FLOAT_BITS) * (levels == 0)
-    return channels
-
-
-def _zeros(layout: FileLayout, channels_NL: np.ndarray) -> np.ndarray:
-    """Return what zero points take in each of N networks, whose layers share those of as many channels, shape (N,)."""
-    sorted_NL = np.sort(channels_NL, axis=1)
-    total: np.ndarray = layout.zeros * (sorted_NL * (np.diff(sorted_NL, axis=1, prepend=0) > 0)).sum(1)
+    there = outputs > 0
+    coded = there & (stored[weight_bits, activation_bits] < FLOAT_BITS) & (levels == 0)
+    channels_NL = np.moveaxis(outputs * coded, 1, 0).reshape(coded.shape[1], -1)
+    channels_NL.sort(axis=1)
+    distinct_N = (channels_NL * (np.diff(channels_NL, axis=1, prepend=0) > 0)).sum(1)
+    integers_N = (coded & (activation_bits < FLOAT_BITS)).sum((0, 2))
+    fewer_N = np.minimum(integers_N, there.sum((0, 2)) - integers_N)
+    total: np.ndarray = layout.zeros * distinct_N + layout.mixed * fewer_N
     return total
 
 
-def _channels(layout: FileLayout, module: LowPrecision) -> float:
-    """Return the output channels of a layer whose weight is stored as integers, 0 of another."""
+def _kind(module: LowPrecision) -> tuple[int, int, int, int]:
+    """Return output channels, widths of weight and inputs, and levels, of a layer of which either is rounded."""
     assert isinstance(module, nn.Module)
     if "codes" not in dict(module.named_parameters()):
-        return 0.0
+        return FLOATING
     outputs, levels = (module.get_buffer(name).numel() for name in ("scale", "levels"))
-    return float(_coded(layout, outputs, module.weight_bits, module.activation_bits, levels))
+    return outputs, module.weight_bits, module.activation_bits, levels
 
 
 def _node(layout: FileLayout, linear: Numbers, padded: Numbers, strided: Numbers, grouped: Numbers) -> Numbers:

@@ -29,6 +29,8 @@ class FileLayout:
         What a weight of indices and its table take more; None where it is stored as the numbers that it stands for.
     zeros
         What integer weights take more for each of their output channels, once for all weights of as many channels.
+    mixed
+        What changing between integers and floating point takes, for each layer of whichever are fewer.
     inputs, clip
         What rounding a layer's inputs takes more, and what at less than 8 bits, whatever its weight is.
     """
@@ -47,6 +49,7 @@ class FileLayout:
     integer_bits: tuple[int, ...] = ()
     codebook: float | None = None
     zeros: float = 0
+    mixed: float = 0
     inputs: float = 0
     clip: float = 0
 
