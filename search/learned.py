@@ -126,7 +126,8 @@ def _fitted(name: str, done_NF: np.ndarray, values_N: np.ndarray) -> Learned:
 
 def _prices(done_NF: np.ndarray, values_N: np.ndarray) -> np.ndarray:
     scale_F = np.maximum(np.abs(done_NF).max(0), 1e-12)
-    prices_F, _ = nnls(done_NF / scale_F / values_N[:, None], np.ones(len(values_N)))
+    steps = 100 * len(scale_F)  # the default of three a price would do; beyond it the fit fails
+    prices_F, _ = nnls(done_NF / scale_F / values_N[:, None], np.ones(len(values_N)), maxiter=steps)
     scaled: np.ndarray = prices_F / scale_F
     return scaled
 
