@@ -144,7 +144,7 @@ def _kind(module: LowPrecision) -> tuple[int, int, int, int]:
     """Return output channels, widths of weight and inputs, and levels, of a layer of which either is rounded."""
     assert isinstance(module, nn.Module)
     if "codes" not in dict(module.named_parameters()):
-        return FLOATING
+        return 1, FLOAT_BITS, module.activation_bits, 0
     outputs, levels = (module.get_buffer(name).numel() for name in ("scale", "levels"))
     return outputs, module.weight_bits, module.activation_bits, levels
 
@@ -169,21 +169,18 @@ def _low_precision(layout: FileLayout, module: LowPrecision) -> float:
     """Return the bytes of one layer whose weight or input is rounded."""
     assert isinstance(module, nn.Module)
     (layer,) = module.children()
-    parameters = dict(module.named_parameters())
-    codes = parameters.pop("codes", None)
-    floats = sum(parameter.numel() for parameter in parameters.values())
-    node = _node_of(layout, layer)
-    if codes is None:
-        return float(_bytes(layout, node, floats=floats, activation_bits=module.activation_bits))
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    weights = sizes.pop("codes", 0)
+    outputs, weight_bits, activation_bits, levels = _kind(module)
     return float(
         _bytes(
             layout,
-            node,
-            floats=floats,
-            weights=codes.numel(),
-            outputs=module.get_buffer("scale").numel(),
-            weight_bits=module.weight_bits,
-            activation_bits=module.activation_bits,
-            levels=module.get_buffer("levels").numel(),
+            _node_of(layout, layer),
+            floats=sum(sizes.values()),
+            weights=weights,
+            outputs=outputs,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            levels=levels,
         )
     )

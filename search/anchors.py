@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from optuna.trial import FixedTrial
 
 from search.errors import UserError
 from search.learned import learn
@@ -168,8 +167,7 @@ def within(bench: Bench, foreseen: Mapping[str, np.ndarray]) -> np.ndarray:
     for limit in limits_known_before(bench):
         name = limit.objective.name
         if name in foreseen:
-            doubt = bench.foresight.doubt(name)
-            sure = foreseen[name] * (1 + doubt if limit.at_least is None else 1 - doubt)
+            sure = foreseen[name] * (1 + bench.foresight.doubt(limit))
             held &= np.array([limit.excess(float(value)) <= 0 for value in sure], dtype=bool)
     return held
 
@@ -186,7 +184,7 @@ def spread(place: np.ndarray, losses: np.ndarray, held: np.ndarray, count: int) 
 
 def costs(bench: Bench, strengths: tuple[float, ...]) -> dict[str, float]:
     """Foresee what is limited of the uniform plan with these strengths, or measure it, untrained."""
-    plan = bench.spec.space.suggest(FixedTrial(bench.spec.space.uniform(bench.anatomy, strengths)), bench.anatomy)
+    plan = bench.plan(bench.spec.space.uniform(bench.anatomy, strengths))
     foreseen = bench.foresight.told(plan)
     limited = {limit.objective.name: limit.objective for limit in limits_known_before(bench)}
     unknown = [objective for name, objective in limited.items() if name not in foreseen]
@@ -234,7 +232,7 @@ def check_reachable(bench: Bench) -> dict[tuple[float, ...], dict[str, float]]:
         return reachable
     nearest, values = min(reachable.items(), key=lambda item: max(x.excess(item[1][x.objective.name]) for x in limits))
     binding = max(limits, key=lambda limit: limit.excess(values[limit.objective.name]))
-    plan = bench.spec.space.suggest(FixedTrial(bench.spec.space.uniform(bench.anatomy, nearest)), bench.anatomy)
+    plan = bench.plan(bench.spec.space.uniform(bench.anatomy, nearest))
     reached = values[binding.objective.name]
     raise UserError(
         f"the limit {binding} cannot be met: the smallest plan reaches {binding.objective.name} {reached:.10g}; "

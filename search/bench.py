@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from optuna.trial import FixedTrial
@@ -22,7 +22,7 @@ from spaces.anatomy import first_line
 from spaces.trace import copied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
@@ -83,6 +83,10 @@ class Bench:
                 f"{labels.dtype} of shape {tuple(labels.shape)}, but: {first_line(error)}; class labels are int64 of "
                 "shape (N,)"
             ) from error
+
+    def plan(self, params: Mapping[str, Any]) -> Plan:
+        """Return the plan of a study's parameters, with the usual recovery where they name none."""
+        return self.spec.space.suggest(FixedTrial({**self.spec.space.recovery.usual(), **params}), self.anatomy)
 
     def build(self, plan: Plan) -> nn.Module:
         """Return the network of a plan, not yet trained."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from optuna.trial import FixedTrial
 from safetensors.torch import load_file
 
 from objectives.runtimes import ExportError
@@ -37,7 +36,7 @@ PLAN, STATE, RECORD = "plan.json", "state.safetensors", "verification.json"
 
 def plan_of(trial: FrozenTrial, bench: Bench) -> Plan:
     """Rebuild the plan of a past trial."""
-    return bench.spec.space.suggest(FixedTrial(trial.params), bench.anatomy)
+    return bench.plan(trial.params)
 
 
 def restored(trial: FrozenTrial, bench: Bench, weights: Path) -> nn.Module:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from objectives import Objective
+    from objectives import Limit, Objective
     from objectives.objective import Foretelling
     from search.learned import Learned
     from spaces import Plan
@@ -63,9 +63,14 @@ class Foresight:
             for name in self.learned.keys() & measured.keys():
                 self.learned[name] = self.learned[name].and_of(parts, measured[name])
 
-    def doubt(self, name: str) -> float:
-        """Return by what share a cost is usually more or less than what is told of it; 0 of what is known exactly."""
-        return self.learned[name].error if name in self.learned else 0.0
+    def doubt(self, limit: Limit) -> float:
+        """Return by what share a cost may lie beyond what is told of it, towards the bad side of a limit on it.
+
+        That is how far it usually is, one way or the other; 0 of what is known exactly.
+        """
+        name = limit.objective.name
+        usual = self.learned[name].error if name in self.learned else 0.0
+        return usual if limit.at_least is None else -usual
 
     def costs(self, plans: Sequence[Plan]) -> dict[str, np.ndarray]:
         """Return what each objective that is known exactly says of the plans, arrays of shape (plans,)."""
@@ -77,17 +82,15 @@ class Foresight:
 
     def told(self, plan: Plan) -> dict[str, float]:
         """Return what each objective that is known exactly says of one plan."""
-        if not self.known:
-            return {}
-        parts = outlined(self.frame, [plan]).parts()
-        return {name: float(one.foreseen(parts)[0]) + constant for name, (one, constant) in self.known.items()}
+        return self._of_one(plan, self.known)
 
     def about(self, plan: Plan) -> dict[str, float]:
         """Return what is told of the learned costs of one plan."""
-        if not self.learned:
-            return {}
-        parts = outlined(self.frame, [plan]).parts()
-        return {name: float(one.foreseen(parts)[0]) for name, one in self.learned.items()}
+        return self._of_one(plan, {name: (learned, 0.0) for name, learned in self.learned.items()})
+
+    def _of_one(self, plan: Plan, by: Mapping[str, tuple[Foretelling, float]]) -> dict[str, float]:
+        told = _told(outlined(self.frame, [plan]), by) if by else {}
+        return {name: float(values[0]) for name, values in told.items()}
 
     def check(self, told: Mapping[str, float], measured: Mapping[str, float]) -> None:
         """Compare what was told of a plan with what its network measured; what was wrong is not foreseen any more."""

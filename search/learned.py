@@ -14,11 +14,11 @@ import os
 import platform
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from optuna.trial import FixedTrial
 from scipy.optimize import nnls
 
 from search.definition import define_value
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from objectives import Objective
     from objectives.layers import Parts
     from search.bench import Bench
-    from spaces import Plan
 
 NETWORKS, FEWEST = 20, 8  # networks that are measured; with fewer nothing is told
 MIXED = 4  # uniform plans of which a measured one takes each parameter from one
@@ -53,19 +52,25 @@ class Learned:
     ----------
     name
         Of the objective.
-    prices_F
-        What one unit of each kind of work costs, in the objective's unit.
-    error
-        Median relative error on the networks that it was learned from, each told from the others.
     done_NF, values_N
-        The work in these networks, and what they cost.
+        The work in the networks that it is learned from, and what they cost.
     """
 
     name: str
-    prices_F: np.ndarray
-    error: float
     done_NF: np.ndarray
     values_N: np.ndarray
+
+    @cached_property
+    def prices_F(self) -> np.ndarray:  # noqa: N802 - the legend's
+        """What one unit of each kind of work costs, in the objective's unit."""
+        return _prices(self.done_NF, self.values_N)
+
+    @cached_property
+    def error(self) -> float:
+        """Median relative error on the networks that it is learned from, each told from the others."""
+        left_out = enumerate(~np.eye(len(self.values_N), dtype=bool))
+        told_N = [self.done_NF[at] @ _prices(self.done_NF[others], self.values_N[others]) for at, others in left_out]
+        return float(np.median(np.abs(told_N / self.values_N - 1)))
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the cost of each network, shape (N,)."""
@@ -74,7 +79,7 @@ class Learned:
 
     def and_of(self, parts: Parts, value: float) -> Learned:
         """Return the cost as learned from one network more, and what that was measured to cost."""
-        return _fitted(self.name, np.vstack([self.done_NF, work(parts)]), np.append(self.values_N, value))
+        return Learned(self.name, np.vstack([self.done_NF, work(parts)]), np.append(self.values_N, value))
 
 
 def work(parts: Parts) -> np.ndarray:
@@ -107,24 +112,13 @@ def work(parts: Parts) -> np.ndarray:
     return np.column_stack([*sums, parts.product_macs, np.ones(len(sums[0]))])
 
 
-def fitted(name: str, parts: Parts, values_N: np.ndarray) -> Learned:
+def _prices(done_NF: np.ndarray, values_N: np.ndarray) -> np.ndarray:
     """Return the prices, none negative, of least squared relative error on measured networks.
 
     References
     ----------
     Lawson & Hanson 1974, Solving Least Squares Problems, ch. 23.
     """
-    return _fitted(name, work(parts), values_N)
-
-
-def _fitted(name: str, done_NF: np.ndarray, values_N: np.ndarray) -> Learned:
-    left_out = enumerate(~np.eye(len(values_N), dtype=bool))
-    told_N = [done_NF[at] @ _prices(done_NF[others], values_N[others]) for at, others in left_out]
-    error = float(np.median(np.abs(told_N / values_N - 1)))
-    return Learned(name, _prices(done_NF, values_N), error, done_NF, values_N)
-
-
-def _prices(done_NF: np.ndarray, values_N: np.ndarray) -> np.ndarray:
     scale_F = np.maximum(np.abs(done_NF).max(0), 1e-12)
     steps = 100 * len(scale_F)  # the default of three a price would do; beyond it the fit fails
     prices_F, _ = nnls(done_NF / scale_F / values_N[:, None], np.ones(len(values_N)), maxiter=steps)
@@ -157,10 +151,10 @@ def learn(bench: Bench, seconds: float) -> None:
                 console.print(f"{objective.name} is not learned: measuring {FEWEST} networks would take too long")
                 continue
             plans = itertools.islice(_plans(bench), len(ratios))
-            parts = outlined(bench.foresight.frame, [None, *(_plan(bench, params) for params in plans)]).parts()
+            parts = outlined(bench.foresight.frame, [None, *(bench.plan(params) for params in plans)]).parts()
             with bench.shares.spending(MEASURING):
                 teacher = objective(bench.finished)
-            bench.foresight.learn(fitted(objective.name, parts, teacher * np.array([1.0, *ratios])))
+            bench.foresight.learn(Learned(objective.name, work(parts), teacher * np.array([1.0, *ratios])))
 
 
 def _measured(bench: Bench, objective: Objective, seconds: float) -> list[float]:
@@ -174,7 +168,7 @@ def _measured(bench: Bench, objective: Objective, seconds: float) -> list[float]
         started = time.process_time()
         teacher = objective(bench.finished)
         for params in itertools.islice(_plans(bench), known, NETWORKS):
-            ratio = objective(bench.finish(bench.sketch(_plan(bench, params)))) / teacher
+            ratio = objective(bench.finish(bench.sketch(bench.plan(params)))) / teacher
             if not 0 < ratio < math.inf:
                 raise ValueError(f"a cost must be positive to be learned, but got {ratio * teacher} on a network")
             ratios.append(ratio)
@@ -194,11 +188,6 @@ def _plans(bench: Bench) -> Iterator[dict[str, float]]:
     for mask in itertools.cycle(mask for mask in itertools.product((1, 0), repeat=axes) if any(mask)):
         mixed = [space.uniform(anatomy, tuple(dice.random(axes) * mask)) for _ in range(MIXED)]
         yield {name: mixed[dice.integers(MIXED)][name] for name in mixed[0]}
-
-
-def _plan(bench: Bench, params: dict[str, float]) -> Plan:
-    usual = bench.spec.space.recovery.usual()
-    return bench.spec.space.suggest(FixedTrial(params | usual), bench.anatomy)
 
 
 def _path(bench: Bench, objective: Objective) -> Path:

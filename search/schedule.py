@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from optuna.trial import FixedTrial, TrialState
+from optuna.trial import TrialState
 
 from search.front import front, trained
 from search.progress import console
@@ -43,7 +43,7 @@ def rated(study: Study, bench: Bench) -> Rate | None:
     if recipe.learning_rate is not None:
         return None
     if RANGE not in study.user_attrs:
-        plan = bench.spec.space.suggest(FixedTrial(_first(study, bench)[-1]), bench.anatomy)
+        plan = bench.plan(_first(study, bench)[-1])
         model = bench.build(plan)
         with bench.shares.spending(TRAINING):
             train = bench.spec.splits.train
@@ -59,8 +59,7 @@ def _first(study: Study, bench: Bench) -> list[dict[str, Any]]:
     half = space.uniform(bench.anatomy, (0.5,) * len(space.steps))
     begun = [fixed(trial) for trial in study.get_trials(deepcopy=False) if ASKED not in trial.user_attrs]
     # a plan whose trial was cut short while it was drawn lacks parameters
-    whole = [space.recovery.usual() | params for params in begun if half.keys() <= params.keys()]
-    return whole or [space.recovery.usual() | half]
+    return [params for params in begun if half.keys() <= params.keys()] or [half]
 
 
 def affordable(study: Study, bench: Bench, clock: Clock, recipe: Recipe) -> Recipe:
@@ -69,7 +68,7 @@ def affordable(study: Study, bench: Bench, clock: Clock, recipe: Recipe) -> Reci
         return recipe
     steps = recipe.steps(len(bench.spec.splits.train))
     first = _first(study, bench)
-    plan = bench.spec.space.suggest(FixedTrial(first[len(first) // 2]), bench.anatomy)
+    plan = bench.plan(first[len(first) // 2])
     try:
         a_step, besides = bench.seconds_a_candidate(recipe, plan)
     except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so, and the next may be well

@@ -94,16 +94,17 @@ def run_trial(
     shorter = _shorter(trial.study, key, folder)
     if shorter is None:
         _doubt(trial, bench, about)
-    model = bench.build(plan)
-    values = bench.measured(model, spec.costs) if shorter is None else _costs(shorter, spec)
-    if shorter is None:
+        model = bench.build(plan)
+        values = bench.measured(model, spec.costs)
         bench.foresight.remember(plan, values)
+    else:
+        model = bench.build(plan)
+        model.load_state_dict(load_file(state_path(folder, shorter.number)))
+        values = _costs(shorter, spec)
     bench.foresight.check(foreseen, values)
     _refuse(trial, spec, values)
     _note(trial, spec, values)
     trial.set_user_attr(EPOCHS, recipe.epochs)
-    if shorter is not None:
-        model.load_state_dict(load_file(state_path(folder, shorter.number)))
     recipe = bench.rated(recipe, model, rate)
     trial.set_user_attr(RATE, recipe.learning_rate)
     rung = Rung(trial, bench, model, values, recipe.epochs, told, strict=strict)
@@ -157,8 +158,7 @@ def _doubt(trial: Trial, bench: Bench, about: dict[str, float]) -> None:
     for limit in bench.spec.limits:
         name = limit.objective.name
         if name in about:
-            wrong = bench.foresight.doubt(name) * (1 if limit.at_least is None else -1)
-            over[str(limit)] = limit.excess(about[name] * (1 - wrong))
+            over[str(limit)] = limit.excess(about[name] * (1 - bench.foresight.doubt(limit)))
     missed = [limit for limit, excess in over.items() if excess > 0]
     if missed:
         _constrain(trial, bench.spec, over)

@@ -33,7 +33,6 @@ import numpy as np
 import optuna
 import pandas as pd
 import torch
-from optuna.trial import FixedTrial
 from safetensors.torch import load_file
 
 from objectives import Top1
@@ -97,7 +96,7 @@ def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found]
     said = _said(study, bench, started)
     return [
         Found(
-            spec.space.suggest(FixedTrial(trial.params), bench.anatomy),
+            bench.plan(trial.params),
             bench,
             trial.values[0],  # noqa: PD011 - no pandas
             state_path(folder, trial.number),
@@ -113,7 +112,7 @@ def drafted(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found],
     clock = Clock(Budget(trials=None, cpu_seconds=seconds))
     plans = DraftStart(plans=MEMBERS, share=1.0)(bench, study, clock)
     said = _said(study, bench, started)
-    return [Found(spec.space.suggest(FixedTrial(params), bench.anatomy), bench) for params in plans], said
+    return [Found(bench.plan(params), bench) for params in plans], said
 
 
 def _opened(spec: StudySpec, folder: Path) -> tuple[Study, Bench]:

@@ -20,7 +20,7 @@ from search.draft import ONE_SHOT, draft_of
 from search.errors import REASON
 from search.faith import learned_costs
 from search.front import trained
-from search.learned import FEWEST, NETWORKS, fitted, learn, work
+from search.learned import FEWEST, NETWORKS, Learned, learn, work
 from search.storage import enqueue, open_study
 from search.trial import run_trial
 from spaces import Distill, Plan, Quantize, quantized
@@ -182,7 +182,7 @@ def test_the_error_is_that_of_networks_that_were_not_learned_from() -> None:
     shared = bench(spec())
     plans = [None, *(Plan((Quantize((("first", bits, OFF),)),), Distill()) for bits in (2, 4, 8))]
     parts = outlined(shared.foresight.frame, plans).parts()
-    assert fitted("noise", parts, np.array([1.0, 5.0, 1.0, 5.0])).error > 0.6, "0.46 of what they are told from"
+    assert Learned("noise", work(parts), np.array([1.0, 5.0, 1.0, 5.0])).error > 0.6, "0.46 of what they are told from"
 
 
 def test_work_counts_the_layers_and_fills_channels_up_to_blocks() -> None:

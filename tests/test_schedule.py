@@ -188,7 +188,7 @@ def test_costs_are_not_measured_again_of_a_network_that_is_trained_on(tmp_path: 
 
 def test_the_last_of_a_short_time_is_for_the_front(tmp_path: Path) -> None:
     main = searched(study(6), tmp_path)
-    long = dataclasses.replace(study(6), recipe=dataclasses.replace(study(6).recipe, epochs=50.0))
+    long = study(6, epochs=50)
     assert prolong(main, long, seconds=1e-6) == 0
     assert prolong(main, long, seconds=1e6) == len(front(main))
     asked = {
@@ -203,7 +203,7 @@ def test_where_the_time_does_not_do_for_all_who_is_farthest_behind_is_trained_on
     assert len(members) > 1
     over = trained(main)
     for_two = 2 * sum(trial.user_attrs[SECONDS] for trial in over) / len(over)
-    long = dataclasses.replace(study(6), recipe=dataclasses.replace(study(6).recipe, epochs=50.0))
+    long = study(6, epochs=50)
     assert prolong(main, long, seconds=for_two) == 1
     (waiting,) = (trial for trial in main.get_trials(states=(TrialState.WAITING,)) if ASKED in trial.user_attrs)
     assert waiting.user_attrs[ASKED] == pytest.approx(2.0)
