@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from search.errors import UserError
-from search.learned import learn
+from search.learned import learn, look_ahead
 from search.options import combined, logarithms, options, virtual
 from search.progress import track
 from search.shares import TABLE
@@ -92,13 +92,8 @@ class TableStart:
         table = table_of(bench, study, self.seconds) if wanted else None
         if table is None:
             return uniform(bench, reachable)
-        chosen = within_limits(bench, table, wanted)
-        if not len(chosen):
-            return uniform(bench, reachable)
-        foreseen = bench.foresight.of(combined(table, chosen))
-        logs = logarithms(np.column_stack([foreseen[name] for name in wanted]))
-        losses = table.sums(chosen) + TIE * logs.sum(1)
-        return representatives(bench, table, chosen, logs, losses, np.ones(len(chosen), dtype=bool), self.plans)
+        look_ahead(study, bench, lambda count: best_sums(bench, table, wanted, count), self.seconds)
+        return best_sums(bench, table, wanted, self.plans) or uniform(bench, reachable)
 
 
 def table_of(bench: Bench, study: Study, seconds: float) -> Options | None:
@@ -140,6 +135,20 @@ def representatives(
     picked = dict.fromkeys(row for logs in logs_NC.T for row in spread(logs, losses, held, bands))
     usual = bench.spec.space.recovery.usual()
     return [table.params(chosen[row]) | usual for row in sorted(picked, key=lambda row: -logs_NC[row, 0])]
+
+
+def best_sums(bench: Bench, table: Options, wanted: list[str], count: int) -> list[dict[str, float]]:
+    """Return the parameters of about as many plans as named, best in the sum of the table and spread over the costs.
+
+    None where the table has none that holds the limits.
+    """
+    chosen = within_limits(bench, table, wanted)
+    if not len(chosen):
+        return []
+    foreseen = bench.foresight.of(combined(table, chosen))
+    logs = logarithms(np.column_stack([foreseen[name] for name in wanted]))
+    losses = table.sums(chosen) + TIE * logs.sum(1)
+    return representatives(bench, table, chosen, logs, losses, np.ones(len(chosen), dtype=bool), count)
 
 
 def within_limits(bench: Bench, table: Options, wanted: list[str]) -> np.ndarray:

@@ -41,6 +41,8 @@ class Foresight:
         self.frame = Frame(model, example, finished)
         untouched = outlined(self.frame, [None]).parts()
         self.learned: dict[str, Learned] = {}
+        self.recalled: set[int] = set()  # numbers of the trials that were learned from
+        self._remembered: set[Plan] = set()
         self.known: dict[str, tuple[Foreseeable, float]] = {
             objective.name: (objective, objective(finished) - float(objective.foreseen(untouched)[0]))
             for objective in costs
@@ -57,8 +59,9 @@ class Foresight:
         self.learned[learned.name] = learned
 
     def remember(self, plan: Plan, measured: Mapping[str, float]) -> None:
-        """Learn from one network more: those that a search looks at are unlike those that it began with."""
-        if self.learned.keys() & measured.keys():
+        """Learn from one network more, once: those that a search looks at are unlike those that it began with."""
+        if self.learned.keys() & measured.keys() and plan not in self._remembered:
+            self._remembered.add(plan)
             parts = outlined(self.frame, [plan]).parts()
             for name in self.learned.keys() & measured.keys():
                 self.learned[name] = self.learned[name].and_of(parts, measured[name])

@@ -24,23 +24,28 @@ from scipy.optimize import nnls
 from search.definition import define_value
 from search.progress import console, track
 from search.shares import MEASURING
-from search.storage import save_json
+from search.storage import WORKER, local, save_json
+from search.trial import VALUES
 from spaces.anatomy import first_line
 from spaces.outline import outlined
 from spaces.quantized import OFF
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from optuna import Study
 
     from objectives import Objective
     from objectives.layers import Parts
     from search.bench import Bench
 
 NETWORKS, FEWEST = 20, 8  # networks that are measured; with fewer nothing is told
+ROUNDS, A_ROUND = 2, 6  # of plans that are measured before a draft
 MIXED = 4  # uniform plans of which a measured one takes each parameter from one
 BYTE = 8
 BLOCKS = 8, 16  # output channels that kernels compute together: those of ONNX Runtime, and of XNNPACK
 FOLDER = "SLIMFRONT_MEASURED"
+AHEAD = "measured_ahead"  # attribute of a study: parameters of plans, and what their networks measured
 EXECUTING = ("torch", "onnxruntime", "ai-edge-litert", "executorch")  # whose versions change what a network costs
 
 
@@ -138,7 +143,7 @@ def learn(bench: Bench, seconds: float) -> None:
     bench
         The study.
     seconds
-        CPU time that measuring may take.
+        CPU time that measuring may take; with 0 only what is kept is learned from.
     """
     for objective in bench.spec.costs:
         if objective.name not in bench.foresight.foreseeable and objective.direction == "minimize":
@@ -148,7 +153,8 @@ def learn(bench: Bench, seconds: float) -> None:
                 console.print(f"{objective.name} is not learned, since measuring a network failed: {first_line(error)}")
                 continue
             if len(ratios) < FEWEST:
-                console.print(f"{objective.name} is not learned: measuring {FEWEST} networks would take too long")
+                if seconds:
+                    console.print(f"{objective.name} is not learned: measuring {FEWEST} networks would take too long")
                 continue
             plans = itertools.islice(_plans(bench), len(ratios))
             parts = outlined(bench.foresight.frame, [None, *(bench.plan(params) for params in plans)]).parts()
@@ -157,12 +163,67 @@ def learn(bench: Bench, seconds: float) -> None:
             bench.foresight.learn(Learned(objective.name, work(parts), teacher * np.array([1.0, *ratios])))
 
 
+def look_ahead(study: Study, bench: Bench, best: Callable[[int], list[dict[str, float]]], seconds: float) -> None:
+    """Measure some of the plans that a search is about to look at, and learn from them, where a cost is learned.
+
+    They are unlike random networks, by which they are told to be slower than they are. What was measured lies in the
+    study, for other workers and for when it goes on.
+
+    Parameters
+    ----------
+    study, bench
+        The study.
+    best
+        Returns the parameters of about so many plans, the best by what is known by then.
+    seconds
+        CPU time that measuring may take.
+    """
+    learned = [objective for objective in bench.spec.costs if objective.name in bench.foresight.learned]
+    if learned and AHEAD not in study.user_attrs:
+        measured: list[tuple[dict[str, float], dict[str, float]]] = []
+        started = time.process_time()
+        with track("measuring plans that promise much") as told:
+            for _ in range(ROUNDS):  # the second by what the first taught
+                for params in best(A_ROUND):
+                    if time.process_time() - started > seconds:
+                        break
+                    plan = bench.plan(params)
+                    try:
+                        values = bench.measured(bench.sketch(plan), learned)
+                    except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so
+                        console.print(f"a plan could not be measured: {first_line(error)}")
+                        continue
+                    measured.append((params, values))
+                    bench.foresight.remember(plan, values)
+                    told(len(measured) / (ROUNDS * A_ROUND))
+        study.set_user_attr(AHEAD, measured)
+    recall(study, bench)
+
+
+def recall(study: Study, bench: Bench) -> None:
+    """Learn from what trials measured, and what was measured before them: in this process, before it, beside it.
+
+    Other machines count differently, and what their workers measured is left out.
+    """
+    foresight = bench.foresight
+    if not foresight.learned:
+        return
+    for params, measured in study.user_attrs.get(AHEAD, ()):
+        foresight.remember(bench.plan(params), measured)
+    for trial in study.get_trials(deepcopy=False):
+        measured, by = trial.user_attrs.get(VALUES, {}), trial.user_attrs.get(WORKER, "")
+        new = trial.number not in foresight.recalled and local(by)
+        if new and foresight.learned.keys() & measured.keys():  # what is over a limit by its shapes has no others
+            foresight.recalled.add(trial.number)
+            foresight.remember(bench.plan(trial.params), measured)
+
+
 def _measured(bench: Bench, objective: Objective, seconds: float) -> list[float]:
     """Return what the first networks cost, over what the teacher does; those that are not known yet are measured."""
     path = _path(bench, objective)
     ratios: list[float] = json.loads(path.read_text()) if path.exists() else []
     known = len(ratios)
-    if known >= NETWORKS:
+    if known >= NETWORKS or not seconds:
         return ratios
     with track(f"measuring networks to learn {objective.name}") as told, bench.shares.spending(MEASURING):
         started = time.process_time()

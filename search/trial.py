@@ -96,7 +96,6 @@ def run_trial(
         _doubt(trial, bench, about)
         model = bench.build(plan)
         values = bench.measured(model, spec.costs)
-        bench.foresight.remember(plan, values)
     else:
         model = bench.build(plan)
         model.load_state_dict(load_file(state_path(folder, shorter.number)))

@@ -20,9 +20,9 @@ from search.draft import ONE_SHOT, draft_of
 from search.errors import REASON
 from search.faith import learned_costs
 from search.front import trained
-from search.learned import FEWEST, NETWORKS, Learned, learn, work
-from search.storage import enqueue, open_study
-from search.trial import run_trial
+from search.learned import A_ROUND, AHEAD, FEWEST, NETWORKS, ROUNDS, Learned, learn, recall, work
+from search.storage import WORKER, enqueue, open_study, worker
+from search.trial import VALUES, run_trial
 from spaces import Distill, Plan, Quantize, quantized
 from spaces.outline import outlined
 from spaces.quantized import OFF
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from objectives.objective import Direction
     from search import StudySpec
+
+
+TOO_LITTLE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,7 @@ def test_a_learned_cost_is_near_to_what_is_measured_on_networks_that_it_has_not_
 
 def test_what_was_measured_is_not_measured_again_and_what_is_missing_is() -> None:
     Energy.calls.clear()
-    learn(bench(spec()), 0.0)  # too little time
+    learn(bench(spec()), TOO_LITTLE)
     first = len(Energy.calls)
     assert first < FEWEST
     shared = bench(spec())
@@ -94,7 +97,7 @@ def test_what_was_measured_is_not_measured_again_and_what_is_missing_is() -> Non
 
 def test_too_little_time_leaves_a_cost_unknown_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     shared = bench(spec())
-    learn(shared, 0.0)
+    learn(shared, TOO_LITTLE)
     assert shared.foresight.foreseeable == {}
     assert "energy_nj is not learned: measuring 8 networks would take too long" in capsys.readouterr().err.replace(
         "\n", " "
@@ -130,9 +133,55 @@ def test_what_is_measured_later_is_learned_from_too() -> None:
     learn(shared, 1e9)
     plan = Plan((Quantize((("first", 4, 8),)),), Distill())
     before = shared.foresight.about(plan)["energy_nj"]
-    for _ in range(2 * NETWORKS):
-        shared.foresight.remember(plan, {"energy_nj": 3 * before, "size_bytes": 1.0})
+    for share in range(2 * NETWORKS):
+        other = dataclasses.replace(plan, recovery=Distill(weight=share / 100))
+        for _ in range(2):
+            shared.foresight.remember(other, {"energy_nj": 3 * before, "size_bytes": 1.0})
     assert shared.foresight.about(plan)["energy_nj"] > 2 * before
+    assert len(shared.foresight.learned["energy_nj"].values_N) == 1 + 3 * NETWORKS, "each once"
+
+
+def test_plans_are_measured_before_the_draft_and_a_study_that_goes_on_knows_them_and_its_trials(tmp_path: Path) -> None:
+    made = spec()
+    done = searched(made, tmp_path / "study")
+    ahead = done.user_attrs[AHEAD]
+    assert 2 < len(ahead) <= ROUNDS * A_ROUND
+    assert all(values.keys() == {"energy_nj"} for _, values in ahead)
+    shared = bench(made)
+    Energy.calls.clear()
+    learn(shared, 0.0)
+    recall(done, shared)
+    recall(done, shared)
+    assert len(Energy.calls) == 1, "the teacher, and nothing that was measured before"
+    plans = {shared.plan(params) for params, _ in ahead} | {shared.plan(trial.params) for trial in trained(done)}
+    assert len(shared.foresight.learned["energy_nj"].values_N) == 1 + NETWORKS + len(plans)
+
+
+def test_what_another_machine_measured_is_not_learned_from() -> None:
+    made = spec()
+    shared = bench(made)
+    learn(shared, 1e9)
+    foreign = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+    params = shared.spec.space.uniform(shared.anatomy, (0.5,) * len(shared.spec.space.steps))
+    enqueue(foreign, params)
+    trial = foreign.ask()
+    shared.spec.space.suggest(trial, shared.anatomy)
+    for name, value in {WORKER: "elsewhere:1", VALUES: {"energy_nj": 1.0}}.items():
+        trial.set_user_attr(name, value)
+    recall(foreign, shared)
+    assert len(shared.foresight.learned["energy_nj"].values_N) == 1 + NETWORKS
+    trial.set_user_attr(WORKER, worker())
+    recall(foreign, shared)
+    assert len(shared.foresight.learned["energy_nj"].values_N) == 2 + NETWORKS
+
+
+def test_nothing_is_measured_where_there_is_no_time_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    Energy.calls.clear()
+    shared = bench(spec())
+    learn(shared, 0.0)
+    assert shared.foresight.foreseeable == {}
+    assert not Energy.calls
+    assert "not learned" not in capsys.readouterr().err
 
 
 def test_what_is_surely_over_a_limit_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
