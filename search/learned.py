@@ -6,12 +6,10 @@ Legend: `N` networks, `F` kinds of work, `P` and `L` as in `Parts`.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import math
 import os
-import platform
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +20,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from search.definition import define_value
+from search.machine import identity
 from search.progress import console, track
 from search.shares import MEASURING
 from search.storage import WORKER, local, save_json
@@ -46,7 +45,6 @@ BYTE = 8
 BLOCKS = 8, 16  # output channels that kernels compute together: those of ONNX Runtime, and of XNNPACK
 FOLDER = "SLIMFRONT_MEASURED"
 AHEAD = "measured_ahead"  # attribute of a study: parameters of plans, and what their networks measured
-EXECUTING = ("torch", "onnxruntime", "ai-edge-litert", "executorch")  # whose versions change what a network costs
 
 
 @dataclass(frozen=True)
@@ -252,23 +250,5 @@ def _plans(bench: Bench) -> Iterator[dict[str, float]]:
 
 
 def _path(bench: Bench, objective: Objective) -> Path:
-    versions = tuple(map(_version, EXECUTING))
-    machine = (platform.machine(), platform.system(), _processor(), os.cpu_count(), versions)
-    key = repr((machine, objective, bench.anatomy, sorted(define_value(bench.spec.space).items())))
+    key = repr((identity(), objective, bench.anatomy, sorted(define_value(bench.spec.space).items())))
     return Path(os.environ.get(FOLDER, "runs/measured")) / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-
-
-def _processor() -> str:
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "") or (
-        platform.processor()
-    )
-
-
-def _version(name: str) -> str:
-    """Return the version of a package, empty where it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

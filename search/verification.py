@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from objectives import Metric
 from objectives.examples import outputs
 from objectives.runtimes.fresh import Fresh
+from search import machine
 from search.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _verified(model: nn.Module, file: Fresh, path: Path, spec: StudySpec, refere
         "file_bytes": path.stat().st_size,
         "teacher_file_bytes": reference.stat().st_size,
         "latency": dataclasses.asdict(file.compare(reference, spec.example()[:1])),
-        "machine": f"{platform.machine()}, {platform.system()}, torch {torch.__version__}",
+        "machine": machine.words(),
     }
     _must_agree(record, classified=examples.classified)
     return record

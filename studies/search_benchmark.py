@@ -11,6 +11,7 @@ after one training that is the same for all, which tells how good the plans are.
 The hypervolume is that of accuracy over the logarithm of the cost, between the teacher and 10 points below it, and
 between the teacher's bit operations and a thousandth of them: 1 is a network of the teacher's accuracy that costs a
 thousandth. What is done before is kept; a run that exists is not repeated.
+`runs.csv` says of every run when, on which machine and in which time it found what.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,7 @@ import torch
 from safetensors.torch import load_file
 
 from objectives import Top1
-from search import Budget, DraftStart, Recipe, UniformStart
+from search import Budget, DraftStart, Recipe, UniformStart, machine
 from search.bench import Bench
 from search.clock import Clock
 from search.draft import draft_of
@@ -48,6 +50,7 @@ from search.stratified import StratifiedRandom
 from search.trial import key_of, seed_of, state_path
 from spaces import BitWidths, PruneRatios, Ranks
 from studies.fashion_mnist import residual
+from studies.fronts import SHARE, SPLITS, along, hypervolume, profile, summary
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -57,12 +60,8 @@ if TYPE_CHECKING:
     from search import StudySpec
     from spaces import Plan
 
-DEPTH, FACTOR = 10.0, 1000.0  # points of accuracy and factor of cost that span the hypervolume
 MEMBERS = 6
 FINAL_RATE = 2e-3  # the same for all fronts, whatever their searches took
-SPLITS = ("validation", "test")
-SHARE = "seconds of "  # the profile: what of a record's columns is time by activity
-PARTS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # of the teacher's cost, at which accuracies are compared
 LOSES = 1.0  # points that a stage of the sequential pipeline may lose of validation accuracy
 
 
@@ -194,6 +193,9 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
     return {
         "method": method,
         "seed": seed,
+        "budget": seconds,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": machine.words(),
         **said,
         "front": len(members),
         **{f"{split}_found": hypervolume(found, teacher, split) for split in SPLITS},
@@ -223,51 +225,6 @@ def _spread(logs: np.ndarray, count: int) -> list[int]:
     """Return as many places, the ends and what lies nearest to even distances between them."""
     wanted = np.linspace(logs.min(), logs.max(), min(count, len(logs)))
     return sorted({int(np.abs(logs - place).argmin()) for place in wanted})
-
-
-def hypervolume(points: list[dict[str, Any]], teacher: dict[str, float], split: str) -> float:
-    """Return the share of the rectangle of accuracy and logarithm of cost that the points dominate, in [0, 1]."""
-    places = [math.log(teacher["bops"] / point["bops"]) / math.log(FACTOR) for point in points]
-    heights = [(point[split] - teacher[split] + DEPTH) / DEPTH for point in points]
-    area, best = 0.0, 0.0
-    edge = 1.0
-    for place, height in sorted(zip(places, heights, strict=True), reverse=True):  # the cheapest first
-        place = min(max(place, 0.0), 1.0)  # noqa: PLW2901 - what lies outside counts as on the edge
-        area += best * (edge - place)
-        best, edge = max(best, min(max(height, 0.0), 1.0)), place
-    return area + best * edge
-
-
-def _summary(records: pd.DataFrame) -> pd.DataFrame:
-    grouped = records.groupby("method")
-    table = pd.DataFrame({"n": grouped.size()})
-    for name in (f"{split}{when}" for when in ("_found", "") for split in SPLITS):
-        table[name], table[f"{name}_std"] = grouped[name].mean().round(3), grouped[name].std().round(3)
-    table[["cpu_seconds", "drafted", "trained"]] = grouped[["cpu_seconds", "drafted", "trained"]].mean().round(0)
-    return table.sort_values("validation", ascending=False)
-
-
-def along(records: pd.DataFrame, split: str = "test", when: str = "points") -> pd.DataFrame:
-    """Return, by method, the best accuracy that a share of the cost buys, mean over seeds that all have one."""
-    columns = {}
-    for part in PARTS:
-        best = [
-            max(
-                (point[split] for point in run[when] if point["bops"] * part <= run["teacher"]["bops"]),
-                default=None,
-            )
-            for run in records.to_dict("records")
-        ]
-        by_method = pd.Series(best, index=records["method"], dtype=float).groupby(level=0)
-        columns[f"1/{part}"] = by_method.agg(lambda each: each.mean(skipna=False)).round(2)
-    return pd.DataFrame(columns)
-
-
-def _profile(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of the search's CPU time that each activity took, in percent, by method."""
-    columns = [name for name in map(str, records) if name.startswith(SHARE)]
-    seconds = records.groupby("method")[columns].mean().rename(columns=lambda name: name.removeprefix(SHARE))
-    return (100 * seconds.div(seconds.sum(axis=1), axis=0)).dropna(how="all").fillna(0).round(1)
 
 
 def main() -> None:
@@ -305,10 +262,11 @@ def main() -> None:
             for method, seed in waiting
         }
     records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
-    sys.stdout.write(f"{_summary(records)}\n")
+    records.drop(columns=["teacher", "found", "points"]).to_csv(folder / "runs.csv", index=False)
+    sys.stdout.write(f"{summary(records)}\n")
     for when in ("found", "points"):
         sys.stdout.write(f"\ntest top-1 at a share of the teacher's cost, of {when}:\n{along(records, when=when)}\n")
-    sys.stdout.write(f"\nshare of the CPU time, in percent:\n{_profile(records)}\n")
+    sys.stdout.write(f"\nshare of the CPU time, in percent:\n{profile(records)}\n")
     failed = [f"{method} with seed {seed}" for (method, seed), ended in runs.items() if ended.result().returncode]
     if failed:
         sys.exit(f"these runs failed and are missing from the table: {', '.join(failed)}; start again to repeat them")

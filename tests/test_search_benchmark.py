@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from studies.search_benchmark import along, hypervolume
+from studies.fronts import along, hypervolume
 
 TEACHER = {"bops": 1000.0, "test": 90.0}
 

@@ -1,0 +1,39 @@
+"""On what something was measured: a time, or a budget of time, means little without it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+EXECUTING = ("torch", "onnxruntime", "ai-edge-litert", "executorch")  # whose versions change what a network costs
+
+
+def identity() -> tuple[str, str, str, int | None, tuple[str, ...]]:
+    """Return what tells this machine from others: kind, system, processor, cores, and versions of what executes."""
+    return platform.machine(), platform.system(), processor(), os.cpu_count(), tuple(map(_version, EXECUTING))
+
+
+def words() -> str:
+    """Say on what something was measured."""
+    kind, system, name, cores, versions = identity()
+    there = [f"{name} {version}" for name, version in zip(EXECUTING, versions, strict=True) if version]
+    return ", ".join([name or kind, f"{cores} cores", system, *there])
+
+
+def processor() -> str:
+    """Return the name of the processor, empty where the system does not tell it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "") or (
+        platform.processor()
+    )
+
+
+def _version(name: str) -> str:
+    """Return the version of a package, empty where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
