@@ -38,18 +38,27 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
 
 def along(records: pd.DataFrame, split: str = "test", when: str = "points") -> pd.DataFrame:
     """Return, by method, the best accuracy that a share of the cost buys, mean over seeds that all have one."""
-    columns = {}
-    for part in PARTS:
-        best = [
-            max(
-                (point[split] for point in run[when] if point["bops"] * part <= run["teacher"]["bops"]),
-                default=None,
-            )
-            for run in records.to_dict("records")
+    best = each_along(records, split, when).groupby(records["method"])
+    return best.agg(lambda each: each.mean(skipna=False)).round(2)
+
+
+def each_along(records: pd.DataFrame, split: str, when: str) -> pd.DataFrame:
+    """Return the same, by run; NaN where a front has nothing as cheap."""
+    runs = records.to_dict("records")
+    columns = {
+        f"1/{part}": [
+            max((point[split] for point in run[when] if point["bops"] * part <= run["teacher"]["bops"]), default=None)
+            for run in runs
         ]
-        by_method = pd.Series(best, index=records["method"], dtype=float).groupby(level=0)
-        columns[f"1/{part}"] = by_method.agg(lambda each: each.mean(skipna=False)).round(2)
-    return pd.DataFrame(columns)
+        for part in PARTS
+    }
+    return pd.DataFrame(columns, index=records.index, dtype=float)
+
+
+def runs_of(records: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a run, of plain numbers: what it did, and how good its front was as found."""
+    found = [each_along(records, split, "found").add_prefix(f"{split} found at ").round(2) for split in SPLITS]
+    return pd.concat([records.drop(columns=["teacher", "found", "points"]).round(4), *found], axis=1)
 
 
 def profile(records: pd.DataFrame) -> pd.DataFrame:

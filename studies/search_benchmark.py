@@ -50,7 +50,7 @@ from search.stratified import StratifiedRandom
 from search.trial import key_of, seed_of, state_path
 from spaces import BitWidths, PruneRatios, Ranks
 from studies.fashion_mnist import residual
-from studies.fronts import SHARE, SPLITS, along, hypervolume, profile, summary
+from studies.fronts import SHARE, SPLITS, along, hypervolume, profile, runs_of, summary
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -262,7 +262,7 @@ def main() -> None:
             for method, seed in waiting
         }
     records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
-    records.drop(columns=["teacher", "found", "points"]).to_csv(folder / "runs.csv", index=False)
+    runs_of(records).to_csv(folder / "runs.csv", index=False)
     sys.stdout.write(f"{summary(records)}\n")
     for when in ("found", "points"):
         sys.stdout.write(f"\ntest top-1 at a share of the teacher's cost, of {when}:\n{along(records, when=when)}\n")

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from studies.fronts import along, hypervolume
+from studies.fronts import along, hypervolume, runs_of
 
 TEACHER = {"bops": 1000.0, "test": 90.0}
 
@@ -38,3 +38,14 @@ def test_accuracy_at_a_share_of_the_cost_needs_every_seed() -> None:
     assert table.loc["a", "1/8"] == 88.0
     assert table.loc["a", "1/32"] == 83.0
     assert table["1/64"].isna().all()
+
+
+def test_a_row_tells_of_one_run_what_a_share_of_the_cost_buys() -> None:
+    front = [point(100.0, 89.123), point(10.0, 80.0)]
+    split = {"teacher": TEACHER, "found": [{**each, "validation": each["test"] + 1} for each in front], "points": []}
+    (row,) = runs_of(pd.DataFrame([{"method": "a", "seed": 3, **split}])).to_dict("records")
+    assert (row["method"], row["seed"]) == ("a", 3)
+    assert (row["test found at 1/8"], row["validation found at 1/8"]) == (89.12, 90.12)
+    assert row["test found at 1/96"] == 80.0
+    assert math.isnan(row["test found at 1/128"])
+    assert not {"teacher", "found", "points"} & row.keys()
