@@ -48,9 +48,10 @@ class DraftStart:
 
     A table of single changes, the best sums of it, then an evolution of plans scored in one shot: built, BatchNorm
     statistics re-estimated, compared with the teacher. The plans are trials of an Optuna study of their own,
-    `<name>-draft`, whose values are the loss and the costs. A cost that cannot be foreseen, such as latency, is learned
-    before from networks that are measured on this machine. Where nothing can be told, or the table would take too long,
-    the study starts with the plans of `UniformStart`.
+    `<name>-draft`, whose values are the loss and the costs. A cost that cannot be foreseen, such as latency, is
+    learned before from networks that are measured on this machine, the last of them plans that the table makes
+    best. Where nothing can be told, or the table would take too long, the study starts with the plans of
+    `UniformStart`.
 
     Parameters
     ----------
