@@ -33,7 +33,7 @@ ONE_SHOT = "one_shot_loss"
 FEWEST, MOST, PER_TRIAL = 100, 1000, 12  # one-shot plans, and how many for each that will be trained
 SEEDS = 1 / 3  # share of the plans that come straight from the table
 TABLE = 0.25  # share of the time that the table may take
-AHEAD = 0.05  # share of the time for measuring some of the plans that the table makes best
+LOOK = 0.05  # share of the time for measuring some of the plans that the table makes best
 MUTANTS = 48  # changed plans of which the most promising is scored
 TRIES = 20  # times that many, of which none is new, and the space is used up
 MATED = 0.3  # share of the choices that a plan takes from its mate
@@ -79,7 +79,7 @@ class DraftStart:
         table = table_of(bench, study, min(self.seconds, TABLE * clock.total)) if wanted else None
         if table is None:
             return uniform(bench, reachable)
-        look_ahead(study, bench, lambda count: best_sums(bench, table, wanted, count), AHEAD * clock.total)
+        look_ahead(study, bench, lambda count: best_sums(bench, table, wanted, count), LOOK * clock.total)
         draft = Draft(bench, table, study, wanted)
         aim = self.scored or self._aim(clock)
         with track("scoring plans in one shot") as told:

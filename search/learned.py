@@ -23,7 +23,7 @@ from search.definition import define_value
 from search.machine import identity
 from search.progress import console, track
 from search.shares import MEASURING
-from search.storage import WORKER, local, save_json
+from search.storage import WORKER, local, save_json, worker
 from search.trial import VALUES
 from spaces.anatomy import first_line
 from spaces.outline import outlined
@@ -44,7 +44,7 @@ MIXED = 4  # uniform plans of which a measured one takes each parameter from one
 BYTE = 8
 BLOCKS = 8, 16  # output channels that kernels compute together: those of ONNX Runtime, and of XNNPACK
 FOLDER = "SLIMFRONT_MEASURED"
-AHEAD = "measured_ahead"  # attribute of a study: parameters of plans, and what their networks measured
+AHEAD = "measured_ahead"  # attribute of a study: parameters of plans, what their networks measured, and by whom
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ def learn(bench: Bench, seconds: float) -> None:
 def look_ahead(study: Study, bench: Bench, best: Callable[[int], list[dict[str, float]]], seconds: float) -> None:
     """Measure some of the plans that a search is about to look at, and learn from them, where a cost is learned.
 
-    They are unlike random networks, by which they are told to be slower than they are. What was measured lies in the
-    study, for other workers and for when it goes on.
+    They are unlike random networks, from which they are told badly. What was measured lies in the study, for other
+    workers of this machine and for when it goes on.
 
     Parameters
     ----------
@@ -177,37 +177,39 @@ def look_ahead(study: Study, bench: Bench, best: Callable[[int], list[dict[str, 
         CPU time that measuring may take.
     """
     learned = [objective for objective in bench.spec.costs if objective.name in bench.foresight.learned]
-    if learned and AHEAD not in study.user_attrs:
-        measured: list[tuple[dict[str, float], dict[str, float]]] = []
+    before = study.user_attrs.get(AHEAD, [])
+    if learned and not any(local(by) for *_, by in before):
+        measured: list[tuple[dict[str, float], dict[str, float], str]] = []
         started = time.process_time()
         with track("measuring plans that promise much") as told:
-            for _ in range(ROUNDS):  # the second by what the first taught
-                for params in best(A_ROUND):
-                    if time.process_time() - started > seconds:
-                        break
-                    plan = bench.plan(params)
-                    try:
-                        values = bench.measured(bench.sketch(plan), learned)
-                    except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so
-                        console.print(f"a plan could not be measured: {first_line(error)}")
-                        continue
-                    measured.append((params, values))
-                    bench.foresight.remember(plan, values)
-                    told(len(measured) / (ROUNDS * A_ROUND))
-        study.set_user_attr(AHEAD, measured)
+            rounds = (best(A_ROUND) for _ in range(ROUNDS))  # the second by what the first taught
+            for params in itertools.chain.from_iterable(rounds):
+                plan = bench.plan(params)
+                try:
+                    values = bench.measured(bench.sketch(plan), learned)
+                except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so
+                    console.print(f"a plan could not be measured: {first_line(error)}")
+                    continue
+                measured.append((params, values, worker()))
+                bench.foresight.remember(plan, values)
+                told(len(measured) / (ROUNDS * A_ROUND))
+                if time.process_time() - started > seconds:
+                    break
+        study.set_user_attr(AHEAD, [*before, *measured])
     recall(study, bench)
 
 
 def recall(study: Study, bench: Bench) -> None:
     """Learn from what trials measured, and what was measured before them: in this process, before it, beside it.
 
-    Other machines count differently, and what their workers measured is left out.
+    On other machines costs are others, and what their workers measured is left out.
     """
     foresight = bench.foresight
     if not foresight.learned:
         return
-    for params, measured in study.user_attrs.get(AHEAD, ()):
-        foresight.remember(bench.plan(params), measured)
+    for params, measured, by in study.user_attrs.get(AHEAD, ()):
+        if local(by):
+            foresight.remember(bench.plan(params), measured)
     for trial in study.get_trials(deepcopy=False):
         measured, by = trial.user_attrs.get(VALUES, {}), trial.user_attrs.get(WORKER, "")
         new = trial.number not in foresight.recalled and local(by)

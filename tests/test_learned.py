@@ -146,14 +146,14 @@ def test_plans_are_measured_before_the_draft_and_a_study_that_goes_on_knows_them
     done = searched(made, tmp_path / "study")
     ahead = done.user_attrs[AHEAD]
     assert 2 < len(ahead) <= ROUNDS * A_ROUND
-    assert all(values.keys() == {"energy_nj"} for _, values in ahead)
+    assert all(values.keys() == {"energy_nj"} for _, values, _ in ahead)
     shared = bench(made)
     Energy.calls.clear()
     learn(shared, 0.0)
     recall(done, shared)
     recall(done, shared)
     assert len(Energy.calls) == 1, "the teacher, and nothing that was measured before"
-    plans = {shared.plan(params) for params, _ in ahead} | {shared.plan(trial.params) for trial in trained(done)}
+    plans = {shared.plan(params) for params, *_ in ahead} | {shared.plan(trial.params) for trial in trained(done)}
     assert len(shared.foresight.learned["energy_nj"].values_N) == 1 + NETWORKS + len(plans)
 
 
@@ -168,6 +168,7 @@ def test_what_another_machine_measured_is_not_learned_from() -> None:
     shared.spec.space.suggest(trial, shared.anatomy)
     for name, value in {WORKER: "elsewhere:1", VALUES: {"energy_nj": 1.0}}.items():
         trial.set_user_attr(name, value)
+    foreign.set_user_attr(AHEAD, [[params, {"energy_nj": 1.0}, "elsewhere:1"]])
     recall(foreign, shared)
     assert len(shared.foresight.learned["energy_nj"].values_N) == 1 + NETWORKS
     trial.set_user_attr(WORKER, worker())
