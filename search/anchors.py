@@ -77,7 +77,7 @@ class TableStart:
     plans
         How many, spread over the costs.
     seconds
-        CPU time that the table may take.
+        CPU time that the table may take; what is to be learned before and after it as much again, each.
     """
 
     plans: int = 10
@@ -140,7 +140,7 @@ def representatives(
 def best_sums(bench: Bench, table: Options, wanted: list[str], count: int) -> list[dict[str, float]]:
     """Return the parameters of about as many plans as named, best in the sum of the table and spread over the costs.
 
-    None where the table has none that holds the limits.
+    The list is empty where no plan of the table holds the limits.
     """
     chosen = within_limits(bench, table, wanted)
     if not len(chosen):

@@ -79,7 +79,8 @@ class DraftStart:
         table = table_of(bench, study, min(self.seconds, TABLE * clock.total)) if wanted else None
         if table is None:
             return uniform(bench, reachable)
-        look_ahead(study, bench, lambda count: best_sums(bench, table, wanted, count), LOOK * clock.total)
+        seconds = min(self.seconds, LOOK * clock.total)
+        look_ahead(study, bench, lambda count: best_sums(bench, table, wanted, count), seconds)
         draft = Draft(bench, table, study, wanted)
         aim = self.scored or self._aim(clock)
         with track("scoring plans in one shot") as told:

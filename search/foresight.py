@@ -58,13 +58,26 @@ class Foresight:
         """Take in a cost that is told about, and not exactly."""
         self.learned[learned.name] = learned
 
-    def remember(self, plan: Plan, measured: Mapping[str, float]) -> None:
-        """Learn from one network more, once: those that a search looks at are unlike those that it began with."""
-        if self.learned.keys() & measured.keys() and plan not in self._remembered:
+    def relative(self, measured: Mapping[str, float]) -> dict[str, float]:
+        """Return what a network measured of the learned costs, over what the teacher does in this process."""
+        return {name: measured[name] / learned.teacher for name, learned in self.learned.items() if name in measured}
+
+    def remember(self, plan: Plan, relative: Mapping[str, float]) -> None:
+        """Learn from one plan more, once: those that a search looks at are unlike those that it began with.
+
+        Parameters
+        ----------
+        plan
+            What was built.
+        relative
+            As from `relative`; what is not positive and finite is left out.
+        """
+        usable = {name: value for name, value in relative.items() if name in self.learned and 0 < value < math.inf}
+        if usable and plan not in self._remembered:
             self._remembered.add(plan)
             parts = outlined(self.frame, [plan]).parts()
-            for name in self.learned.keys() & measured.keys():
-                self.learned[name] = self.learned[name].and_of(parts, measured[name])
+            for name, value in usable.items():
+                self.learned[name] = self.learned[name].and_of(parts, value * self.learned[name].teacher)
 
     def doubt(self, limit: Limit) -> float:
         """Return by what share a cost may lie beyond what is told of it, towards the bad side of a limit on it.

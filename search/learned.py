@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import nnls
 
+from search import machine
 from search.definition import define_value
-from search.machine import identity
 from search.progress import console, track
 from search.shares import MEASURING
-from search.storage import WORKER, local, save_json, worker
-from search.trial import VALUES
+from search.storage import save_json
+from search.trial import RELATIVE
 from spaces.anatomy import first_line
 from spaces.outline import outlined
 from spaces.quantized import OFF
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from objectives import Objective
     from objectives.layers import Parts
     from search.bench import Bench
+    from spaces import Plan
 
 NETWORKS, FEWEST = 20, 8  # networks that are measured; with fewer nothing is told
 ROUNDS, A_ROUND = 2, 6  # of plans that are measured before a draft
@@ -44,7 +45,7 @@ MIXED = 4  # uniform plans of which a measured one takes each parameter from one
 BYTE = 8
 BLOCKS = 8, 16  # output channels that kernels compute together: those of ONNX Runtime, and of XNNPACK
 FOLDER = "SLIMFRONT_MEASURED"
-AHEAD = "measured_ahead"  # attribute of a study: parameters of plans, what their networks measured, and by whom
+AHEAD = "measured_ahead"  # attribute of a study: parameters of plans, what they cost over the teacher, and on what
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,17 @@ class Learned:
     name
         Of the objective.
     done_NF, values_N
-        The work in the networks that it is learned from, and what they cost.
+        The work in the networks that it is learned from, and what they cost; the first is the teacher.
     """
 
     name: str
     done_NF: np.ndarray
     values_N: np.ndarray
+
+    @property
+    def teacher(self) -> float:
+        """What the teacher costs in this process, which is not always what it does in another."""
+        return float(self.values_N[0])
 
     @cached_property
     def prices_F(self) -> np.ndarray:  # noqa: N802 - the legend's
@@ -147,17 +153,19 @@ def learn(bench: Bench, seconds: float) -> None:
         if objective.name not in bench.foresight.foreseeable and objective.direction == "minimize":
             try:
                 ratios = _measured(bench, objective, seconds)
+                if len(ratios) < FEWEST:
+                    if seconds:
+                        console.print(
+                            f"{objective.name} is not learned: measuring {FEWEST} networks would take too long"
+                        )
+                    continue
+                with bench.shares.spending(MEASURING):
+                    teacher = objective(bench.finished)
             except Exception as error:  # noqa: BLE001 - an objective may be anyone's; its trials will say so too
                 console.print(f"{objective.name} is not learned, since measuring a network failed: {first_line(error)}")
                 continue
-            if len(ratios) < FEWEST:
-                if seconds:
-                    console.print(f"{objective.name} is not learned: measuring {FEWEST} networks would take too long")
-                continue
             plans = itertools.islice(_plans(bench), len(ratios))
             parts = outlined(bench.foresight.frame, [None, *(bench.plan(params) for params in plans)]).parts()
-            with bench.shares.spending(MEASURING):
-                teacher = objective(bench.finished)
             bench.foresight.learn(Learned(objective.name, work(parts), teacher * np.array([1.0, *ratios])))
 
 
@@ -165,7 +173,7 @@ def look_ahead(study: Study, bench: Bench, best: Callable[[int], list[dict[str, 
     """Measure some of the plans that a search is about to look at, and learn from them, where a cost is learned.
 
     They are unlike random networks, from which they are told badly. What was measured lies in the study, for other
-    workers of this machine and for when it goes on.
+    workers of such a machine and for when it goes on.
 
     Parameters
     ----------
@@ -177,45 +185,49 @@ def look_ahead(study: Study, bench: Bench, best: Callable[[int], list[dict[str, 
         CPU time that measuring may take.
     """
     learned = [objective for objective in bench.spec.costs if objective.name in bench.foresight.learned]
-    before = study.user_attrs.get(AHEAD, [])
-    if learned and not any(local(by) for *_, by in before):
-        measured: list[tuple[dict[str, float], dict[str, float], str]] = []
+    if learned and not any(on == machine.words() for *_, on in study.user_attrs.get(AHEAD, ())):
+        found: dict[Plan, tuple[dict[str, float], dict[str, float], str]] = {}
         started = time.process_time()
         with track("measuring plans that promise much") as told:
-            rounds = (best(A_ROUND) for _ in range(ROUNDS))  # the second by what the first taught
+            rounds = (best(number * A_ROUND) for number in range(1, ROUNDS + 1))  # each by what the last one taught
             for params in itertools.chain.from_iterable(rounds):
                 plan = bench.plan(params)
+                if found and time.process_time() - started > seconds:
+                    break
+                if plan in found:
+                    continue
                 try:
-                    values = bench.measured(bench.sketch(plan), learned)
+                    with bench.shares.spending(MEASURING):
+                        finished = bench.finish(bench.sketch(plan))
+                        values = {objective.name: objective(finished) for objective in learned}
                 except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so
                     console.print(f"a plan could not be measured: {first_line(error)}")
-                    continue
-                measured.append((params, values, worker()))
-                bench.foresight.remember(plan, values)
-                told(len(measured) / (ROUNDS * A_ROUND))
-                if time.process_time() - started > seconds:
-                    break
-        study.set_user_attr(AHEAD, [*before, *measured])
+                    values = {}
+                relative = bench.foresight.relative(values)
+                found[plan] = params, relative, machine.words()
+                bench.foresight.remember(plan, relative)
+                told(min(1.0, len(found) / (ROUNDS * A_ROUND)))
+        study.set_user_attr(AHEAD, [*study.user_attrs.get(AHEAD, ()), *found.values()])
     recall(study, bench)
 
 
 def recall(study: Study, bench: Bench) -> None:
     """Learn from what trials measured, and what was measured before them: in this process, before it, beside it.
 
-    On other machines costs are others, and what their workers measured is left out.
+    On other machines costs are others, and what was measured there is left out.
     """
     foresight = bench.foresight
     if not foresight.learned:
         return
-    for params, measured, by in study.user_attrs.get(AHEAD, ()):
-        if local(by):
-            foresight.remember(bench.plan(params), measured)
+    for params, relative, on in study.user_attrs.get(AHEAD, ()):
+        if on == machine.words():
+            foresight.remember(bench.plan(params), relative)
     for trial in study.get_trials(deepcopy=False):
-        measured, by = trial.user_attrs.get(VALUES, {}), trial.user_attrs.get(WORKER, "")
-        new = trial.number not in foresight.recalled and local(by)
-        if new and foresight.learned.keys() & measured.keys():  # what is over a limit by its shapes has no others
+        if RELATIVE in trial.user_attrs and trial.number not in foresight.recalled:
             foresight.recalled.add(trial.number)
-            foresight.remember(bench.plan(trial.params), measured)
+            relative, on = trial.user_attrs[RELATIVE]
+            if on == machine.words():
+                foresight.remember(bench.plan(trial.params), relative)
 
 
 def _measured(bench: Bench, objective: Objective, seconds: float) -> list[float]:
@@ -252,5 +264,5 @@ def _plans(bench: Bench) -> Iterator[dict[str, float]]:
 
 
 def _path(bench: Bench, objective: Objective) -> Path:
-    key = repr((identity(), objective, bench.anatomy, sorted(define_value(bench.spec.space).items())))
+    key = repr((machine.identity(), objective, bench.anatomy, sorted(define_value(bench.spec.space).items())))
     return Path(os.environ.get(FOLDER, "runs/measured")) / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

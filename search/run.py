@@ -20,7 +20,7 @@ from search.clock import Clock
 from search.errors import REASON, Diverged, UserError
 from search.faith import misleading
 from search.front import front, spent
-from search.learned import learn, recall
+from search.learned import AHEAD, learn, recall
 from search.progress import EVERY_SECONDS, bar, console, duration
 from search.schedule import LAST, affordable, prolong, promote, rated
 from search.shares import MEASURING
@@ -72,12 +72,12 @@ def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
             study.set_user_attr(ANCHORS, value=True)
             for params in plans:
                 enqueue(study, params)
-    else:
-        learn(bench, 0.0)
     done = spent(study)
     if spec.budget.trials is not None and done >= spec.budget.trials:
         console.print(f"{done} of {spec.budget.trials} trials are done; --trials asks for more")
         return True
+    if AHEAD in study.user_attrs:  # what was learned when the study started
+        learn(bench, 0.0)
     rate = rated(study, bench)
     recipe = affordable(study, bench, clock, bench.spec.recipe)
     if count := promote(study, recipe.epochs):
@@ -86,6 +86,7 @@ def run(spec: StudySpec, study: Study, bench: Bench, folder: Path) -> bool:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         with contextlib.suppress(KeyboardInterrupt):
             while not watch.over():
+                recall(study, bench)
                 study.optimize(watch.objective, n_trials=1, catch=(Diverged,))
                 watch.look()
     return not watch.stopped
@@ -152,7 +153,6 @@ class _Watch:
     def objective(self, trial: Trial) -> tuple[float, ...]:
         """Run one trial; whatever ends it leaves a reason, and an interrupted plan is enqueued again."""
         try:
-            recall(self.study, self.bench)
             return run_trial(
                 trial,
                 self.bench,

@@ -172,22 +172,18 @@ def worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def local(name: str) -> bool:
-    """Whether that worker is, or was, one of this machine."""
-    return name.rpartition(":")[0] == socket.gethostname()
-
-
 def accompanied(name: str) -> bool:
     """Whether that worker is another one, which lives as far as this machine can tell."""
-    return name != worker() and (not local(name) or _alive(int(name.rpartition(":")[2])))
+    host, _, pid = name.rpartition(":")
+    return name != worker() and (host != socket.gethostname() or _alive(int(pid)))
 
 
 def requeue_abandoned(study: Study) -> int:
     """Give up the trials whose process on this machine is gone, and enqueue their plans again; return how many."""
     lost = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        name = trial.user_attrs.get(WORKER, ":")
-        if local(name) and not _alive(int(name.rpartition(":")[2])):
+        host, _, pid = trial.user_attrs.get(WORKER, ":").rpartition(":")
+        if host == socket.gethostname() and not _alive(int(pid)):
             study.tell(trial.number, state=TrialState.FAIL)
             enqueue(study, params_of(trial), trial.user_attrs.get(ASKED))
             lost += 1

@@ -11,6 +11,7 @@ from optuna import TrialPruned
 from optuna.trial import TrialState
 from safetensors.torch import load_file, save_file
 
+from search import machine
 from search.errors import REASON, Diverged
 from search.rungs import RUNG, STOPPED, Rung
 from search.storage import WORKER, worker
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 KEY, PLAN, VALUES, EXCESS, SECONDS, REPLAY = "plan_key", "plan", "measured", "excess", "cpu_seconds", "replay_of"
 EPOCHS, RATE, ABOUT = "epochs", "learning_rate", "told_about"
+RELATIVE = "measured_over_teacher"  # what is learned of its costs, and on which machine
 
 
 def key_of(plan: Plan) -> str:
@@ -96,6 +98,8 @@ def run_trial(
         _doubt(trial, bench, about)
         model = bench.build(plan)
         values = bench.measured(model, spec.costs)
+        if relative := bench.foresight.relative(values):
+            trial.set_user_attr(RELATIVE, (relative, machine.words()))
     else:
         model = bench.build(plan)
         model.load_state_dict(load_file(state_path(folder, shorter.number)))

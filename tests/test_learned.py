@@ -13,16 +13,17 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from objectives import Limit, Macs, Parameters
-from search import Budget, DraftStart, UniformStart
+from search import Budget, DraftStart, UniformStart, machine
 from search.bench import Bench
 from search.clock import Clock
 from search.draft import ONE_SHOT, draft_of
 from search.errors import REASON
 from search.faith import learned_costs
 from search.front import trained
-from search.learned import A_ROUND, AHEAD, FEWEST, NETWORKS, ROUNDS, Learned, learn, recall, work
-from search.storage import WORKER, enqueue, open_study, worker
-from search.trial import VALUES, run_trial
+from search.learned import A_ROUND, AHEAD, FEWEST, NETWORKS, ROUNDS, Learned, learn, look_ahead, recall, work
+from search.run import run
+from search.storage import enqueue, open_study
+from search.trial import RELATIVE, run_trial
 from spaces import Distill, Plan, Quantize, quantized
 from spaces.outline import outlined
 from spaces.quantized import OFF
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 
 
 TOO_LITTLE = 1e-9
+
+
+def rows(shared: Bench) -> int:
+    """Return from how many networks the cost is learned."""
+    return len(shared.foresight.learned["energy_nj"].values_N)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,47 +139,91 @@ def test_what_is_measured_later_is_learned_from_too() -> None:
     learn(shared, 1e9)
     plan = Plan((Quantize((("first", 4, 8),)),), Distill())
     before = shared.foresight.about(plan)["energy_nj"]
+    relative = shared.foresight.relative({"energy_nj": 3 * before, "size_bytes": 1.0})
+    assert relative.keys() == {"energy_nj"}
     for share in range(2 * NETWORKS):
         other = dataclasses.replace(plan, recovery=Distill(weight=share / 100))
         for _ in range(2):
-            shared.foresight.remember(other, {"energy_nj": 3 * before, "size_bytes": 1.0})
+            shared.foresight.remember(other, relative)
     assert shared.foresight.about(plan)["energy_nj"] > 2 * before
-    assert len(shared.foresight.learned["energy_nj"].values_N) == 1 + 3 * NETWORKS, "each once"
+    assert rows(shared) == 1 + 3 * NETWORKS, "each once"
 
 
-def test_plans_are_measured_before_the_draft_and_a_study_that_goes_on_knows_them_and_its_trials(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_cost_is_not_learned_from(value: float) -> None:
+    shared = bench(spec())
+    learn(shared, 1e9)
+    shared.foresight.remember(Plan((Quantize((("first", 4, 8),)),), Distill()), {"energy_nj": value})
+    assert rows(shared) == 1 + NETWORKS
+
+
+def test_plans_are_measured_before_the_draft_each_once() -> None:
     made = spec()
-    done = searched(made, tmp_path / "study")
-    ahead = done.user_attrs[AHEAD]
-    assert 2 < len(ahead) <= ROUNDS * A_ROUND
-    assert all(values.keys() == {"energy_nj"} for _, values, _ in ahead)
     shared = bench(made)
+    main = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+    DraftStart(4, 30)(shared, main, Clock(Budget()))
+    ahead = main.user_attrs[AHEAD]
+    plans = {shared.plan(params) for params, *_ in ahead}
+    assert A_ROUND < len(plans) == len(ahead) <= (1 + ROUNDS) * A_ROUND
+    assert rows(shared) == 1 + NETWORKS + len(plans)
+    (energy,) = made.costs
+    params, relative, on = ahead[0]
+    measured = energy(shared.finish(shared.sketch(shared.plan(params))))
+    assert relative["energy_nj"] * energy(shared.finished) == pytest.approx(measured)
+    assert on == machine.words()
+
+
+def test_no_more_plans_are_measured_than_there_is_time_for_and_one_that_fails_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = bench(spec())
+    learn(shared, 1e9)
+    main = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+    space = shared.spec.space
+    some = [space.uniform(shared.anatomy, (at / 10,) * len(space.steps)) for at in range(1, 4)]
+    monkeypatch.setattr(Energy, "__call__", lambda *_: 1 / 0)
+    look_ahead(main, shared, lambda _: some, 1e9)
+    assert rows(shared) == 1 + NETWORKS
+    assert "a plan could not be measured: " in capsys.readouterr().err
+    monkeypatch.undo()
+    main.set_user_attr(AHEAD, [])
+    look_ahead(main, shared, lambda _: some, 0.0)
+    assert len(main.user_attrs[AHEAD]) == 1
+    look_ahead(main, shared, lambda _: some, 1e9)
+    assert len(main.user_attrs[AHEAD]) == 1, "once a study"
+
+
+def test_a_study_that_goes_on_learns_from_what_it_measured_before(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    done = searched(spec(5), folder)
+    count = len(done.trials)
+    assert sum(RELATIVE in trial.user_attrs for trial in done.trials) >= 4
+    made = spec(7)
+    main, shared = open_study(made, folder, None, create=False), bench(made)
     Energy.calls.clear()
-    learn(shared, 0.0)
-    recall(done, shared)
-    recall(done, shared)
-    assert len(Energy.calls) == 1, "the teacher, and nothing that was measured before"
-    plans = {shared.plan(params) for params, *_ in ahead} | {shared.plan(trial.params) for trial in trained(done)}
-    assert len(shared.foresight.learned["energy_nj"].values_N) == 1 + NETWORKS + len(plans)
+    run(made, main, shared, folder)
+    new = [trial for trial in main.trials[count:] if RELATIVE in trial.user_attrs]
+    assert len(Energy.calls) == 1 + len(new), "the teacher, and what is new"
+    plans = {shared.plan(params) for params, *_ in main.user_attrs[AHEAD]}
+    plans |= {shared.plan(trial.params) for trial in main.trials[:-1] if RELATIVE in trial.user_attrs}
+    assert len(plans) > len(main.user_attrs[AHEAD])
+    assert rows(shared) == 1 + NETWORKS + len(plans)
 
 
 def test_what_another_machine_measured_is_not_learned_from() -> None:
-    made = spec()
-    shared = bench(made)
+    shared = bench(spec())
     learn(shared, 1e9)
     foreign = optuna.create_study(storage=optuna.storages.InMemoryStorage())
-    params = shared.spec.space.uniform(shared.anatomy, (0.5,) * len(shared.spec.space.steps))
-    enqueue(foreign, params)
-    trial = foreign.ask()
-    shared.spec.space.suggest(trial, shared.anatomy)
-    for name, value in {WORKER: "elsewhere:1", VALUES: {"energy_nj": 1.0}}.items():
-        trial.set_user_attr(name, value)
-    foreign.set_user_attr(AHEAD, [[params, {"energy_nj": 1.0}, "elsewhere:1"]])
-    recall(foreign, shared)
-    assert len(shared.foresight.learned["energy_nj"].values_N) == 1 + NETWORKS
-    trial.set_user_attr(WORKER, worker())
-    recall(foreign, shared)
-    assert len(shared.foresight.learned["energy_nj"].values_N) == 2 + NETWORKS
+    space = shared.spec.space
+    params = [space.uniform(shared.anatomy, (strength,) * len(space.steps)) for strength in (0.25, 0.5, 0.75)]
+    for on, here in (("another", 0), (machine.words(), 2)):
+        foreign.set_user_attr(AHEAD, [[params[0], {"energy_nj": 0.5}, on]])
+        enqueue(foreign, params[1 + (here > 0)])
+        trial = foreign.ask()
+        space.suggest(trial, shared.anatomy)
+        trial.set_user_attr(RELATIVE, [{"energy_nj": 0.4}, on])
+        recall(foreign, shared)
+        assert rows(shared) == 1 + NETWORKS + here
 
 
 def test_nothing_is_measured_where_there_is_no_time_for_it(capsys: pytest.CaptureFixture[str]) -> None:
