@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -10,9 +11,10 @@ from pathlib import Path
 EXECUTING = ("torch", "onnxruntime", "ai-edge-litert", "executorch")  # whose versions change what a network costs
 
 
+@functools.cache
 def identity() -> tuple[str, str, str, int | None, tuple[str, ...]]:
     """Return what tells this machine from others: kind, system, processor, cores, and versions of what executes."""
-    return platform.machine(), platform.system(), processor(), os.cpu_count(), tuple(map(_version, EXECUTING))
+    return platform.machine(), platform.system(), _processor(), os.cpu_count(), tuple(map(_version, EXECUTING))
 
 
 def words() -> str:
@@ -22,7 +24,7 @@ def words() -> str:
     return ", ".join([name or kind, f"{cores} cores", system, *there])
 
 
-def processor() -> str:
+def _processor() -> str:
     """Return the name of the processor, empty where the system does not tell it."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text().splitlines() if told.exists() else []
