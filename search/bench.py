@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from search.rates import Rate
     from search.spec import Recipe, StudySpec
     from spaces import Anatomy, Plan
+    from spaces.plan import Step
 
 STEPS_TIMED = 10
 FEW = 128  # calibration inputs of a network that is only scored
@@ -70,6 +71,7 @@ class Bench:
         self.teacher = Teacher(self.model, spec.splits.train)
         self._check_loss(answer)
         self.shares = Shares()
+        self._costs: dict[tuple[Step, ...], dict[str, float]] = {}  # of networks that were measured
 
     def _check_loss(self, answer: Tensor) -> None:
         """Compute the loss of the teacher's answer to two examples, where what does not fit shows itself."""
@@ -117,6 +119,14 @@ class Bench:
             finished = self.finish(model)
             return {objective.name: objective(finished) for objective in objectives}
 
+    def costs(self, plan: Plan, model: nn.Module, costs: Iterable[Objective]) -> dict[str, float]:
+        """Measure what training does not change of the network of a plan, each cost once in this process."""
+        known = self._costs.setdefault(plan.steps, {})
+        wanted = list(costs)
+        if unknown := [cost for cost in wanted if cost.name not in known]:
+            known |= self.measured(model, unknown)
+        return {cost.name: known[cost.name] for cost in wanted}
+
     def train(
         self, model: nn.Module, plan: Plan, recipe: Recipe, seed: int, told: Callable[[float], None] | None = None
     ) -> None:
@@ -142,8 +152,9 @@ class Bench:
         one = replace(recipe.longer(1 / recipe.steps(len(train))), learning_rate=LOWEST)
         started = time.process_time()
         model = self.build(plan)
-        self.measured(model, self.spec.measured)
+        values = self.measured(model, self.spec.measured)
         besides = time.process_time() - started
+        self._costs.setdefault(plan.steps, {cost.name: values[cost.name] for cost in self.spec.costs})
         with self.shares.spending(TRAINING):
             recover(model, self.teacher, train, plan.recovery, one, 0)
             started = time.process_time()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from search.learned import Learned
     from spaces import Plan
     from spaces.outline import Outline
+    from spaces.plan import Step
 
 TOLERANCE = 5e-3  # relative; counts are exact, and the bytes of a file are a prediction anyway
 
@@ -42,7 +43,7 @@ class Foresight:
         untouched = outlined(self.frame, [None]).parts()
         self.learned: dict[str, Learned] = {}
         self.recalled: set[int] = set()  # numbers of the trials that were learned from
-        self._remembered: set[Plan] = set()
+        self._remembered: set[tuple[Step, ...]] = set()
         self.known: dict[str, tuple[Foreseeable, float]] = {
             objective.name: (objective, objective(finished) - float(objective.foreseen(untouched)[0]))
             for objective in costs
@@ -63,7 +64,7 @@ class Foresight:
         return {name: measured[name] / learned.teacher for name, learned in self.learned.items() if name in measured}
 
     def remember(self, plan: Plan, relative: Mapping[str, float]) -> None:
-        """Learn from one plan more, once: those that a search looks at are unlike those that it began with.
+        """Learn from one network more, once: those that a search looks at are unlike those that it began with.
 
         Parameters
         ----------
@@ -73,8 +74,8 @@ class Foresight:
             As from `relative`; what is not positive and finite is left out.
         """
         usable = {name: value for name, value in relative.items() if name in self.learned and 0 < value < math.inf}
-        if usable and plan not in self._remembered:
-            self._remembered.add(plan)
+        if usable and plan.steps not in self._remembered:
+            self._remembered.add(plan.steps)
             parts = outlined(self.frame, [plan]).parts()
             for name, value in usable.items():
                 self.learned[name] = self.learned[name].and_of(parts, value * self.learned[name].teacher)

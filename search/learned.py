@@ -198,8 +198,7 @@ def look_ahead(study: Study, bench: Bench, best: Callable[[int], list[dict[str, 
                     continue
                 try:
                     with bench.shares.spending(MEASURING):
-                        finished = bench.finish(bench.sketch(plan))
-                        values = {objective.name: objective(finished) for objective in learned}
+                        values = bench.costs(plan, bench.sketch(plan), learned)
                 except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so
                     console.print(f"a plan could not be measured: {first_line(error)}")
                     values = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import TrialState
 
-from search.front import front, trained
+from search.front import front, spent, trained
 from search.progress import console
 from search.rates import TESTED, Rate, range_test
 from search.shares import TRAINING
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from search.spec import Recipe, StudySpec
 
 RANGE = "range_test"  # attribute of a study: what it gave
-ENOUGH = 8  # candidates that must be trained in the time that is left, or trainings are shortened
+ENOUGH = 8  # candidates that must be trained in the time that is left, if so many are, or trainings are shortened
 LEAST_STEPS = 25  # of a training
 LAST = 0.25  # share of the time, at its end, in which members of the front are trained on where trainings are short
 WORTH = 1.5  # times the epochs that a member had: below that, training it again is not worth its time
@@ -74,9 +74,11 @@ def affordable(study: Study, bench: Bench, clock: Clock, recipe: Recipe) -> Reci
     except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so, and the next may be well
         console.print(f"how long a candidate takes cannot be told: {first_line(error)}")
         return recipe
-    if clock.left >= ENOUGH * (a_step * steps + besides):
+    trials = clock.budget.trials
+    enough = ENOUGH if trials is None else max(1, min(ENOUGH, trials - spent(study)))
+    if clock.left >= enough * (a_step * steps + besides):
         return recipe
-    affords = ((clock.left - LAST * clock.total) / ENOUGH - besides) / a_step
+    affords = ((clock.left - LAST * clock.total) / enough - besides) / a_step
     short = recipe.longer(min(1.0, max(affords, LEAST_STEPS) / steps))
     count, part = short.steps(len(bench.spec.splits.train)), short.epochs / recipe.epochs
     console.print(f"candidates are trained for {count} steps, {part:.0%} of the recipe, to be in time")

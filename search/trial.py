@@ -97,7 +97,7 @@ def run_trial(
     if shorter is None:
         _doubt(trial, bench, about)
         model = bench.build(plan)
-        values = bench.measured(model, spec.costs)
+        values = bench.costs(plan, model, spec.costs)
         if relative := bench.foresight.relative(values):
             trial.set_user_attr(RELATIVE, (relative, machine.words()))
     else:

@@ -13,6 +13,7 @@ from optuna.trial import FixedTrial
 
 from search import Budget, DraftStart
 from search.anchors import anchors, table_of, within, within_limits
+from search.bench import Bench
 from search.clock import Clock
 from search.draft import LOST, ONE_SHOT, draft_of, plausible
 from search.options import combined, virtual
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from search import StudySpec
-    from search.bench import Bench
 
 
 @functools.cache
@@ -153,6 +153,14 @@ def test_a_recipe_that_fits_is_left_alone() -> None:
     assert affordable(new, shared(), Clock(Budget(None, minutes=1000)), recipe) is recipe
     short = affordable(new, shared(), Clock(Budget(None, cpu_seconds=1e-3)), recipe.of_length(1000))
     assert short.steps(192) == 25
+
+
+def test_trainings_are_not_shortened_for_more_than_are_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "seconds_a_candidate", lambda *_: (1e-6, 100.0))
+    recipe, new = shared().spec.recipe.of_length(1000), optuna.create_study()
+    assert affordable(new, shared(), Clock(Budget(2, cpu_seconds=220.0)), recipe) is recipe
+    assert affordable(new, shared(), Clock(Budget(3, cpu_seconds=220.0)), recipe).epochs < recipe.epochs
+    assert affordable(new, shared(), Clock(Budget(None, cpu_seconds=220.0)), recipe).epochs < recipe.epochs
 
 
 def test_a_space_that_is_used_up_ends_the_draft() -> None:

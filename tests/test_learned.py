@@ -24,7 +24,7 @@ from search.learned import A_ROUND, AHEAD, FEWEST, NETWORKS, ROUNDS, Learned, le
 from search.run import run
 from search.storage import enqueue, open_study
 from search.trial import RELATIVE, run_trial
-from spaces import Distill, Plan, Quantize, quantized
+from spaces import Distill, Plan, Prune, Quantize, quantized
 from spaces.outline import outlined
 from spaces.quantized import OFF
 from tests.small_study import bench, searched, study
@@ -142,11 +142,24 @@ def test_what_is_measured_later_is_learned_from_too() -> None:
     relative = shared.foresight.relative({"energy_nj": 3 * before, "size_bytes": 1.0})
     assert relative.keys() == {"energy_nj"}
     for share in range(2 * NETWORKS):
-        other = dataclasses.replace(plan, recovery=Distill(weight=share / 100))
-        for _ in range(2):
-            shared.foresight.remember(other, relative)
+        none = Prune((("first", share / 1000),))  # less than one unit: another plan, and as much work
+        for weight in (0.2, 0.8):
+            shared.foresight.remember(Plan((none, *plan.steps), Distill(weight=weight)), relative)
     assert shared.foresight.about(plan)["energy_nj"] > 2 * before
-    assert rows(shared) == 1 + 3 * NETWORKS, "each once"
+    assert rows(shared) == 1 + 3 * NETWORKS, "each once, however it is trained"
+
+
+def test_a_network_is_measured_once_whatever_asks_and_however_it_is_trained() -> None:
+    shared = bench(spec())
+    plan, other = (shared.plan(shared.spec.space.uniform(shared.anatomy, (strength,) * 3)) for strength in (0.5, 1.0))
+    Energy.calls.clear()
+    shared.seconds_a_candidate(shared.spec.recipe, plan)
+    first = shared.costs(plan, shared.build(plan), shared.spec.costs)
+    softer = Plan(plan.steps, Distill(temperature=9.0))
+    assert shared.costs(softer, shared.build(softer), shared.spec.costs) == first
+    assert len(Energy.calls) == 1
+    assert shared.costs(other, shared.build(other), shared.spec.costs) != first
+    assert len(Energy.calls) == 2
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
@@ -204,10 +217,10 @@ def test_a_study_that_goes_on_learns_from_what_it_measured_before(tmp_path: Path
     run(made, main, shared, folder)
     new = [trial for trial in main.trials[count:] if RELATIVE in trial.user_attrs]
     assert len(Energy.calls) == 1 + len(new), "the teacher, and what is new"
-    plans = {shared.plan(params) for params, *_ in main.user_attrs[AHEAD]}
-    plans |= {shared.plan(trial.params) for trial in main.trials[:-1] if RELATIVE in trial.user_attrs}
-    assert len(plans) > len(main.user_attrs[AHEAD])
-    assert rows(shared) == 1 + NETWORKS + len(plans)
+    networks = {shared.plan(params).steps for params, *_ in main.user_attrs[AHEAD]}
+    networks |= {shared.plan(trial.params).steps for trial in main.trials[:-1] if RELATIVE in trial.user_attrs}
+    assert len(networks) > len(main.user_attrs[AHEAD])
+    assert rows(shared) == 1 + NETWORKS + len(networks)
 
 
 def test_what_another_machine_measured_is_not_learned_from() -> None:
