@@ -6,7 +6,8 @@
 The study must have been run. Beside its verified files: the teacher in floating point, and the teacher at 8 bits as
 the runtime's own tools round it after training (ONNX Runtime's quantize_static; PT2E for LiteRT and ExecuTorch), on as
 many calibration inputs. All are measured on the whole validation split, each in a process of its own; latency is CPU
-time over the teacher's file, interleaved.
+time over the teacher's file, interleaved. `runtime_benchmark.csv` in the study's folder says the same of every file,
+with the day and the machine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib
 import sys
 import tempfile
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from objectives import Top1
 from objectives.runtimes import RUNTIMES, named
 from objectives.runtimes.fresh import Fresh
 from objectives.runtimes.runtime import silence
+from search import machine
 from search.bench import Bench
 from search.export import teacher_file
 from search.front import front
@@ -138,6 +141,17 @@ def verdict(rows: dict[str, dict[str, float]]) -> str:
     )
 
 
+def recorded(table: pd.DataFrame, spec: StudySpec) -> pd.DataFrame:
+    """Return the table with what it is of: the study, the runtime, how many inputs, the day and the machine."""
+    return table.assign(
+        study=spec.name,
+        runtime=spec.runtime.name,
+        inputs=len(spec.splits.validation),
+        date=datetime.now(UTC).date().isoformat(),
+        machine=machine.words(),
+    )
+
+
 def main() -> None:
     """Measure, and print the table and the verdict."""
     pd.set_option("display.width", None, "display.max_columns", None)
@@ -170,6 +184,7 @@ def main() -> None:
                 "latency_ratio": record["latency"]["ratio"],
             }
     table = pd.DataFrame(rows).T.round(3)
+    recorded(table, spec).to_csv(folder / "runtime_benchmark.csv", index_label="file")
     sys.stdout.write(f"{spec.name}, {spec.runtime.name}, n = {len(spec.splits.validation)}\n{table}\n{verdict(rows)}\n")
 
 

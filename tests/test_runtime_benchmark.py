@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from studies.runtime_benchmark import verdict
+from datetime import UTC, datetime
+
+import pandas as pd
+
+from search import machine
+from studies.digits import study
+from studies.runtime_benchmark import recorded, verdict
 
 TEACHER = {"top1": 98.0, "bytes": 1000, "latency_ratio": 1.0}
 ROUNDED = {"top1": 97.9, "bytes": 400, "latency_ratio": 1.2}
@@ -26,3 +32,11 @@ def test_the_nearest_is_named_where_none_does() -> None:
 
 def test_without_a_verified_member_the_way_out_is_said() -> None:
     assert "slimfront confirm --runtime NAME --seeds 0" in verdict({"teacher": TEACHER, "8 bits": ROUNDED})
+
+
+def test_a_record_says_of_what_when_and_on_which_machine() -> None:
+    table = recorded(pd.DataFrame({"teacher": TEACHER, "3": row(96.0, 50, 0.2)}).T, study())
+    assert table.drop(columns="date").loc["3"].to_dict() == {
+        **row(96.0, 50, 0.2), "study": "digits", "runtime": "onnx", "inputs": 360, "machine": machine.words(),
+    }  # fmt: skip
+    assert (table["date"] == datetime.now(UTC).date().isoformat()).all()
