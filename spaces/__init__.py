@@ -4,10 +4,11 @@ A `Space` is a row of axes; each axis proposes one frozen `Step`; the steps of o
 `Plan`, which turns the teacher into a smaller network.
 """
 
-from spaces.anatomy import Anatomy, Layer
+from spaces.anatomy import Anatomy, Branch, Layer
 from spaces.bits import BitWidths, Quantize
 from spaces.decompose import SpatialSvd, Svd, Tucker2
 from spaces.deploy import deployed
+from spaces.depth import Depth, Skip
 from spaces.distill import Distill, Imitate, Imitations, Temperatures
 from spaces.grids import KMeans, PowersOfTwo, Uniform
 from spaces.importance import Magnitude, SecondOrder, Taylor
@@ -21,6 +22,8 @@ __all__ = [
     "Anatomy",
     "Axis",
     "BitWidths",
+    "Branch",
+    "Depth",
     "Distill",
     "Factorize",
     "Imitate",
@@ -37,6 +40,7 @@ __all__ = [
     "Recovery",
     "RecoveryAxis",
     "SecondOrder",
+    "Skip",
     "Space",
     "SpatialSvd",
     "Step",

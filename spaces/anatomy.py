@@ -154,6 +154,26 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """One side of a sum, without which the network still answers from its input.
+
+    Attributes
+    ----------
+    name
+        Its first layer.
+    layers, norms
+        All modules with weights that are in it, in order of execution, and by name.
+    readers
+        The layers outside of it that read the sum, at once or along further sums.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    norms: tuple[str, ...]
+    readers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """Why channels of a layer stay: named, so that nothing is skipped silently."""
 
@@ -177,6 +197,8 @@ class Anatomy:
         Modules with weights of their own that no axis acts on, as (name, kind).
     products
         Matrix products beside the layers, such as those of attention, that shrink with the groups.
+    branches
+        What can be left out whole, in order of execution.
     """
 
     layers: tuple[Layer, ...]
@@ -184,6 +206,7 @@ class Anatomy:
     refusals: tuple[Refusal, ...]
     others: tuple[tuple[str, str], ...]
     products: tuple[Extent, ...]
+    branches: tuple[Branch, ...] = ()
 
     def layer(self, name: str) -> Layer:
         """Return the layer of that name.

@@ -80,6 +80,10 @@ class Factors:
         np.copyto(array, self.array, where=condition)  # a quarter of the time of np.where
         return Factors(array)
 
+    def of_those(self, kept: Numbers) -> Factors:
+        """Return these of the layers that are kept, 1 each, and nothing of the others, 0 each."""
+        return Factors(self.array * kept)
+
     @property
     def weights(self) -> np.ndarray:
         """Numbers in each weight, shape (3, ...)."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from spaces.statistics import columns_of, moments
+from spaces.refit import columns_of
+from spaces.statistics import moments
 from spaces.surgery import TRANSPOSED
 from spaces.trace import trace
 

@@ -176,6 +176,8 @@ class Outline:
         Units of each group that are kept.
     fractions_NL
         Fractions of the full rank; 1 for a layer that is not split.
+    kept_NL
+        1 for a layer that is there, 0 for one of a branch that is left out.
     weight_bits_NL, activation_bits_NL
         Widths.
     levels_NL
@@ -187,6 +189,7 @@ class Outline:
     frame: Frame
     units_NG: np.ndarray
     fractions_NL: np.ndarray
+    kept_NL: np.ndarray
     weight_bits_NL: np.ndarray
     activation_bits_NL: np.ndarray
     levels_NL: np.ndarray
@@ -199,6 +202,7 @@ class Outline:
             frame,
             units_NG=frame.units[None].repeat(count, axis=0),
             fractions_NL=frame.ones.repeat(count, axis=0),
+            kept_NL=frame.ones.repeat(count, axis=0),
             weight_bits_NL=frame.off.repeat(count, axis=0),
             activation_bits_NL=frame.off.repeat(count, axis=0),
             levels_NL=np.zeros((count, len(frame.layers)), dtype=np.int64),
@@ -206,7 +210,8 @@ class Outline:
 
     @property
     def _arrays(self) -> tuple[np.ndarray, ...]:
-        return self.units_NG, self.fractions_NL, self.weight_bits_NL, self.activation_bits_NL, self.levels_NL
+        widths = self.weight_bits_NL, self.activation_bits_NL, self.levels_NL
+        return self.units_NG, self.fractions_NL, self.kept_NL, *widths
 
     def owners(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
         """Return which parameter changes each column of each array, for `mixed`.
@@ -229,10 +234,10 @@ class Outline:
 
     def mixed(self, rows_MP: np.ndarray, owners: tuple[np.ndarray, ...]) -> Outline:
         """Return M outlines, each of which takes what parameter p changes from its p-th row of this one."""
-        units, fractions, weight_bits, activation_bits, levels = (
+        units, fractions, kept, weight_bits, activation_bits, levels = (
             array[rows_MP[:, owner], np.arange(len(owner))] for array, owner in zip(self._arrays, owners, strict=True)
         )
-        return Outline(self.frame, units, fractions, weight_bits, activation_bits, levels, self.decomposition)
+        return Outline(self.frame, units, fractions, kept, weight_bits, activation_bits, levels, self.decomposition)
 
     def parts(self) -> Parts:
         """Return the layers that are left, by the same rules by which the steps build them."""
@@ -243,6 +248,8 @@ class Outline:
         grouped = (groups > 1).astype(float) if frame.any_depthwise else frame.grouped
         shapes = Shapes(outputs, inputs, groups, outputs / groups, inputs / groups, *frame.shapes[5:])
         factors = self._factors(shapes)
+        if frame.anatomy.branches:
+            factors = factors.of_those(self.kept_NL)
         last = (factors.weights > 0).astype(float)  # which holds the bias
         last[:-1] -= last[1:]
         return Parts(

@@ -13,7 +13,8 @@ from spaces.anatomy import unknown
 from spaces.importance import Importance, SecondOrder
 from spaces.memory import remembered
 from spaces.plan import settled
-from spaces.statistics import inherit, moments, reestimate, refit
+from spaces.refit import refit
+from spaces.statistics import inherit, moments, reestimate
 from spaces.surgery import cut, gone
 from spaces.trace import trace
 

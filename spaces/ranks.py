@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from spaces.anatomy import unknown
 from spaces.decompose import Decomposition, Tucker2
+from spaces.depth import Silent
 from spaces.factors import shapes_of
 from spaces.plan import settled, snap
 from spaces.statistics import moments, reestimate
@@ -54,6 +55,8 @@ class Factorize:
         for name, _ in self.ranks:
             if name not in layers:
                 raise ValueError(unknown("layer", name, layers))
+            if isinstance(layers[name], Silent):
+                continue
             if not isinstance(layers[name], LAYER_TYPES) or isinstance(layers[name], TRANSPOSED):
                 raise ValueError(
                     f"only convolutions and linear layers can be split, but layer {name!r} is {layers[name]}"

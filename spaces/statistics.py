@@ -114,7 +114,7 @@ def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows_GND, block = _rows(module, inputs[0].detach())
+            rows_GND, block = rows_of(module, inputs[0].detach())
             count, total, products = rows_GND.shape[1], rows_GND.sum(1), rows_GND.transpose(1, 2) @ rows_GND
             if name in sums:  # a layer that is called again
                 before = sums[name]
@@ -124,7 +124,7 @@ def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
         return module.register_forward_pre_hook(note)
 
     layers = {name: model.get_submodule(name) for name in names}
-    handles = [watch(name, module) for name, module in layers.items() if _mixes(module)]
+    handles = [watch(name, module) for name, module in layers.items() if mixes(module)]
     try:
         forward_in_eval(model, example)
     finally:
@@ -139,11 +139,12 @@ def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
     return found
 
 
-def _mixes(module: nn.Module) -> bool:
+def mixes(module: nn.Module) -> bool:
+    """Whether a layer sums over channels: then the others can take over what one did."""
     return isinstance(module, nn.Linear) or (isinstance(module, CONVOLUTIONS) and module.groups < module.in_channels)
 
 
-def _rows(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
+def rows_of(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
     """Return the inputs as the kernel meets them, shape (G, N, D), and the block."""
     if not isinstance(module, CONVOLUTIONS):
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
@@ -213,64 +214,6 @@ def thinned(values: Tensor, most: int = 16384) -> Tensor:
     """Return about `most` of the values, evenly spaced, as a flat view where that is possible."""
     flat = values.detach().flatten()
     return flat[:: max(1, len(flat) // most)]
-
-
-def refit(module: nn.Module, seen: Moments, gone: Sequence[int]) -> None:
-    """Set in place the weights on the inputs that stay to the least-squares best, given that the others go.
-
-    With inputs of second moment H, kept columns S and columns T that go, it is W[:, S] + W[:, T] H[T, S] H[S, S]^-1.
-    With a bias the moments are centred and the bias takes up what the mean loses (He et al. 2017, arXiv:1707.06168,
-    §3.1).
-
-    Parameters
-    ----------
-    module
-        A convolution or linear layer with all of its inputs.
-    seen
-        What it sees with all of its inputs.
-    gone
-        The input channels that will be removed afterwards, from every group equally many.
-    """
-    weight = module.get_parameter("weight").detach()
-    bias: Tensor | None = module.bias  # type: ignore[assignment]
-    groups, columns = seen.mean_GD.shape
-    lost_GD = torch.zeros(groups, columns // seen.block, dtype=torch.bool, device=weight.device)
-    lost_GD.view(-1)[list(gone)] = True
-    lost_GD = lost_GD.repeat_interleave(seen.block, 1)
-    flat = columns_of(weight, seen.block)
-    full = torch.zeros_like(flat)
-    shares = zip(*(x.chunk(groups) for x in (flat, full)), lost_GD, seen.mean_GD, seen.second_GDD, strict=True)
-    for index, (old, new, lost, mean, second) in enumerate(shares):
-        centred = second if bias is None else second - torch.outer(mean, mean)
-        new[:, ~lost] = old[:, ~lost] + _taken_over(old[:, lost], centred[lost][:, ~lost], centred[~lost][:, ~lost])
-        if bias is not None:
-            own = bias.data.chunk(groups)[index]
-            own += ((old - new) @ mean).reshape(len(own), -1).sum(1)
-    weight.copy_(weight_of(full, weight, seen.block))
-
-
-def _taken_over(weight_OT: Tensor, across_TS: Tensor, kept_SS: Tensor) -> Tensor:
-    """Return W H[T, S] H[S, S]^-1, solved for the smaller number of rows."""
-    if len(weight_OT) < len(across_TS):
-        solved: Tensor = torch.linalg.solve(kept_SS, weight_OT @ across_TS, left=False)
-        return solved
-    across: Tensor = torch.linalg.solve(kept_SS, across_TS, left=False)
-    return weight_OT @ across
-
-
-def columns_of(weight: Tensor, block: int) -> Tensor:
-    """Return the weight as a matrix whose columns are those of `Moments` with that block."""
-    outputs, inputs = weight.shape[:2]
-    if block > 1 or weight[0, 0].numel() == 1:
-        return weight.reshape(outputs, -1)
-    return weight.reshape(outputs, inputs, -1).transpose(1, 2).reshape(-1, inputs)
-
-
-def weight_of(columns: Tensor, like: Tensor, block: int) -> Tensor:
-    """Undo `columns_of` into the shape of `like`."""
-    if block > 1 or like[0, 0].numel() == 1:
-        return columns.reshape(like.shape)
-    return columns.reshape(like.shape[0], -1, like.shape[1]).transpose(1, 2).reshape(like.shape)
 
 
 def reestimate(model: nn.Module, example: Tensor, batch: int = 256) -> None:

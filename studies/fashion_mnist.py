@@ -21,7 +21,7 @@ from objectives import Bops, Examples, Latency, LatencyShare, Limit, Loss, Macs,
 from objectives.runtimes import OnnxRuntime, named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.errors import UserError
-from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
+from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
 
 FOLDER = "FASHION_MNIST"  # the environment variable that names the folder of the four IDX files
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
@@ -196,7 +196,7 @@ def deployed(
         teacher=teacher,
         splits=found,
         space=Space(
-            steps=(PruneRatios(highest, round_to=executing.channels), Ranks(), BitWidths(runtime=executing)),
+            steps=(PruneRatios(highest, round_to=executing.channels), Depth(), Ranks(), BitWidths(runtime=executing)),
             recovery=Temperatures(),
         ),
         objectives=(Top1(found.validation), SizeBytes(executing)),

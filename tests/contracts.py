@@ -15,13 +15,13 @@ from objectives.bops import Bops
 from objectives.macs import Macs
 from objectives.parameters import Parameters
 from search.foresight import Foresight
-from spaces import BitWidths, Distill, Plan, PruneRatios, Ranks, deployed, trace
+from spaces import BitWidths, Depth, Distill, Plan, PruneRatios, Ranks, deployed, trace
 from tests.nets import CLASSES, NETS, Net, example, teacher
 
 if TYPE_CHECKING:
     from spaces import Axis, Step
 
-ORDER: tuple[Axis, ...] = (PruneRatios(), Ranks(), BitWidths())
+ORDER: tuple[Axis, ...] = (PruneRatios(), Depth(), Ranks(), BitWidths())
 HALF = 0.5
 
 
@@ -104,7 +104,7 @@ class AxisContract:
     def test_it_goes_with_the_other_axes(self, net: Net) -> None:
         place = [type(axis) for axis in ORDER].index(type(self.axis))
         others = [index for index in range(len(ORDER)) if index != place]
-        for company in ([others[0]], [others[1]], others):
+        for company in (*([other] for other in others), others):
             axes = [self.axis if index == place else ORDER[index] for index in sorted([place, *company])]
             plan = Plan(tuple(step(axis, net, HALF) for axis in axes), Distill())
             model = plan.apply(net, example(net))

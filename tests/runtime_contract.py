@@ -13,7 +13,20 @@ from torch import Tensor, nn
 
 from objectives import SizeBytes
 from objectives.runtimes import ExportError
-from spaces import BitWidths, Distill, Factorize, Plan, Prune, PruneRatios, Quantize, Ranks, deployed, opened, trace
+from spaces import (
+    BitWidths,
+    Distill,
+    Factorize,
+    Plan,
+    Prune,
+    PruneRatios,
+    Quantize,
+    Ranks,
+    Skip,
+    deployed,
+    opened,
+    trace,
+)
 from studies.digits import Net as Digits
 from tests.nets import CLASSES, Mlp, Net, Plain, Residual, Separable, example, run, scrambled, teacher
 
@@ -133,6 +146,23 @@ class RuntimeContract:
             saved = whole - path.stat().st_size
             overhead = 3 * (600 + 32 * WIDTH)  # quantizers, and scales of every channel
             assert saved > weights * (OFF - pair.weights) / 8 - overhead, pair
+
+    @pytest.mark.parametrize("other", ["channels", "ranks", "bits"])
+    def test_a_file_holds_nothing_of_what_is_left_out(self, other: str, tmp_path: Path) -> None:
+        runtime, inputs = self.make(), example(teacher(Residual), 64)
+        net = teacher(Residual)
+        anatomy = trace(net, inputs)
+        axes: dict[str, Axis] = {"channels": PruneRatios(), "ranks": Ranks(), "bits": BitWidths(runtime=runtime)}
+        act = axes[other].suggest(FixedTrial(axes[other].uniform(anatomy, 0.5)), anatomy)
+        less = Skip(tuple((branch, True) for branch in anatomy.branches))
+        sizes = {}
+        for name, steps in {"with": (act,), "without": (act, less) if other == "channels" else (less, act)}.items():
+            finished = deployed(Plan(steps, Distill()).apply(net, inputs), inputs)
+            rounded = other == "bits" and any(pair.activations < OFF for pair in runtime.precisions("Conv2d", 1))
+            path = tmp_path / f"{name}.{runtime.suffix}"
+            assert self.agreement(finished, inputs, path) > (INTEGER if rounded else EXACT)
+            sizes[name] = path.stat().st_size
+        assert sizes["without"] < 0.6 * sizes["with"]
 
     @pytest.mark.parametrize("block", BLOCKS, ids=[block.__name__ for block in BLOCKS])
     @pytest.mark.parametrize("pair", PAIRS, ids=["-".join(pair) for pair in PAIRS])

@@ -12,7 +12,8 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 
 from spaces import Magnitude, Prune, SecondOrder, Taylor, importance, statistics, trace
 from spaces.anatomy import Group, Member
-from spaces.statistics import columns_of, moments
+from spaces.refit import columns_of
+from spaces.statistics import moments
 from tests.nets import NETS, Dense, Net, Plain, Residual, example, run, teacher
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces import statistics
-from spaces.statistics import columns_of, inherit, inputs_of, moments, reestimate, refit, weight_of
+from spaces.refit import columns_of, refit, weight_of
+from spaces.statistics import inherit, inputs_of, moments, reestimate
 from tests.nets import Mlp, Residual, example, run, teacher
 
 LAYERS = {

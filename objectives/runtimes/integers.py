@@ -23,6 +23,7 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 from torch import Tensor, fx, nn
 
 from objectives.runtimes.runtime import ExportError, has_one_output
+from objectives.runtimes.zeros import without_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +88,7 @@ def integer_graph(model: nn.Module, example: Tensor, *, floating: bool) -> fx.Gr
         If an input is rounded to less than 8 bits, which no kernel does, or there is more than one output.
     """
     graph_module: Any = torch.export.export(model, (example[:1],), strict=False).module(check_guards=False)
+    without_zeros(graph_module)
     graph = graph_module.graph
     has_one_output(model, len(graph.output_node().all_input_nodes))
     layers = [node for node in graph.nodes if node.target in _LAYERS]

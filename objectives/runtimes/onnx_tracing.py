@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from objectives.runtimes.onnx_packing import needs_two_bits
 from objectives.runtimes.runtime import has_one_output, refused, silence
+from objectives.runtimes.zeros import without_zeros
 
 _OPSET = 21  # the first with 4-bit integers
 _OPSET_TWO_BITS = 25  # the first with 2-bit integers
 _LARGEST_BYTE = 255
+_BATCHES = ({0: torch.export.Dim.DYNAMIC},)
 
 
 def trace(model: nn.Module, example: Tensor) -> ModelProto:
@@ -44,14 +46,14 @@ def trace(model: nn.Module, example: Tensor) -> ModelProto:
         importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers torch.ops.quantized_decomposed
         try:
             program = torch.onnx.export(
-                model,
+                _captured(model, two),
                 (two,),
                 dynamo=True,
                 verbose=False,
                 optimize=False,
                 external_data=False,
                 opset_version=opset,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                dynamic_shapes=_BATCHES,
                 custom_translation_table={torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize},
             )
         except torch.onnx.OnnxExporterError as error:
@@ -60,6 +62,16 @@ def trace(model: nn.Module, example: Tensor) -> ModelProto:
         has_one_output(model, len(program.model.graph.outputs))
         _optimize(program.model)
     return ir.to_proto(program.model)
+
+
+def _captured(model: nn.Module, two: Tensor) -> nn.Module | torch.export.ExportedProgram:
+    """Return the graph of ``model`` without what adds zeros, or ``model``, where the exporter must try other ways."""
+    try:
+        program = torch.export.export(model, (two,), dynamic_shapes=_BATCHES, strict=False)
+    except Exception:  # noqa: BLE001 - the exporter fails too, and says so
+        return model
+    without_zeros(program.graph_module)
+    return program
 
 
 def _quantize(

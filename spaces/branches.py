@@ -1,0 +1,158 @@
+"""Which branches of a network end in a sum with what went around them, so that the network goes on without them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from spaces.anatomy import Branch
+from spaces.calls import tensors
+from spaces.surgery import LAYER_TYPES, NORMS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from spaces.anatomy import Layer
+
+INPUT = ""  # what the network was given, among what a tensor was made by
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "matmul", "einsum", "_scaled_dot_product_flash_attention_for_cpu"}
+SUMS = {"add", "add_"}
+FOLDED = NORMS[:3]
+Made = frozenset[str]
+
+
+def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> tuple[Branch, ...]:
+    """Return the branches whose sum with another path could do without them, in order of execution.
+
+    A branch is what one side of a sum was made by and the other was not, where the other side comes from the input too.
+    Of two that were made by layers each, as beside a convolution in the shortcut, the one with more multiply-adds is
+    offered; of nested ones the inner. All that has weights in it must be layers that run once, and BatchNorms right
+    behind them: then what the branch costs is what its layers cost.
+
+    Parameters
+    ----------
+    model
+        A network in evaluation mode; it is not changed.
+    example
+        One input, shape (1, ...).
+    layers
+        Its layers, in order of execution.
+    """
+    follow = _Follow(model)
+    try:
+        with contextlib.suppress(Exception), torch.no_grad(), follow:  # whatever an unusual network raises there
+            model(follow.given(example))
+    finally:
+        follow.stop()
+    costs = {layer.name: layer.macs for layer in layers if len(layer.runs) == 1 and not (layer.tied or layer.stays)}
+    found: dict[Made, None] = {}
+    for one, other in follow.sums:
+        sides = [side for side in (one - other, other - one) if side]
+        allowed = [
+            side for side in sides if costs.keys() & side and all(x in costs or x in follow.folded for x in side)
+        ]
+        if allowed:
+            found[max(allowed, key=lambda side: sum(costs.get(name, 0) for name in side))] = None
+    taken: set[str] = set()
+    branches = []
+    for side in sorted(found, key=len):
+        if taken.isdisjoint(side):
+            taken |= side
+            inside = [layer.name for layer in layers if layer.name in side]
+            norms = sorted(side - set(inside))
+            readers = [x.name for x in layers if x.name not in side and side & follow.reads.get(x.name, frozenset())]
+            branches.append(Branch(inside[0], tuple(inside), tuple(norms), tuple(readers)))
+    order = {layer.name: place for place, layer in enumerate(layers)}
+    return tuple(sorted(branches, key=lambda branch: order[branch.name]))
+
+
+class _Follow(TorchDispatchMode):
+    """Notes of every tensor which modules and bare parameters it was made by, and the sums of two of them.
+
+    Attributes
+    ----------
+    sums
+        Of both sides of each sum of two tensors of one shape, what they were made by.
+    folded
+        BatchNorms that read the very output of a layer.
+    reads
+        For each layer the last layers on all ways to its input.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sums: list[tuple[Made, Made]] = []
+        self.folded: set[str] = set()
+        self.reads: dict[str, Made] = {}
+        self._last: Any = WeakIdKeyDictionary()
+        self._made: Any = WeakIdKeyDictionary()
+        self._by_layer: Any = WeakIdKeyDictionary()
+        self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self._inside = 0
+        self._handles = []
+        for name, module in model.named_modules():
+            held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            if held and not list(module.children()):
+                self._handles += [
+                    module.register_forward_pre_hook(self._enter),
+                    module.register_forward_hook(self._leave(name), always_call=True),
+                ]
+
+    def given(self, example: Tensor) -> Tensor:
+        """Return the input of the network, known as such."""
+        self._made[example] = frozenset({INPUT})
+        return example
+
+    def stop(self) -> None:
+        """Look no longer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Do the operation, and note what its results were made by."""
+        given = tensors((args, kwargs or {}))
+        before = [self._of(tensor) for tensor in given]
+        output = function(*args, **(kwargs or {}))
+        if not self._inside:
+            name = function._schema.name.removeprefix("aten::")  # noqa: SLF001
+            sides = [made for made in before if INPUT in made]
+            if name in SUMS and len(sides) == len(given) == 2 and given[0].shape == given[1].shape:  # noqa: PLR2004
+                self.sums.append((sides[0], sides[1]))
+            by = frozenset[str]().union(*before, {f"the operation {name}"} if name in PRODUCTS else ())
+            last = self._before(given)
+            for result in tensors(output):
+                self._made[result] = by
+                self._last[result] = last
+        return output
+
+    def _before(self, given: Sequence[Tensor]) -> Made:
+        return frozenset[str]().union(*(self._last.get(tensor, ()) for tensor in given))
+
+    def _of(self, tensor: Tensor) -> Made:
+        own = self._parameters.get(id(tensor))
+        return frozenset({own}) if own else self._made.get(tensor, frozenset())
+
+    def _enter(self, *_: object) -> None:
+        self._inside += 1
+
+    def _leave(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+            self._inside -= 1
+            given = tensors(inputs)
+            by, last = frozenset({name}).union(*map(self._of, given)), self._before(given)
+            if isinstance(module, LAYER_TYPES):
+                self.reads[name], last = last, frozenset({name})
+            for result in tensors(output):
+                self._made[result] = by
+                self._last[result] = last
+                if isinstance(module, LAYER_TYPES):
+                    self._by_layer[result] = True
+            if isinstance(module, FOLDED) and inputs and inputs[0] in self._by_layer:
+                self.folded.add(name)
+
+        return note

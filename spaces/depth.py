@@ -1,0 +1,168 @@
+"""Leave out whole branches beside a shortcut: which may be chosen, and the act."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from spaces.anatomy import unknown
+from spaces.refit import readers_rows, readjust
+from spaces.statistics import forward_in_eval, reestimate
+from spaces.surgery import put
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from optuna.trial import BaseTrial
+    from torch.utils.hooks import RemovableHandle
+
+    from spaces.anatomy import Anatomy, Branch
+    from spaces.outline import Outline
+
+
+class Silent(nn.Module):
+    """Stands for a layer of a branch that is left out: gives zeros of the shape that it gave.
+
+    Parameters
+    ----------
+    shape
+        Of the output for one example.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros, shape (B, ...)."""
+        return x.new_zeros((x.shape[0], *self.shape))
+
+    def extra_repr(self) -> str:
+        """Say the shape."""
+        return str(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Leave branches out, so that only what goes around them is left.
+
+    Attributes
+    ----------
+    branches
+        Pairs of (branch, whether it is left out).
+    refit
+        Whether the weights of what reads a sum are fitted anew, by least squares, to what is left of it.
+
+    References
+    ----------
+    Veit et al. 2016, NeurIPS, section 4.1: residual networks lose little by single blocks.
+    """
+
+    branches: tuple[tuple[Branch, bool], ...]
+    refit: bool = True
+
+    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """Return a network without those branches; its BatchNorm statistics are those of the example.
+
+        The layers keep their names, as `Silent`, so that later steps find them.
+        """
+        shallower = copy.deepcopy(model)
+        gone = [branch for branch, out in self.branches if out]
+        read = [name for branch in gone for name in branch.readers]
+        before = readers_rows(model, example, dict.fromkeys(read)) if self.refit else {}
+        for branch in gone:  # the inner ones see what is left of the outer ones, refitted
+            _silence(shallower, (*branch.layers, *branch.norms), example[:1])
+            left = [
+                name
+                for name in branch.readers
+                if name in before and not isinstance(shallower.get_submodule(name), Silent)
+            ]
+            for name, (after_GND, block) in readers_rows(shallower, example, left).items():
+                readjust(shallower.get_submodule(name), before[name][0], after_GND, block)
+        if gone:
+            reestimate(shallower, example)
+        return shallower
+
+    def sketch(self, outline: Outline, row: int) -> None:
+        """Write which layers are left."""
+        for branch, out in self.branches:
+            outline.kept_NL[row, outline.frame.columns("layer", branch.layers)] = not out
+
+    def choices(self) -> dict[str, dict[str, float]]:
+        """Return 1 for each layer that is left out, 0 for the others that could be."""
+        return {"left out": {name: float(out) for branch, out in self.branches for name in branch.layers}}
+
+    def words(self) -> str:
+        """Say which branches are left out."""
+        gone = [branch.name for branch, out in self.branches if out]
+        return f"without {', '.join(gone)}" if gone else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Whether each branch beside a shortcut stays, such as the main path of a residual block.
+
+    Its step comes after pruning, which works on the channels of the whole network, and before ranks and bits.
+
+    Parameters
+    ----------
+    only
+        First layers of the branches to act on; empty for all.
+    refit
+        See `Skip`.
+    """
+
+    only: tuple[str, ...] = ()
+    refit: bool = True
+
+    def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Skip:
+        """Draw whether each branch is left out, as `skip/<first layer>`."""
+        branches = self._branches(anatomy)
+        return Skip(
+            tuple((branch, trial.suggest_int(f"skip/{branch.name}", 0, 1) == 1) for branch in branches), self.refit
+        )
+
+    def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
+        """Leave all of them out, from half of the strength on, or none."""
+        return {f"skip/{branch.name}": int(strength > 0.5) for branch in self._branches(anatomy)}  # noqa: PLR2004
+
+    def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
+        """Say of each branch, at its first layer, what goes with it."""
+        chosen = {branch.name for branch in self._branches(anatomy)}
+        said = {layer.name: "no: it is in no branch that a sum can do without" for layer in anatomy.layers}
+        for branch in anatomy.branches:
+            others = branch.layers[1:]
+            if branch.name not in chosen:
+                said |= dict.fromkeys(branch.layers, f"no: {branch.name} is not among only={self.only}")
+                continue
+            said[branch.name] = f"left out or not, with {', '.join(others)}" if others else "left out or not"
+            said |= dict.fromkeys(others, f"left out with {branch.name}, or not")
+        return said
+
+    def _branches(self, anatomy: Anatomy) -> tuple[Branch, ...]:
+        names = [branch.name for branch in anatomy.branches]
+        for name in self.only:
+            if name not in names:
+                raise ValueError(unknown("branch", name, names))
+        return tuple(branch for branch in anatomy.branches if not self.only or branch.name in self.only)
+
+
+def _silence(model: nn.Module, names: Iterable[str], one: Tensor) -> None:
+    """Put `Silent` in the place of these modules, in place."""
+    layers = {name: model.get_submodule(name) for name in names}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def watch(name: str) -> RemovableHandle:
+        return layers[name].register_forward_hook(lambda _, __, output: shapes.update({name: tuple(output.shape[1:])}))
+
+    handles = [watch(name) for name in layers]
+    try:
+        forward_in_eval(model, one)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, layer in layers.items():
+        put(model, name, Silent(shapes[name]).train(layer.training))

@@ -1,0 +1,210 @@
+"""Leaving branches out keeps the contract of an axis; which can be left out is found, and what is left is exact."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from objectives import Bops, Macs, Parameters, SizeBytes
+from search.foresight import Foresight
+from spaces import BitWidths, Branch, Depth, Distill, Plan, PruneRatios, Ranks, Skip, deployed, trace
+from spaces.depth import Silent
+from spaces.refit import readjust
+from spaces.statistics import rows_of
+from spaces.surgery import LAYER_TYPES
+from tests.contracts import AxisContract, drawn, step
+from tests.nets import CLASSES, Net, Padded, Residual, example, run, teacher
+
+
+class Inverted(Net):
+    """A block of MobileNetV3: expanded, depthwise, squeezed and excited, projected; and one within another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.expand = nn.Conv2d(8, 16, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(16)
+        self.spatial = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.squeeze = nn.Conv2d(16, 4, 1)
+        self.excite = nn.Conv2d(4, 16, 1)
+        self.project = nn.Conv2d(16, 8, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(8)
+        self.outer = nn.Conv2d(8, 8, 3, padding=1)
+        self.inner = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.stem(x))
+        y = F.relu(self.norm2(self.spatial(F.relu(self.norm1(self.expand(x)), inplace=True))), inplace=True)
+        y = y * torch.sigmoid(self.excite(F.hardswish(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        y = self.norm3(self.project(y))
+        y += x
+        z = self.outer(y)
+        z = z + self.inner(F.relu(z))
+        return run((y + z).mean((2, 3)), self.head)
+
+
+class Stubborn(Net):
+    """Sums that no branch can be left out of: of a bare parameter, of a norm apart, of one layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.place = nn.Parameter(torch.randn(1, 8, 1, 1))
+        self.norm = nn.BatchNorm2d(8)
+        self.after = nn.Conv2d(8, 8, 3, padding=1)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.layer_norm = nn.LayerNorm(8)
+        self.mixer = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.place.expand_as(x)
+        x = x + self.after(F.relu(self.norm(x)))
+        x = x + self.twice(F.relu(x))
+        x = x + self.twice(F.relu(x))
+        x = x + self.mixer(self.layer_norm(x))
+        return run(x.mean((2, 3)), self.head)
+
+
+NETS = (Residual, Inverted)
+
+
+class TestDepth(AxisContract):
+    axis = Depth()
+    nets = NETS
+
+
+def test_branches_are_found_with_all_that_is_in_them_and_only_the_inner_of_two() -> None:
+    net = teacher(Inverted)
+    assert trace(net, example(net)).branches == (
+        Branch(
+            "expand",
+            ("expand", "spatial", "squeeze", "excite", "project"),
+            ("norm1", "norm2", "norm3"),
+            readers=("outer", "head"),
+        ),
+        Branch("inner", ("inner",), (), readers=("head",)),
+    )
+
+
+def test_a_shortcut_with_a_convolution_stays_and_one_without_weights_too() -> None:
+    residual, padded = teacher(Residual), teacher(Padded)
+    assert [branch.name for branch in trace(residual, example(residual)).branches] == ["block1.conv1", "block2.conv1"]
+    assert [branch.layers for branch in trace(padded, example(padded)).branches] == [("conv1", "conv2")]
+
+
+def test_what_no_sum_can_do_without_is_not_offered_and_says_so() -> None:
+    net = teacher(Stubborn)
+    anatomy = trace(net, example(net))
+    assert anatomy.branches == ()
+    assert set(Depth().acts_on(anatomy).values()) == {"no: it is in no branch that a sum can do without"}
+
+
+def test_what_goes_around_a_branch_is_all_that_is_left() -> None:
+    net = teacher(Residual)
+    left = step(Depth(only=("block1.conv1",)), net, 1.0).apply(net, example(net)).eval()
+    seen: list[Tensor] = []
+    left.get_submodule("block1").register_forward_hook(lambda _, given, output: seen.extend([*given, output]))
+    left(example(net))
+    assert torch.equal(F.relu(seen[0]), seen[1])
+    kinds = [type(left.get_submodule(f"block1.{name}")) for name in ("conv1", "bn1", "conv2", "bn2")]
+    assert kinds == [Silent] * 4
+    assert not any(isinstance(module, Silent) for module in left.get_submodule("block2").modules())
+
+
+def test_what_reads_the_rest_is_refitted_to_what_it_gave() -> None:
+    net = teacher(Residual)
+    inputs = example(net, 64)
+
+    def given(model: nn.Module, reader: str) -> Tensor:
+        seen: list[Tensor] = []
+        handle = model.get_submodule(reader).register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+        model.eval()(inputs)
+        handle.remove()
+        return seen[0]
+
+    plain, fitted = (
+        step(Depth(only=("block1.conv1",), refit=refit), net, 1.0).apply(net, inputs) for refit in (False, True)
+    )
+    for reader in ("block2.conv1", "block2.down.0"):
+        want = given(net, reader)
+        off = [float((given(model, reader) - want).norm() / want.norm()) for model in (plain, fitted)]
+        assert off[1] < 0.95 * off[0]
+        assert off[1] < 1
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_follow_inputs_that_were_mixed(groups: int, *, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 6, 3, groups=groups, bias=bias).requires_grad_(requires_grad=False)
+    other = copy.deepcopy(layer)
+    x = torch.randn(64, 8, 6, 6)
+    size = 8 // groups
+    turned = torch.block_diag(*torch.linalg.qr(torch.randn(groups, size, size))[0])
+    moved = torch.einsum("ij,bjhw->bihw", turned, x) + (1.0 if bias else 0.0)
+    before, block = rows_of(layer, x)
+    readjust(other, before, rows_of(layer, moved)[0], block)
+    want = layer(x)
+    assert float((other(moved) - want).norm() / want.norm()) < 0.02
+    assert float((layer(moved) - want).norm() / want.norm()) > 0.5
+
+
+def test_batch_norms_behind_it_are_put_right() -> None:
+    net = teacher(Residual)
+    left = step(Depth(only=("block1.conv1",)), net, 1.0).apply(net, example(net))
+    behind = left.get_submodule("block2.bn1")
+    seen: list[Tensor] = []
+    behind.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    left.eval()(example(net))
+    mean = seen[0].mean((0, 2, 3))
+    assert torch.allclose(behind.get_buffer("running_mean"), mean, atol=1e-3)
+    assert not torch.allclose(net.get_buffer("block2.bn1.running_mean"), mean, atol=0.1)
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("seed", range(6))
+def test_costs_of_all_axes_together_are_foreseen(net: type[Net], seed: int) -> None:
+    model = teacher(net)
+    inputs = example(model)
+    axes = PruneRatios(), Depth(), Ranks(), BitWidths()
+    plan = Plan(tuple(drawn(axis, model, seed)[0] for axis in axes), Distill())
+    exact = Macs(inputs), Bops(inputs), Parameters(), SizeBytes()
+    foresight = Foresight(model, inputs, deployed(model, inputs), exact)
+    finished = deployed(plan.apply(model, inputs), inputs)
+    assert foresight.told(plan) == pytest.approx({cost.name: cost(finished) for cost in exact})
+
+
+def test_the_same_parameters_give_an_equal_step_whatever_was_pruned_before() -> None:
+    net = teacher(Inverted)
+    pruned = step(PruneRatios(), net, 1.0).apply(net, example(net))
+    act = step(Depth(), net, 1.0)
+    assert act.words() == "without expand, inner"
+    left = act.apply(pruned, example(net))
+    names = {name for name, module in left.named_modules() if isinstance(module, LAYER_TYPES)}
+    assert names == {"stem", "outer", "head"}
+
+
+def test_a_name_that_is_not_there_is_named() -> None:
+    net = teacher(Residual)
+    with pytest.raises(
+        ValueError, match=r"no branch is called 'block3.conv1'; the nearest are: block2.conv1, block1.conv1"
+    ):
+        Depth(only=("block3.conv1",)).uniform(trace(net, example(net)), 1.0)
+
+
+def test_nothing_left_out_says_nothing() -> None:
+    net = teacher(Residual)
+    none = step(Depth(), net, 0.0)
+    assert isinstance(none, Skip)
+    assert none.words() == ""
+    assert none.choices() == {
+        "left out": dict.fromkeys(["block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2"], 0.0)
+    }

@@ -1,0 +1,91 @@
+"""Graphs do without what adds zeros, and answer as before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from objectives.runtimes.zeros import without_zeros
+
+
+class Of(nn.Module):
+    """A network that is one function of its input and of zeros of its shape."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cos(self.function(x, x.new_zeros(x.shape)))
+
+
+def into(x: Tensor, zeros: Tensor) -> Tensor:
+    zeros += x
+    return F.relu(zeros)
+
+
+def excited(x: Tensor, zeros: Tensor) -> Tensor:
+    hidden = F.relu6(F.relu(zeros, inplace=True), inplace=True)
+    return F.relu(x + hidden * torch.sigmoid(hidden.mean((2, 3), keepdim=True)))
+
+
+def written(x: Tensor, zeros: Tensor) -> Tensor:
+    zeros[:, 1:] = x[:, 1:]
+    return F.relu(x + zeros)
+
+
+def kept(x: Tensor, zeros: Tensor) -> Tensor:
+    summed = zeros.add_(x)
+    return F.relu(summed + zeros)
+
+
+def left(function: Any) -> list[str]:
+    """Return the operators that are left, once the graph is seen to answer as the network."""
+    x = torch.randn(2, 3, 4, 4)
+    net = Of(function).eval()
+    module: Any = torch.export.export(net, (x,)).module()
+    without_zeros(module)
+    assert torch.equal(module(x.clone()), net(x.clone()))
+    return [str(node.target) for node in module.graph.nodes if "aten" in str(node.target)]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, zeros: F.relu(x + zeros),
+        lambda x, zeros: F.relu(zeros + x),
+        lambda x, zeros: F.relu(F.relu(x) + F.dropout(zeros, training=False)),
+        lambda x, zeros: F.relu(x + 0.5 * F.hardswish(zeros)),
+        lambda x, zeros: F.relu(x + (zeros + zeros)),
+        into,
+        excited,
+    ],
+)
+def test_a_sum_with_zeros_and_what_makes_them_are_left_out(function: Any) -> None:
+    assert left(function) == ["aten.relu.default", "aten.cos.default"]
+
+
+def test_what_zeros_do_not_leave_alone_stays() -> None:
+    assert "aten.add.Tensor" in left(lambda x, zeros: F.relu(x + torch.cos(zeros)))
+    assert "aten.add.Tensor" in left(lambda x, zeros: F.relu(x[:, :1] + zeros))  # which is stretched
+    assert Counter(left(lambda x, zeros: F.relu(torch.sub(x, zeros))))["aten.sub.Tensor"] == 1
+
+
+@pytest.mark.parametrize("function", [written, kept])
+def test_what_was_zeros_and_is_written_to_stays(function: Any) -> None:
+    assert "aten.add.Tensor" in left(function)
+
+
+def test_the_answer_itself_stays_what_it_is() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x.new_zeros(x.shape)
+
+    module: Any = torch.export.export(Sum(), (torch.randn(2, 3),)).module()
+    without_zeros(module)
+    assert [str(node.target) for node in module.graph.nodes if "add" in str(node.target)] == ["aten.add.Tensor"]
