@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 NETWORKS, FEWEST = 20, 8  # networks that are measured; with fewer nothing is told
 ROUNDS, A_ROUND = 2, 6  # of plans that are measured before a draft
 MIXED = 4  # uniform plans of which a measured one takes each parameter from one
+ALIKE = 0.05  # of the cost, by which networks differ that are alike
+FAR = 0.3  # networks of which nothing is left, that count everywhere
 BYTE = 8
 BLOCKS = 8, 16  # output channels that kernels compute together: those of ONNX Runtime, and of XNNPACK
 FOLDER = "SLIMFRONT_MEASURED"
@@ -50,7 +52,11 @@ AHEAD = "measured_ahead"  # attribute of a study: parameters of plans, what they
 
 @dataclass(frozen=True)
 class Learned:
-    """A cost as the sum of the work in a network, each kind of it at its price.
+    """A cost as the sum of the work in a network, each kind of it at its price, put right by what its like measured.
+
+    What prices leave is alike for networks that are alike, and a search looks at many of these. So what is told of a
+    network is moved by the mean of what was left of measured ones, the nearer the more (Nadaraya 1964, Theory of
+    Probability and Its Applications 9(1)); far from all of them it is not moved.
 
     Parameters
     ----------
@@ -78,13 +84,31 @@ class Learned:
     def error(self) -> float:
         """Median relative error on the networks that it is learned from, each told from the others."""
         left_out = enumerate(~np.eye(len(self.values_N), dtype=bool))
-        told_N = [self.done_NF[at] @ _prices(self.done_NF[others], self.values_N[others]) for at, others in left_out]
+        told_N = [
+            float(Learned(self.name, self.done_NF[others], self.values_N[others]).told(self.done_NF[at, None])[0])
+            for at, others in left_out
+        ]
         return float(np.median(np.abs(told_N / self.values_N - 1)))
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the cost of each network, shape (N,)."""
-        told: np.ndarray = work(parts) @ self.prices_F
+        return self.told(work(parts))
+
+    def told(self, done_MF: np.ndarray) -> np.ndarray:
+        """Return the cost of networks with so much work in them, shape (M,)."""
+        priced_M, places_MF = self._priced(done_MF)
+        known_N, known_NF = self._priced(self.done_NF)
+        squares_MN = (places_MF**2).sum(1)[:, None] + (known_NF**2).sum(1) - 2 * places_MF @ known_NF.T
+        near_MN = np.exp(-squares_MN / (2 * ALIKE**2))
+        moved_M = near_MN @ np.log(self.values_N / known_N) / (near_MN.sum(1) + FAR)
+        told: np.ndarray = priced_M * np.exp(moved_M)
         return told
+
+    def _priced(self, done_MF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what networks cost at the prices, and their places: the shares of each kind of work, and how much."""
+        each_MF = done_MF * self.prices_F
+        total_M = np.maximum(each_MF.sum(1), 1e-12)
+        return total_M, np.column_stack([each_MF / total_M[:, None], np.log(total_M)])
 
     def and_of(self, parts: Parts, value: float) -> Learned:
         """Return the cost as learned from one network more, and what that was measured to cost."""

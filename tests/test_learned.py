@@ -298,6 +298,21 @@ def test_the_error_is_that_of_networks_that_were_not_learned_from() -> None:
     assert Learned("noise", work(parts), np.array([1.0, 5.0, 1.0, 5.0])).error > 0.6, "0.46 of what they are told from"
 
 
+def test_what_is_measured_of_networks_that_are_alike_moves_what_is_told_of_their_like_alone() -> None:
+    dice = np.random.default_rng(0)
+    done = dice.uniform(1, 9, (20, 4))
+    prices = np.array([1.0, 0.5, 2.0, 0.1])
+    strange = np.array([2.0, 8.0, 1.0, 5.0])  # whose like take a fifth more than their work tells
+    alike = strange * dice.uniform(0.98, 1.02, (6, 4))
+    before = Learned("ms", done, done @ prices)
+    after = Learned("ms", np.vstack([done, alike]), np.concatenate([done @ prices, 1.2 * alike @ prices]))
+    assert before.told(strange[None])[0] == pytest.approx(strange @ prices, rel=0.01)
+    assert after.told(strange[None])[0] == pytest.approx(1.2 * strange @ prices, rel=0.03)
+    other = np.array([9.0, 1.0, 9.0, 1.0])
+    assert after.told(other[None])[0] == pytest.approx(other @ prices, rel=0.08)
+    assert after.error < 0.05
+
+
 def test_work_counts_the_layers_and_fills_channels_up_to_blocks() -> None:
     shared = bench(spec())
     done = work(outlined(shared.foresight.frame, [None]).parts())
