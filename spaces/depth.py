@@ -93,7 +93,7 @@ class Skip:
 
     def choices(self) -> dict[str, dict[str, float]]:
         """Return 1 for each layer that is left out, 0 for the others that could be."""
-        return {"left out": {name: float(out) for branch, out in self.branches for name in branch.layers}}
+        return {"layer removed": {name: float(out) for branch, out in self.branches for name in branch.layers}}
 
     def words(self) -> str:
         """Say which branches are left out."""

@@ -206,5 +206,5 @@ def test_nothing_left_out_says_nothing() -> None:
     assert isinstance(none, Skip)
     assert none.words() == ""
     assert none.choices() == {
-        "left out": dict.fromkeys(["block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2"], 0.0)
+        "layer removed": dict.fromkeys(["block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2"], 0.0)
     }
