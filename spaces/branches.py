@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,8 +44,10 @@ def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> t
     """
     follow = _Follow(model)
     try:
-        with contextlib.suppress(Exception), torch.no_grad(), follow:  # whatever an unusual network raises there
+        with torch.no_grad(), follow:
             model(follow.given(example))
+    except Exception:  # noqa: BLE001 - whatever an unusual network raises there; its other axes are searched
+        return ()
     finally:
         follow.stop()
     costs = {layer.name: layer.macs for layer in layers if len(layer.runs) == 1 and not (layer.tied or layer.stays)}
@@ -79,7 +80,7 @@ class _Follow(TorchDispatchMode):
     sums
         Of both sides of each sum of two tensors of one shape, what they were made by.
     folded
-        BatchNorms that read the very output of a layer.
+        BatchNorms that run once, on the very output of a layer.
     reads
         For each layer the last layers on all ways to its input.
     """
@@ -93,6 +94,7 @@ class _Follow(TorchDispatchMode):
         self._made: Any = WeakIdKeyDictionary()
         self._by_layer: Any = WeakIdKeyDictionary()
         self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self._ran: set[str] = set()
         self._inside = 0
         self._handles = []
         for name, module in model.named_modules():
@@ -152,7 +154,10 @@ class _Follow(TorchDispatchMode):
                 self._last[result] = last
                 if isinstance(module, LAYER_TYPES):
                     self._by_layer[result] = True
-            if isinstance(module, FOLDED) and inputs and inputs[0] in self._by_layer:
+            if isinstance(module, FOLDED) and name not in self._ran and inputs and inputs[0] in self._by_layer:
                 self.folded.add(name)
+            elif name in self._ran:
+                self.folded.discard(name)
+            self._ran.add(name)
 
         return note

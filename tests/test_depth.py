@@ -12,10 +12,12 @@ from torch.nn import functional as F  # noqa: N812
 from objectives import Bops, Macs, Parameters, SizeBytes
 from search.foresight import Foresight
 from spaces import BitWidths, Branch, Depth, Distill, Plan, PruneRatios, Ranks, Skip, deployed, trace
+from spaces.branches import branches_of
 from spaces.depth import Silent
 from spaces.refit import readjust
 from spaces.statistics import rows_of
 from spaces.surgery import LAYER_TYPES
+from spaces.trace import layers_of
 from tests.contracts import AxisContract, drawn, step
 from tests.nets import CLASSES, Net, Padded, Residual, example, run, teacher
 
@@ -50,7 +52,7 @@ class Inverted(Net):
 
 
 class Stubborn(Net):
-    """Sums that no branch can be left out of: of a bare parameter, of a norm apart, of one layer called twice."""
+    """Sums that no branch can be left out of: of a bare parameter, norms apart, a layer and a norm called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,10 +63,14 @@ class Stubborn(Net):
         self.twice = nn.Conv2d(8, 8, 3, padding=1)
         self.layer_norm = nn.LayerNorm(8)
         self.mixer = nn.Conv2d(8, 8, 1)
+        self.one, self.other = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.shared = nn.BatchNorm2d(8)
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
+        x = x + self.shared(self.one(x))
+        x = F.relu(self.shared(self.other(x)))
         x = x + self.place.expand_as(x)
         x = x + self.after(F.relu(self.norm(x)))
         x = x + self.twice(F.relu(x))
@@ -105,6 +111,24 @@ def test_what_no_sum_can_do_without_is_not_offered_and_says_so() -> None:
     anatomy = trace(net, example(net))
     assert anatomy.branches == ()
     assert set(Depth().acts_on(anatomy).values()) == {"no: it is in no branch that a sum can do without"}
+
+
+def test_a_network_that_cannot_be_followed_has_no_branches() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.layer(x)
+            if torch.utils._python_dispatch._get_current_dispatch_mode_stack():
+                raise RuntimeError("not so")
+            return x
+
+    net = Counting().eval()
+    x = torch.randn(1, 3, 4, 4)
+    assert branches_of(net, x, layers_of(net, x)) == ()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
 def test_what_goes_around_a_branch_is_all_that_is_left() -> None:
