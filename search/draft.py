@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from search.bench import Bench
     from search.clock import Clock
     from search.options import Options
+    from spaces import Plan, Step
 
 ONE_SHOT = "one_shot_loss"
 FEWEST, MOST, PER_TRIAL = 100, 1000, 12  # one-shot plans, and how many for each that will be trained
@@ -148,6 +149,7 @@ class Draft:
         self._losses, self._logs = np.zeros(0), np.zeros((0, len(wanted)))
         self._best = np.zeros(0, dtype=int)
         self._seen: set[bytes] = set()
+        self._plans: set[tuple[Step, ...]] = set()
         self._read = self._me = 0
         self._look()
         seeds = within_limits(bench, table, wanted)
@@ -162,13 +164,10 @@ class Draft:
 
         Return whether there was one: a small space is used up at some point.
         """
-        row = self._seed() if len(self) < SEEDS * aim else None
-        row = self._mutant() if row is None else row
-        if row is None:
+        found = self._new(aim)
+        if found is None:
             return False
-        own = self._table.params(row)
-        trial = FixedTrial(own | self._bench.spec.space.recovery.usual())
-        plan = self._bench.spec.space.suggest(trial, self._bench.anatomy)
+        row, own, trial, plan = found
         with self._bench.shares.spending(SCORING):
             loss = self._score(self._bench.sketch(plan))
         costs = self._cost(row[None])[0]
@@ -182,6 +181,21 @@ class Draft:
         )
         self._look()
         return True
+
+    def _new(self, aim: int) -> tuple[np.ndarray, dict[str, float], FixedTrial, Plan] | None:
+        """Return a row that no other equals in what it does, its parameters, a trial of them and the plan, if any."""
+        for _ in range(TRIES):
+            row = self._seed() if len(self) < SEEDS * aim else None
+            row = self._mutant() if row is None else row
+            if row is None:
+                break
+            own = self._table.params(row)
+            trial = FixedTrial(own | self._bench.spec.space.recovery.usual())
+            plan = self._bench.spec.space.suggest(trial, self._bench.anatomy)
+            if plan.steps not in self._plans:
+                return row, own, trial, plan
+            self._seen.add(row.tobytes())
+        return None
 
     def best(self, count: int) -> list[dict[str, float]]:
         """Return the parameters of the plans of least loss in bands of each cost, the largest network first.
@@ -200,6 +214,7 @@ class Draft:
                 [places[trial.params[name]] for name, places in zip(self._table.names, self._places, strict=True)]
             )
             self._seen.add(row.tobytes())
+            self._plans.add(self._bench.plan(trial.params).steps)
             self._chosen = np.vstack([self._chosen, row])
             self._losses = np.append(self._losses, max(LEAST, trial.values[0]))
             self._logs = np.vstack([self._logs, logarithms(np.array(trial.values[1:]))])

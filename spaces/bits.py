@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from spaces.anatomy import unknown
@@ -81,6 +81,10 @@ class Quantize:
             "weight bits": {name: bits for name, bits, _ in self.widths},
             "input bits": {name: bits for name, _, bits in self.widths},
         }
+
+    def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Quantize:  # noqa: ARG002 - as all steps
+        """Return the same for the layers that are not removed."""
+        return replace(self, widths=tuple((x[0], OFF, OFF) if x[0] in gone else x for x in self.widths))
 
     def words(self) -> str:
         """Say which layers get how many bits."""

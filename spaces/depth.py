@@ -86,6 +86,11 @@ class Skip:
             reestimate(shallower, example)
         return shallower
 
+    @property
+    def removed(self) -> frozenset[str]:
+        """The layers that are left out."""
+        return frozenset(name for branch, out in self.branches if out for name in branch.layers)
+
     def sketch(self, outline: Outline, row: int) -> None:
         """Write which layers are left."""
         for branch, out in self.branches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +41,25 @@ class Step(Protocol):
 
     def words(self) -> str:
         """Say in a few words what is done, empty where nothing is."""
+        ...
+
+
+@runtime_checkable
+class Removing(Protocol):
+    """A step that takes layers out of the network."""
+
+    @property
+    def removed(self) -> frozenset[str]:
+        """The layers that are not there after it."""
+        ...
+
+
+@runtime_checkable
+class Sparing(Protocol):
+    """A step that can be told of layers that another one removes, so that plans are equal which do the same."""
+
+    def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Step:
+        """Return the step without what it would do to these layers."""
         ...
 
 
@@ -136,7 +155,11 @@ class Space:
 
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Plan:
         """Draw a plan. With Optuna's `FixedTrial(params)` this rebuilds a past one."""
-        return Plan(tuple(axis.suggest(trial, anatomy) for axis in self.steps), self.recovery.suggest(trial))
+        steps = [axis.suggest(trial, anatomy) for axis in self.steps]
+        gone = frozenset[str]().union(*(step.removed for step in steps if isinstance(step, Removing)))
+        if gone:
+            steps = [step.sparing(gone, anatomy) if isinstance(step, Sparing) else step for step in steps]
+        return Plan(tuple(steps), self.recovery.suggest(trial))
 
     def uniform(self, anatomy: Anatomy, strengths: tuple[float, ...]) -> dict[str, float]:
         """Return the parameters of the plan with one strength an axis, each in [0, 1]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -95,6 +95,12 @@ class Prune:
         """Return the share of its units that each group loses."""
         return {"channels removed": dict(self.ratios)}
 
+    def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Prune:
+        """Return the same without the groups that nothing but removed layers makes."""
+        layers = {layer.name for layer in anatomy.layers}
+        idle = {group.name for group in anatomy.groups if gone.issuperset(layers.intersection(group.producers))}
+        return replace(self, ratios=tuple((name, 0.0 if name in idle else ratio) for name, ratio in self.ratios))
+
     def words(self) -> str:
         """Say which share of which groups is removed."""
         chosen = tuple((name, f"-{ratio:.0%}") for name, ratio in self.ratios if ratio > 0)
@@ -139,8 +145,7 @@ class PruneRatios:
         ratios = []
         for group in self._groups(anatomy):
             drawn = trial.suggest_float(f"prune/{group.name}", 0.0, top, step=self.step)
-            # a ratio that rounding undoes is no ratio: the plan says so, and equals the one that leaves the group alone
-            ratios.append((group.name, drawn if kept_units(group.units, drawn, self.round_to) < group.units else 0.0))
+            ratios.append((group.name, self._least(group.units, drawn)))
         return Prune(tuple(ratios), self.round_to, self.importance, self.refit)
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
@@ -165,6 +170,12 @@ class PruneRatios:
                 tied = f", together with {', '.join(others)}" if others else ""
                 said[name] = f"{least}-{group.units} of {group.units} units{tied}"
         return said
+
+    def _least(self, units: int, drawn: float) -> float:
+        """Return the least ratio that leaves as many units: what rounding makes equal is one plan, or none."""
+        kept = kept_units(units, drawn, self.round_to)
+        ladder = (round(rung * self.step, 9) for rung in range(round(drawn / self.step)))
+        return next((ratio for ratio in ladder if kept_units(units, ratio, self.round_to) == kept), drawn)
 
     def _top(self) -> float:
         # rounded, since Optuna takes 0.7000000000000001 for no multiple of 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from spaces.anatomy import unknown
@@ -91,6 +91,10 @@ class Factorize:
     def choices(self) -> dict[str, dict[str, float]]:
         """Return the fraction of its full rank that each layer keeps."""
         return {"rank kept": dict(self.ranks)}
+
+    def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Factorize:  # noqa: ARG002 - as all steps
+        """Return the same for the layers that are not removed."""
+        return replace(self, ranks=tuple((name, 1.0 if name in gone else fraction) for name, fraction in self.ranks))
 
     def words(self) -> str:
         """Say which layers get which rank."""

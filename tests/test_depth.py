@@ -6,12 +6,26 @@ import copy
 
 import pytest
 import torch
+from optuna.trial import FixedTrial
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from objectives import Bops, Macs, Parameters, SizeBytes
 from search.foresight import Foresight
-from spaces import BitWidths, Branch, Depth, Distill, Plan, PruneRatios, Ranks, Skip, deployed, trace
+from spaces import (
+    BitWidths,
+    Branch,
+    Depth,
+    Distill,
+    Plan,
+    PruneRatios,
+    Ranks,
+    Skip,
+    Space,
+    Temperatures,
+    deployed,
+    trace,
+)
 from spaces.branches import branches_of
 from spaces.depth import Silent
 from spaces.refit import readjust
@@ -222,6 +236,24 @@ def test_a_name_that_is_not_there_is_named() -> None:
         ValueError, match=r"no branch is called 'block3.conv1'; the nearest are: block2.conv1, block1.conv1"
     ):
         Depth(only=("block3.conv1",)).uniform(trace(net, example(net)), 1.0)
+
+
+def test_plans_that_differ_only_in_what_is_left_out_are_equal() -> None:
+    net = teacher(Residual)
+    anatomy = trace(net, example(net))
+    space = Space((PruneRatios(), Depth(), Ranks(), BitWidths()), Temperatures())
+    without = space.uniform(anatomy, (0.0,) * 4) | {"skip/block1.conv1": 1, "skip/block2.conv1": 1}
+    inside = {"prune/block1.conv1": 0.5, "rank/block1.conv2": 0.5, "weight_bits/block2.conv2": 4}
+    outside = {"prune/block2.conv2": 0.5, "rank/block2.down.0": 0.5, "weight_bits/stem": 4}
+    plan = space.suggest(FixedTrial(without), anatomy)
+    for name, value in inside.items():
+        assert space.suggest(FixedTrial(without | {name: value}), anatomy) == plan
+        assert space.suggest(
+            FixedTrial(without | {name: value, "skip/block1.conv1": 0, "skip/block2.conv1": 0}), anatomy
+        )
+    for name, value in outside.items():
+        assert name in without
+        assert space.suggest(FixedTrial(without | {name: value}), anatomy) != plan
 
 
 def test_nothing_left_out_says_nothing() -> None:

@@ -150,3 +150,14 @@ def test_a_ratio_that_rounding_undoes_is_none() -> None:
     plan = axis.suggest(FixedTrial(drawn), anatomy)
     assert plan.words() == ""
     assert plan == axis.suggest(FixedTrial(axis.uniform(anatomy, 0.0)), anatomy)
+
+
+def test_ratios_that_rounding_makes_equal_are_one() -> None:
+    net = teacher(Residual)
+    anatomy, axis = trace(net, example(net)), PruneRatios(round_to=4, only=("stem",))
+    drawn = [axis.suggest(FixedTrial({"prune/stem": ratio}), anatomy)
+             for ratio in (0.0, 0.125, 0.25, 0.5, 0.625, 0.75)]  # fmt: skip
+    kept = [dict(step.ratios)["stem"] for step in drawn]  # of 8 units: 8, 8 (7), 8 (6), 4, 4 (3), 4 (2)
+    assert kept == [0.0, 0.0, 0.0, 0.5, 0.5, 0.5]
+    assert drawn[3] == drawn[5]
+    assert drawn[0] == drawn[2]
