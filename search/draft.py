@@ -35,6 +35,7 @@ FEWEST, MOST, PER_TRIAL = 100, 1000, 12  # one-shot plans, and how many for each
 SEEDS = 1 / 3  # share of the plans that come straight from the table
 TABLE = 0.25  # share of the time that the table may take
 LOOK = 0.05  # share of the time for measuring some of the plans that the table makes best
+SCORED = 0.1  # share of the time that is for one-shot scores, however long the costs were learned
 MUTANTS = 48  # changed plans of which the most promising is scored
 TRIES = 20  # times that many, of which none is new, and the space is used up
 MATED = 0.3  # share of the choices that a plan takes from its mate
@@ -61,7 +62,7 @@ class DraftStart:
     scored
         One-shot plans; by default 12 for each trial of the budget, from 100 to 1000.
     share
-        Of the budget's time, by whose end the draft must be done.
+        Of the budget's time, by whose end the draft must be done, where learning costs left a tenth of the time for it.
     seconds
         CPU time that the table may take, and what is to be learned as much again; at most a quarter of the budget's.
     """
@@ -84,9 +85,10 @@ class DraftStart:
         look_ahead(study, bench, lambda count: best_sums(bench, table, wanted, count), seconds)
         draft = Draft(bench, table, study, wanted)
         aim = self.scored or self._aim(clock)
+        until = max(self.share, clock.spent + SCORED)
         with track("scoring plans in one shot") as told:
-            while len(draft) < aim and (clock.spent < self.share or len(draft) < self.plans) and draft.step(aim):
-                told(max(len(draft) / aim, clock.spent / self.share))
+            while len(draft) < aim and (clock.spent < until or len(draft) < self.plans) and draft.step(aim):
+                told(max(len(draft) / aim, clock.spent / until))
         return draft.best(self.plans) if len(draft) else uniform(bench, reachable)
 
     def _aim(self, clock: Clock) -> int:

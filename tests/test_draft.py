@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,6 +146,16 @@ def test_a_run_keeps_to_its_time_and_shortens_trainings_for_it(
     assert 0.7 < clock.spent < 1.6
     assert "of the recipe, to be in time" in capsys.readouterr().err
     assert len([trial for trial in main.trials if trial.values]) >= 3
+
+
+def test_there_is_time_for_the_draft_where_learning_took_most_of_its_share() -> None:
+    main = optuna.create_study(study_name="late", storage=optuna.storages.InMemoryStorage())
+    late = Clock(Budget(None, cpu_seconds=30.0), cpu=time.process_time() - 15.0)
+    DraftStart(plans=5, scored=400)(shared(), main, late)
+    draft = draft_of(main)
+    assert draft is not None
+    assert len(draft.trials) > 30
+    assert late.spent < 0.8
 
 
 def test_a_recipe_that_fits_is_left_alone() -> None:
