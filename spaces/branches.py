@@ -50,7 +50,11 @@ def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> t
         return ()
     finally:
         follow.stop()
-    costs = {layer.name: layer.macs for layer in layers if len(layer.runs) == 1 and not (layer.tied or layer.stays)}
+    costs = {
+        layer.name: layer.macs
+        for layer in layers
+        if len(layer.runs) == 1 and not (layer.tied or layer.stays or layer.transposed)
+    }
     found: dict[Made, None] = {}
     for one, other in follow.sums:
         sides = [side for side in (one - other, other - one) if side]
@@ -62,11 +66,12 @@ def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> t
     taken: set[str] = set()
     branches = []
     for side in sorted(found, key=len):
-        if taken.isdisjoint(side):
-            taken |= side
+        gone = taken | side  # of no sum both sides
+        if taken.isdisjoint(side) and all(gone.isdisjoint(x - y) or gone.isdisjoint(y - x) for x, y in follow.sums):
+            taken = gone
             inside = [layer.name for layer in layers if layer.name in side]
             norms = sorted(side - set(inside))
-            readers = [x.name for x in layers if x.name not in side and side & follow.reads.get(x.name, frozenset())]
+            readers = [x for x in costs if x not in side and side & follow.reads.get(x, frozenset())]
             branches.append(Branch(inside[0], tuple(inside), tuple(norms), tuple(readers)))
     order = {layer.name: place for place, layer in enumerate(layers)}
     return tuple(sorted(branches, key=lambda branch: order[branch.name]))
@@ -154,7 +159,8 @@ class _Follow(TorchDispatchMode):
                 self._last[result] = last
                 if isinstance(module, LAYER_TYPES):
                     self._by_layer[result] = True
-            if isinstance(module, FOLDED) and name not in self._ran and inputs and inputs[0] in self._by_layer:
+            usual = isinstance(module, FOLDED) and module.track_running_stats
+            if usual and name not in self._ran and inputs and inputs[0] in self._by_layer:
                 self.folded.add(name)
             elif name in self._ran:
                 self.folded.discard(name)

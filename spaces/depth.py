@@ -10,39 +10,53 @@ from torch import Tensor, nn
 
 from spaces.anatomy import unknown
 from spaces.refit import readers_rows, readjust
-from spaces.statistics import forward_in_eval, reestimate
-from spaces.surgery import put
+from spaces.statistics import reestimate
+from spaces.surgery import CONVOLUTIONS, NORMS, put
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from optuna.trial import BaseTrial
-    from torch.utils.hooks import RemovableHandle
 
     from spaces.anatomy import Anatomy, Branch
     from spaces.outline import Outline
 
 
 class Silent(nn.Module):
-    """Stands for a layer of a branch that is left out: gives zeros of the shape that it gave.
+    """Stands for a layer or norm of a branch that is left out: gives zeros of the shape that it would give.
 
     Parameters
     ----------
-    shape
-        Of the output for one example.
+    module
+        A linear layer, a convolution, or a norm.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.shape = shape
+        self.channels = 0
+        self.windows: tuple[tuple[int, int], ...] = ()
+        if isinstance(module, nn.Linear):
+            self.channels = module.out_features
+        elif isinstance(module, CONVOLUTIONS):
+            self.channels = module.out_channels
+            around = module._reversed_padding_repeated_twice[::-1]  # noqa: SLF001 - knows padding="same"
+            sizes = zip(module.kernel_size, module.dilation, module.stride, strict=True)
+            self.windows = tuple(
+                (sum(around[2 * at : 2 * at + 2]) - dilation * (size - 1) - 1, stride)
+                for at, (size, dilation, stride) in enumerate(sizes)
+            )
+        elif not isinstance(module, NORMS):
+            raise ValueError(f"branches are left out before ranks and bits, but got {type(module).__name__} in one")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return zeros, shape (B, ...)."""
-        return x.new_zeros((x.shape[0], *self.shape))
-
-    def extra_repr(self) -> str:
-        """Say the shape."""
-        return str(self.shape)
+        """Return zeros."""
+        shape = list(x.shape)
+        if self.channels:
+            shape[-1 - len(self.windows)] = self.channels
+        for at, (more, stride) in enumerate(self.windows):
+            place = at - len(self.windows)
+            shape[place] = (shape[place] + more) // stride + 1
+        return x.new_zeros(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +88,9 @@ class Skip:
         read = [name for branch in gone for name in branch.readers]
         before = readers_rows(model, example, dict.fromkeys(read)) if self.refit else {}
         for branch in gone:  # the inner ones see what is left of the outer ones, refitted
-            _silence(shallower, (*branch.layers, *branch.norms), example[:1])
+            for name in (*branch.layers, *branch.norms):
+                old = shallower.get_submodule(name)
+                put(shallower, name, Silent(old).train(old.training))
             left = [
                 name
                 for name in branch.readers
@@ -153,21 +169,3 @@ class Depth:
             if name not in names:
                 raise ValueError(unknown("branch", name, names))
         return tuple(branch for branch in anatomy.branches if not self.only or branch.name in self.only)
-
-
-def _silence(model: nn.Module, names: Iterable[str], one: Tensor) -> None:
-    """Put `Silent` in the place of these modules, in place."""
-    layers = {name: model.get_submodule(name) for name in names}
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def watch(name: str) -> RemovableHandle:
-        return layers[name].register_forward_hook(lambda _, __, output: shapes.update({name: tuple(output.shape[1:])}))
-
-    handles = [watch(name) for name in layers]
-    try:
-        forward_in_eval(model, one)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, layer in layers.items():
-        put(model, name, Silent(shapes[name]).train(layer.training))

@@ -96,9 +96,10 @@ class Prune:
         return {"channels removed": dict(self.ratios)}
 
     def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Prune:
-        """Return the same without the groups that nothing but removed layers makes."""
+        """Return the same without the groups that are in removed layers alone."""
         layers = {layer.name for layer in anatomy.layers}
-        idle = {group.name for group in anatomy.groups if gone.issuperset(layers.intersection(group.producers))}
+        places = {group.name: layers.intersection(member.layer for member in group.members) for group in anatomy.groups}
+        idle = {name for name, its in places.items() if its and gone.issuperset(its)}
         return replace(self, ratios=tuple((name, 0.0 if name in idle else ratio) for name, ratio in self.ratios))
 
     def words(self) -> str:

@@ -62,7 +62,8 @@ def readers_rows(model: nn.Module, example: Tensor, names: Iterable[str]) -> dic
     def watch(name: str, module: nn.Module) -> RemovableHandle:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if name not in found:
-                found[name] = rows_of(module, inputs[0].detach())
+                rows_GND, block = rows_of(module, inputs[0].detach())
+                found[name] = rows_GND.clone(), block  # the network may write into what it read
 
         return module.register_forward_pre_hook(note)
 

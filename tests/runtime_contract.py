@@ -78,6 +78,28 @@ class Row(nn.Module):
         return self.row(x)  # type: ignore[no-any-return]
 
 
+class Bottlenecks(Net):
+    """Two inverted residuals with nothing between their sums, as in MobileNetV2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(inplace=True),
+                nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8),
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return run(x.mean((2, 3)), self.head)
+
+
 WIDTH = 32
 KINDS = (("Conv1d", 1), ("Conv2d", 1), ("Conv2d", WIDTH), ("Conv3d", 1), ("ConvTranspose2d", 1), ("Linear", 1))
 BLOCKS = (Plain, Separable, Residual, Mlp, Attentive)
@@ -163,6 +185,14 @@ class RuntimeContract:
             assert self.agreement(finished, inputs, path) > (INTEGER if rounded else EXACT)
             sizes[name] = path.stat().st_size
         assert sizes["without"] < 0.6 * sizes["with"]
+
+    def test_branches_that_follow_each_other_are_left_out(self, tmp_path: Path) -> None:
+        net, inputs = scrambled(Bottlenecks()), torch.randn(16, 3, 8, 8)
+        anatomy = trace(net, inputs)
+        assert len(anatomy.branches) == 2
+        less = Skip(tuple((branch, True) for branch in anatomy.branches))
+        finished = deployed(less.apply(net, inputs), inputs)
+        assert self.agreement(finished, inputs, tmp_path / f"less.{self.make().suffix}") > EXACT
 
     @pytest.mark.parametrize("block", BLOCKS, ids=[block.__name__ for block in BLOCKS])
     @pytest.mark.parametrize("pair", PAIRS, ids=["-".join(pair) for pair in PAIRS])

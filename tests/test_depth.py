@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -34,6 +35,9 @@ from spaces.surgery import LAYER_TYPES
 from spaces.trace import layers_of
 from tests.contracts import AxisContract, drawn, step
 from tests.nets import CLASSES, Net, Padded, Residual, example, run, teacher
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
 
 
 class Inverted(Net):
@@ -143,6 +147,107 @@ def test_a_network_that_cannot_be_followed_has_no_branches() -> None:
     x = torch.randn(1, 3, 4, 4)
     assert branches_of(net, x, layers_of(net, x)) == ()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+class Between(Net):
+    """Sums that share a tensor: of the three layers two may go, and never both sides of a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.middle, self.large = (nn.Conv2d(3, 4, size, padding=size // 2) for size in (1, 3, 5))
+        self.head, self.other = nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.small(x), self.middle(x), self.large(x)
+        return run((a + b).mean((2, 3)), self.head) + run((b + c).mean((2, 3)), self.other)
+
+
+def test_of_no_sum_both_sides_are_offered() -> None:
+    net = teacher(Between)
+    names = {branch.name for branch in trace(net, example(net)).branches}
+    assert names
+    assert not names >= {"small", "middle"}
+    assert not names >= {"middle", "large"}
+
+
+class Windows(Net):
+    """Layers that meet the batch in another place, and strides, dilation and padding of every kind."""
+
+    shape = (6, 17)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(6, 8, 3, padding="same", dilation=2)
+        self.wide = nn.Conv1d(8, 8, 5, stride=2, padding=3, dilation=2)
+        self.short = nn.Conv1d(8, 8, 1, stride=2)
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.wide(x)[..., :8] + self.short(x)[..., :8]).permute(2, 0, 1)
+        y = self.mix(x)
+        y += x
+        return run(y.mean(0), self.head)
+
+
+@pytest.mark.parametrize("kind", [Windows, Inverted, Residual])
+def test_zeros_have_the_shape_of_what_they_stand_for(kind: type[Net]) -> None:
+    net = copy.deepcopy(teacher(kind))
+    left = step(Depth(), net, 1.0).apply(net, example(net)).eval()
+    gone = [name for name, module in left.named_modules() if isinstance(module, Silent)]
+    inputs = example(net)
+    larger = inputs.repeat(1, 1, *[2] * (inputs.dim() - 2))[:3]
+    for given in (inputs[:5], larger):
+        shapes = [_shapes(model, gone, given) for model in (net, left)]
+        assert shapes[0] == shapes[1]
+        assert len(shapes[0]) == len(gone) > 0
+
+
+def _shapes(model: nn.Module, names: list[str], given: Tensor) -> dict[str, torch.Size]:
+    seen: dict[str, torch.Size] = {}
+
+    def watch(name: str) -> RemovableHandle:
+        hook = lambda _, __, output: seen.update({name: output.shape})  # noqa: E731
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    handles = [watch(name) for name in names]
+    model(given)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+class Tied(Net):
+    """What reads the sum has the weight of another layer, or reads before it too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.inside = nn.Conv2d(8, 8, 3, padding=1)
+        self.reader = nn.Conv2d(8, 8, 1)
+        self.alike = nn.Conv2d(8, 8, 1)
+        self.alike.weight = self.reader.weight
+        self.often = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.alike(F.relu(self.often(F.relu(self.first(x)))))
+        x = x + self.inside(F.relu(x))
+        return run((self.reader(x) + self.often(x)).mean((2, 3)), self.head)
+
+
+def test_readers_that_others_share_are_not_refitted() -> None:
+    net = teacher(Tied)
+    (branch,) = [branch for branch in trace(net, example(net)).branches if branch.name == "inside"]
+    assert branch.readers == ()
+
+
+def test_a_branch_of_layers_that_are_split_or_rounded_already_is_refused() -> None:
+    net = teacher(Residual)
+    rounded = step(BitWidths(), net, 1.0).apply(net, example(net))
+    with pytest.raises(ValueError, match="before ranks and bits, but got QuantizedLayer"):
+        step(Depth(), net, 1.0).apply(rounded, example(net))
 
 
 def test_what_goes_around_a_branch_is_all_that_is_left() -> None:

@@ -44,13 +44,25 @@ def kept(x: Tensor, zeros: Tensor) -> Tensor:
     return F.relu(summed + zeros)
 
 
+def filled(x: Tensor, zeros: Tensor) -> Tensor:
+    zeros[:, :2].fill_(1.0)
+    return F.relu(x + zeros)
+
+
+def raised(x: Tensor, zeros: Tensor) -> Tensor:
+    zeros.view(-1).add_(1.0)
+    return F.relu(x + zeros)
+
+
 def left(function: Any) -> list[str]:
     """Return the operators that are left, once the graph is seen to answer as the network."""
     x = torch.randn(2, 3, 4, 4)
     net = Of(function).eval()
     module: Any = torch.export.export(net, (x,)).module()
     without_zeros(module)
-    assert torch.equal(module(x.clone()), net(x.clone()))
+    given = x.clone()
+    assert torch.equal(module(given), net(x.clone()))
+    assert torch.equal(given, x)
     return [str(node.target) for node in module.graph.nodes if "aten" in str(node.target)]
 
 
@@ -76,9 +88,44 @@ def test_what_zeros_do_not_leave_alone_stays() -> None:
     assert Counter(left(lambda x, zeros: F.relu(torch.sub(x, zeros))))["aten.sub.Tensor"] == 1
 
 
-@pytest.mark.parametrize("function", [written, kept])
+@pytest.mark.parametrize("function", [written, kept, filled, raised])
 def test_what_was_zeros_and_is_written_to_stays(function: Any) -> None:
     assert "aten.add.Tensor" in left(function)
+
+
+def later(x: Tensor, zeros: Tensor) -> Tensor:
+    x = torch.sin(x)
+    y = x + zeros
+    return y.relu_() + x
+
+
+def seen(x: Tensor, zeros: Tensor) -> Tensor:
+    return (x + zeros).relu_()  # the network's own input
+
+
+def twice(x: Tensor, zeros: Tensor) -> Tensor:
+    del zeros
+    once = F.relu(x)
+    again = F.relu(once)
+    again += 1
+    return once + again
+
+
+def cleared(x: Tensor, zeros: Tensor) -> Tensor:
+    x = torch.sin(x)
+    y = x * 1.0
+    y.mul_(zeros)
+    return x + y
+
+
+@pytest.mark.parametrize("function", [later, seen, twice, cleared])
+def test_what_is_written_later_is_written_nowhere_else(function: Any) -> None:
+    assert left(function)
+
+
+def test_sums_that_follow_each_other_are_left_out() -> None:
+    assert left(lambda x, zeros: F.relu((x + zeros) + (zeros + zeros))) == ["aten.relu.default", "aten.cos.default"]
+    assert left(lambda x, zeros: F.relu((zeros + (x + zeros)) + zeros)) == ["aten.relu.default", "aten.cos.default"]
 
 
 def test_the_answer_itself_stays_what_it_is() -> None:
