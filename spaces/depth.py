@@ -29,6 +29,11 @@ class Silent(nn.Module):
     ----------
     module
         A linear layer, a convolution, or a norm.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, as a layer that was split or rounded before.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -87,7 +92,7 @@ class Skip:
         gone = [branch for branch, out in self.branches if out]
         read = [name for branch in gone for name in branch.readers]
         before = readers_rows(model, example, dict.fromkeys(read)) if self.refit else {}
-        for branch in gone:  # the inner ones see what is left of the outer ones, refitted
+        for branch in gone:  # those behind see what is left of those before, refitted
             for name in (*branch.layers, *branch.norms):
                 old = shallower.get_submodule(name)
                 put(shallower, name, Silent(old).train(old.training))
