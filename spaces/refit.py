@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spaces.statistics import DAMPING, Moments, forward_in_eval, mixes, rows_of
+from spaces.statistics import DAMPING, Moments, show_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from torch.utils.hooks import RemovableHandle
 
 
 def refit(module: nn.Module, seen: Moments, gone: Sequence[int]) -> None:
@@ -59,21 +57,11 @@ def readers_rows(model: nn.Module, example: Tensor, names: Iterable[str]) -> dic
     """
     found: dict[str, tuple[Tensor, int]] = {}
 
-    def watch(name: str, module: nn.Module) -> RemovableHandle:
-        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if name not in found:
-                rows_GND, block = rows_of(module, inputs[0].detach())
-                found[name] = rows_GND.clone(), block  # the network may write into what it read
+    def note(name: str, rows_GND: Tensor, block: int) -> None:
+        if name not in found:
+            found[name] = rows_GND.clone(), block  # the network may write into what it read
 
-        return module.register_forward_pre_hook(note)
-
-    layers = {name: model.get_submodule(name) for name in names}
-    handles = [watch(name, module) for name, module in layers.items() if mixes(module)]
-    try:
-        forward_in_eval(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    show_rows(model, example, names, note)
     return found
 
 

@@ -112,24 +112,14 @@ def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str
 def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Moments]:
     sums: dict[str, tuple[int, Tensor, Tensor, int]] = {}
 
-    def watch(name: str, module: nn.Module) -> RemovableHandle:
-        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows_GND, block = rows_of(module, inputs[0].detach())
-            count, total, products = rows_GND.shape[1], rows_GND.sum(1), rows_GND.transpose(1, 2) @ rows_GND
-            if name in sums:  # a layer that is called again
-                before = sums[name]
-                count, total, products = count + before[0], total + before[1], products + before[2]
-            sums[name] = count, total, products, block
+    def note(name: str, rows_GND: Tensor, block: int) -> None:
+        count, total, products = rows_GND.shape[1], rows_GND.sum(1), rows_GND.transpose(1, 2) @ rows_GND
+        if name in sums:  # a layer that is called again
+            before = sums[name]
+            count, total, products = count + before[0], total + before[1], products + before[2]
+        sums[name] = count, total, products, block
 
-        return module.register_forward_pre_hook(note)
-
-    layers = {name: model.get_submodule(name) for name in names}
-    handles = [watch(name, module) for name, module in layers.items() if mixes(module)]
-    try:
-        forward_in_eval(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    show_rows(model, example, names, note)
     found = {}
     for name, (count, total, products, block) in sums.items():
         second = products / count
@@ -139,8 +129,35 @@ def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
     return found
 
 
-def mixes(module: nn.Module) -> bool:
-    """Whether a layer sums over channels: then the others can take over what one did."""
+def show_rows(
+    model: nn.Module, example: Tensor, names: Iterable[str], note: Callable[[str, Tensor, int], None]
+) -> None:
+    """Run the model once and show the inputs of layers that mix channels, at every call, as `rows_of` gives them.
+
+    Parameters
+    ----------
+    model, example
+        The network, which is not changed, and inputs for it.
+    names
+        Names of convolution or linear layers; those that mix no channels are left out.
+    note
+        Called with the name, the rows, shape (G, N, D), which may be a view of what the network goes on with, and the
+        block.
+    """
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_pre_hook(lambda _, inputs: note(name, *rows_of(module, inputs[0].detach())))
+
+    layers = {name: model.get_submodule(name) for name in names}
+    handles = [watch(name, module) for name, module in layers.items() if _mixes(module)]
+    try:
+        forward_in_eval(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mixes(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, CONVOLUTIONS) and module.groups < module.in_channels)
 
 
