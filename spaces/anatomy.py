@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -173,6 +173,9 @@ class Branch:
     readers: tuple[str, ...] = ()
 
 
+Part = TypeVar("Part", Layer, Group, Branch)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why channels of a layer stay: named, so that nothing is skipped silently."""
@@ -233,6 +236,21 @@ class Anatomy:
         if name not in found:
             raise ValueError(unknown("group of channels", name, found))
         return found[name]
+
+
+def acted_on(what: str, parts: Iterable[Part], only: tuple[str, ...]) -> tuple[Part, ...]:
+    """Return the layers, groups or branches that an axis acts on: those of these names, or all where there are none.
+
+    Raises
+    ------
+    ValueError
+        If there is no such one; the nearest names are listed.
+    """
+    known = {part.name: part for part in parts}
+    for name in only:
+        if name not in known:
+            raise ValueError(unknown(what, name, known))
+    return tuple(part for name, part in known.items() if not only or name in only)
 
 
 def first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from spaces.anatomy import unknown
+from spaces.anatomy import acted_on, unknown
 from spaces.grids import Grid, Uniform
 from spaces.plan import settled, snap
 from spaces.quantized import OFF, QuantizedLayer
@@ -168,9 +168,9 @@ class BitWidths:
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Say which widths each layer may have, or why it keeps 32."""
-        chosen = {layer.name for layer in self._layers(anatomy)}
+        acting = {layer.name for layer in self._layers(anatomy)}
         return {
-            layer.name: _words(self._pairs(layer)) if layer.name in chosen
+            layer.name: _words(self._pairs(layer)) if layer.name in acting
             else f"no: {_unfit(layer)}" if _unfit(layer)
             else f"no: {layer.name} is not among only={self.only}" if self.only and layer.name not in self.only
             else f"no: {type(self.runtime).__name__} has no narrow widths for {layer.kind}"
@@ -178,13 +178,8 @@ class BitWidths:
         }  # fmt: skip
 
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
-        for name in self.only:
-            anatomy.layer(name)
-        return tuple(
-            layer
-            for layer in anatomy.layers
-            if not _unfit(layer) and (not self.only or layer.name in self.only) and len(self._pairs(layer)) > 1
-        )
+        asked = acted_on("layer", anatomy.layers, self.only)
+        return tuple(layer for layer in asked if not _unfit(layer) and len(self._pairs(layer)) > 1)
 
     def _ladders(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return ("weight_bits", _ladder(self.weights)), ("activation_bits", _ladder(self.activations))

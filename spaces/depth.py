@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from spaces.anatomy import unknown
+from spaces.anatomy import acted_on
 from spaces.refit import readers_rows, readjust
 from spaces.statistics import reestimate
 from spaces.surgery import CONVOLUTIONS, NORMS, put
@@ -157,11 +157,11 @@ class Depth:
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Say of each branch, at its first layer, what goes with it."""
-        chosen = {branch.name for branch in self._branches(anatomy)}
+        acting = {branch.name for branch in self._branches(anatomy)}
         said = {layer.name: "no: it is in no branch that a sum can do without" for layer in anatomy.layers}
         for branch in anatomy.branches:
             others = branch.layers[1:]
-            if branch.name not in chosen:
+            if branch.name not in acting:
                 said |= dict.fromkeys(branch.layers, f"no: {branch.name} is not among only={self.only}")
                 continue
             said[branch.name] = f"left out or not, with {', '.join(others)}" if others else "left out or not"
@@ -169,8 +169,4 @@ class Depth:
         return said
 
     def _branches(self, anatomy: Anatomy) -> tuple[Branch, ...]:
-        names = [branch.name for branch in anatomy.branches]
-        for name in self.only:
-            if name not in names:
-                raise ValueError(unknown("branch", name, names))
-        return tuple(branch for branch in anatomy.branches if not self.only or branch.name in self.only)
+        return acted_on("branch", anatomy.branches, self.only)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from spaces.anatomy import unknown
+from spaces.anatomy import acted_on
 from spaces.importance import Importance, SecondOrder
 from spaces.memory import remembered
 from spaces.plan import settled
@@ -158,12 +158,12 @@ class PruneRatios:
         """Say how far each layer's channels can go and with whom, or why they stay."""
         said = {layer.name: "no: its channels were not found in any group" for layer in anatomy.layers}
         said |= {refusal.layer: f"no: {refusal.reason}" for refusal in anatomy.refusals}
-        chosen = {group.name for group in self._groups(anatomy)}
+        acting = {group.name for group in self._groups(anatomy)}
         for group in anatomy.groups:
             for name in group.producers:
                 if name not in said:
                     continue
-                if group.name not in chosen:
+                if group.name not in acting:
                     said[name] = f"no: {group.name} is not among only={self.only}"
                     continue
                 least = kept_units(group.units, self._top(), self.round_to)
@@ -183,11 +183,7 @@ class PruneRatios:
         return round(math.floor(self.highest / self.step + 1e-9) * self.step, 9)
 
     def _groups(self, anatomy: Anatomy) -> tuple[Group, ...]:
-        names = [group.name for group in anatomy.groups]
-        for name in self.only:
-            if name not in names:
-                raise ValueError(unknown("group of channels", name, names))
-        return tuple(group for group in anatomy.groups if not self.only or group.name in self.only)
+        return acted_on("group of channels", anatomy.groups, self.only)
 
 
 @overload

@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from spaces.anatomy import unknown
+from spaces.anatomy import acted_on, unknown
 from spaces.decompose import Decomposition, Tucker2
 from spaces.depth import Silent
 from spaces.factors import shapes_of
@@ -148,11 +148,11 @@ class Ranks:
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Say which fractions each layer may take, or why it keeps its rank."""
-        chosen = {layer.name for layer in self._layers(anatomy)}
+        acting = {layer.name for layer in self._layers(anatomy)}
         said = {}
         for layer in anatomy.layers:
             offered = self.offered(layer)
-            if layer.name not in chosen:
+            if layer.name not in acting:
                 said[layer.name] = f"no: {layer.name} is not among only={self.only}"
             elif _unfit(layer):
                 said[layer.name] = f"no: {_unfit(layer)}"
@@ -175,9 +175,7 @@ class Ranks:
         return round(self.lowest + rungs * self.step, 9)  # Optuna takes 1.0000000000000002 for no rung
 
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
-        for name in self.only:
-            anatomy.layer(name)
-        return tuple(layer for layer in anatomy.layers if not self.only or layer.name in self.only)
+        return acted_on("layer", anatomy.layers, self.only)
 
 
 @functools.lru_cache(maxsize=65536)
