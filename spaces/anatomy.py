@@ -147,10 +147,13 @@ class Extent:
         Of its dimensions, as traced; their product is the number of parameters, or of multiply-adds.
     cuts
         Triples of (dimension, name of a group, by how much the dimension shrinks when a unit of that group goes).
+    branch
+        Name of the branch that it goes with; empty for none.
     """
 
     sizes: tuple[int, ...]
     cuts: tuple[tuple[int, str, int], ...]
+    branch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +164,17 @@ class Branch:
     ----------
     name
         Its first layer.
-    layers, norms
-        All modules with weights that are in it, in order of execution, and by name.
+    layers
+        The layers that are in it, in order of execution.
+    others
+        All else in it that has weights, by name: norms, activations with slopes, bare parameters.
     readers
         The layers outside of it that read the sum, at once or along further sums.
     """
 
     name: str
     layers: tuple[str, ...]
-    norms: tuple[str, ...]
+    others: tuple[str, ...]
     readers: tuple[str, ...] = ()
 
 

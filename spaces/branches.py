@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.anatomy import Branch
 from spaces.calls import tensors
-from spaces.surgery import LAYER_TYPES, NORMS
+from spaces.surgery import LAYER_TYPES, NORMS, holders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from spaces.anatomy import Layer
 
 INPUT = ""  # what the network was given, among what a tensor was made by
-PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "matmul", "einsum", "_scaled_dot_product_flash_attention_for_cpu"}
 SUMS = {"add", "add_"}
-FOLDED = NORMS[:3]
+# what gives as many numbers as it is given, so that zeros can stand for it
+SHAPELESS = (*NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 Made = frozenset[str]
 
 
@@ -30,8 +31,8 @@ def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> t
 
     A branch is what one side of a sum was made by and the other was not, where the other side comes from the input too.
     Of two that were made by layers each, as beside a convolution in the shortcut, the one with more multiply-adds is
-    offered; of nested ones the inner. All that has weights in it must be layers that run once, and BatchNorms right
-    behind them: then what the branch costs is what its layers cost.
+    offered; of nested ones the inner. All that has weights in it must be used once: layers, norms, activations with
+    slopes, bare parameters such as the scale of a block or a table of positions.
 
     Parameters
     ----------
@@ -53,14 +54,15 @@ def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> t
     costs = {
         layer.name: layer.macs
         for layer in layers
-        if len(layer.runs) == 1 and not (layer.tied or layer.stays or layer.transposed)
+        if len(layer.runs) == 1
+        and not (layer.tied or layer.stays or layer.transposed)
+        and layer.name not in follow.apart
     }
+    plain = follow.once - {layer.name for layer in layers}
     found: dict[Made, None] = {}
     for one, other in follow.sums:
         sides = [side for side in (one - other, other - one) if side]
-        allowed = [
-            side for side in sides if costs.keys() & side and all(x in costs or x in follow.folded for x in side)
-        ]
+        allowed = [side for side in sides if costs.keys() & side and all(x in costs or x in plain for x in side)]
         if allowed:
             found[max(allowed, key=lambda side: sum(costs.get(name, 0) for name in side))] = None
     taken: set[str] = set()
@@ -70,9 +72,9 @@ def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> t
         if taken.isdisjoint(side) and all(gone.isdisjoint(x - y) or gone.isdisjoint(y - x) for x, y in follow.sums):
             taken = gone
             inside = [layer.name for layer in layers if layer.name in side]
-            norms = sorted(side - set(inside))
+            others = sorted(side - set(inside))
             readers = [x for x in costs if x not in side and side & follow.reads.get(x, frozenset())]
-            branches.append(Branch(inside[0], tuple(inside), tuple(norms), tuple(readers)))
+            branches.append(Branch(inside[0], tuple(inside), tuple(others), tuple(readers)))
     order = {layer.name: place for place, layer in enumerate(layers)}
     return tuple(sorted(branches, key=lambda branch: order[branch.name]))
 
@@ -84,8 +86,6 @@ class _Follow(TorchDispatchMode):
     ----------
     sums
         Of both sides of each sum of two tensors of one shape, what they were made by.
-    folded
-        BatchNorms that run once, on the very output of a layer.
     reads
         For each layer the last layers on all ways to its input.
     """
@@ -93,13 +93,14 @@ class _Follow(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sums: list[tuple[Made, Made]] = []
-        self.folded: set[str] = set()
         self.reads: dict[str, Made] = {}
         self._last: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
-        self._by_layer: Any = WeakIdKeyDictionary()
         self._parameters = {id(p): name for name, p in model.named_parameters()}
-        self._ran: set[str] = set()
+        holding = holders(model)
+        self._shared = {name for name, p in model.named_parameters() if holding[id(p)] > 1}
+        self._shapeless = {name for name, module in model.named_modules() if isinstance(module, SHAPELESS)}
+        self._uses: Counter[str] = Counter()  # calls of modules, and what else reads a parameter
         self._inside = 0
         self._handles = []
         for name, module in model.named_modules():
@@ -120,17 +121,32 @@ class _Follow(TorchDispatchMode):
         for handle in self._handles:
             handle.remove()
 
+    @property
+    def apart(self) -> set[str]:
+        """Modules of whose parameters one is read elsewhere too."""
+        held = self._shared | {name for name in self._parameters.values() if self._uses[name]}
+        return {name.rpartition(".")[0] for name in held}
+
+    @property
+    def once(self) -> set[str]:
+        """Modules that keep the shape of their input, and bare parameters, that are used once."""
+        return {name for name in self._shapeless if self._uses[name] == 1} - self.apart | {
+            name for name in self._parameters.values() if self._uses[name] == 1 and name not in self._shared
+        }
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Do the operation, and note what its results were made by."""
         given = tensors((args, kwargs or {}))
         before = [self._of(tensor) for tensor in given]
+        if not self._inside:
+            self._uses.update(name for name in (self._parameters.get(id(tensor)) for tensor in given) if name)
         output = function(*args, **(kwargs or {}))
         if not self._inside:
             name = function._schema.name.removeprefix("aten::")  # noqa: SLF001
             sides = [made for made in before if INPUT in made]
             if name in SUMS and len(sides) == len(given) == 2 and given[0].shape == given[1].shape:  # noqa: PLR2004
                 self.sums.append((sides[0], sides[1]))
-            by = frozenset[str]().union(*before, {f"the operation {name}"} if name in PRODUCTS else ())
+            by = frozenset[str]().union(*before)
             last = self._before(given)
             for result in tensors(output):
                 self._made[result] = by
@@ -157,13 +173,6 @@ class _Follow(TorchDispatchMode):
             for result in tensors(output):
                 self._made[result] = by
                 self._last[result] = last
-                if isinstance(module, LAYER_TYPES):
-                    self._by_layer[result] = True
-            usual = isinstance(module, FOLDED) and module.track_running_stats
-            if usual and name not in self._ran and inputs and inputs[0] in self._by_layer:
-                self.folded.add(name)
-            elif name in self._ran:
-                self.folded.discard(name)
-            self._ran.add(name)
+            self._uses[name] += 1
 
         return note

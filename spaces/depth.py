@@ -6,12 +6,14 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from spaces.anatomy import acted_on
+from spaces.branches import SHAPELESS
 from spaces.refit import readers_rows, readjust
 from spaces.statistics import reestimate
-from spaces.surgery import CONVOLUTIONS, NORMS, put
+from spaces.surgery import CONVOLUTIONS, put
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class Silent(nn.Module):
-    """Stands for a layer or norm of a branch that is left out: gives zeros of the shape that it would give.
+    """Stands for a module of a branch that is left out: gives zeros of the shape that it would give.
 
     Parameters
     ----------
     module
-        A linear layer, a convolution, or a norm.
+        A linear layer, a convolution, or what keeps the shape of its input, such as a norm.
 
     Raises
     ------
@@ -50,7 +52,7 @@ class Silent(nn.Module):
                 (sum(around[2 * at : 2 * at + 2]) - dilation * (size - 1) - 1, stride)
                 for at, (size, dilation, stride) in enumerate(sizes)
             )
-        elif not isinstance(module, NORMS):
+        elif not isinstance(module, SHAPELESS):
             raise ValueError(f"branches are left out before ranks and bits, but got {type(module).__name__} in one")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,9 +95,8 @@ class Skip:
         read = [name for branch in gone for name in branch.readers]
         before = readers_rows(model, example, dict.fromkeys(read)) if self.refit else {}
         for branch in gone:  # those behind see what is left of those before, refitted
-            for name in (*branch.layers, *branch.norms):
-                old = shallower.get_submodule(name)
-                put(shallower, name, Silent(old).train(old.training))
+            for name in (*branch.layers, *branch.others):
+                _silence(shallower, name)
             left = [
                 name
                 for name in branch.readers
@@ -129,9 +130,10 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """Whether each branch beside a shortcut stays, such as the main path of a residual block.
+    """Whether each branch beside a shortcut stays, such as the main path of a residual block, or attention.
 
-    Its step comes after pruning, which works on the channels of the whole network, and before ranks and bits.
+    Its step comes after pruning, which works on the channels of the whole network, and before ranks and bits. Products of
+    attention count in multiply-adds even where they are of zeros, as they are in torch; no file computes them.
 
     Parameters
     ----------
@@ -170,3 +172,16 @@ class Depth:
 
     def _branches(self, anatomy: Anatomy) -> tuple[Branch, ...]:
         return acted_on("branch", anatomy.branches, self.only)
+
+
+def _silence(model: nn.Module, name: str) -> None:
+    """Put zeros in the place of a module, or of a bare parameter, of a network that may be changed."""
+    owner, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(owner)
+    bare = dict(holder.named_parameters(recurse=False)).get(leaf)
+    if bare is None:
+        old = model.get_submodule(name)
+        put(model, name, Silent(old).train(old.training))
+    else:
+        delattr(holder, leaf)
+        holder.register_buffer(leaf, torch.zeros_like(bare), persistent=False)

@@ -241,6 +241,8 @@ class WindowAttention(nn.Module):
 
     def __init__(self, given: Any) -> None:  # noqa: ANN401 - torchvision's class, which is not imported here
         super().__init__()
+        self.logit_scale: Tensor  # these two are no parameters any more where the branch is left out
+        self.relative_position_bias_table: Tensor
         weights = given.qkv.weight.chunk(3)
         bias_q, bias_k, bias_v = (None,) * 3 if given.qkv.bias is None else given.qkv.bias.chunk(3)
         self.cosine = "logit_scale" in dict(given.named_parameters(recurse=False))
@@ -276,7 +278,7 @@ class WindowAttention(nn.Module):
         q, k, v = (_heads(layer(x), self.num_heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
         if self.cosine:
             q, k = (y / y.norm(dim=-1, keepdim=True).clamp_min(1e-12) for y in (q, k))
-            scores = q @ k.transpose(-2, -1) * self.get_parameter("logit_scale").clamp(max=math.log(100)).exp()
+            scores = q @ k.transpose(-2, -1) * self.logit_scale.clamp(max=math.log(100)).exp()
         else:
             scores = (q * self.scale) @ k.transpose(-2, -1)
         weights = F.dropout((scores + bias).softmax(-1), self.attention_dropout, self.training)
@@ -287,7 +289,7 @@ class WindowAttention(nn.Module):
         if self.cosine:
             table = self.cpb_mlp(self.get_buffer("relative_coords_table")).flatten(0, -2)
         else:
-            table = self.get_parameter("relative_position_bias_table")
+            table = self.relative_position_bias_table
         tokens = math.prod(self.window_size)
         bias: Tensor = table[self.get_buffer("relative_position_index")].reshape(tokens, tokens, -1).permute(2, 0, 1)
         return bias.sigmoid() * 16 if self.cosine else bias

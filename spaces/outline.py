@@ -1,6 +1,6 @@
 """What a plan would leave of a network, in numbers, without building it: exact, and a thousand times quicker.
 
-Legend: `N` plans, `L` layers, `G` groups of channels, `E` extents, `P` parts, which are 3: a layer is one, or two or
+Legend: `N` plans, `L` layers, `G` groups of channels, `P` parts, which are 3: a layer is one, or two or
 three once it is factorized; what is not there has no weights and no outputs.
 """
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spaces.anatomy import Extent, unknown
+from spaces.anatomy import unknown
+from spaces.extents import Extents, parameters_of
 from spaces.factors import Factors, Shapes, shapes_of
 from spaces.quantized import OFF
-from spaces.surgery import TRANSPOSED
 from spaces.trace import trace
 
 if TYPE_CHECKING:
@@ -67,36 +67,6 @@ class Parts:
     parameters: np.ndarray
 
 
-class Extents:
-    """Many `Extent`s as arrays.
-
-    Parameters
-    ----------
-    extents
-        The tensors or products, E of them.
-    groups
-        Column of each group by its name.
-    """
-
-    def __init__(self, extents: Sequence[Extent], groups: dict[str, int]) -> None:
-        most = max((len(extent.sizes) for extent in extents), default=1)
-        self.sizes_ED = np.ones((len(extents), most), dtype=np.int64)
-        self.loss_GED = np.zeros((len(groups), len(extents), most))
-        for row, extent in enumerate(extents):
-            self.sizes_ED[row, : len(extent.sizes)] = extent.sizes
-            for dimension, name, count in extent.cuts:
-                self.loss_GED[groups[name], row, dimension] += count
-
-    def total(self, removed_NG: np.ndarray) -> np.ndarray:
-        """Return the sum of the products of the sizes that are left, shape (N,)."""
-        if not self.sizes_ED.size:
-            return np.zeros(len(removed_NG))
-        lost = removed_NG @ self.loss_GED.reshape(len(self.loss_GED), -1)
-        left = self.sizes_ED - lost.reshape(len(removed_NG), *self.sizes_ED.shape)
-        total: np.ndarray = left.prod(2).sum(1)
-        return total
-
-
 class Frame:
     """The anatomy of a network as arrays, for outlines of what plans leave of it.
 
@@ -135,8 +105,8 @@ class Frame:
         self.grouped = (self.shapes.groups > 1).astype(float)
         self.padded = np.array([_padded(module) for module in mine], dtype=float)
         self._columns: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
-        self.products = Extents(self.anatomy.products, self.groups)
-        self.parameters = Extents(_parameters(finished, self.anatomy), self.groups)
+        self.products = Extents(self.anatomy.products, self.groups, self.layers)
+        self.parameters = Extents(parameters_of(finished, self.anatomy), self.groups, self.layers)
 
     def _lost(self, side: str) -> np.ndarray:
         """Return how many channels on that side of each layer go with a unit of each group, shape (G, L)."""
@@ -264,8 +234,8 @@ class Outline:
             padded=factors.array[3] * frame.padded,
             strided=factors.array[3] * frame.strided,
             grouped=grouped,
-            product_macs=frame.products.total(removed),
-            parameters=frame.parameters.total(removed),
+            product_macs=frame.products.total(removed, self.kept_NL),
+            parameters=frame.parameters.total(removed, self.kept_NL),
         )
 
     def _factors(self, shapes: Shapes) -> Factors:
@@ -290,27 +260,3 @@ def outlined(frame: Frame, plans: Sequence[Plan | None]) -> Outline:
 def _padded(layer: nn.Module) -> bool:
     padding = getattr(layer, "padding", ())
     return padding == "same" or (not isinstance(padding, str) and any(padding))
-
-
-def _parameters(finished: nn.Module, anatomy: Anatomy) -> list[Extent]:
-    """Return the parameters outside of layers that run which shrink with the groups: of norms, of auxiliary heads."""
-    layers = {layer.name for layer in anatomy.layers}
-    cuts: dict[str, list[tuple[str, int, str, int]]] = {}
-    for group in anatomy.groups:
-        for member in group.members:
-            cut = (member.side, member.dimension, group.name, len(member.positions[0]))
-            cuts.setdefault(member.layer, []).append(cut)
-    found = []
-    for name, parameter in finished.named_parameters():
-        owner = name.rpartition(".")[0]
-        if owner in layers:
-            continue
-        swapped = isinstance(finished.get_submodule(owner), TRANSPOSED)
-        mine = [
-            (dimension if side == "parameter" else int((side == "in") != swapped and parameter.dim() > 1), group, count)
-            for side, dimension, group, count in cuts.get(name, cuts.get(owner, []))
-            if parameter.dim() > 1 or side != "in"  # a bias has no inputs
-        ]
-        if mine:
-            found.append(Extent(tuple(parameter.shape), tuple(mine)))
-    return found

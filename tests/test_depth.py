@@ -69,20 +69,28 @@ class Inverted(Net):
         return run((y + z).mean((2, 3)), self.head)
 
 
+class Scale(nn.Module):
+    """A module with weights of a kind that is not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
 class Stubborn(Net):
-    """Sums that no branch can be left out of: of a bare parameter, norms apart, a layer and a norm called twice."""
+    """Sums that no branch can be left out of: each side holds what is used twice, or has weights and is not known."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.place = nn.Parameter(torch.randn(1, 8, 1, 1))
-        self.norm = nn.BatchNorm2d(8)
-        self.after = nn.Conv2d(8, 8, 3, padding=1)
-        self.twice = nn.Conv2d(8, 8, 3, padding=1)
-        self.layer_norm = nn.LayerNorm(8)
-        self.mixer = nn.Conv2d(8, 8, 1)
-        self.one, self.other = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
-        self.shared = nn.BatchNorm2d(8)
+        self.often = nn.Parameter(torch.randn(8, 1, 1))
+        self.twice, self.bare = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.one, self.other, self.third, self.fourth = (nn.Conv2d(8, 8, 1) for _ in range(4))
+        self.shared, self.scale = nn.BatchNorm2d(8), Scale()
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,14 +98,44 @@ class Stubborn(Net):
         x = x + self.shared(self.one(x))
         x = F.relu(self.shared(self.other(x)))
         x = x + self.place.expand_as(x)
-        x = x + self.after(F.relu(self.norm(x)))
         x = x + self.twice(F.relu(x))
         x = x + self.twice(F.relu(x))
-        x = x + self.mixer(self.layer_norm(x))
+        x = x + self.scale(self.third(x))
+        x = x + self.often * self.fourth(x) * self.often
+        x = x + self.bare(x)
+        x = F.conv2d(x, self.bare.weight)
         return run(x.mean((2, 3)), self.head)
 
 
-NETS = (Residual, Inverted)
+class Blocks(Net):
+    """BatchNorm apart from layers; then tokens, attention with a table of positions, linear layers with a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.before = nn.Conv2d(3, 8, 2, 2), nn.BatchNorm2d(8)
+        self.mix = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm1, self.norm2, self.slopes = nn.LayerNorm(8), nn.LayerNorm(8), nn.PReLU(16)
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.table, self.near = nn.Parameter(torch.randn(7)), nn.Parameter(torch.randn(1, 8, 1))
+        self.wide, self.thin = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.gamma = nn.Parameter(0.5 + torch.rand(8))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.mix(F.relu(self.before(x)))
+        x = (x.flatten(2) + self.near).transpose(1, 2)
+        y = self.norm1(x)
+        scores = self.q(y) @ self.k(y).transpose(1, 2)
+        place = torch.arange(scores.shape[-1], device=x.device)
+        scores = scores + self.table[(place[:, None] - place).clamp(-3, 3) + 3]
+        x = x + self.out(scores.softmax(-1) @ self.v(y))
+        y = self.slopes(self.wide(self.norm2(x)).transpose(1, 2)).transpose(1, 2)
+        x = x + self.gamma * self.thin(y)
+        return run(x.mean(1), self.head)
+
+
+NETS = (Residual, Inverted, Blocks)
 
 
 class TestDepth(AxisContract):
@@ -116,6 +154,26 @@ def test_branches_are_found_with_all_that_is_in_them_and_only_the_inner_of_two()
         ),
         Branch("inner", ("inner",), (), readers=("head",)),
     )
+
+
+def test_branches_of_tokens_are_found_with_norms_tables_and_scales() -> None:
+    net = teacher(Blocks)
+    assert trace(net, example(net)).branches == (
+        Branch("mix", ("mix",), ("before",), readers=("q", "k", "v", "wide", "head")),
+        Branch("q", ("q", "k", "v", "out"), ("norm1", "table"), readers=("wide", "head")),
+        Branch("wide", ("wide", "thin"), ("gamma", "norm2", "slopes"), readers=("head",)),
+    )
+
+
+def test_a_network_without_its_branches_is_what_lies_between_them() -> None:
+    net = teacher(Blocks)
+    less = step(Depth(refit=False), net, 1.0).apply(net, example(net)).eval()
+    with torch.no_grad():
+        x = net.get_submodule("stem")(example(net)).flatten(2) + net.get_parameter("near")
+        assert torch.equal(less(example(net)), run(x.transpose(1, 2).mean(1), net.get_submodule("head")))
+    left = {name.partition(".")[0] for name, _ in less.named_parameters()}
+    assert left == {"stem", "near", "head"}
+    assert set(less.state_dict()) == {name for name in net.state_dict() if name.partition(".")[0] in left}
 
 
 def test_a_shortcut_with_a_convolution_stays_and_one_without_weights_too() -> None:
