@@ -47,12 +47,12 @@ class Attentive(Net):
 
     shape: ClassVar[tuple[int, ...]] = (6, 10)
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.embed = nn.Linear(10, 16)
-        self.norm = nn.LayerNorm(16)
-        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
-        self.head = nn.Linear(16, CLASSES)
+        self.embed = nn.Linear(10, width)
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.head = nn.Linear(width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -100,7 +100,7 @@ class Bottlenecks(Net):
         return run(x.mean((2, 3)), self.head)
 
 
-WIDTH = 32
+WIDTH, WIDE = 32, 64
 KINDS = (("Conv1d", 1), ("Conv2d", 1), ("Conv2d", WIDTH), ("Conv3d", 1), ("ConvTranspose2d", 1), ("Linear", 1))
 BLOCKS = (Plain, Separable, Residual, Mlp, Attentive)
 PAIRS = list(itertools.combinations(("channels", "ranks", "bits"), 2))
@@ -192,6 +192,24 @@ class RuntimeContract:
         less = Skip(tuple((branch, True) for branch in anatomy.branches))
         finished = deployed(less.apply(net, inputs), inputs)
         assert self.agreement(finished, inputs, tmp_path / f"less.{self.make().suffix}") > EXACT
+
+    def test_layers_of_attention_are_packed_and_left_out_like_others(self, tmp_path: Path) -> None:
+        """Converters fold the scale of the scores into weights, which are no multiples of the old scales any more."""
+        torch.manual_seed(0)
+        runtime, inputs = self.make(), torch.randn(32, 6, 10)
+        net = opened(Attentive(WIDE).eval(), inputs)
+        anatomy, path = trace(net, inputs), tmp_path / f"model.{runtime.suffix}"
+        assert self.agreement(net, inputs, path) > EXACT
+        whole = path.stat().st_size
+        names = [layer.name for layer in anatomy.layers if layer.name.startswith("attention")]
+        pair = min(runtime.precisions("Linear", 1), key=lambda pair: (pair.weights, -pair.activations))
+        finished = deployed(Quantize(tuple((name, *pair) for name in names)).apply(net, inputs), inputs)
+        assert self.agreement(finished, inputs, path) > (INTEGER if pair.activations < OFF else EXACT)
+        overhead = len(names) * (600 + 32 * WIDE)
+        assert whole - path.stat().st_size > len(names) * WIDE**2 * (OFF - pair.weights) / 8 - overhead
+        without = deployed(Skip(tuple((branch, True) for branch in anatomy.branches)).apply(net, inputs), inputs)
+        assert self.agreement(without, inputs, path) > EXACT
+        assert path.stat().st_size < whole - 4 * len(names) * WIDE**2
 
     @pytest.mark.parametrize("block", BLOCKS, ids=[block.__name__ for block in BLOCKS])
     @pytest.mark.parametrize("pair", PAIRS, ids=["-".join(pair) for pair in PAIRS])

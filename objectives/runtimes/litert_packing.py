@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _ROUND = torch.ops.quantized_decomposed.quantize_per_channel.default
 _IDENTIFIER = b"TFL3"
+_ROUNDING = 2.0**-22  # relative: one product of two floats
 _DEQUANTIZE_VERSION = 6  # the first that knows 4 bits
 # the orders of a weight's dimensions in a file: convolutions, depthwise ones
 _ORDERS = {4: ((0, 2, 3, 1), (1, 2, 3, 0))}
@@ -157,20 +158,25 @@ def _own_buffers(model: schema.ModelT) -> None:
 
 
 def _unfold(model: schema.ModelT, weights: list[Weight]) -> None:
-    """Put integers and a DEQUANTIZE in place of each weight that the converter has folded to numbers; in place."""
+    """Put integers and a DEQUANTIZE in place of each weight that the converter has folded to numbers; in place.
+
+    It folds what multiplies a layer's answers in too, as the scale of attention's scores: then the scales are others.
+    """
     (graph,) = model.subgraphs
-    known = {
-        values.tobytes(): (codes, weight.scale, axes.index(weight.axis))
-        for weight in weights
-        for axes in (range(weight.codes.ndim), *_ORDERS.get(weight.codes.ndim, ()))
-        for codes in (np.ascontiguousarray(weight.codes.transpose(axes)),)
-        for values in (np.ascontiguousarray(weight.values.transpose(axes)),)
-    }
+    known: dict[tuple[int, ...], list[tuple[np.ndarray, int]]] = {}
+    for weight in weights:
+        for axes in (range(weight.codes.ndim), *_ORDERS.get(weight.codes.ndim, ())):
+            codes = np.ascontiguousarray(weight.codes.transpose(axes))
+            known.setdefault(codes.shape, []).append((codes, axes.index(weight.axis)))
     for index, tensor in enumerate(list(graph.tensors)):
         data = model.buffers[tensor.buffer].data
-        if tensor.type != schema.TensorType.FLOAT32 or data is None or bytes(data) not in known:
+        if tensor.type != schema.TensorType.FLOAT32 or data is None:
             continue
-        codes, scale, axis = known[bytes(data)]
+        values = np.frombuffer(bytes(data), np.float32).reshape(tensor.shape)
+        match = _match(values, known.get(values.shape, []))
+        if match is None:
+            continue
+        codes, scale, axis = match
         integers = copy.deepcopy(tensor)
         integers.type, integers.buffer = schema.TensorType.INT8, len(model.buffers)
         integers.quantization = schema.QuantizationParametersT()
@@ -186,6 +192,23 @@ def _unfold(model: schema.ModelT, weights: list[Weight]) -> None:
         node = schema.OperatorT()
         node.opcodeIndex, node.inputs, node.outputs = _dequantize(model), [len(graph.tensors) - 1], [index]
         graph.operators.insert(0, node)
+
+
+def _match(values: np.ndarray, known: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """Return the integers that give those numbers, each channel's times its scale, with the scales and their axis."""
+    for codes, axis in known:
+        scales = _scales(values, codes, axis)
+        if scales is not None:
+            return codes, scales, axis
+    return None
+
+
+def _scales(values: np.ndarray, codes: np.ndarray, axis: int) -> np.ndarray | None:
+    numbers, integers = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64) for x in (values, codes))
+    squares = (integers**2).sum(1)
+    scales = np.where(squares > 0, (numbers * integers).sum(1) / np.maximum(squares, 1), 1.0)
+    exact = np.abs(numbers - scales[:, None] * integers).max() <= _ROUNDING * np.abs(numbers).max()
+    return scales.astype(np.float32) if exact and (scales > 0).all() else None
 
 
 def _dequantize(model: schema.ModelT) -> int:
