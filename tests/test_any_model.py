@@ -10,17 +10,18 @@ import torch
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
-from objectives import Examples, Macs, SizeBytes, Top1
+from objectives import Bops, Examples, Macs, Parameters, SizeBytes, Top1
 from objectives.runtimes import OnnxRuntime
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
 from search.bench import Bench
 from search.export import verify_front
+from search.foresight import Foresight
 from search.front import front
 from search.recover import Teacher, recover
 from search.run import run
 from search.storage import open_study
 from search.trial import state_path
-from spaces import BitWidths, Distill, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
+from spaces import BitWidths, Depth, Distill, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
 from spaces.calls import tensors
 from spaces.surgery import CONVOLUTIONS, TRANSPOSED
 from tests.nets import scrambled
@@ -28,12 +29,19 @@ from tests.user_nets import (
     CLASSES,
     NETS,
     Auxiliary,
+    ChannelsLast,
     DeepSupervision,
+    Einsum,
+    FlowControl,
+    Mobile,
+    Paddings,
     Recurrent,
     Reparametrized,
     Text,
+    TorchTransformer,
     UserNet,
     VisionTransformer,
+    ZeroShortcut,
     examples,
 )
 
@@ -43,6 +51,8 @@ if TYPE_CHECKING:
     from spaces import Anatomy
 
 SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures())
+BRANCHES = {ZeroShortcut: 1, Mobile: 1, VisionTransformer: 3, ChannelsLast: 1, Paddings: 1, Einsum: 1,
+            TorchTransformer: 4, FlowControl: 2}  # fmt: skip
 SLOW_TO_EXPORT = (VisionTransformer, Recurrent)
 BEHIND = {"side.0", "side_head"}  # layers that run in training only
 
@@ -102,6 +112,7 @@ def test_every_layer_is_offered_or_refused_with_a_reason_and_the_rest_is_named(k
     owners = {name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))}
     assert owners == {layer.name for layer in anatomy.layers if layer.name in owners} | {x for x, _ in anatomy.others}
     assert anatomy.groups
+    assert len(anatomy.branches) == BRANCHES.get(kind, 0)
     assert len(said_no(anatomy)["BitWidths"]) < len(anatomy.layers)
 
 
@@ -124,6 +135,24 @@ def test_half_of_everything_runs_trains_and_costs_less(kind: type[UserNet]) -> N
         if name not in idle:
             assert grad is not None, name
             assert grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", BRANCHES)
+@pytest.mark.parametrize("strength", [0.0, 0.5], ids=["alone", "with all axes"])
+def test_without_its_branches_it_runs_trains_and_costs_what_was_told(kind: type[UserNet], strength: float) -> None:
+    net, inputs = teacher(kind), examples(kind)
+    anatomy = trace(net, inputs)
+    space = Space((PruneRatios(), Depth(), Ranks(), BitWidths()), Temperatures())
+    strengths = (strength, 1.0, strength, strength)
+    plan = space.suggest(FixedTrial(space.uniform(anatomy, strengths)), anatomy)
+    smaller = plan.apply(net, inputs)
+    finished = deployed(smaller, inputs)
+    assert finished(inputs).isfinite().all()
+    costs = Macs(inputs), Bops(inputs), Parameters(), SizeBytes()
+    told = Foresight(net, inputs, deployed(net, inputs), costs).told(plan)
+    assert told == pytest.approx({cost.name: cost(finished) for cost in costs})
+    want = trained_once(net, inputs)
+    assert all(grad is not None or want[name] is None for name, grad in trained_once(smaller, inputs).items())
 
 
 @pytest.mark.parametrize(
