@@ -197,7 +197,7 @@ class RuntimeContract:
         """Converters fold the scale of the scores into weights, which are no multiples of the old scales any more."""
         torch.manual_seed(0)
         runtime, inputs = self.make(), torch.randn(32, 6, 10)
-        net = opened(Attentive(WIDE).eval(), inputs)
+        net = opened(scrambled(Attentive(WIDE)), inputs)
         anatomy, path = trace(net, inputs), tmp_path / f"model.{runtime.suffix}"
         assert self.agreement(net, inputs, path) > EXACT
         whole = path.stat().st_size

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FINEST = 100  # XNNPACK's own bound is 1024
 SEEN = 128  # calibration inputs from which ranges are read
 LOWEST, HIGHEST = -128, 127
+NOTHING_LESS = -3e38  # a clamp at this changes nothing
 _ATEN, _OPS = torch.ops.aten, torch.ops.quantized_decomposed
 _QUANTIZE, DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default
 WEIGHT = _OPS.dequantize_per_channel.default
@@ -165,7 +166,16 @@ def _rooted(node: fx.Node) -> bool:
 
 
 def _keep_floating(layer: fx.Node) -> None:
-    """Put an operator that changes nothing between a layer and a quantizer, whose kernels would be joined; in place."""
+    """Put operators that change nothing around a layer, in place.
+
+    Without the one behind it its kernel would be joined with a quantizer; without the one before it, a norm's scales
+    would be folded into its weight, which is not made of few integers then.
+    """
+    given, weight = layer.args[:2]
+    if isinstance(given, fx.Node) and isinstance(weight, fx.Node) and weight.target == WEIGHT:
+        with layer.graph.inserting_before(layer):
+            apart = layer.graph.call_function(_ATEN.clamp_min.default, (given, NOTHING_LESS))
+        layer.replace_input_with(given, apart)
     last = _clamped(layer)
     for quantizer in [user for user in last.users if user.target == _QUANTIZE]:
         lowest, _ = _grid(quantizer).ends

@@ -19,7 +19,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
 from litert_torch.quantize.quant_config import QuantConfig
 
-from objectives.runtimes.integers import WEIGHT, constant, integer_graph, put_constant
+from objectives.runtimes.integers import NOTHING_LESS, WEIGHT, constant, integer_graph, put_constant
 from objectives.runtimes.layout import joined
 from objectives.runtimes.runtime import ExportError, refused, silence
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _ROUND = torch.ops.quantized_decomposed.quantize_per_channel.default
 _IDENTIFIER = b"TFL3"
+_ABSENT = -1  # an input that an operator may have and here has not
 _ROUNDING = 2.0**-22  # relative: one product of two floats
 _DEQUANTIZE_VERSION = 6  # the first that knows 4 bits
 # the orders of a weight's dimensions in a file: convolutions, depthwise ones
@@ -91,6 +92,7 @@ def _packed(content: bytes, weights: list[Weight]) -> bytes:
     """Return the file with its weights at 2 or 4 bits where they fit, and without what no runtime reads."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     (graph,) = model.subgraphs
+    _join(model)
     _own_buffers(model)
     _unfold(model, weights)
     users: dict[int, set[int]] = {}
@@ -144,6 +146,37 @@ class _Sharing(flatbuffers.Builder):  # type: ignore[misc]
         if key not in self._written:
             self._written[key] = super().CreateNumpyVector(x)
         return self._written[key]
+
+
+def _join(model: schema.ModelT) -> None:
+    """Leave out the operators that kept others apart while the file was made, and the tensors that nothing reads."""
+    (graph,) = model.subgraphs
+    maxima = {at for at, code in enumerate(model.operatorCodes) if code.builtinCode == schema.BuiltinOperator.MAXIMUM}
+    same: dict[int, int] = {}
+    for node in graph.operators:
+        if node.opcodeIndex in maxima and _numbers(model, node.inputs[1]) == {float(np.float32(NOTHING_LESS))}:
+            same[node.outputs[0]] = node.inputs[0]
+    graph.operators = [node for node in graph.operators if node.outputs[0] not in same]
+    for node in graph.operators:
+        node.inputs = [same.get(index, index) for index in node.inputs]
+    read = {index for node in graph.operators for index in (*node.inputs, *node.outputs)}
+    used = sorted({*read, *graph.inputs, *graph.outputs} - {_ABSENT})
+    place = {index: at for at, index in enumerate(used)} | {_ABSENT: _ABSENT}
+    graph.tensors = [graph.tensors[index] for index in used]
+    for node in graph.operators:
+        node.inputs, node.outputs = ([place[index] for index in indices] for indices in (node.inputs, node.outputs))
+    graph.inputs, graph.outputs = ([place[index] for index in indices] for indices in (graph.inputs, graph.outputs))
+    for signature in model.signatureDefs or ():
+        for named in (*signature.inputs, *signature.outputs):
+            named.tensorIndex = place[named.tensorIndex]
+
+
+def _numbers(model: schema.ModelT, index: int) -> set[float]:
+    """Return the different numbers of a constant, none of what is computed."""
+    (graph,) = model.subgraphs
+    data = model.buffers[graph.tensors[index].buffer].data
+    floating = data is not None and graph.tensors[index].type == schema.TensorType.FLOAT32
+    return set(np.frombuffer(bytes(data), np.float32).tolist()) if floating else set()
 
 
 def _own_buffers(model: schema.ModelT) -> None:
