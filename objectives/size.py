@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,9 +32,12 @@ class SizeBytes:
     ----------
     runtime
         Whose file it is: codes count at the width in which that stores them.
+    beside
+        Bytes of what the runtime's layout does not know, such as the operators of attention; see `weighed`.
     """
 
     runtime: Runtime = field(default_factory=OnnxRuntime)
+    beside: float = 0.0
     name: ClassVar[str] = "size_bytes"
     direction: ClassVar[Direction] = "minimize"
     is_cost: ClassVar[bool] = True
@@ -45,7 +48,7 @@ class SizeBytes:
             id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()
         }
         layout = self.runtime.layout
-        total, kinds = layout.graph, []
+        total, kinds = layout.graph + self.beside, []
         for module in model.modules():
             if isinstance(module, LowPrecision):
                 total += _low_precision(layout, module)
@@ -79,6 +82,23 @@ class SizeBytes:
         if layout.zeros or layout.mixed:
             total += _between(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
         return total
+
+    def weighed(self, model: nn.Module, size: int) -> SizeBytes:
+        """Return the prediction put right by the file of one network, for those that are made of it.
+
+        Only where a network holds numbers outside of layers, as in LayerNorm: layouts were read off files of networks
+        that are all layers, and of those the prediction is better as it is.
+
+        Parameters
+        ----------
+        model
+            A finished network.
+        size
+            Bytes of its file.
+        """
+        if all(_is_layer(module) or not list(module.parameters(recurse=False)) for module in model.modules()):
+            return self
+        return replace(self, beside=self.beside + size - self(model))
 
 
 @cache

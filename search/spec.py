@@ -12,7 +12,7 @@ from search.draft import DraftStart
 from search.sampler import DraftSampler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from optuna import Study
     from optuna.samplers import BaseSampler
@@ -209,6 +209,17 @@ class StudySpec:
         for objective in everything:
             first.setdefault(objective.name, objective)
         return tuple(first.values())
+
+    def with_objectives(self, others: Mapping[str, Objective]) -> StudySpec:
+        """Return the study with other objectives in the place of those of the same names, wherever they stand."""
+        return replace(
+            self,
+            objectives=tuple(others.get(old.name, old) for old in self.objectives),
+            limits=tuple(
+                replace(limit, objective=others.get(limit.objective.name, limit.objective)) for limit in self.limits
+            ),
+            reported=tuple(others.get(old.name, old) for old in self.reported),
+        )
 
     def example(self) -> Tensor:
         """Return the calibration inputs: a seeded draw from the training set, shape (calibration, ...)."""

@@ -10,11 +10,11 @@ import torch
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
-from objectives import Bops, Examples, Macs, Parameters, SizeBytes, Top1
+from objectives import Bops, Examples, Limit, Macs, Parameters, SizeBytes, Top1
 from objectives.runtimes import OnnxRuntime
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
 from search.bench import Bench
-from search.export import verify_front
+from search.export import teacher_file, verify_front
 from search.foresight import Foresight
 from search.front import front
 from search.recover import Teacher, recover
@@ -191,6 +191,35 @@ def test_in_training_all_heads_answer_as_those_of_the_teacher_do(kind: type[User
 ])  # fmt: skip
 def test_what_stays_is_told_why(kind: type[UserNet], axis: str, layer: str, why: str) -> None:
     assert said_no(trace(teacher(kind), examples(kind)))[axis][layer].endswith(why)
+
+
+@pytest.mark.parametrize("kind", [ChannelsLast, VisionTransformer])
+def test_sizes_are_told_with_what_lies_beside_the_layers(kind: type[UserNet], tmp_path: Path) -> None:
+    inputs = examples(kind, 16)
+    data = Examples(inputs, torch.arange(16) % CLASSES)
+    spec = StudySpec(
+        "any", scrambled(kind()), Splits(data, data, data), SPACE, objectives=(Top1(data), SizeBytes()),
+        limits=(Limit(SizeBytes(), at_most=1e6),), runtime=OnnxRuntime(),
+    )  # fmt: skip
+    bench = Bench(spec, torch.device("cpu"))
+    whole = teacher_file(bench, tmp_path).stat().st_size
+    size = bench.spec.objectives[1]
+    assert size(bench.finished) == pytest.approx(whole, abs=1)
+    assert bench.spec.limits[0].objective == size
+    plan = bench.plan(SPACE.uniform(bench.anatomy, (0.5, 0.5, 0.5)))
+    finished, path = bench.finish(bench.build(plan)), tmp_path / "smaller.onnx"
+    spec.runtime.export(finished, inputs, path)
+    assert bench.foresight.told(plan)["size_bytes"] == pytest.approx(size(finished))
+    right, plain = (abs(told(finished) / path.stat().st_size - 1) for told in (size, SizeBytes()))
+    assert right < min(0.04, plain / 2)
+
+
+def test_sizes_of_networks_of_layers_alone_are_not_put_right(tmp_path: Path) -> None:
+    data = Examples(examples(Mobile), torch.arange(16) % CLASSES)
+    spec = StudySpec("any", scrambled(Mobile()), Splits(data, data, data), SPACE, objectives=(Top1(data), SizeBytes()))
+    bench = Bench(spec, torch.device("cpu"))
+    teacher_file(bench, tmp_path)
+    assert bench.spec.objectives[1] == SizeBytes()
 
 
 @pytest.mark.parametrize("kind", [Auxiliary, DeepSupervision, Text])
