@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime, Runtime
-from spaces import Quantize, deployed
-from tests.nets import Plain, Residual, example, teacher
-from tests.runtime_contract import RuntimeContract
+from spaces import Quantize, deployed, opened, trace
+from tests.nets import CLASSES, Net, Plain, Residual, example, run, teacher
+from tests.runtime_contract import Attentive, RuntimeContract
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+class Tokens(Net):
+    """Linear layers behind norms, as in transformers; each norm is read by one layer."""
+
+    shape = (6, 10)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(10, 32), nn.LayerNorm(32)
+        self.wide, self.thin = nn.Linear(32, 48), nn.Linear(48, 32)
+        self.last, self.head = nn.LayerNorm(32), nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.thin(nn.functional.gelu(self.wide(self.norm(x))))
+        return run(self.last(x)[:, 0], self.head)
 
 
 class TestOnnxRuntime(RuntimeContract):
@@ -43,6 +62,20 @@ class TestLiteRt(RuntimeContract):
             "<class 'numpy.int8'>",
             "<class 'numpy.int32'>",
         }
+
+    @pytest.mark.parametrize("block", [Tokens, Attentive, Residual], ids=["Tokens", "Attentive", "Residual"])
+    def test_all_weights_are_integers_and_nothing_is_left_of_what_kept_them_so(
+        self, block: type[Net], tmp_path: Path
+    ) -> None:
+        inputs = example(teacher(block), 64)
+        net = opened(teacher(block), inputs)
+        names = [layer.name for layer in trace(net, inputs).layers]
+        finished = deployed(Quantize(tuple((name, 4, 32) for name in names)).apply(net, inputs), inputs)
+        self.make().export(finished, inputs, tmp_path / "model.tflite")
+        interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(str(tmp_path / "model.tflite"))
+        operators = Counter(node["op_name"] for node in interpreter._get_ops_details())
+        assert operators["DEQUANTIZE"] == len(names)
+        assert operators["MAXIMUM"] == 0
 
 
 class TestExecuTorch(RuntimeContract):
