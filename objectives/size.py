@@ -37,7 +37,7 @@ class SizeBytes:
     """
 
     runtime: Runtime = field(default_factory=OnnxRuntime)
-    beside: float = 0.0
+    beside: float = field(default=0.0, repr=False)  # found out, not chosen
     name: ClassVar[str] = "size_bytes"
     direction: ClassVar[Direction] = "minimize"
     is_cost: ClassVar[bool] = True

@@ -35,7 +35,7 @@ from search.shares import FILES
 from search.spec import Budget
 from search.storage import folder_of, open_study, writable
 from search.stratified import StratifiedRandom
-from search.tables import confirmed_table, front_table, latency_note
+from search.tables import confirmed_table, files_note, front_table
 from search.verification import record_words
 from spaces.anatomy import first_line
 
@@ -128,7 +128,7 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     with bench.shares.spending(FILES):
         failures = [] if options.unverified else verify_front(_weighed(members, folder), bench, folder)
     _show(front_table(study, spec, folder), options.format)
-    console.print(latency_note(study, spec, folder))
+    console.print(files_note(study, spec, folder))
     if words := how_faithful(study, spec):
         console.print(words)
     console.print(bench.shares.words())
@@ -143,7 +143,7 @@ def _front(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     study = open_study(spec, folder, options.storage, create=False)
     need_front(study)
     _show(front_table(study, spec, folder), options.format)
-    console.print(latency_note(study, spec, folder))
+    console.print(files_note(study, spec, folder))
     return 0
 
 
@@ -183,7 +183,7 @@ def _confirm(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     failures = verify_front(_weighed(members, folder), bench, folder)
     if options.format == "table" or not options.seeds:
         _show(front_table(study, spec, folder), options.format)
-        console.print(latency_note(study, spec, folder))
+        console.print(files_note(study, spec, folder))
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
     return 1 if failures else 0

@@ -51,7 +51,8 @@ def _walk(path: str, value: object) -> Iterator[tuple[str, str]]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.repr:  # type: ignore[attr-defined]
         yield path, type(value).__name__
         for field in dataclasses.fields(value):
-            yield from _walk(f"{path}.{field.name}", getattr(value, field.name))
+            if field.repr:  # what is not shown was found out, not chosen
+                yield from _walk(f"{path}.{field.name}", getattr(value, field.name))
     elif isinstance(value, tuple) and not all(isinstance(item, int | float | str) for item in value):
         for index, item in enumerate(value):
             yield from _walk(f"{path}[{index}]", item)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from objectives import Metric
+from objectives import Metric, SizeBytes
 from search.front import candidates, front, unbeaten
 from search.run import TEACHER
 from search.trial import VALUES
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from optuna import Study
 
+    from objectives.runtimes import Runtime
     from search.spec import StudySpec
+
+SIZE = SizeBytes.name
 
 
 def front_table(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
@@ -56,8 +60,8 @@ def _kept(study: Study, spec: StudySpec, folder: Path) -> list[tuple[int, bool]]
     return list(zip(table["number"], table["on_front"], strict=True))
 
 
-def latency_note(study: Study, spec: StudySpec, folder: Path) -> str:
-    """Say how the latencies of the front were measured, and on which members the machine was noisy."""
+def files_note(study: Study, spec: StudySpec, folder: Path) -> str:
+    """Say how the files of the front were timed, when the machine was noisy, and how well their sizes were told."""
     records = {trial.number: record_of(folder, trial, spec) for trial in front(study)}
     found = {number: record for number, record in records.items() if record}
     if not found:
@@ -66,12 +70,22 @@ def latency_note(study: Study, spec: StudySpec, folder: Path) -> str:
     first = next(iter(found.values()))
     latency = first["latency"]
     noisy = [str(number) for number, record in found.items() if record["latency"]["noisy"]]
-    return (
+    timed = (
         f"latency_ratio: CPU time of the file over that of the teacher's file, interleaved, median of "
         f"{latency['rounds']} rounds; {first['runtime']}, {latency['threads']} thread, batch {latency['batch']}; "
         f"the teacher takes {latency['reference_cpu_ms']:.3g} ms"
         f"{'; the machine was noisy for ' + ', '.join(noisy) if noisy else ''}"
     )
+    told = {trial.number: trial.user_attrs[VALUES].get(SIZE) for trial in front(study)}
+    off = sorted(abs(told[number] / record["file_bytes"] - 1) for number, record in found.items() if told[number])
+    if not off or spec.runtime not in _sized(spec):
+        return timed
+    return f"{timed}\n{SIZE} was told within {off[-1]:.1%} of {len(off)} files, median {median(off):.1%}"
+
+
+def _sized(spec: StudySpec) -> list[Runtime]:
+    """Return the runtimes whose files the study tells the size of."""
+    return [objective.runtime for objective in spec.measured if isinstance(objective, SizeBytes)]
 
 
 def confirmed_table(

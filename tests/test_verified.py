@@ -14,6 +14,8 @@ from objectives.runtimes import ExportError, OnnxRuntime
 from objectives.runtimes.fresh import Fresh
 from search.front import front
 from search.storage import save_json
+from search.tables import files_note
+from search.trial import VALUES
 from search.verified import record_path, verified
 from tests.nets import Plain, example, teacher
 from tests.small_study import searched, study
@@ -102,3 +104,17 @@ def test_what_files_measure_decides_who_stays(found: Study, home: Path) -> None:
     assert list(table["number"]) == [trial.number for trial in members[:2]]
     assert list(table["on_front"]) == [True, False]
     assert list(table["size_bytes"]) == [1000, 1001]
+
+
+def test_it_is_said_how_well_the_sizes_of_files_were_told(found: Study, home: Path, tmp_path: Path) -> None:
+    spec, members = study(8), front(found)[:2]
+    timed = {"cpu_ms": 1.0, "ratio": 0.5, "rounds": 40, "noisy": False, "threads": 1, "batch": 1, "reference_cpu_ms": 2}
+    assert files_note(found, spec, tmp_path).startswith("no onnx file is verified yet")
+    for trial, more in zip(members, (1.25, 1.0), strict=True):
+        size = trial.user_attrs[VALUES]["size_bytes"]
+        save_json(record_path(home, trial, spec), {"runtime": "onnx", "file_bytes": size * more, "latency": timed})
+    first, second = files_note(found, spec, home).splitlines()
+    assert first.endswith("onnx, 1 thread, batch 1; the teacher takes 2 ms")
+    assert second == "size_bytes was told within 20.0% of 2 files, median 10.0%"
+    other = dataclasses.replace(spec, runtime=Dying())
+    assert "was told" not in files_note(found, other, home)
