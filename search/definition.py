@@ -12,6 +12,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _typeshed import DataclassInstance
+
     from search.spec import StudySpec
 
 # They change how long a study runs and what comes after it, not what a trial gives; and only `confirm` reads test.
@@ -50,9 +52,8 @@ def _walk(path: str, value: object) -> Iterator[tuple[str, str]]:
         yield path, f"{tuple(value.shape)} {_digest(value)}"
     elif dataclasses.is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.repr:  # type: ignore[attr-defined]
         yield path, type(value).__name__
-        for field in dataclasses.fields(value):
-            if field.repr:  # what is not shown was found out, not chosen
-                yield from _walk(f"{path}.{field.name}", getattr(value, field.name))
+        for name in _chosen(value):
+            yield from _walk(f"{path}.{name}", getattr(value, name))
     elif isinstance(value, tuple) and not all(isinstance(item, int | float | str) for item in value):
         for index, item in enumerate(value):
             yield from _walk(f"{path}[{index}]", item)
@@ -62,6 +63,11 @@ def _walk(path: str, value: object) -> Iterator[tuple[str, str]]:
         yield path, _named(value)
     else:
         yield path, repr(value)
+
+
+def _chosen(value: DataclassInstance) -> list[str]:
+    """Return the fields of a dataclass but for those that are not shown, which were found out."""
+    return [field.name for field in dataclasses.fields(value) if field.repr]
 
 
 def _named(value: object) -> str:

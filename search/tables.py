@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from objectives import Metric, SizeBytes
 from search.front import candidates, front, unbeaten
 from search.run import TEACHER
-from search.trial import VALUES
-from search.verified import record_of, verified
+from search.trial import ABOUT, VALUES
+from search.verified import of_file, record_of, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from optuna import Study
 
-    from objectives.runtimes import Runtime
     from search.spec import StudySpec
 
-SIZE = SizeBytes.name
+FEW = 5  # of fewer a rank correlation says nothing
 
 
 def front_table(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
@@ -76,16 +76,27 @@ def files_note(study: Study, spec: StudySpec, folder: Path) -> str:
         f"the teacher takes {latency['reference_cpu_ms']:.3g} ms"
         f"{'; the machine was noisy for ' + ', '.join(noisy) if noisy else ''}"
     )
-    told = {trial.number: trial.user_attrs[VALUES].get(SIZE) for trial in front(study)}
-    off = sorted(abs(told[number] / record["file_bytes"] - 1) for number, record in found.items() if told[number])
-    if not off or spec.runtime not in _sized(spec):
-        return timed
-    return f"{timed}\n{SIZE} was told within {off[-1]:.1%} of {len(off)} files, median {median(off):.1%}"
+    return "\n".join([timed, *_told(study, spec, found)])
 
 
-def _sized(spec: StudySpec) -> list[Runtime]:
-    """Return the runtimes whose files the study tells the size of."""
-    return [objective.runtime for objective in spec.measured if isinstance(objective, SizeBytes)]
+def _told(study: Study, spec: StudySpec, found: dict[int, dict[str, Any]]) -> list[str]:
+    """Say of sizes and of learned costs how well they were told before there was a file."""
+    lines = []
+    for objective in spec.measured:
+        attribute = VALUES if isinstance(objective, SizeBytes) and objective.runtime == spec.runtime else ABOUT
+        pairs = [
+            (trial.user_attrs[attribute][objective.name], of_file(found[trial.number], trial, objective))
+            for trial in front(study)
+            if trial.number in found and objective.name in trial.user_attrs.get(attribute, {})
+        ]
+        if pairs:
+            told, files = np.array(pairs).T
+            off = abs(told / files - 1)
+            words = f"{objective.name} was told within {off.max():.1%} of {len(off)} files, median {np.median(off):.1%}"
+            ranked = len(pairs) >= FEW and np.ptp(told) > 0 and np.ptp(files) > 0
+            ranks = f", rank correlation {spearmanr(told, files)[0]:.2f}" if ranked else ""
+            lines.append(f"{words}{ranks}")
+    return lines
 
 
 def confirmed_table(

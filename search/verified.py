@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from objectives import Objective
     from search.spec import StudySpec
 
 WEIGHTS = "weights_sha256"
@@ -56,14 +57,15 @@ def verified(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
     for trial in front(study):
         record = record_of(folder, trial, spec)
         if record:
-            values = [_value(record, trial, objective) for objective in spec.objectives]
+            values = [of_file(record, trial, objective) for objective in spec.objectives]
             rows.append({"number": trial.number, **dict(zip(names, values, strict=True))})
     table = pd.DataFrame(rows, columns=["number", *names])
     table["on_front"] = pd.Series(unbeaten(table[names].to_numpy().tolist(), spec), dtype=bool)  # of an empty one too
     return table
 
 
-def _value(record: dict[str, Any], trial: FrozenTrial, objective: Any) -> float:  # noqa: ANN401
+def of_file(record: dict[str, Any], trial: FrozenTrial, objective: Objective) -> float:
+    """Return what the file of a member measured; what a file does not tell is as it was searched."""
     if isinstance(objective, Metric):
         return float(record[f"{objective.name}_file"])
     told = {
@@ -71,4 +73,4 @@ def _value(record: dict[str, Any], trial: FrozenTrial, objective: Any) -> float:
         "latency_ms": record["latency"]["cpu_ms"],
         "latency_share": record["latency"]["ratio"],
     }
-    return float(told.get(objective.name, trial.user_attrs[VALUES][objective.name]))
+    return float(told[objective.name] if objective.name in told else trial.user_attrs[VALUES][objective.name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import sys
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from objectives import Latency, LatencyShare
 from objectives.runtimes import ExportError, OnnxRuntime
 from objectives.runtimes.fresh import Fresh
 from search.front import front
 from search.storage import save_json
 from search.tables import files_note
-from search.trial import VALUES
+from search.trial import ABOUT, VALUES
 from search.verified import record_path, verified
 from tests.nets import Plain, example, teacher
 from tests.small_study import searched, study
@@ -106,15 +108,26 @@ def test_what_files_measure_decides_who_stays(found: Study, home: Path) -> None:
     assert list(table["size_bytes"]) == [1000, 1001]
 
 
-def test_it_is_said_how_well_the_sizes_of_files_were_told(found: Study, home: Path, tmp_path: Path) -> None:
-    spec, members = study(8), front(found)[:2]
-    timed = {"cpu_ms": 1.0, "ratio": 0.5, "rounds": 40, "noisy": False, "threads": 1, "batch": 1, "reference_cpu_ms": 2}
+def test_it_is_said_how_well_sizes_and_times_of_files_were_told(
+    found: Study, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = teacher(Plain)
+    share = LatencyShare(Latency(OnnxRuntime(), net, example(net)[:1]))
+    spec = dataclasses.replace(study(8), reported=(share,))
     assert files_note(found, spec, tmp_path).startswith("no onnx file is verified yet")
-    for trial, more in zip(members, (1.25, 1.0), strict=True):
-        size = trial.user_attrs[VALUES]["size_bytes"]
-        save_json(record_path(home, trial, spec), {"runtime": "onnx", "file_bytes": size * more, "latency": timed})
-    first, second = files_note(found, spec, home).splitlines()
-    assert first.endswith("onnx, 1 thread, batch 1; the teacher takes 2 ms")
-    assert second == "size_bytes was told within 20.0% of 2 files, median 10.0%"
+    members = front(found)[:1] * 5
+    timed = {"cpu_ms": 1.0, "rounds": 40, "noisy": False, "threads": 1, "batch": 1, "reference_cpu_ms": 2}
+    for place, one in enumerate(members):
+        members[place] = trial = copy.deepcopy(one)
+        trial.number = 100 + place
+        trial.user_attrs[ABOUT] = {share.name: 0.5 + place / 10}
+        told = {"file_bytes": trial.user_attrs[VALUES]["size_bytes"] * (1.25 if place == 3 else 1.0)}
+        ratio = {"ratio": (0.5 + place / 10) / (1.0 if place else 0.8)}
+        save_json(record_path(home, trial, spec), {"runtime": "onnx", **told, "latency": timed | ratio})
+    monkeypatch.setattr("search.tables.front", lambda _: members)
+    how, size, time = files_note(found, spec, home).splitlines()
+    assert how.endswith("onnx, 1 thread, batch 1; the teacher takes 2 ms")
+    assert size == "size_bytes was told within 20.0% of 5 files, median 0.0%"  # all the same: no ranks
+    assert time == "latency_share was told within 20.0% of 5 files, median 0.0%, rank correlation 0.90"
     other = dataclasses.replace(spec, runtime=Dying())
-    assert "was told" not in files_note(found, other, home)
+    assert "size_bytes was told" not in files_note(found, other, home)
