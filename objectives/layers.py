@@ -83,3 +83,8 @@ class Parts(Protocol):
     def parameters(self) -> np.ndarray:
         """Numbers held outside of layers, shape (N,), but for a constant."""
         ...
+
+    @property
+    def held(self) -> np.ndarray:
+        """Tensors of those numbers, shape (N,), but for a constant."""
+        ...

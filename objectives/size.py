@@ -33,11 +33,12 @@ class SizeBytes:
     runtime
         Whose file it is: codes count at the width in which that stores them.
     beside
-        Bytes of what the runtime's layout does not know, such as the operators of attention; see `weighed`.
+        Bytes of what the runtime's layout does not know, such as the operators of attention, for each tensor of
+        parameters outside of layers; see `weighed`.
     """
 
     runtime: Runtime = field(default_factory=OnnxRuntime)
-    beside: float = field(default=0.0, repr=False)  # found out, not chosen
+    beside: float = field(default=0.0, repr=False, metadata={"found": True})
     name: ClassVar[str] = "size_bytes"
     direction: ClassVar[Direction] = "minimize"
     is_cost: ClassVar[bool] = True
@@ -48,7 +49,7 @@ class SizeBytes:
             id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()
         }
         layout = self.runtime.layout
-        total, kinds = layout.graph + self.beside, []
+        total, kinds = layout.graph + self.beside * _held(model), []
         for module in model.modules():
             if isinstance(module, LowPrecision):
                 total += _low_precision(layout, module)
@@ -79,15 +80,21 @@ class SizeBytes:
             levels=parts.levels,
         )
         total: np.ndarray = (each * (parts.outputs > 0).astype(float)).sum((0, 2)) + 4 * parts.parameters
+        if self.beside:
+            total += self.beside * parts.held
         if layout.zeros or layout.mixed:
             total += _between(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
         return total
 
+    def counts(self, model: nn.Module) -> bool:
+        """Whether there is anything to put right; see `weighed`."""
+        return _held(model) > 0
+
     def weighed(self, model: nn.Module, size: int) -> SizeBytes:
         """Return the prediction put right by the file of one network, for those that are made of it.
 
-        Only where a network holds numbers outside of layers, as in LayerNorm: layouts were read off files of networks
-        that are all layers, and of those the prediction is better as it is.
+        Only where a network holds numbers outside of layers, as in LayerNorm, and its file is larger: layouts were read
+        off files of networks that are all layers, and of those the prediction is better as it is.
 
         Parameters
         ----------
@@ -96,9 +103,17 @@ class SizeBytes:
         size
             Bytes of its file.
         """
-        if all(_is_layer(module) or not list(module.parameters(recurse=False)) for module in model.modules()):
-            return self
-        return replace(self, beside=self.beside + size - self(model))
+        count, more = _held(model), size - replace(self, beside=0.0)(model)
+        return replace(self, beside=more / count) if count and more > 0 else self
+
+
+def _held(model: nn.Module) -> int:
+    """Return how many tensors of parameters lie outside of layers."""
+    return sum(
+        len(list(module.parameters(recurse=False)))
+        for module in model.modules()
+        if not _is_layer(module) and not isinstance(module, LowPrecision)
+    )
 
 
 @cache

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from objectives import Examples, Objective
+    from objectives.runtimes import Runtime
     from search.rates import Rate
     from search.spec import Recipe, StudySpec
     from spaces import Anatomy, Plan
@@ -115,17 +119,32 @@ class Bench:
         """What the plans of this study would cost."""
         return Foresight(self.model, self.example, self.finished, self.spec.costs)
 
-    def weigh(self, size: int) -> None:
-        """Put right what is told of files by the bytes of the teacher's own; once, and before anything is told."""
+    def weigh(self, path: Path) -> None:
+        """Put right what is told of files by the teacher's own; once, and before anything is told.
+
+        Parameters
+        ----------
+        path
+            The teacher's file for the study's runtime; for another one it is exported here, where that matters.
+        """
         if self._weighed or "foresight" in vars(self):
             return
         self._weighed = True
+        told = [objective for objective in self.spec.measured if isinstance(objective, SizeBytes)]
         right = {
-            objective.name: objective.weighed(self.finished, size)
-            for objective in self.spec.measured
-            if isinstance(objective, SizeBytes) and objective.runtime == self.spec.runtime
+            objective.name: objective.weighed(self.finished, self._bytes(objective.runtime, path))
+            for objective in told
+            if objective.counts(self.finished)
         }
         self.spec = self.spec.with_objectives(right)
+
+    def _bytes(self, runtime: Runtime, path: Path) -> int:
+        if runtime == self.spec.runtime:
+            return path.stat().st_size
+        with tempfile.TemporaryDirectory() as folder:
+            other = Path(folder) / "teacher"
+            runtime.export(copy.deepcopy(self.finished).cpu(), self.example.cpu(), other)
+            return other.stat().st_size
 
     def measured(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
         """Measure a network that is not finished yet."""

@@ -66,8 +66,8 @@ def _walk(path: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def _chosen(value: DataclassInstance) -> list[str]:
-    """Return the fields of a dataclass but for those that are not shown, which were found out."""
-    return [field.name for field in dataclasses.fields(value) if field.repr]
+    """Return the fields of a dataclass but for those that were found out since."""
+    return [field.name for field in dataclasses.fields(value) if "found" not in field.metadata]
 
 
 def _named(value: object) -> str:

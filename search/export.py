@@ -97,7 +97,7 @@ def teacher_file(bench: Bench, folder: Path) -> Path:
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
         spec.runtime.export(copy.deepcopy(bench.finished).cpu(), bench.example.cpu(), unfinished)
         unfinished.replace(path)
-    bench.weigh(path.stat().st_size)
+    bench.weigh(path)
     return path
 
 

@@ -12,7 +12,7 @@ from objectives import Metric, SizeBytes
 from search.front import candidates, front, unbeaten
 from search.run import TEACHER
 from search.trial import ABOUT, VALUES
-from search.verified import of_file, record_of, verified
+from search.verified import executing, of_file, record_of, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +83,9 @@ def _told(study: Study, spec: StudySpec, found: dict[int, dict[str, Any]]) -> li
     """Say of sizes and of learned costs how well they were told before there was a file."""
     lines = []
     for objective in spec.measured:
-        attribute = VALUES if isinstance(objective, SizeBytes) and objective.runtime == spec.runtime else ABOUT
+        if executing(objective) != spec.runtime:
+            continue
+        attribute = VALUES if isinstance(objective, SizeBytes) else ABOUT
         pairs = [
             (trial.user_attrs[attribute][objective.name], of_file(found[trial.number], trial, objective))
             for trial in front(study)

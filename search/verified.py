@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from objectives import Metric
+from objectives import Latency, LatencyShare, Metric, SizeBytes
 from search.front import front, unbeaten
 from search.trial import VALUES
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from objectives import Objective
+    from objectives.runtimes import Runtime
     from search.spec import StudySpec
 
 WEIGHTS = "weights_sha256"
@@ -62,6 +63,13 @@ def verified(study: Study, spec: StudySpec, folder: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["number", *names])
     table["on_front"] = pd.Series(unbeaten(table[names].to_numpy().tolist(), spec), dtype=bool)  # of an empty one too
     return table
+
+
+def executing(objective: Objective) -> Runtime | None:
+    """Return the runtime whose file measures an objective, None where no file does."""
+    if isinstance(objective, LatencyShare):
+        return objective.latency.runtime
+    return objective.runtime if isinstance(objective, SizeBytes | Latency) else None
 
 
 def of_file(record: dict[str, Any], trial: FrozenTrial, objective: Objective) -> float:

@@ -101,15 +101,23 @@ class _Follow(TorchDispatchMode):
         self._shared = {name for name, p in model.named_parameters() if holding[id(p)] > 1}
         self._shapeless = {name for name, module in model.named_modules() if isinstance(module, SHAPELESS)}
         self._uses: Counter[str] = Counter()  # calls of modules, and what else reads a parameter
+        self._meets: Counter[str] = Counter()  # where what is made of parameters alone meets what the input made
         self._inside = 0
         self._handles = []
+        known = {name for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
         for name, module in model.named_modules():
             held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             if held and not list(module.children()):
+                known.add(name)
                 self._handles += [
                     module.register_forward_pre_hook(self._enter),
                     module.register_forward_hook(self._leave(name), always_call=True),
                 ]
+        self._bare = {  # of containers, not of what is called itself
+            name
+            for name in self._parameters.values()
+            if name.rpartition(".")[0] not in known and "parametrizations" not in name
+        }
 
     def given(self, example: Tensor) -> Tensor:
         """Return the input of the network, known as such."""
@@ -129,9 +137,9 @@ class _Follow(TorchDispatchMode):
 
     @property
     def once(self) -> set[str]:
-        """Modules that keep the shape of their input, and bare parameters, that are used once."""
+        """Modules that keep the shape of their input and are called once, and bare parameters that meet it once."""
         return {name for name in self._shapeless if self._uses[name] == 1} - self.apart | {
-            name for name in self._parameters.values() if self._uses[name] == 1 and name not in self._shared
+            name for name in self._bare if self._meets[name] == 1 and name not in self._shared
         }
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
@@ -147,11 +155,16 @@ class _Follow(TorchDispatchMode):
             if name in SUMS and len(sides) == len(given) == 2 and given[0].shape == given[1].shape:  # noqa: PLR2004
                 self.sums.append((sides[0], sides[1]))
             by = frozenset[str]().union(*before)
+            self._met(before)
             last = self._before(given)
             for result in tensors(output):
                 self._made[result] = by
                 self._last[result] = last
         return output
+
+    def _met(self, given: Sequence[Made]) -> None:
+        if any(INPUT in made for made in given):
+            self._meets.update(name for made in given if INPUT not in made for name in made)
 
     def _before(self, given: Sequence[Tensor]) -> Made:
         return frozenset[str]().union(*(self._last.get(tensor, ()) for tensor in given))
@@ -167,7 +180,9 @@ class _Follow(TorchDispatchMode):
         def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
             self._inside -= 1
             given = tensors(inputs)
-            by, last = frozenset({name}).union(*map(self._of, given)), self._before(given)
+            made = [self._of(tensor) for tensor in given]
+            self._met([frozenset({INPUT}), *made])  # what a module makes of parameters is its own affair, once
+            by, last = frozenset({name}).union(*made), self._before(given)
             if isinstance(module, LAYER_TYPES):
                 self.reads[name], last = last, frozenset({name})
             for result in tensors(output):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spaces.anatomy import acted_on
 from spaces.branches import SHAPELESS
+from spaces.calls import tensors
 from spaces.refit import readers_rows, readjust
 from spaces.statistics import reestimate
 from spaces.surgery import CONVOLUTIONS, put
@@ -128,12 +129,32 @@ class Skip:
         return f"without {', '.join(gone)}" if gone else ""
 
 
+def dispensable(model: nn.Module, example: Tensor, branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
+    """Return the branches without which a network, as it is in evaluation mode, was seen to give numbers.
+
+    A norm of an own class may want more than its input, or change its shape; code may read its weight, or divide by it.
+    """
+    if not branches or _runs_without(model, example, branches):
+        return branches
+    return tuple(branch for branch in branches if _runs_without(model, example, (branch,)))
+
+
+def _runs_without(model: nn.Module, example: Tensor, branches: tuple[Branch, ...]) -> bool:
+    try:
+        left = Skip(tuple((branch, True) for branch in branches), refit=False).apply(model, example).eval()
+        with torch.no_grad():
+            wanted, given = tensors(copy.deepcopy(model).eval()(example)), tensors(left(example))
+    except Exception:  # noqa: BLE001 - whatever the network does with what it no longer has
+        return False
+    return [x.shape for x in wanted] == [x.shape for x in given] and all(bool(x.isfinite().all()) for x in given)
+
+
 @dataclass(frozen=True, slots=True)
 class Depth:
     """Whether each branch beside a shortcut stays, such as the main path of a residual block, or attention.
 
-    Its step comes after pruning, which works on the channels of the whole network, and before ranks and bits. Products of
-    attention count in multiply-adds even where they are of zeros, as they are in torch; no file computes them.
+    Its step comes after pruning, which works on the channels of the whole network, and before ranks and bits. Products
+    of attention count in multiply-adds even where they are of zeros, as they are in torch; no file computes them.
 
     Parameters
     ----------

@@ -54,13 +54,18 @@ class Extents:
         """
         if not self.sizes_ED.size:
             return np.zeros(len(removed_NG))
-        lost = removed_NG @ self.loss_GED.reshape(len(self.loss_GED), -1)
+        lost = removed_NG @ self.loss_GED.reshape(len(self.loss_GED), self.sizes_ED.size)  # also of no groups
         left = self.sizes_ED - lost.reshape(len(removed_NG), *self.sizes_ED.shape)
         left_NE = left.prod(2)
         if self.branches_E.size:
             left_NE[:, self.of_branches_E] *= kept_NL[:, self.branches_E]
         total: np.ndarray = left_NE.sum(1)
         return total
+
+    def gone(self, kept_NL: np.ndarray) -> np.ndarray:
+        """Return how many of them go with the branches that are left out, shape (N,)."""
+        gone: np.ndarray = (1 - kept_NL[:, self.branches_E]).sum(1)
+        return gone
 
 
 def parameters_of(finished: nn.Module, anatomy: Anatomy) -> list[Extent]:

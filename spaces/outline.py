@@ -50,6 +50,8 @@ class Parts:
         Multiply-adds of products beside the layers, shape (N,), and
     parameters
         numbers held outside of layers, shape (N,); both but for what no plan changes.
+    held
+        Tensors of those numbers, shape (N,), less those of the teacher.
     """
 
     macs: np.ndarray
@@ -65,6 +67,7 @@ class Parts:
     grouped: np.ndarray
     product_macs: np.ndarray
     parameters: np.ndarray
+    held: np.ndarray
 
 
 class Frame:
@@ -236,6 +239,7 @@ class Outline:
             grouped=grouped,
             product_macs=frame.products.total(removed, self.kept_NL),
             parameters=frame.parameters.total(removed, self.kept_NL),
+            held=-frame.parameters.gone(self.kept_NL),
         )
 
     def _factors(self, shapes: Shapes) -> Factors:

@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from spaces.anatomy import Anatomy, Layer, Run, first_line
 from spaces.attempts import irreplaceable
 from spaces.branches import branches_of
+from spaces.depth import dispensable
 from spaces.groups import channel_groups
 from spaces.memory import remembered
 from spaces.statistics import forward_in_eval
@@ -81,7 +82,8 @@ def _look(model: nn.Module, example: Tensor) -> Anatomy:
         for name, module in seen.named_modules()
         if name not in weighted and any(True for _ in module.parameters(recurse=False))
     )
-    return Anatomy(layers, groups, refusals, others, products, branches_of(seen, example, layers))
+    branches = dispensable(seen, example, branches_of(seen, example, layers))
+    return Anatomy(layers, groups, refusals, others, products, branches)
 
 
 def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:

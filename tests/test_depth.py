@@ -189,6 +189,94 @@ def test_what_no_sum_can_do_without_is_not_offered_and_says_so() -> None:
     assert set(Depth().acts_on(anatomy).values()) == {"no: it is in no branch that a sum can do without"}
 
 
+class Odd(nn.LayerNorm):
+    """Wants a scale beside its input."""
+
+    def forward(self, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+        return super().forward(x) * scale
+
+
+class Shown(nn.Linear):
+    """A layer with a module in it, whose weights are seen as bare parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(super().forward(x))  # type: ignore[no-any-return]
+
+
+class Trap(Net):
+    """Sums of which what is left out would be missing elsewhere, or give no numbers; each kind of trap by its name."""
+
+    shape = (6, 10)
+    kind = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.a, self.b = nn.Linear(10, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.norm, self.odd, self.shown = nn.LayerNorm(8), Odd(8), Shown()
+        self.table, self.scale = nn.Parameter(torch.randn(8)), nn.Parameter(0.5 + torch.rand(8))
+        self.bound = torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        match self.kind:
+            case "tied":
+                x = F.relu(self.mix(x))
+                x = x + F.linear(F.relu(self.a(x)), self.mix.weight.t())
+            case "norm":
+                x = self.norm(x)
+                x = x + self.a(x) * self.norm.weight
+            case "inside":
+                x = x + self.shown(F.relu(self.a(x)))
+            case "bound":
+                x = x + self.bound(F.relu(self.a(x)))
+            case "odd":
+                x = x + self.a(self.odd(x, 2.0))
+            case "dtype":
+                x = x + self.a(self.norm(x.to(self.norm.weight.dtype)))
+            case "divided":
+                x = x + self.a(x) / self.scale
+            case "shared":
+                shift = self.table.clone()
+                x = x + self.a(x) * shift
+                x = x + self.b(x) * shift
+        return run(x.mean(1), self.head)
+
+
+@pytest.mark.parametrize("kind", ["tied", "norm", "inside", "bound", "odd", "dtype", "divided", "shared"])
+def test_what_others_need_and_what_gives_no_numbers_is_not_left_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trap, "kind", kind)
+    torch.manual_seed(0)
+    net = Trap().eval()
+    left = trace(net, example(net)).branches
+    assert [(branch.name, branch.others) for branch in left] == ([("b", ())] if kind == "shared" else [])
+
+
+def test_costs_of_a_network_without_groups_are_foreseen() -> None:
+    net = nn.Sequential()
+    net.add_module("norm", nn.LayerNorm(10))
+    net.add_module("layer", nn.Linear(10, 10))
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch, self.head = net, nn.Linear(10, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return run((x + self.branch(x)).mean(1), self.head)
+
+    small, inputs = Small().eval(), torch.randn(8, 6, 10)
+    assert trace(small, inputs).groups == ()
+    less = Plan((Skip(tuple((branch, True) for branch in trace(small, inputs).branches)),), Distill())
+    finished = deployed(less.apply(small, inputs), inputs)
+    told = Foresight(small, inputs, deployed(small, inputs), (Parameters(),)).told(less)
+    assert told == {"parameters": Parameters()(finished)} == {"parameters": 11 * CLASSES}
+
+
 def test_a_network_that_cannot_be_followed_has_no_branches() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:

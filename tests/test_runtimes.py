@@ -77,6 +77,25 @@ class TestLiteRt(RuntimeContract):
         assert operators["DEQUANTIZE"] == len(names)
         assert operators["MAXIMUM"] == 0
 
+    def test_layers_of_both_kinds_are_kept_apart_by_nothing_either(self, tmp_path: Path) -> None:
+        """What integers give is read by layers that compute in floating point, and the other way round."""
+        net, path = teacher(Residual), tmp_path / "model.tflite"
+        inputs = example(net, 64)
+        widths = {"block1.conv1": (4, 32), "block2.conv2": (8, 32)}
+        names = [layer.name for layer in trace(net, inputs).layers]
+        steps = Quantize(tuple((name, *widths.get(name, (8, 8))) for name in names))
+        self.make().export(deployed(steps.apply(net, inputs), inputs), inputs, path)
+        model = pytest.importorskip("ai_edge_litert.tools.flatbuffer_utils").read_model(str(path))
+        schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+        graph = model.subgraphs[0]
+        integers = {index for index, tensor in enumerate(graph.tensors) if tensor.type == schema.TensorType.INT8}
+        maxima = {
+            at for at, code in enumerate(model.operatorCodes) if code.builtinCode == schema.BuiltinOperator.MAXIMUM
+        }
+        used = {node.opcodeIndex for node in graph.operators}
+        assert used == set(range(len(model.operatorCodes)))
+        assert not [x for x in graph.operators if x.opcodeIndex in maxima and x.inputs[0] in integers]
+
 
 class TestExecuTorch(RuntimeContract):
     needs = ("executorch",)

@@ -172,7 +172,8 @@ def _keep_floating(layer: fx.Node) -> None:
     would be folded into its weight, which is not made of few integers then.
     """
     given, weight = layer.args[:2]
-    if isinstance(given, fx.Node) and isinstance(weight, fx.Node) and weight.target == WEIGHT:
+    packed = isinstance(weight, fx.Node) and weight.target == WEIGHT
+    if packed and isinstance(given, fx.Node) and not _rooted(given):
         with layer.graph.inserting_before(layer):
             apart = layer.graph.call_function(_ATEN.clamp_min.default, (given, NOTHING_LESS))
         layer.replace_input_with(given, apart)

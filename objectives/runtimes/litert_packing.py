@@ -157,7 +157,10 @@ def _join(model: schema.ModelT) -> None:
         if node.opcodeIndex in maxima and _numbers(model, node.inputs[1]) == {float(np.float32(NOTHING_LESS))}:
             same[node.outputs[0]] = node.inputs[0]
     graph.operators = [node for node in graph.operators if node.outputs[0] not in same]
+    codes = sorted({node.opcodeIndex for node in graph.operators})
+    model.operatorCodes = [model.operatorCodes[at] for at in codes]
     for node in graph.operators:
+        node.opcodeIndex = codes.index(node.opcodeIndex)
         node.inputs = [same.get(index, index) for index in node.inputs]
     read = {index for node in graph.operators for index in (*node.inputs, *node.outputs)}
     used = sorted({*read, *graph.inputs, *graph.outputs} - {_ABSENT})
