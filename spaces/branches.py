@@ -181,7 +181,7 @@ class _Follow(TorchDispatchMode):
             self._inside -= 1
             given = tensors(inputs)
             made = [self._of(tensor) for tensor in given]
-            self._met([frozenset({INPUT}), *made])  # what a module makes of parameters is its own affair, once
+            self._met([frozenset({INPUT}), *made])  # a parameter that a module is given meets the input there
             by, last = frozenset({name}).union(*made), self._before(given)
             if isinstance(module, LAYER_TYPES):
                 self.reads[name], last = last, frozenset({name})
