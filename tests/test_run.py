@@ -374,7 +374,10 @@ class Lost:
         return count if count == self.whole else float("nan")
 
 
-def test_an_objective_that_is_not_finite_fails_its_trial_once_and_says_so(tmp_path: Path) -> None:
+def test_an_objective_that_is_not_finite_fails_its_trial_once_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.run.FRUITLESS", 20)
     spec = dataclasses.replace(study(3), limits=())
     whole = float(sum(p.numel() for p in bench(spec).finish(bench(spec).model).parameters()))
     spec = dataclasses.replace(spec, objectives=(spec.objectives[0], Lost(whole)))  # type: ignore[arg-type]
