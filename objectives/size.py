@@ -13,6 +13,8 @@ from objectives.layers import LowPrecision
 from objectives.runtimes.onnx import OnnxRuntime
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from objectives.layers import Parts
     from objectives.objective import Direction
     from objectives.runtimes.layout import FileLayout
@@ -86,11 +88,7 @@ class SizeBytes:
             total += _between(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
         return total
 
-    def counts(self, model: nn.Module) -> bool:
-        """Whether there is anything to put right; see `weighed`."""
-        return _held(model) > 0
-
-    def weighed(self, model: nn.Module, size: int) -> SizeBytes:
+    def weighed(self, model: nn.Module, size: Callable[[], int]) -> SizeBytes:
         """Return the prediction put right by the file of one network, for those that are made of it.
 
         Only where a network holds numbers outside of layers, as in LayerNorm, and its file is larger: layouts were read
@@ -101,10 +99,11 @@ class SizeBytes:
         model
             A finished network.
         size
-            Bytes of its file.
+            Gives the bytes of its file; called only where they matter.
         """
-        count, more = _held(model), size - replace(self, beside=0.0)(model)
-        return replace(self, beside=more / count) if count and more > 0 else self
+        count = _held(model)
+        more = size() - replace(self, beside=0.0)(model) if count else 0.0
+        return replace(self, beside=more / count) if more > 0 else self
 
 
 def _held(model: nn.Module) -> int:

@@ -130,11 +130,10 @@ class Bench:
         if self._weighed or "foresight" in vars(self):
             return
         self._weighed = True
-        told = [objective for objective in self.spec.measured if isinstance(objective, SizeBytes)]
         right = {
-            objective.name: objective.weighed(self.finished, self._bytes(objective.runtime, path))
-            for objective in told
-            if objective.counts(self.finished)
+            objective.name: objective.weighed(self.finished, functools.partial(self._bytes, objective.runtime, path))
+            for objective in self.spec.measured
+            if isinstance(objective, SizeBytes)
         }
         self.spec = self.spec.with_objectives(right)
 
@@ -143,8 +142,12 @@ class Bench:
             return path.stat().st_size
         with tempfile.TemporaryDirectory() as folder:
             other = Path(folder) / "teacher"
-            runtime.export(copy.deepcopy(self.finished).cpu(), self.example.cpu(), other)
+            self.export_teacher(runtime, other)
             return other.stat().st_size
+
+    def export_teacher(self, runtime: Runtime, path: Path) -> None:
+        """Write the teacher's file for a runtime."""
+        runtime.export(copy.deepcopy(self.finished).cpu(), self.example.cpu(), path)
 
     def measured(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
         """Measure a network that is not finished yet."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -95,7 +94,7 @@ def teacher_file(bench: Bench, folder: Path) -> Path:
     path = folder / f"teacher-{fingerprint(spec.teacher)}.{spec.runtime.suffix}"
     if not path.exists():
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-        spec.runtime.export(copy.deepcopy(bench.finished).cpu(), bench.example.cpu(), unfinished)
+        bench.export_teacher(spec.runtime, unfinished)
         unfinished.replace(path)
     bench.weigh(path)
     return path

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
     from search.spec import StudySpec
 
@@ -62,24 +63,24 @@ def _kept(study: Study, spec: StudySpec, folder: Path) -> list[tuple[int, bool]]
 
 def files_note(study: Study, spec: StudySpec, folder: Path) -> str:
     """Say how the files of the front were timed, when the machine was noisy, and how well their sizes were told."""
-    records = {trial.number: record_of(folder, trial, spec) for trial in front(study)}
-    found = {number: record for number, record in records.items() if record}
+    records = [(trial, record_of(folder, trial, spec)) for trial in front(study)]
+    found = [(trial, record) for trial, record in records if record]
     if not found:
         name = spec.runtime.name
         return f"no {name} file is verified yet: slimfront confirm --runtime {name} --seeds 0 does that alone"
-    first = next(iter(found.values()))
+    first = found[0][1]
     latency = first["latency"]
-    noisy = [str(number) for number, record in found.items() if record["latency"]["noisy"]]
+    noisy = [str(trial.number) for trial, record in found if record["latency"]["noisy"]]
     timed = (
         f"latency_ratio: CPU time of the file over that of the teacher's file, interleaved, median of "
         f"{latency['rounds']} rounds; {first['runtime']}, {latency['threads']} thread, batch {latency['batch']}; "
         f"the teacher takes {latency['reference_cpu_ms']:.3g} ms"
         f"{'; the machine was noisy for ' + ', '.join(noisy) if noisy else ''}"
     )
-    return "\n".join([timed, *_told(study, spec, found)])
+    return "\n".join([timed, *_told(spec, found)])
 
 
-def _told(study: Study, spec: StudySpec, found: dict[int, dict[str, Any]]) -> list[str]:
+def _told(spec: StudySpec, found: list[tuple[FrozenTrial, dict[str, Any]]]) -> list[str]:
     """Say of sizes and of learned costs how well they were told before there was a file."""
     lines = []
     for objective in spec.measured:
@@ -87,9 +88,9 @@ def _told(study: Study, spec: StudySpec, found: dict[int, dict[str, Any]]) -> li
             continue
         attribute = VALUES if isinstance(objective, SizeBytes) else ABOUT
         pairs = [
-            (trial.user_attrs[attribute][objective.name], of_file(found[trial.number], trial, objective))
-            for trial in front(study)
-            if trial.number in found and objective.name in trial.user_attrs.get(attribute, {})
+            (trial.user_attrs[attribute][objective.name], of_file(record, trial, objective))
+            for trial, record in found
+            if objective.name in trial.user_attrs.get(attribute, {})
         ]
         if pairs:
             told, files = np.array(pairs).T

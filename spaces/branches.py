@@ -51,18 +51,16 @@ def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> t
         return ()
     finally:
         follow.stop()
+    apart, once = follow.apart, follow.once
     costs = {
         layer.name: layer.macs
         for layer in layers
-        if len(layer.runs) == 1
-        and not (layer.tied or layer.stays or layer.transposed)
-        and layer.name not in follow.apart
+        if len(layer.runs) == 1 and not (layer.tied or layer.stays or layer.transposed) and layer.name not in apart
     }
-    plain = follow.once - {layer.name for layer in layers}
     found: dict[Made, None] = {}
     for one, other in follow.sums:
         sides = [side for side in (one - other, other - one) if side]
-        allowed = [side for side in sides if costs.keys() & side and all(x in costs or x in plain for x in side)]
+        allowed = [side for side in sides if costs.keys() & side and all(x in costs or x in once for x in side)]
         if allowed:
             found[max(allowed, key=lambda side: sum(costs.get(name, 0) for name in side))] = None
     taken: set[str] = set()

@@ -134,19 +134,21 @@ def dispensable(model: nn.Module, example: Tensor, branches: tuple[Branch, ...])
 
     A norm of an own class may want more than its input, or change its shape; code may read its weight, or divide by it.
     """
-    if not branches or _runs_without(model, example, branches):
-        return branches
-    return tuple(branch for branch in branches if _runs_without(model, example, (branch,)))
+    if not branches:
+        return ()
+    with torch.no_grad():
+        wanted = [x.shape for x in tensors(model(example))]
 
+    def runs_without(some: tuple[Branch, ...]) -> bool:
+        try:
+            left = Skip(tuple((branch, True) for branch in some), refit=False).apply(model, example).eval()
+            with torch.no_grad():
+                given = tensors(left(example))
+        except Exception:  # noqa: BLE001 - whatever the network does with what it no longer has
+            return False
+        return [x.shape for x in given] == wanted and all(bool(x.isfinite().all()) for x in given)
 
-def _runs_without(model: nn.Module, example: Tensor, branches: tuple[Branch, ...]) -> bool:
-    try:
-        left = Skip(tuple((branch, True) for branch in branches), refit=False).apply(model, example).eval()
-        with torch.no_grad():
-            wanted, given = tensors(copy.deepcopy(model).eval()(example)), tensors(left(example))
-    except Exception:  # noqa: BLE001 - whatever the network does with what it no longer has
-        return False
-    return [x.shape for x in wanted] == [x.shape for x in given] and all(bool(x.isfinite().all()) for x in given)
+    return branches if runs_without(branches) else tuple(branch for branch in branches if runs_without((branch,)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,11 +61,9 @@ def converted(model: nn.Module, example: Tensor) -> bytes:
 
 
 class Weight(NamedTuple):
-    """An integer weight: its codes, and the numbers that they stand for."""
+    """An integer weight: its codes, and which axis has a scale each."""
 
     codes: np.ndarray
-    values: np.ndarray
-    scale: np.ndarray
     axis: int
 
 
@@ -83,7 +81,7 @@ def _rounded_weights(graph_module: fx.GraphModule) -> list[Weight]:
         with graph.inserting_before(node):
             again = graph.call_function(_ROUND, (floats, scale, zeros, axis, *ends))
         node.args = (again, *node.args[1:])
-        found.append(Weight(integers.numpy(), values.detach().numpy(), scales.numpy(), axis))
+        found.append(Weight(integers.numpy(), axis))
     graph_module.recompile()
     return found
 
