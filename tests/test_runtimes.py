@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime, Runtime
 from spaces import Quantize, deployed, opened, trace
-from tests.nets import CLASSES, Net, Plain, Residual, example, run, teacher
+from tests.nets import CLASSES, Net, Plain, Residual, Separable, example, run, teacher
 from tests.runtime_contract import Attentive, RuntimeContract
 
 if TYPE_CHECKING:
@@ -104,6 +106,22 @@ class TestExecuTorch(RuntimeContract):
 
     def make(self) -> Runtime:
         return ExecuTorch()
+
+    @pytest.mark.parametrize("block", [Plain, Separable, Residual], ids=lambda block: block.__name__)
+    def test_what_is_left_out_of_a_file_changes_no_answer(
+        self, block: type[Net], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A flattened map, and one that is flattened where its mean is left; biases with and without equal numbers."""
+        net = teacher(block)
+        inputs = example(net, 64)
+        names = [layer.name for layer in trace(net, inputs).layers]
+        finished = deployed(Quantize(tuple((name, 8, 8) for name in names)).apply(net, inputs), inputs)
+        runtime, small, large = self.make(), tmp_path / "small.pte", tmp_path / "large.pte"
+        runtime.export(finished, inputs, small)
+        monkeypatch.setattr(sys.modules["objectives.runtimes.executorch_lowering"], "packing", contextlib.nullcontext)
+        runtime.export(finished, inputs, large)
+        assert torch.equal(runtime.load(small)(inputs), runtime.load(large)(inputs))
+        assert small.stat().st_size < large.stat().st_size * 0.65
 
 
 @pytest.mark.parametrize("runtime", [LiteRt(), ExecuTorch()], ids=["litert", "executorch"])

@@ -5,28 +5,19 @@ Import it only where the ``executorch`` extra is known to be there.
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+from typing import TYPE_CHECKING
 
 import torch
-from executorch.backends.xnnpack import xnnpack_preprocess
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
-    CONSTANT_TENSOR_ALIGNMENT,
-    serialize_xnnpack_binary,
-)
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import CONSTANT_TENSOR_ALIGNMENT
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch import fx
 
-from objectives.runtimes.integers import DEQUANTIZE, KERNELS, WEIGHT, constant, integer_graph
+from objectives.runtimes.executorch_packing import packing
+from objectives.runtimes.integers import DEQUANTIZE, KERNELS, QUANTIZE, WEIGHT, constant, integer_graph
 from objectives.runtimes.runtime import ExportError, refused, silence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import XNNGraph
     from torch import Tensor, nn
 
 _MEAN = torch.ops.aten.mean.dim
@@ -36,7 +27,7 @@ BIASED = 3  # arguments of a layer with a bias: input, weight, bias
 
 def lowered(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
     """Return the bytes of the file, and the operators that XNNPACK does not take; see `Runtime.export`."""
-    with silence(), torch.no_grad(), _constants_inline():
+    with silence(), torch.no_grad(), packing():
         try:
             graph_module = integer_graph(model, example, floating=False)
             _complete(graph_module)
@@ -54,37 +45,6 @@ def lowered(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
             raise
         except Exception as error:  # the parts of the exporter raise whatever they do
             raise refused(model, "an ExecuTorch", error) from error
-
-
-@contextlib.contextmanager
-def _constants_inline() -> Iterator[None]:
-    """Put the constants of XNNPACK's part of a file behind its graph, where the runtime looks for what has no name.
-
-    The exporter names every weight, bias and vector of scales by a digest of 64 letters, which is written twice, and
-    gives each a segment of its own, so that files may share them: more than half of the bytes of a small network. It
-    has no option for that.
-    """
-    known: dict[str, bytes] = {}
-
-    class Inline(NamedDataStore):  # type: ignore[misc]
-        def add_named_data(self, key: str, data: Any, *_: object, **__: object) -> None:  # noqa: ANN401 - bytes or alike
-            known[key] = bytes(data)
-
-    def serialized(graph: XNNGraph, constants: bytearray) -> bytes:
-        placed: dict[str, int] = {}
-        for entry in graph.constant_data:
-            if entry.named_key and entry.named_key not in placed:
-                constants.extend(bytes(-len(constants) % CONSTANT_TENSOR_ALIGNMENT))
-                placed[entry.named_key] = len(constants)
-                constants.extend(known[entry.named_key])
-            entry.offset, entry.named_key = placed.get(entry.named_key, 0), None
-        return bytes(serialize_xnnpack_binary(graph, constants))
-
-    with (
-        patch.object(xnnpack_preprocess, "NamedDataStore", Inline),
-        patch.object(xnnpack_preprocess, "serialize_xnnpack_binary", serialized),
-    ):
-        yield
 
 
 def _complete(graph_module: fx.GraphModule) -> None:
@@ -111,4 +71,10 @@ def _complete(graph_module: fx.GraphModule) -> None:
                 flat = graph.call_function(torch.ops.aten.flatten.using_ints, (kept, 1))
             node.replace_all_uses_with(flat)
             graph.erase_node(node)
+            for quantizer in [user for user in flat.users if user.target == QUANTIZE]:  # joined with the mean alone
+                with graph.inserting_after(kept):
+                    codes = graph.call_function(QUANTIZE, (kept, *quantizer.args[1:]))
+                with graph.inserting_after(codes):
+                    values = graph.call_function(DEQUANTIZE, (codes, *quantizer.args[1:]))
+                flat.replace_input_with(kept, values)
     graph_module.recompile()

@@ -33,7 +33,7 @@ SEEN = 128  # calibration inputs from which ranges are read
 LOWEST, HIGHEST = -128, 127
 NOTHING_LESS = -3e38  # a clamp at this changes nothing
 _ATEN, _OPS = torch.ops.aten, torch.ops.quantized_decomposed
-_QUANTIZE, DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default
+QUANTIZE, DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default
 WEIGHT = _OPS.dequantize_per_channel.default
 _CLAMPS = {_ATEN.relu.default, _ATEN.relu_.default, _ATEN.hardtanh.default, _ATEN.hardtanh_.default,
            _ATEN.relu6.default}  # fmt: skip
@@ -99,9 +99,9 @@ def integer_graph(model: nn.Module, example: Tensor, *, floating: bool) -> fx.Gr
             _leave_floating(node)
     graph.eliminate_dead_code()
     for node in graph.nodes:
-        if node.target in {_QUANTIZE, DEQUANTIZE}:
+        if node.target in {QUANTIZE, DEQUANTIZE}:
             node.args = (node.args[0], *_signed(node.args[1:]))
-    if any(node.target == _QUANTIZE for node in graph.nodes):
+    if any(node.target == QUANTIZE for node in graph.nodes):
         _round_throughout(graph_module, example, integer, mixed=floating)
     if floating:
         for node in layers:
@@ -178,7 +178,7 @@ def _keep_floating(layer: fx.Node) -> None:
             apart = layer.graph.call_function(_ATEN.clamp_min.default, (given, NOTHING_LESS))
         layer.replace_input_with(given, apart)
     last = _clamped(layer)
-    for quantizer in [user for user in last.users if user.target == _QUANTIZE]:
+    for quantizer in [user for user in last.users if user.target == QUANTIZE]:
         lowest, _ = _grid(quantizer).ends
         with layer.graph.inserting_before(quantizer):
             quantizer.replace_input_with(last, layer.graph.call_function(_ATEN.clamp_min.default, (last, lowest)))
@@ -198,7 +198,7 @@ def _round_throughout(graph_module: fx.GraphModule, example: Tensor, integer: se
         gives = (
             node in integer
             or (node.target in _INTEGERS and all(map(_rooted, node.all_input_nodes)))
-            or (node.op == "placeholder" and any(user.target == _QUANTIZE for user in node.users))
+            or (node.op == "placeholder" and any(user.target == QUANTIZE for user in node.users))
         )
         if gives:
             _round(graph_module.graph, _clamped(node), ranges.seen)
@@ -218,7 +218,7 @@ def _round(graph: fx.Graph, root: fx.Node, seen: dict[str, tuple[float, float]])
     others: list[fx.Node] = []
     for member in members:
         for user in member.users:
-            (old if user.target == _QUANTIZE else members if user.target in _MOVERS else others).append(user)
+            (old if user.target == QUANTIZE else members if user.target in _MOVERS else others).append(user)
     grids = {_grid(quantizer) for quantizer in old}
     if len(grids) == 1 and not others:
         (grid,) = grids
@@ -234,7 +234,7 @@ def _round(graph: fx.Graph, root: fx.Node, seen: dict[str, tuple[float, float]])
     for member in members:
         readers = list(member.users)
         with graph.inserting_after(member):
-            codes = graph.call_function(_QUANTIZE, (member, *grid))
+            codes = graph.call_function(QUANTIZE, (member, *grid))
         with graph.inserting_after(codes):
             values = graph.call_function(DEQUANTIZE, (codes, *grid))
         for reader in readers:

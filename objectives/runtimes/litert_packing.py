@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import flatbuffers
 import litert_torch
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
 from litert_torch.quantize.quant_config import QuantConfig
 
+from objectives.runtimes.flatbuffer_sharing import packed
 from objectives.runtimes.integers import NOTHING_LESS, WEIGHT, constant, integer_graph, put_constant
 from objectives.runtimes.layout import joined
 from objectives.runtimes.runtime import ExportError, refused, silence
@@ -113,9 +113,7 @@ def _packed(content: bytes, weights: list[Weight]) -> bytes:
     model.metadata = []
     model.description = b""
     _drop_empty(model)
-    builder = _Sharing()
-    builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
-    return bytes(builder.Output())
+    return packed(model, _IDENTIFIER)  # each channel of weight and bias has 8 bytes of zero points, all 0
 
 
 def _drop_empty(model: schema.ModelT) -> None:
@@ -129,21 +127,6 @@ def _drop_empty(model: schema.ModelT) -> None:
         elif tensor.quantization is not None:
             tensor.quantization.zeroPoint = np.asarray(tensor.quantization.zeroPoint, np.int64)
     model.buffers = [model.buffers[at] for at in used]
-
-
-class _Sharing(flatbuffers.Builder):  # type: ignore[misc]
-    """A builder that writes equal vectors once: each channel of weight and bias has 8 bytes of zero points, all 0."""
-
-    def __init__(self) -> None:
-        super().__init__(1024)
-        self._written: dict[tuple[str, bytes], int] = {}
-
-    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802 - overrides
-        """Return the place of a vector of numbers."""
-        key = x.dtype.str, x.tobytes()
-        if key not in self._written:
-            self._written[key] = super().CreateNumpyVector(x)
-        return self._written[key]
 
 
 def _join(model: schema.ModelT) -> None:

@@ -48,20 +48,20 @@ class OnnxRuntime:
 
     @property
     def layout(self) -> FileLayout:
-        """Read off files of residual and plain networks."""
+        """What attributes take is read off single files, the rest off 60 of plans for four networks: within 1.5%."""
         return FileLayout(
-            graph=135,  # with the last pooling
-            convolution=77,
-            linear=73,
+            graph=229,
+            convolution=46,
+            linear=57,
             padded=20,
             strided=14,
             grouped=14,
-            floating=65,
-            integer=65,
+            floating=67,
+            integer=82,
             floating_bits=(2, 4, 8),
             integer_bits=(2, 4, 8),
             codebook=99,
-            inputs=83,
+            inputs=82,
             clip=26,
         )
 
