@@ -261,16 +261,18 @@ def _measured(bench: Bench, objective: Objective, seconds: float) -> list[float]
     if known >= NETWORKS or not seconds:
         return ratios
     with track(f"measuring networks to learn {objective.name}") as told, bench.shares.spending(MEASURING):
+        until = time.process_time() + seconds
+        teacher = objective(bench.finished)  # with all that a runtime loads once
         started = time.process_time()
-        teacher = objective(bench.finished)
         for params in itertools.islice(_plans(bench), known, NETWORKS):
             ratio = objective(bench.finish(bench.sketch(bench.plan(params)))) / teacher
             if not 0 < ratio < math.inf:
                 raise ValueError(f"a cost must be positive to be learned, but got {ratio * teacher} on a network")
             ratios.append(ratio)
             told(len(ratios) / NETWORKS)
-            each = (time.process_time() - started) / (len(ratios) - known)
-            if each * (max(FEWEST, len(ratios) + 1) - known) > seconds:
+            now = time.process_time()
+            more = max(FEWEST - len(ratios), 1)
+            if now + more * (now - started) / (len(ratios) - known) > until:
                 break
     save_json(path, ratios)
     return ratios

@@ -110,6 +110,22 @@ def test_too_little_time_leaves_a_cost_unknown_and_says_so(capsys: pytest.Captur
     )
 
 
+def test_what_is_loaded_once_does_not_count_for_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime takes seconds to load; 8 networks of a second each fit into 20 seconds with it."""
+    measured, now = Energy.__call__, 0.0
+
+    def slow(self: Energy, model: nn.Module) -> float:
+        nonlocal now
+        now += 1.0 if now else 10.0
+        return measured(self, model)
+
+    monkeypatch.setattr(Energy, "__call__", slow)
+    monkeypatch.setattr("search.learned.time.process_time", lambda: now)
+    shared = bench(spec())
+    learn(shared, 20.0)
+    assert FEWEST <= rows(shared) - 1 <= 10
+
+
 def test_a_cost_that_cannot_be_learned_is_named_and_the_study_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     class Nothing(Energy):
         def __call__(self, model: nn.Module) -> float:
