@@ -71,10 +71,9 @@ def _complete(graph_module: fx.GraphModule) -> None:
                 flat = graph.call_function(torch.ops.aten.flatten.using_ints, (kept, 1))
             node.replace_all_uses_with(flat)
             graph.erase_node(node)
-            for quantizer in [user for user in flat.users if user.target == QUANTIZE]:  # joined with the mean alone
-                with graph.inserting_after(kept):
+            quantizer = next((user for user in flat.users if user.target == QUANTIZE), None)
+            if quantizer is not None:  # what computes with integers is found by those right before and behind it
+                with graph.inserting_before(flat):
                     codes = graph.call_function(QUANTIZE, (kept, *quantizer.args[1:]))
-                with graph.inserting_after(codes):
-                    values = graph.call_function(DEQUANTIZE, (codes, *quantizer.args[1:]))
-                flat.replace_input_with(kept, values)
+                    flat.replace_input_with(kept, graph.call_function(DEQUANTIZE, (codes, *quantizer.args[1:])))
     graph_module.recompile()

@@ -70,7 +70,7 @@ def packing() -> Iterator[None]:
         patch.object(xnnpack_preprocess, "NamedDataStore", Inline),
         patch.object(xnnpack_preprocess, "serialize_xnnpack_binary", serialized),
         patch.object(xnnpack_graph_serialize, "convert_to_flatbuffer", _flatbuffer),
-        patch.object(_emitter, "ContainerMetadata", lambda *_: ContainerMetadata("", "")),
+        patch.object(_emitter, "ContainerMetadata", lambda *_, **__: ContainerMetadata("", "")),
     ):
         yield
 
