@@ -98,7 +98,7 @@ def test_a_study_starts_with_plans_that_hold_the_limits_and_are_spread_over_the_
     drawn = [shared().spec.space.suggest(FixedTrial(params), shared().anatomy) for params in plans]
     sizes = shared().foresight.costs(drawn)["size_bytes"].tolist()
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > 2 * sizes[-1]
+    assert sizes[0] > 1.5 * sizes[-1]  # of which 229 bytes are the file without layers
     assert began(TableStart(plans=6)) == plans
 
 
