@@ -32,7 +32,7 @@ from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.emit import _emitter
 from executorch.exir.schema import ContainerMetadata
 
-from objectives.runtimes.flatbuffer_sharing import packed
+from objectives.runtimes.flatbuffer_sharing import written_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ def packing() -> Iterator[None]:
 
 def _pass_by(graph: XNNGraph) -> None:
     """Leave out transpositions that move no number and whose result is given another shape, as before a classifier."""
-    values = {_tensor(value).id_out: value for value in graph.xvalues}
+    values = _by_id(graph)
     readers: dict[int, list[Any]] = {}
     for node in graph.xnodes:
         for name, read in vars(node.xnode_union).items():
@@ -101,7 +101,7 @@ def _share_scales(graph: XNNGraph) -> None:
 
     It adds the bias to sums of products as it is, on whose grid it lies: that of the input times that of the weight.
     """
-    values = {_tensor(value).id_out: value for value in graph.xvalues}
+    values = _by_id(graph)
     for node in graph.xnodes:
         pair = [getattr(node.xnode_union, name, None) for name in ("filter_id", "bias_id")]
         weight, bias = (_channelwise(values[index]) if index in values else None for index in pair)
@@ -135,6 +135,10 @@ def _inline(graph: XNNGraph, known: dict[str, bytes]) -> bytearray:
     return content
 
 
+def _by_id(graph: XNNGraph) -> dict[int, Any]:
+    return {_tensor(value).id_out: value for value in graph.xvalues}
+
+
 def _tensor(value: Any) -> Any:  # noqa: ANN401 - the exporter publishes no types
     """Return shape, place and name of a value."""
     return getattr(value.xvalue_union, "tensor_value", value.xvalue_union)
@@ -149,7 +153,7 @@ def _channelwise(value: Any) -> Any:  # noqa: ANN401 - the exporter publishes no
 def _flatbuffer(graph: XNNGraph) -> bytes:
     """Return the graph with its equal vectors, such as shapes, written once."""
     classes = _classes()
-    return packed(classes.XNNGraphT.InitFromPackedBuf(convert_to_flatbuffer(graph)), _IDENTIFIER)
+    return written_once(classes.XNNGraphT.InitFromPackedBuf(convert_to_flatbuffer(graph)), _IDENTIFIER)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def packed(content: Any, identifier: bytes) -> bytes:  # noqa: ANN401 - of classes that flatc makes
+def written_once(content: Any, identifier: bytes) -> bytes:  # noqa: ANN401 - of classes that flatc makes
     """Return the bytes of a file.
 
     Parameters

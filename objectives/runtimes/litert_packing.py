@@ -18,7 +18,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
 from litert_torch.quantize.quant_config import QuantConfig
 
-from objectives.runtimes.flatbuffer_sharing import packed
+from objectives.runtimes.flatbuffer_sharing import written_once
 from objectives.runtimes.integers import NOTHING_LESS, WEIGHT, constant, integer_graph, put_constant
 from objectives.runtimes.layout import joined
 from objectives.runtimes.runtime import ExportError, refused, silence
@@ -113,7 +113,7 @@ def _packed(content: bytes, weights: list[Weight]) -> bytes:
     model.metadata = []
     model.description = b""
     _drop_empty(model)
-    return packed(model, _IDENTIFIER)  # each channel of weight and bias has 8 bytes of zero points, all 0
+    return written_once(model, _IDENTIFIER)  # each channel of weight and bias has 8 bytes of zero points, all 0
 
 
 def _drop_empty(model: schema.ModelT) -> None:
