@@ -158,7 +158,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One side of a sum, without which the network still answers from its input.
+    """What a network can do without: one side of a sum, or layers that give the shape that they are given.
 
     Attributes
     ----------
@@ -169,13 +169,20 @@ class Branch:
     others
         All else in it that has weights, by name: norms, activations with slopes, bare parameters.
     readers
-        The layers outside of it that read the sum, at once or along further sums.
+        The layers outside of it that read the sum, at once, along further sums, or through what mixes no channels.
+    straight
+        Whether there is no way around it, so that what it is given goes on in its place.
+    joins
+        Of a straight one the groups of channels before and behind it, which have to lose the same where it is left out;
+        empty where they are one, or none.
     """
 
     name: str
     layers: tuple[str, ...]
     others: tuple[str, ...]
     readers: tuple[str, ...] = ()
+    straight: bool = False
+    joins: tuple[str, ...] = ()
 
 
 Part = TypeVar("Part", Layer, Group, Branch)

@@ -1,4 +1,4 @@
-"""Which branches of a network end in a sum with what went around them, so that the network goes on without them."""
+"""What a network can do without: branches that end in a sum with what went around them, and what keeps its shape."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.anatomy import Branch
 from spaces.calls import tensors
-from spaces.surgery import LAYER_TYPES, NORMS, holders
+from spaces.surgery import BATCH_NORMS, LAYER_TYPES, NORMS, holders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from spaces.anatomy import Layer
+    from spaces.anatomy import Group, Layer
 
 INPUT = ""  # what the network was given, among what a tensor was made by
 SUMS = {"add", "add_"}
@@ -26,13 +26,18 @@ SHAPELESS = (*NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 Made = frozenset[str]
 
 
-def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> tuple[Branch, ...]:
-    """Return the branches whose sum with another path could do without them, in order of execution.
+def branches_of(
+    model: nn.Module, example: Tensor, layers: Sequence[Layer], groups: Sequence[Group]
+) -> tuple[Branch, ...]:
+    """Return what the network could do without, in order of execution.
 
     A branch is what one side of a sum was made by and the other was not, where the other side comes from the input too.
     Of two that were made by layers each, as beside a convolution in the shortcut, the one with more multiply-adds is
     offered; of nested ones the inner. All that has weights in it must be used once: layers, norms, activations with
     slopes, bare parameters such as the scale of a block or a table of positions.
+
+    Outside of all branches a layer that gives the shape that it is given is offered by itself, with the BatchNorm right
+    behind it; a depthwise one with the only layer that reads it, if that keeps the shape too, as in MobileNets.
 
     Parameters
     ----------
@@ -42,6 +47,8 @@ def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> t
         One input, shape (1, ...).
     layers
         Its layers, in order of execution.
+    groups
+        Its groups of channels.
     """
     follow = _Follow(model)
     try:
@@ -71,10 +78,74 @@ def branches_of(model: nn.Module, example: Tensor, layers: Sequence[Layer]) -> t
             taken = gone
             inside = [layer.name for layer in layers if layer.name in side]
             others = sorted(side - set(inside))
-            readers = [x for x in costs if x not in side and side & follow.reads.get(x, frozenset())]
-            branches.append(Branch(inside[0], tuple(inside), tuple(others), tuple(readers)))
+            readers = _readers(side, follow.reads, layers, costs)
+            branches.append(Branch(inside[0], tuple(inside), tuple(others), readers))
+    for straight in _straight([layer for layer in layers if layer.name in costs.keys() - taken], follow.reads):
+        joins = _joined(straight, groups)
+        if joins is not None:
+            inside = [layer.name for layer in straight]
+            norms = tuple(norm for name in inside if (norm := follow.norms.get(name, "")) in once)
+            readers = _readers(frozenset(inside), follow.reads, layers, costs)
+            branches.append(Branch(inside[0], tuple(inside), norms, readers, straight=True, joins=joins))
     order = {layer.name: place for place, layer in enumerate(layers)}
     return tuple(sorted(branches, key=lambda branch: order[branch.name]))
+
+
+def _readers(side: Made, reads: dict[str, Made], layers: Sequence[Layer], known: Collection[str]) -> tuple[str, ...]:
+    """Return the layers, of those that are known, that read what a branch gives, also through depthwise ones."""
+    mixing = {layer.name for layer in layers if not layer.depthwise}
+    found: set[str] = set()
+    reached = side
+    while reached:
+        reached = frozenset(x for x, read in reads.items() if x not in side | found and reached & read)
+        found |= reached
+        reached -= mixing
+    return tuple(layer.name for layer in layers if layer.name in found and layer.name in known)
+
+
+def _straight(layers: Sequence[Layer], reads: dict[str, Made]) -> list[tuple[Layer, ...]]:
+    """Return those of the layers that give the shape that they are given, depthwise ones with what reads them alone."""
+    alike = {layer.name: layer for layer in layers if layer.inputs == layer.outputs and _keeps_place(layer)}
+    found: list[tuple[Layer, ...]] = []
+    taken: set[str] = set()
+    for name, layer in alike.items():
+        if name in taken:
+            continue
+        behind = [reader for reader, read in reads.items() if name in read]
+        only = alike.get(behind[0]) if layer.depthwise and len(behind) == 1 else None
+        pair = only is not None and not only.depthwise and reads[only.name] == {name}
+        found.append((layer, only) if pair and only is not None else (layer,))
+        taken |= {each.name for each in found[-1]}
+    return found
+
+
+def _keeps_place(layer: Layer) -> bool:
+    return layer.runs[0].before == layer.runs[0].after
+
+
+def _joined(straight: Sequence[Layer], groups: Sequence[Group]) -> tuple[str, ...] | None:
+    """Return the groups of channels before and behind layers, if they can lose the same; none where they are one.
+
+    They can where channel by channel the one takes the place of the other, and the one behind begins here.
+    """
+    first, last = straight[0], straight[-1]
+    sides = ((first.name, "out" if first.depthwise else "in"), (last.name, "out"))  # a depthwise layer has one side
+    before, behind = (
+        [
+            (group, member.positions)
+            for group in groups
+            for member in group.members
+            if (member.layer, member.side) == side
+        ]
+        for side in sides
+    )
+    if [positions for _, positions in before] != [positions for _, positions in behind]:
+        return None
+    names = [(group.name, other.name) for (group, _), (other, _) in zip(before, behind, strict=True)]
+    if all(one == other for one, other in names):
+        return ()
+    begins = len(behind) == 1 and behind[0][0].producers[0] == last.name
+    return names[0] if begins else None
 
 
 class _Follow(TorchDispatchMode):
@@ -86,12 +157,16 @@ class _Follow(TorchDispatchMode):
         Of both sides of each sum of two tensors of one shape, what they were made by.
     reads
         For each layer the last layers on all ways to its input.
+    norms
+        For each layer the BatchNorm that is given the very tensor that it gave.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sums: list[tuple[Made, Made]] = []
         self.reads: dict[str, Made] = {}
+        self.norms: dict[str, str] = {}
+        self._given_by: Any = WeakIdKeyDictionary()
         self._last: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
         self._parameters = {id(p): name for name, p in model.named_parameters()}
@@ -158,6 +233,7 @@ class _Follow(TorchDispatchMode):
             for result in tensors(output):
                 self._made[result] = by
                 self._last[result] = last
+                self._given_by[result] = ""  # also of what is written in place
         return output
 
     def _met(self, given: Sequence[Made]) -> None:
@@ -183,9 +259,12 @@ class _Follow(TorchDispatchMode):
             by, last = frozenset({name}).union(*made), self._before(given)
             if isinstance(module, LAYER_TYPES):
                 self.reads[name], last = last, frozenset({name})
+            if isinstance(module, BATCH_NORMS) and given:
+                self.norms[self._given_by.get(given[0], "")] = name
             for result in tensors(output):
                 self._made[result] = by
                 self._last[result] = last
+                self._given_by[result] = name
             self._uses[name] += 1
 
         return note

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from spaces.quantized import OFF, PackedLayer, QuantizedLayer, along
 from spaces.statistics import forward_in_eval
-from spaces.surgery import LAYER_TYPES, NORMS, TRANSPOSED, put
+from spaces.surgery import BATCH_NORMS, LAYER_TYPES, TRANSPOSED, put, without_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     for name, module in model.named_modules():
         if isinstance(module, (*LAYER_TYPES, QuantizedLayer)) and name not in inner:
             handles.append(module.register_forward_hook(produce(name)))
-        elif isinstance(module, NORMS[:3]) and module.track_running_stats:
+        elif isinstance(module, BATCH_NORMS) and module.track_running_stats:
             handles.append(module.register_forward_hook(consume(name)))
     forward_in_eval(model, example)
     for handle in handles:
@@ -80,18 +80,13 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
 def _does_no_more(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     """Whether a norm is torch's own, or of a class that only calls its children after it, as timm's activate."""
-    assert isinstance(norm, NORMS[:3])
+    assert isinstance(norm, BATCH_NORMS)
     if type(norm).forward is nn.BatchNorm2d.forward:
         return True
     plain = nn.functional.batch_norm(
         inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
     )
-    return torch.equal(_rest(norm)(plain), output)
-
-
-def _rest(norm: nn.Module) -> nn.Module:
-    """Return what is left of a norm once a layer does its work."""
-    return nn.Sequential(*norm.children()) if any(norm.children()) else nn.Identity()
+    return torch.equal(without_norm(norm)(plain), output)
 
 
 def _folded_where_alike(model: nn.Module, pairs: list[tuple[str, str]], seen: Tensor) -> nn.Module:
@@ -111,14 +106,14 @@ def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     folded = copy.deepcopy(model)
     for convolution, norm in pairs:
         _fold(folded.get_submodule(convolution), folded.get_submodule(norm))
-        put(folded, norm, _rest(folded.get_submodule(norm)))
+        put(folded, norm, without_norm(folded.get_submodule(norm)))
     return folded
 
 
 def _fold(module: nn.Module, norm: nn.Module) -> None:
     """Multiply the layer's outputs by what the norm would, in place: gain on weights or scales, shift in the bias."""
     layer = module.layer if isinstance(module, QuantizedLayer) else module
-    assert isinstance(norm, NORMS[:3])
+    assert isinstance(norm, BATCH_NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     gain = torch.rsqrt(norm.running_var + norm.eps)

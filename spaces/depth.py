@@ -1,4 +1,4 @@
-"""Leave out whole branches beside a shortcut: which may be chosen, and the act."""
+"""Leave out whole branches beside a shortcut, and layers that keep the shape: which may be chosen, and the act."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spaces.branches import SHAPELESS
 from spaces.calls import tensors
 from spaces.refit import readers_rows, readjust
 from spaces.statistics import reestimate
-from spaces.surgery import CONVOLUTIONS, put
+from spaces.surgery import CONVOLUTIONS, put, without_norm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ class Silent(nn.Module):
                 for at, (size, dilation, stride) in enumerate(sizes)
             )
         elif not isinstance(module, SHAPELESS):
-            raise ValueError(f"branches are left out before ranks and bits, but got {type(module).__name__} in one")
+            raise _too_late(module)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return zeros."""
@@ -67,9 +67,12 @@ class Silent(nn.Module):
         return x.new_zeros(shape)
 
 
+LEFT_OUT = (Silent, nn.Identity)
+
+
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Leave branches out, so that only what goes around them is left.
+    """Leave branches out, so that only what goes around them is left, or what straight ones are given.
 
     Attributes
     ----------
@@ -89,19 +92,23 @@ class Skip:
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
         """Return a network without those branches; its BatchNorm statistics are those of the example.
 
-        The layers keep their names, as `Silent`, so that later steps find them.
+        The layers keep their names, as `Silent` or `Identity`, so that later steps find them.
+
+        Raises
+        ------
+        ValueError
+            If a straight one was pruned otherwise behind it than before it, or layers in a branch are split or rounded.
         """
         shallower = copy.deepcopy(model)
         gone = [branch for branch, out in self.branches if out]
         read = [name for branch in gone for name in branch.readers]
         before = readers_rows(model, example, dict.fromkeys(read)) if self.refit else {}
         for branch in gone:  # those behind see what is left of those before, refitted
-            for name in (*branch.layers, *branch.others):
-                _silence(shallower, name)
+            _pass(shallower, branch) if branch.straight else _silence(shallower, branch)
             left = [
                 name
                 for name in branch.readers
-                if name in before and not isinstance(shallower.get_submodule(name), Silent)
+                if name in before and not isinstance(shallower.get_submodule(name), LEFT_OUT)
             ]
             for name, (after_GND, block) in readers_rows(shallower, example, left).items():
                 readjust(shallower.get_submodule(name), before[name][0], after_GND, block)
@@ -155,6 +162,9 @@ def dispensable(model: nn.Module, example: Tensor, branches: tuple[Branch, ...])
 class Depth:
     """Whether each branch beside a shortcut stays, such as the main path of a residual block, or attention.
 
+    Where no shortcut is, a layer that gives the shape that it is given may go too, such as a block of MobileNetV1; what
+    is pruned before and behind it is then the same channels.
+
     Its step comes after pruning, which works on the channels of the whole network, and before ranks and bits. Products
     of attention count in multiply-adds even where they are of zeros, as they are in torch; no file computes them.
 
@@ -183,7 +193,10 @@ class Depth:
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Say of each branch, at its first layer, what goes with it."""
         acting = {branch.name for branch in self._branches(anatomy)}
-        said = {layer.name: "no: it is in no branch that a sum can do without" for layer in anatomy.layers}
+        said = {
+            layer.name: "no: it is in no branch of a sum, and what it is given cannot take its place"
+            for layer in anatomy.layers
+        }
         for branch in anatomy.branches:
             others = branch.layers[1:]
             if branch.name not in acting:
@@ -197,14 +210,42 @@ class Depth:
         return acted_on("branch", anatomy.branches, self.only)
 
 
-def _silence(model: nn.Module, name: str) -> None:
-    """Put zeros in the place of a module, or of a bare parameter, of a network that may be changed."""
-    owner, _, leaf = name.rpartition(".")
-    holder = model.get_submodule(owner)
-    bare = dict(holder.named_parameters(recurse=False)).get(leaf)
-    if bare is None:
-        old = model.get_submodule(name)
-        put(model, name, Silent(old).train(old.training))
-    else:
-        delattr(holder, leaf)
-        holder.register_buffer(leaf, torch.zeros_like(bare), persistent=False)
+def _pass(model: nn.Module, branch: Branch) -> None:
+    """Let layers, and the norms behind them, give what they are given, in a network that may be changed."""
+    layers = {name: model.get_submodule(name) for name in branch.layers}
+    if wrong := next(
+        (module for module in layers.values() if not isinstance(module, (nn.Linear, *CONVOLUTIONS))), None
+    ):
+        raise _too_late(wrong)
+    before, behind = _width(layers[branch.layers[0]], "in"), _width(layers[branch.layers[-1]], "out")
+    if before != behind:
+        raise ValueError(
+            f"{branch.name!r} cannot be left out where it is given {before} channels and gives {behind}; "
+            "Space.suggest prunes them alike"
+        )
+    for name in branch.layers:
+        put(model, name, nn.Identity())
+    for name in branch.others:
+        put(model, name, without_norm(model.get_submodule(name)))
+
+
+def _width(layer: nn.Module, side: str) -> int:
+    return int(getattr(layer, f"{side}_{'features' if isinstance(layer, nn.Linear) else 'channels'}"))
+
+
+def _too_late(module: nn.Module) -> ValueError:
+    return ValueError(f"branches are left out before ranks and bits, but got {type(module).__name__} in one")
+
+
+def _silence(model: nn.Module, branch: Branch) -> None:
+    """Put zeros in the place of all in a branch, of a network that may be changed."""
+    for name in (*branch.layers, *branch.others):
+        owner, _, leaf = name.rpartition(".")
+        holder = model.get_submodule(owner)
+        bare = dict(holder.named_parameters(recurse=False)).get(leaf)
+        if bare is None:
+            old = model.get_submodule(name)
+            put(model, name, Silent(old).train(old.training))
+        else:
+            delattr(holder, leaf)
+            holder.register_buffer(leaf, torch.zeros_like(bare), persistent=False)

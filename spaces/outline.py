@@ -107,6 +107,11 @@ class Frame:
         self.strided = np.array([max(layer.stride, default=1) > 1 for layer in layers], dtype=float)
         self.grouped = (self.shapes.groups > 1).astype(float)
         self.padded = np.array([_padded(module) for module in mine], dtype=float)
+        self.joined = [
+            (self.layers[branch.name], self.groups[branch.joins[0]], self.groups[branch.joins[1]])
+            for branch in self.anatomy.branches
+            if branch.joins
+        ]
         self._columns: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
         self.products = Extents(self.anatomy.products, self.groups, self.layers)
         self.parameters = Extents(parameters_of(finished, self.anatomy), self.groups, self.layers)
@@ -215,7 +220,7 @@ class Outline:
     def parts(self) -> Parts:
         """Return the layers that are left, by the same rules by which the steps build them."""
         frame = self.frame
-        removed = frame.units - self.units_NG
+        removed = frame.units - self._units()
         lost = removed @ frame.lost_GC
         outputs, inputs, groups = (frame.channels_3L - lost.reshape(-1, *frame.channels_3L.shape)).transpose(1, 0, 2)
         grouped = (groups > 1).astype(float) if frame.any_depthwise else frame.grouped
@@ -241,6 +246,13 @@ class Outline:
             parameters=frame.parameters.total(removed, self.kept_NL),
             held=-frame.parameters.gone(self.kept_NL),
         )
+
+    def _units(self) -> np.ndarray:
+        """Return the units of each group that are kept, shape (N, G), alike on both sides of what is left out."""
+        units = self.units_NG.copy() if self.frame.joined else self.units_NG
+        for layer, before, behind in self.frame.joined:  # in order of execution
+            units[:, behind] = np.where(self.kept_NL[:, layer] > 0, units[:, behind], units[:, before])
+        return units
 
     def _factors(self, shapes: Shapes) -> Factors:
         weights = shapes.outputs * shapes.group_inputs * shapes.area

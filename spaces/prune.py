@@ -42,12 +42,15 @@ class Prune:
         Says which units go first.
     refit
         Whether the consumers' weights are fitted anew by least squares.
+    joined
+        Pairs of (group, another one that loses the same units, since what lies between them is left out).
     """
 
     ratios: tuple[tuple[str, float], ...]
     round_to: int = 1
     importance: Importance = field(default_factory=SecondOrder)
     refit: bool = True
+    joined: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         """Check the ratios."""
@@ -58,8 +61,13 @@ class Prune:
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
         """Return a network without those channels; its BatchNorm statistics are those of the example."""
         anatomy = trace(model, example)
+        leads = {behind: before for before, behind in self.joined}
+
+        def leading(name: str) -> Group:
+            return leading(leads[name]) if name in leads else anatomy.group(name)
+
         kept = [
-            (group, self._kept(model, example, group, count))
+            (group, self._kept(model, example, leading(name), count))
             for name, ratio in self.ratios
             if (count := kept_units((group := anatomy.group(name)).units, ratio, self.round_to)) < group.units
         ]
@@ -96,11 +104,18 @@ class Prune:
         return {"channels removed": dict(self.ratios)}
 
     def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Prune:
-        """Return the same without the groups that are in removed layers alone."""
+        """Return the same without the groups in removed layers alone, and with those around straight ones alike."""
         layers = {layer.name for layer in anatomy.layers}
         places = {group.name: layers.intersection(member.layer for member in group.members) for group in anatomy.groups}
         idle = {name for name, its in places.items() if its and gone.issuperset(its)}
-        return replace(self, ratios=tuple((name, 0.0 if name in idle else ratio) for name, ratio in self.ratios))
+        ratios = {name: 0.0 if name in idle else ratio for name, ratio in self.ratios}
+        joined = tuple(
+            (branch.joins[0], branch.joins[1]) for branch in anatomy.branches if branch.joins and branch.name in gone
+        )
+        for before, behind in joined:
+            if before in ratios or behind in ratios:
+                ratios[behind] = ratios.get(before, 0.0)
+        return replace(self, ratios=tuple(ratios.items()), joined=joined)
 
     def words(self) -> str:
         """Say which share of which groups is removed."""

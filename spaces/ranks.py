@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from spaces.anatomy import acted_on, unknown
 from spaces.decompose import Decomposition, Tucker2
-from spaces.depth import Silent
+from spaces.depth import LEFT_OUT
 from spaces.factors import shapes_of
 from spaces.plan import settled, snap
 from spaces.statistics import moments, reestimate
@@ -55,7 +55,7 @@ class Factorize:
         for name, _ in self.ranks:
             if name not in layers:
                 raise ValueError(unknown("layer", name, layers))
-            if isinstance(layers[name], Silent):
+            if isinstance(layers[name], LEFT_OUT):
                 continue
             if not isinstance(layers[name], LAYER_TYPES) or isinstance(layers[name], TRANSPOSED):
                 raise ValueError(

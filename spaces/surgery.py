@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from spaces.anatomy import Group, Side
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYER_TYPES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
@@ -52,6 +53,11 @@ def gone(kept: Iterable[tuple[Group, Sequence[int]]]) -> dict[tuple[str, Side, i
                 position for unit in lost for position in member.positions[unit]
             )
     return positions
+
+
+def without_norm(norm: nn.Module) -> nn.Module:
+    """Return what is left of a norm once a layer does its work, or none has to: nothing, or its activation."""
+    return nn.Sequential(*norm.children()) if any(norm.children()) else nn.Identity()
 
 
 def holders(model: nn.Module) -> Counter[int]:

@@ -82,7 +82,7 @@ def _look(model: nn.Module, example: Tensor) -> Anatomy:
         for name, module in seen.named_modules()
         if name not in weighted and any(True for _ in module.parameters(recurse=False))
     )
-    branches = dispensable(seen, example, branches_of(seen, example, layers))
+    branches = dispensable(seen, example, branches_of(seen, example, layers, groups))
     return Anatomy(layers, groups, refusals, others, products, branches)
 
 

@@ -22,7 +22,7 @@ from objectives import Examples, Latency, LatencyShare, Limit, Macs, SizeBytes, 
 from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.errors import UserError
-from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
+from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
 
 FOLDER = "FSDD"  # the environment variable that names the folder of the .wav files
 CACHE = Path("runs/features")
@@ -129,7 +129,12 @@ def deployed(
         spec,
         name=f"speech-deployed-{runtime}",
         space=Space(
-            steps=(PruneRatios(highest, round_to=spec.runtime.channels), Ranks(), BitWidths(runtime=spec.runtime)),
+            steps=(
+                PruneRatios(highest, round_to=spec.runtime.channels),
+                Depth(),
+                Ranks(),
+                BitWidths(runtime=spec.runtime),
+            ),
             recovery=Temperatures(),
         ),
         objectives=spec.objectives[:2],

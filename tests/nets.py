@@ -115,6 +115,26 @@ class Separable(Net):
         return run(F.relu(self.bn2(self.pointwise(x))).mean((2, 3)), self.head)
 
 
+class Straight(Net):
+    """Layers that give the shape that they are given, and no way around them: of MobileNetV1, and of VGG."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.wise, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.point, self.bn2 = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.plain = nn.Conv2d(8, 8, 3, padding=1)
+        self.wider = nn.Conv2d(8, 12, 3, 2, 1)
+        self.turn, self.bn3 = nn.Conv2d(12, 12, 3, padding="same", groups=12, bias=False), nn.BatchNorm2d(12)
+        self.drop, self.head = nn.Dropout(0.1), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn0(self.stem(x)))
+        x = F.relu(self.bn2(self.point(F.relu(self.bn1(self.wise(x))))))
+        x = F.relu(self.wider(F.relu(self.plain(x), inplace=True)))
+        return run(self.drop(F.relu(self.bn3(self.turn(x)))).mean((2, 3)), self.head)
+
+
 class Grouped(Net):
     """A convolution of two groups between dense ones."""
 

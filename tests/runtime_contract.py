@@ -28,7 +28,19 @@ from spaces import (
     trace,
 )
 from studies.digits import Net as Digits
-from tests.nets import CLASSES, Mlp, Net, Plain, Residual, Separable, example, run, scrambled, teacher
+from tests.nets import (
+    CLASSES,
+    Mlp,
+    Net,
+    Plain,
+    Residual,
+    Separable,
+    Straight,
+    example,
+    run,
+    scrambled,
+    teacher,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,10 +197,11 @@ class RuntimeContract:
         whole = SizeBytes(runtime)(deployed(Plan((act,), Distill()).apply(net, inputs), inputs))
         assert path.stat().st_size < 0.6 * whole
 
-    def test_branches_that_follow_each_other_are_left_out(self, tmp_path: Path) -> None:
-        net, inputs = scrambled(Bottlenecks()), torch.randn(16, 3, 8, 8)
+    @pytest.mark.parametrize(("kind", "count"), [(Bottlenecks, 2), (Straight, 3)])
+    def test_branches_that_follow_each_other_are_left_out(self, kind: type[Net], count: int, tmp_path: Path) -> None:
+        net, inputs = scrambled(kind()), torch.randn(16, 3, 8, 8)
         anatomy = trace(net, inputs)
-        assert len(anatomy.branches) == 2
+        assert len(anatomy.branches) == count
         less = Skip(tuple((branch, True) for branch in anatomy.branches))
         finished = deployed(less.apply(net, inputs), inputs)
         assert self.agreement(finished, inputs, tmp_path / f"less.{self.make().suffix}") > EXACT

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures())
 BRANCHES = {ZeroShortcut: 1, Mobile: 1, VisionTransformer: 3, ChannelsLast: 1, Paddings: 1, Einsum: 1,
-            TorchTransformer: 4, FlowControl: 2}  # fmt: skip
+            TorchTransformer: 4, FlowControl: 4}  # fmt: skip
 SLOW_TO_EXPORT = (VisionTransformer, Recurrent)
 BEHIND = {"side.0", "side_head"}  # layers that run in training only
 

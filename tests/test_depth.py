@@ -152,6 +152,7 @@ def test_branches_are_found_with_all_that_is_in_them_and_only_the_inner_of_two()
             ("norm1", "norm2", "norm3"),
             readers=("outer", "head"),
         ),
+        Branch("outer", ("outer",), (), readers=("inner", "head"), straight=True),
         Branch("inner", ("inner",), (), readers=("head",)),
     )
 
@@ -185,8 +186,13 @@ def test_a_shortcut_with_a_convolution_stays_and_one_without_weights_too() -> No
 def test_what_no_sum_can_do_without_is_not_offered_and_says_so() -> None:
     net = teacher(Stubborn)
     anatomy = trace(net, example(net))
-    assert anatomy.branches == ()
-    assert set(Depth().acts_on(anatomy).values()) == {"no: it is in no branch that a sum can do without"}
+    assert not any(branch.layers for branch in anatomy.branches if not branch.straight)
+    kept = [name for name, said in Depth().acts_on(anatomy).items() if said.startswith("no: ")]
+    assert kept == ["stem", "twice", "bare", "head"]
+    assert (
+        Depth().acts_on(anatomy)["bare"]
+        == "no: it is in no branch of a sum, and what it is given cannot take its place"
+    )
 
 
 class Odd(nn.LayerNorm):
@@ -252,7 +258,7 @@ def test_what_others_need_and_what_gives_no_numbers_is_not_left_out(kind: str, m
     monkeypatch.setattr(Trap, "kind", kind)
     torch.manual_seed(0)
     net = Trap().eval()
-    left = trace(net, example(net)).branches
+    left = [branch for branch in trace(net, example(net)).branches if not branch.straight]
     assert [(branch.name, branch.others) for branch in left] == ([("b", ())] if kind == "shared" else [])
 
 
@@ -291,7 +297,7 @@ def test_a_network_that_cannot_be_followed_has_no_branches() -> None:
 
     net = Counting().eval()
     x = torch.randn(1, 3, 4, 4)
-    assert branches_of(net, x, layers_of(net, x)) == ()
+    assert branches_of(net, x, layers_of(net, x), ()) == ()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
@@ -475,10 +481,10 @@ def test_the_same_parameters_give_an_equal_step_whatever_was_pruned_before() -> 
     net = teacher(Inverted)
     pruned = step(PruneRatios(), net, 1.0).apply(net, example(net))
     act = step(Depth(), net, 1.0)
-    assert act.words() == "without expand, inner"
+    assert act.words() == "without expand, outer, inner"
     left = act.apply(pruned, example(net))
     names = {name for name, module in left.named_modules() if isinstance(module, LAYER_TYPES)}
-    assert names == {"stem", "outer", "head"}
+    assert names == {"stem", "head"}
 
 
 def test_a_name_that_is_not_there_is_named() -> None:
