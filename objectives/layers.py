@@ -40,6 +40,11 @@ class Parts(Protocol):
         ...
 
     @property
+    def inputs(self) -> np.ndarray:
+        """Input channels of a group, 0 where there is no such layer."""
+        ...
+
+    @property
     def weight_bits(self) -> np.ndarray:
         """Width of a weight, 32 for a float."""
         ...

@@ -46,6 +46,7 @@ ALIKE = 0.05  # of the cost, by which networks differ that are alike
 FAR = 0.3  # networks of which nothing is left, that count everywhere
 BYTE = 8
 BLOCKS = 8, 16  # output channels that kernels compute together: those of ONNX Runtime, and of XNNPACK
+GATHERED = 8  # input channels that XNNPACK's integer kernels multiply together, at each place of the kernel
 FOLDER = "SLIMFRONT_MEASURED"
 AHEAD = "measured_ahead"  # attribute of a study: parameters of plans, what they cost over the teacher, and on what
 
@@ -119,17 +120,20 @@ def work(parts: Parts) -> np.ndarray:
     """Return how much work of each kind there is in each network, shape (N, F).
 
     Multiply-adds of convolutions in floating point, of those between integers, of grouped ones and of linear layers,
-    all with output channels filled up to eight and to sixteen; multiply-adds as they are, of grouped ones between
-    integers, and of convolutions whose weights of less than a byte are unpacked at every inference; bits of weights;
-    numbers written, and those of layers with rounded inputs; layers, those with rounded inputs and those that are
-    unpacked; multiply-adds of other products; and 1.
+    all with output channels filled up to eight and to sixteen; of those between integers with input channels filled up,
+    of which a first layer has few; multiply-adds as they are, of grouped ones between integers, and of convolutions
+    whose weights of less than a byte are unpacked at every inference; bits of weights; numbers written, and those of
+    layers with rounded inputs; layers, those with rounded inputs and those that are unpacked; multiply-adds of other
+    products; and 1.
     """
     whole = np.broadcast_arrays(
-        parts.macs, parts.weights, parts.outputs, parts.weight_bits, parts.activation_bits, parts.linear, parts.grouped
-    )
-    macs, weights, outputs, weight_bits, activation_bits, linear, grouped = whole
+        parts.macs, parts.weights, parts.outputs, parts.inputs, parts.weight_bits, parts.activation_bits, parts.linear,
+        parts.grouped,
+    )  # fmt: skip
+    macs, weights, outputs, inputs, weight_bits, activation_bits, linear, grouped = whole
     there = outputs > 0
     blocks = [macs * np.ceil(outputs / block) * block / np.maximum(outputs, 1) for block in BLOCKS]
+    gathered = macs * np.ceil(inputs / GATHERED) * GATHERED / np.maximum(inputs, 1)
     written = outputs * macs / np.maximum(weights, 1)
     rounded = there & (activation_bits < OFF)
     integer = rounded & (weight_bits < OFF)
@@ -138,7 +142,8 @@ def work(parts: Parts) -> np.ndarray:
     unpacked = [there & (weight_bits < BYTE) & kind for kind in (integer, ~integer)]
     each = (
         *(filled * kind for filled in blocks for kind in (dense & ~integer, dense & integer, alone, linear > 0)),
-        macs, macs * (alone & integer), *(macs * (kind & these) for kind in unpacked for these in (dense, alone)),
+        gathered * (dense & integer), macs, macs * (alone & integer),
+        *(macs * (kind & these) for kind in unpacked for these in (dense, alone)),
         weights * weight_bits, written, written * rounded, there, rounded, *unpacked,
     )  # fmt: skip
     sums = [kind.sum((0, 2)) for kind in each]

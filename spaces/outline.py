@@ -58,6 +58,7 @@ class Parts:
     weights: np.ndarray
     biases: np.ndarray
     outputs: np.ndarray
+    inputs: np.ndarray
     weight_bits: np.ndarray
     activation_bits: np.ndarray
     levels: np.ndarray
@@ -235,6 +236,7 @@ class Outline:
             weights=factors.weights,
             biases=last * (outputs * frame.biased),
             outputs=factors.array[1],
+            inputs=np.concatenate((shapes.group_inputs[None], factors.array[1, :-1])),  # of the last one's outputs
             weight_bits=self.weight_bits_NL,
             activation_bits=self.activation_bits_NL,
             levels=self.levels_NL,

@@ -3,9 +3,10 @@
     python -m studies.file_sizes --runtime executorch
     python -m studies.file_sizes --runtime executorch --files 60 --fit graph convolution linear
 
-Plans of every strength (pruning, ranks and bits) for four small networks that are not trained, since no size depends on
-that. With `--fit` parts of the runtime's `FileLayout` are read off the same files anew, by least squares on shares of
-their size, for whoever changes how files are written. What a format fixes, such as 4 bytes for a scale, is better kept.
+Plans of every strength (pruning, depth, ranks and bits) for four small networks that are not trained, since no size
+depends on that; half of them with the same widths in all layers, as most of what is found. With `--fit` parts of the
+runtime's `FileLayout` are read off the same files anew, by least squares on shares of their size, for whoever changes
+how files are written. What a format fixes, such as 4 bytes for a scale, is better kept.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import numpy as np
 import optuna
 import pandas as pd
 import torch
+from optuna.trial import FixedTrial
 from torch import nn
 
 from objectives import SizeBytes
 from objectives.runtimes import RUNTIMES, named
 from search.progress import track
 from search.stratified import StratifiedRandom
-from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures, deployed, trace
+from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures, deployed, trace
 from studies import digits, fashion_mnist, speech_digits
 
 if TYPE_CHECKING:
@@ -55,7 +57,9 @@ class Laid:
 def candidates(runtime: Runtime, count: int, seed: int) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
     """Yield the name of a network, what a plan makes of it, finished, and its calibration inputs."""
     torch.manual_seed(seed)
-    space = Space((PruneRatios(0.875, round_to=runtime.channels), Ranks(), BitWidths(runtime=runtime)), Temperatures())
+    random = np.random.default_rng(seed)
+    widths = BitWidths(runtime=runtime)
+    space = Space((PruneRatios(0.875, round_to=runtime.channels), Depth(), Ranks(), widths), Temperatures())
     teachers = {}
     for name, (make, shape) in NETWORKS.items():
         teacher, inputs = make().eval(), torch.randn(32, *shape)
@@ -68,7 +72,11 @@ def candidates(runtime: Runtime, count: int, seed: int) -> Iterator[tuple[str, n
         name = tuple(NETWORKS)[place % len(NETWORKS)]
         teacher, inputs, anatomy = teachers[name]
         with torch.no_grad():
-            plan = space.suggest(study.ask(), anatomy)
+            trial = study.ask()
+            plan = space.suggest(trial, anatomy)
+            if place // len(NETWORKS) % 2:
+                alike = widths.uniform(anatomy, random.uniform(0.5, 1.0))
+                plan = space.suggest(FixedTrial(trial.params | alike), anatomy)
             yield name, deployed(plan.apply(teacher, inputs).eval(), inputs), inputs
 
 

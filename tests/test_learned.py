@@ -24,7 +24,7 @@ from search.learned import A_ROUND, AHEAD, FEWEST, NETWORKS, ROUNDS, Learned, le
 from search.run import run
 from search.storage import enqueue, open_study
 from search.trial import RELATIVE, run_trial
-from spaces import Distill, Plan, Prune, Quantize, quantized
+from spaces import Distill, Factorize, Plan, Prune, Quantize, quantized
 from spaces.outline import outlined
 from spaces.quantized import OFF
 from tests.small_study import bench, searched, study
@@ -303,8 +303,25 @@ def test_work_of_layers_whose_weights_are_unpacked_is_counted_apart() -> None:
     done = work(outlined(shared.foresight.frame, [plan]).parts())[0]
     first, second = 8 * 9 * 64, 8 * 8 * 9 * 16
     integer, floating = (second, 0), (first, 0)  # of whole convolutions, of grouped ones
-    assert done[9:14].tolist() == [0, *integer, *floating]
+    assert done[10:15].tolist() == [0, *integer, *floating]
     assert done[-6:-2].tolist() == [3, 2, 1, 1], "layers, with rounded inputs, unpacked between integers and not"
+
+
+def test_input_channels_between_integers_are_filled_up_and_those_of_floating_point_are_not() -> None:
+    shared = bench(spec())
+    plans = [
+        Plan((Quantize(pairs),), Distill()) for pairs in ((("first", 8, 8),), (("second", 8, 8),), (("head", 8, 8),))
+    ]
+    done = work(outlined(shared.foresight.frame, [None, *plans]).parts())
+    first, second = 8 * 9 * 64, 8 * 8 * 9 * 16
+    assert done[:, 8].tolist() == [0, 8 * first, second, 0], "the first has one input channel, the second eight"
+    split = Plan((Factorize((("second", 0.25),)), Quantize((("second", 8, 8),))), Distill())
+    model = split.apply(shared.model, shared.example)
+    layers = [module for module in model.get_submodule("second").modules() if isinstance(module, nn.Conv2d)]
+    filled = {layer: -(-layer.in_channels // 8) * 8 / layer.in_channels for layer in layers}
+    wanted = sum(16 * layer.weight.numel() * filled[layer] for layer in layers)
+    assert [layer.in_channels for layer in layers] == [8, 2]
+    assert work(outlined(shared.foresight.frame, [split]).parts())[0, 8] == wanted
 
 
 def test_the_error_is_that_of_networks_that_were_not_learned_from() -> None:
@@ -332,11 +349,11 @@ def test_what_is_measured_of_networks_that_are_alike_moves_what_is_told_of_their
 def test_work_counts_the_layers_and_fills_channels_up_to_blocks() -> None:
     shared = bench(spec())
     done = work(outlined(shared.foresight.frame, [None]).parts())
-    assert done.shape == (1, 23)
+    assert done.shape == (1, 24)
     first, second, head = 8 * 9 * 64, 8 * 8 * 9 * 16, 32 * 4
     weights = 32 * (8 * 9 + 8 * 8 * 9 + head)
     written = 8 * 64 + 8 * 16 + 4
     assert done[0].tolist() == [
-        *(first + second, 0, 0, 2 * head), *(2 * (first + second), 0, 0, 4 * head),
+        *(first + second, 0, 0, 2 * head), *(2 * (first + second), 0, 0, 4 * head), 0,
         first + second + head, *[0] * 5, weights, written, 0, 3, 0, 0, 0, 0, 1,
     ]  # fmt: skip
