@@ -22,6 +22,7 @@ FIRST, LOWEST, HIGHEST, FACTOR = 4e-3, 1e-6, 10.0, 2.0  # rates that are tried
 TESTED = 25  # steps of each training
 LAST = 0.25  # of these, whose losses count
 DAMAGE, LENGTH = 0.65, 0.5  # powers of the loss and of the steps that the best rate grows with (studies/LOG.md)
+DAMAGED = 1.1  # nats, to which networks were seen to be trained to something (studies/LOG.md)
 LEAST, LONGEST = 0.01, 200  # nats and steps, beyond which nothing was measured
 
 

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from search.front import front, spent, trained
 from search.progress import console
-from search.rates import TESTED, Rate, range_test
+from search.rates import DAMAGED, TESTED, Rate, range_test
 from search.shares import TRAINING
 from search.storage import ASKED, enqueue, fixed, params_of
 from search.trial import EPOCHS, SECONDS
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from search.bench import Bench
     from search.clock import Clock
     from search.spec import Recipe, StudySpec
+    from spaces import Plan
 
 RANGE = "range_test"  # attribute of a study: what it gave
 ENOUGH = 8  # candidates that must be trained in the time that is left, if so many are, or trainings are shortened
@@ -36,14 +37,15 @@ WORTH = 1.5  # times the epochs that a member had: below that, training it again
 def rated(study: Study, bench: Bench) -> Rate | None:
     """Return the learning rate of a range test, which is made once a study; None where the recipe names its own.
 
-    The test is made on the last of the plans that the study starts with, the smallest network: what has lost little is
-    served by almost any rate, and a test on it tells little.
+    The test is made on the smallest network of the plans that the study starts with: what has lost little is served by
+    almost any rate, and a test on it tells little. But what has lost nearly all may be past training, where rates seem
+    best that ruin others; so it is the smallest of which enough is left, or the one that has lost least.
     """
     recipe = bench.spec.recipe
     if recipe.learning_rate is not None:
         return None
     if RANGE not in study.user_attrs:
-        plan = bench.plan(_first(study, bench)[-1])
+        plan = _damaged([bench.plan(params) for params in _first(study, bench)], bench)
         model = bench.build(plan)
         with bench.shares.spending(TRAINING):
             train = bench.spec.splits.train
@@ -51,6 +53,15 @@ def rated(study: Study, bench: Bench) -> Rate | None:
             study.set_user_attr(RANGE, Rate(rate, bench.score(model), TESTED))
         console.print(f"learning rate {rate:.2g} by a range test; others by what a network lost, and its steps")
     return Rate(*study.user_attrs[RANGE])
+
+
+def _damaged(plans: list[Plan], bench: Bench) -> Plan:
+    """Return the last of the plans, which are ever smaller, that is surely not past training."""
+    if len(plans) == 1:
+        return plans[0]
+    losses = [bench.score(bench.sketch(plan)) for plan in plans]
+    trainable = [plan for plan, loss in zip(plans, losses, strict=True) if loss <= DAMAGED]
+    return trainable[-1] if trainable else plans[losses.index(min(losses))]
 
 
 def _first(study: Study, bench: Bench) -> list[dict[str, Any]]:

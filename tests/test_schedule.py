@@ -14,15 +14,16 @@ from torch import nn
 
 from objectives import Examples
 from search import Budget, Recipe
+from search.bench import Bench
 from search.confirm import confirm
 from search.errors import UserError
 from search.front import front, trained
 from search.rates import HIGHEST, LONGEST, LOWEST, Rate, range_test
 from search.recover import Teacher, recover
 from search.schedule import RANGE, prolong, promote, rated
-from search.storage import ASKED, fixed
+from search.storage import ASKED, enqueue, fixed, open_study
 from search.trial import EPOCHS, RATE, SECONDS, VALUES, state_path
-from spaces import Distill
+from spaces import Distill, Plan
 from tests.small_study import Net, bench, searched, splits, study, teacher, watched
 
 if TYPE_CHECKING:
@@ -97,6 +98,31 @@ def test_what_lost_more_or_has_more_steps_takes_a_higher_rate() -> None:
     assert rate.at(0.1, 25) == pytest.approx(4e-3 * 10**-0.65, rel=0.02)
     assert rate.at(-0.001, 25) == rate.at(0.0, 25) > 0, "as good as the teacher, or better"
     assert rate.at(1.0, 10 * LONGEST) == rate.at(1.0, LONGEST)
+
+
+@pytest.mark.parametrize(("most", "chosen"), [(0.5, 0), (1.0, 0), (2.0, 1), (9.0, 2)])
+def test_the_test_is_made_on_the_smallest_network_that_is_not_past_training(
+    most: float, chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = unrated()
+    main = open_study(made, tmp_path, None, create=True)
+    shared = bench(made)
+    strengths = (0.3, 0.6, 1.0)
+    starts = [made.space.uniform(shared.anatomy, (strength,) * len(made.space.steps)) for strength in strengths]
+    for params in starts:
+        enqueue(main, params)
+    losses = iter((1.0, 2.0, 9.0))
+    monkeypatch.setattr("search.score.Score.__call__", lambda *_: next(losses, 0.0))
+    monkeypatch.setattr("search.schedule.DAMAGED", most)
+    built: list[Plan] = []
+
+    def build(plan: Plan) -> nn.Module:
+        built.append(plan)
+        return Bench.build(shared, plan)
+
+    monkeypatch.setattr(shared, "build", build)
+    rated(main, shared)
+    assert built == [shared.plan(starts[chosen])]
 
 
 def test_a_loss_that_is_never_finite_is_named() -> None:
