@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from optuna.trial import TrialState
 from search.front import front, spent, trained
 from search.progress import console
 from search.rates import DAMAGED, TESTED, Rate, range_test
-from search.shares import TRAINING
+from search.shares import BUILDING, TRAINING
 from search.storage import ASKED, enqueue, fixed, params_of
 from search.trial import EPOCHS, SECONDS
 from spaces.anatomy import first_line
@@ -57,9 +58,16 @@ def rated(study: Study, bench: Bench) -> Rate | None:
 
 def _damaged(plans: list[Plan], bench: Bench) -> Plan:
     """Return the last of the plans, which are ever smaller, that is surely not past training."""
-    if len(plans) == 1:
-        return plans[0]
-    losses = [bench.score(bench.sketch(plan)) for plan in plans]
+
+    def lost(plan: Plan) -> float:
+        try:
+            loss = bench.score(bench.sketch(plan))
+        except Exception:  # noqa: BLE001 - whatever it is, its trial will say so
+            return math.inf
+        return loss if math.isfinite(loss) else math.inf
+
+    with bench.shares.spending(BUILDING):
+        losses = [lost(plan) for plan in plans]
     trainable = [plan for plan, loss in zip(plans, losses, strict=True) if loss <= DAMAGED]
     return trainable[-1] if trainable else plans[losses.index(min(losses))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.anatomy import Branch
 from spaces.calls import tensors
+from spaces.deploy import does_no_more
 from spaces.surgery import BATCH_NORMS, LAYER_TYPES, NORMS, holders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from spaces.anatomy import Group, Layer
 
@@ -80,13 +82,11 @@ def branches_of(
             others = sorted(side - set(inside))
             readers = _readers(side, follow.reads, layers, costs)
             branches.append(Branch(inside[0], tuple(inside), tuple(others), readers))
-    for straight in _straight([layer for layer in layers if layer.name in costs.keys() - taken], follow.reads):
-        joins = _joined(straight, groups)
-        if joins is not None:
-            inside = [layer.name for layer in straight]
-            norms = tuple(norm for name in inside if (norm := follow.norms.get(name, "")) in once)
-            readers = _readers(frozenset(inside), follow.reads, layers, costs)
-            branches.append(Branch(inside[0], tuple(inside), norms, readers, straight=True, joins=joins))
+    for straight, joins in _straight([x for x in layers if x.name in costs.keys() - taken], follow.reads, groups):
+        inside = [layer.name for layer in straight]
+        norms = tuple(norm for name in inside if (norm := follow.norm_of(name)) in once - taken)
+        readers = _readers(frozenset(inside), follow.reads, layers, costs)
+        branches.append(Branch(inside[0], tuple(inside), norms, readers, straight=True, joins=joins))
     order = {layer.name: place for place, layer in enumerate(layers)}
     return tuple(sorted(branches, key=lambda branch: order[branch.name]))
 
@@ -103,20 +103,26 @@ def _readers(side: Made, reads: dict[str, Made], layers: Sequence[Layer], known:
     return tuple(layer.name for layer in layers if layer.name in found and layer.name in known)
 
 
-def _straight(layers: Sequence[Layer], reads: dict[str, Made]) -> list[tuple[Layer, ...]]:
-    """Return those of the layers that give the shape that they are given, depthwise ones with what reads them alone."""
+def _straight(
+    layers: Sequence[Layer], reads: dict[str, Made], groups: Sequence[Group]
+) -> Iterator[tuple[tuple[Layer, ...], tuple[str, ...]]]:
+    """Yield those of the layers that give the shape that they are given, and what they join, as from `_joined`.
+
+    Depthwise ones with the layer that alone reads them, if it is another of these, and that can be.
+    """
     alike = {layer.name: layer for layer in layers if layer.inputs == layer.outputs and _keeps_place(layer)}
-    found: list[tuple[Layer, ...]] = []
     taken: set[str] = set()
     for name, layer in alike.items():
-        if name in taken:
-            continue
-        behind = [reader for reader, read in reads.items() if name in read]
-        only = alike.get(behind[0]) if layer.depthwise and len(behind) == 1 else None
-        pair = only is not None and not only.depthwise and reads[only.name] == {name}
-        found.append((layer, only) if pair and only is not None else (layer,))
-        taken |= {each.name for each in found[-1]}
-    return found
+        behind = [alike.get(reader) for reader, read in reads.items() if name in read]
+        together: list[tuple[Layer, ...]] = [(layer,)]
+        if layer.depthwise and len(behind) == 1 and behind[0] and reads[behind[0].name] == {name}:
+            together.insert(0, (layer, behind[0]))
+        for straight in () if name in taken else together:
+            joins = _joined(straight, groups)
+            if joins is not None:
+                taken |= {each.name for each in straight}
+                yield straight, joins
+                break
 
 
 def _keeps_place(layer: Layer) -> bool:
@@ -128,23 +134,24 @@ def _joined(straight: Sequence[Layer], groups: Sequence[Group]) -> tuple[str, ..
 
     They can where channel by channel the one takes the place of the other, and the one behind begins here.
     """
-    first, last = straight[0], straight[-1]
-    sides = ((first.name, "out" if first.depthwise else "in"), (last.name, "out"))  # a depthwise layer has one side
-    before, behind = (
-        [
-            (group, member.positions)
-            for group in groups
-            for member in group.members
-            if (member.layer, member.side) == side
+
+    def channels(layer: Layer, side: str) -> list[tuple[Group, tuple[tuple[int, ...], ...]]]:
+        side = "out" if layer.depthwise else side  # the only side that it has
+        found = [(group, member) for group in groups for member in group.members]
+        return [
+            (group, member.positions) for group, member in found if (member.layer, member.side) == (layer.name, side)
         ]
-        for side in sides
-    )
+
+    for one, other in itertools.pairwise(straight):
+        if channels(one, "out") != channels(other, "in"):
+            return None
+    before, behind = channels(straight[0], "in"), channels(straight[-1], "out")
     if [positions for _, positions in before] != [positions for _, positions in behind]:
         return None
     names = [(group.name, other.name) for (group, _), (other, _) in zip(before, behind, strict=True)]
     if all(one == other for one, other in names):
         return ()
-    begins = len(behind) == 1 and behind[0][0].producers[0] == last.name
+    begins = len(behind) == 1 and behind[0][0].producers[0] == straight[-1].name
     return names[0] if begins else None
 
 
@@ -157,16 +164,15 @@ class _Follow(TorchDispatchMode):
         Of both sides of each sum of two tensors of one shape, what they were made by.
     reads
         For each layer the last layers on all ways to its input.
-    norms
-        For each layer the BatchNorm that is given the very tensor that it gave.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sums: list[tuple[Made, Made]] = []
         self.reads: dict[str, Made] = {}
-        self.norms: dict[str, str] = {}
+        self._norms: dict[str, str] = {}  # for a layer, the BatchNorm that is given the very tensor that it gave
         self._given_by: Any = WeakIdKeyDictionary()
+        self._takers: Counter[str] = Counter()  # of what a module gave
         self._last: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
         self._parameters = {id(p): name for name, p in model.named_parameters()}
@@ -180,7 +186,7 @@ class _Follow(TorchDispatchMode):
         known = {name for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
         for name, module in model.named_modules():
             held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            if held and not list(module.children()):
+            if held and (isinstance(module, BATCH_NORMS) or not list(module.children())):
                 known.add(name)
                 self._handles += [
                     module.register_forward_pre_hook(self._enter),
@@ -202,6 +208,10 @@ class _Follow(TorchDispatchMode):
         for handle in self._handles:
             handle.remove()
 
+    def norm_of(self, layer: str) -> str:
+        """Return the BatchNorm that alone is given what a layer gives, and does no more; empty where there is none."""
+        return self._norms.get(layer, "") if self._takers[layer] == 1 else ""
+
     @property
     def apart(self) -> set[str]:
         """Modules of whose parameters one is read elsewhere too."""
@@ -221,6 +231,7 @@ class _Follow(TorchDispatchMode):
         before = [self._of(tensor) for tensor in given]
         if not self._inside:
             self._uses.update(name for name in (self._parameters.get(id(tensor)) for tensor in given) if name)
+            self._takers.update(self._given_by.get(tensor, "") for tensor in given)
         output = function(*args, **(kwargs or {}))
         if not self._inside:
             name = function._schema.name.removeprefix("aten::")  # noqa: SLF001
@@ -252,15 +263,21 @@ class _Follow(TorchDispatchMode):
 
     def _leave(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
-            self._inside -= 1
             given = tensors(inputs)
+            if (
+                isinstance(module, BATCH_NORMS)
+                and module.track_running_stats
+                and isinstance(output, Tensor)
+                and does_no_more(module, given[0], output)
+            ):
+                self._norms[self._given_by.get(given[0], "")] = name
+            self._inside -= 1
+            self._takers.update(self._given_by.get(tensor, "") for tensor in given)
             made = [self._of(tensor) for tensor in given]
             self._met([frozenset({INPUT}), *made])  # a parameter that a module is given meets the input there
             by, last = frozenset({name}).union(*made), self._before(given)
             if isinstance(module, LAYER_TYPES):
                 self.reads[name], last = last, frozenset({name})
-            if isinstance(module, BATCH_NORMS) and given:
-                self.norms[self._given_by.get(given[0], "")] = name
             for result in tensors(output):
                 self._made[result] = by
                 self._last[result] = last

@@ -60,7 +60,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     def consume(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def note(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if id(inputs[0]) in made and _does_no_more(norm, inputs[0], output):
+            if id(inputs[0]) in made and does_no_more(norm, inputs[0], output):
                 pairs.append((made[id(inputs[0])][0], name))
 
         return note
@@ -78,7 +78,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     return [(convolution, norm) for convolution, norm in pairs if calls[convolution] == calls[norm] == 1]
 
 
-def _does_no_more(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+def does_no_more(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     """Whether a norm is torch's own, or of a class that only calls its children after it, as timm's activate."""
     assert isinstance(norm, BATCH_NORMS)
     if type(norm).forward is nn.BatchNorm2d.forward:

@@ -67,7 +67,18 @@ class Silent(nn.Module):
         return x.new_zeros(shape)
 
 
-LEFT_OUT = (Silent, nn.Identity)
+class Passed(nn.Module):
+    """Stands for a layer that is left out where no shortcut is: gives what it is given, as a layer does.
+
+    That is a tensor of its own, contiguous, which what comes behind may write into.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a copy of the input."""
+        return x.clone(memory_format=torch.contiguous_format)
+
+
+LEFT_OUT = (Silent, Passed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +103,7 @@ class Skip:
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
         """Return a network without those branches; its BatchNorm statistics are those of the example.
 
-        The layers keep their names, as `Silent` or `Identity`, so that later steps find them.
+        The layers keep their names, as `Silent` or `Passed`, so that later steps find them.
 
         Raises
         ------
@@ -187,8 +198,17 @@ class Depth:
         )
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
-        """Leave all of them out, from half of the strength on, or none."""
-        return {f"skip/{branch.name}": int(strength > 0.5) for branch in self._branches(anatomy)}  # noqa: PLR2004
+        """Leave all branches of sums out from half of the strength on, and ever more straight ones, from the last.
+
+        What goes around a branch still holds a network together; where every straight layer is gone nothing does.
+        """
+        branches = self._branches(anatomy)
+        straight = [branch.name for branch in branches if branch.straight]
+        gone = straight[round(len(straight) * min(1.0, 2 - 2 * strength)) :]
+        return {
+            f"skip/{branch.name}": int(branch.name in gone if branch.straight else strength > 0.5)  # noqa: PLR2004
+            for branch in branches
+        }
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Say of each branch, at its first layer, what goes with it."""
@@ -212,21 +232,21 @@ class Depth:
 
 def _pass(model: nn.Module, branch: Branch) -> None:
     """Let layers, and the norms behind them, give what they are given, in a network that may be changed."""
-    layers = {name: model.get_submodule(name) for name in branch.layers}
-    if wrong := next(
-        (module for module in layers.values() if not isinstance(module, (nn.Linear, *CONVOLUTIONS))), None
-    ):
-        raise _too_late(wrong)
-    before, behind = _width(layers[branch.layers[0]], "in"), _width(layers[branch.layers[-1]], "out")
+    layers = [model.get_submodule(name) for name in branch.layers]
+    for layer in layers:
+        if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
+            raise _too_late(layer)
+    before, behind = _width(layers[0], "in"), _width(layers[-1], "out")
     if before != behind:
         raise ValueError(
             f"{branch.name!r} cannot be left out where it is given {before} channels and gives {behind}; "
             "Space.suggest prunes them alike"
         )
-    for name in branch.layers:
-        put(model, name, nn.Identity())
+    for name, layer in zip(branch.layers, layers, strict=True):
+        put(model, name, Passed().train(layer.training))
     for name in branch.others:
-        put(model, name, without_norm(model.get_submodule(name)))
+        norm = model.get_submodule(name)
+        put(model, name, without_norm(norm).train(norm.training))
 
 
 def _width(layer: nn.Module, side: str) -> int:

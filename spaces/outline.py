@@ -236,7 +236,9 @@ class Outline:
             weights=factors.weights,
             biases=last * (outputs * frame.biased),
             outputs=factors.array[1],
-            inputs=np.concatenate((shapes.group_inputs[None], factors.array[1, :-1])),  # of the last one's outputs
+            inputs=np.concatenate(
+                (shapes.group_inputs[None], factors.array[1, :-1])
+            ),  # of a factor, those of the one before
             weight_bits=self.weight_bits_NL,
             activation_bits=self.activation_bits_NL,
             levels=self.levels_NL,

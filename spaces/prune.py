@@ -108,14 +108,17 @@ class Prune:
         layers = {layer.name for layer in anatomy.layers}
         places = {group.name: layers.intersection(member.layer for member in group.members) for group in anatomy.groups}
         idle = {name for name, its in places.items() if its and gone.issuperset(its)}
-        ratios = {name: 0.0 if name in idle else ratio for name, ratio in self.ratios}
+        ratios = dict(self.ratios)
         joined = tuple(
             (branch.joins[0], branch.joins[1]) for branch in anatomy.branches if branch.joins and branch.name in gone
         )
         for before, behind in joined:
             if before in ratios or behind in ratios:
                 ratios[behind] = ratios.get(before, 0.0)
-        return replace(self, ratios=tuple(ratios.items()), joined=joined)
+        idle -= {before for before, _ in joined}
+        return replace(
+            self, ratios=tuple((name, 0.0 if name in idle else ratio) for name, ratio in ratios.items()), joined=joined
+        )
 
     def words(self) -> str:
         """Say which share of which groups is removed."""

@@ -37,6 +37,7 @@ from tests.user_nets import (
     Paddings,
     Recurrent,
     Reparametrized,
+    Shuffled,
     Text,
     TorchTransformer,
     UserNet,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures())
 BRANCHES = {ZeroShortcut: 1, Mobile: 1, VisionTransformer: 3, ChannelsLast: 1, Paddings: 1, Einsum: 1,
-            TorchTransformer: 4, FlowControl: 4}  # fmt: skip
+            TorchTransformer: 4, FlowControl: 4, Shuffled: 2}  # fmt: skip
 SLOW_TO_EXPORT = (VisionTransformer, Recurrent)
 BEHIND = {"side.0", "side_head"}  # layers that run in training only
 

@@ -193,3 +193,151 @@ def test_what_reads_it_through_a_depthwise_layer_is_refitted() -> None:
             left = Skip(((gone, True),), refit).apply(net, inputs).eval()
             off.append(float((left(inputs) - net(inputs)).norm() / net(inputs).norm()))
     assert off[1] < 0.9 * off[0]
+
+
+def test_what_is_left_trains_also_where_activations_write_in_place() -> None:
+    net = teacher(Straight)
+    left = suggested(net, {f"skip/{name}": 1 for name in NAMES}).apply(net, example(net)).train()
+    left(example(net)).square().sum().backward()
+    grads = {name: parameter.grad for name, parameter in left.named_parameters()}
+    assert {name for name, grad in grads.items() if grad is not None and grad.isfinite().all()} == set(grads)
+
+
+class InPlace(Net):
+    """Layers that keep the shape, in front of what writes into what it is given, or reads it as it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1, groups=3)
+        self.stem, self.inner, self.mix = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 8)
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x), inplace=True)
+        y = F.relu(self.stem(x)) - 0.1
+        z = F.relu(self.inner(y), inplace=True)
+        y = torch.cat([y, z], 1).mean((2, 3))
+        tokens = self.mix(z.flatten(2).transpose(1, 2))
+        return run(
+            torch.cat([y, tokens.view(-1, tokens.shape[-1]).view(len(y), -1, tokens.shape[-1]).mean(1)], 1), self.head
+        )
+
+
+def test_what_is_given_is_not_written_into() -> None:
+    net = teacher(InPlace)
+    inputs = example(net).clone()
+    anatomy = trace(net, inputs)
+    assert [branch.name for branch in anatomy.branches] == ["first", "inner", "mix"]
+    left = Skip(tuple((branch, True) for branch in anatomy.branches), refit=False).apply(net, inputs).eval()
+    for finished in (left, deployed(left, inputs)):
+        with torch.no_grad():
+            got = finished(inputs)
+            assert torch.equal(inputs, example(net))
+            y = F.relu(run(F.relu(inputs), net.get_submodule("stem"))) - 0.1
+            z = F.relu(y)
+            pooled = [part.mean((2, 3)) for part in (y, z, z)]
+            assert torch.allclose(got, run(torch.cat(pooled, 1), net.get_submodule("head")), atol=1e-5)
+    left.train()(inputs).sum().backward()
+
+
+class Activated(nn.BatchNorm2d):
+    """A norm that activates by children of its own, as timm's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.Hardswish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))  # type: ignore[no-any-return]
+
+
+class Hidden(nn.BatchNorm2d):
+    """A norm that activates by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class Normed(Net):
+    """Norms behind layers that keep the shape: one that activates, and those that must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wise = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm1, self.mid = Activated(8), nn.Conv2d(8, 8, 1)
+        self.norm2, self.branch = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.norm3, self.end = nn.Conv2d(8, 8, 1), Hidden(8), nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.wise(self.stem(x)))
+        x = self.mid(x)
+        x = x + self.branch(F.relu(self.norm2(x)))
+        return run(self.end(self.norm3(self.last(x))).mean((2, 3)), self.head)
+
+
+def test_a_norm_goes_with_the_layer_where_it_does_no_more_and_nothing_else_reads_the_layer() -> None:
+    net = teacher(Normed)
+    inputs = example(net)
+    anatomy = trace(net, inputs)
+    found = {branch.name: (branch.straight, branch.others) for branch in anatomy.branches}
+    assert found == {
+        "wise": (True, ("norm1",)), "mid": (True, ()), "branch": (False, ("norm2",)), "last": (True, ()),
+    }  # fmt: skip
+    costs = Macs(inputs), Parameters(), SizeBytes()
+    foresight = Foresight(net, inputs, deployed(net, inputs), costs)
+    for gone in ({"wise"}, {"mid"}, {"last"}, {"wise", "mid", "branch"}, set(found)):
+        plan = Plan((Skip(tuple((branch, branch.name in gone) for branch in anatomy.branches)),), Distill())
+        finished = deployed(plan.apply(net, inputs), inputs)
+        assert foresight.told(plan) == pytest.approx({cost.name: cost(finished) for cost in costs}), gone
+        kinds = [type(module) for module in finished.modules()]
+        assert kinds.count(nn.Hardswish) == 1, "what it activates with stays"
+
+
+class Turned(Net):
+    """Between a depthwise layer and the one that reads it the channels are turned around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wise, self.point = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Conv2d(8, 8, 1)
+        self.last, self.head = nn.Conv2d(8, 6, 1), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.point(F.relu(self.wise(F.relu(self.stem(x)))).flip(1)))
+        return run(F.relu(self.last(x)).mean((2, 3)), self.head)
+
+
+def test_a_depthwise_layer_goes_alone_where_the_channels_behind_it_are_others() -> None:
+    net = teacher(Turned)
+    assert [branch.layers for branch in trace(net, example(net)).branches] == [("wise",), ("point",)]
+
+
+class Inside(Net):
+    """A straight layer that reads what lies within a branch of a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.turn = (nn.Conv2d(3 if at == 0 else 8, 8, 1) for at in range(4))
+        self.last, self.head = nn.Conv2d(16, 6, 1), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        inner = F.relu(self.one(x))
+        x = torch.cat([x + self.two(inner), F.relu(self.turn(inner))], 1)
+        return run(F.relu(self.last(x)).mean((2, 3)), self.head)
+
+
+def test_costs_are_told_alike_where_the_channels_before_lie_in_a_branch_that_is_left_out_too() -> None:
+    net = teacher(Inside)
+    inputs = example(net)
+    anatomy = trace(net, inputs)
+    assert {branch.name: branch.joins for branch in anatomy.branches} == {"one": (), "turn": ("one", "turn")}
+    ratios = {"prune/one": 0.5, "prune/turn": 0.25}
+    space = Space((PruneRatios(), Depth()), Temperatures())
+    plan = suggested(net, ratios | {"skip/one": 1, "skip/turn": 1}, space)
+    foresight = Foresight(net, inputs, deployed(net, inputs), (Macs(inputs), Parameters()))
+    finished = deployed(plan.apply(net, inputs), inputs)
+    measured = {cost.name: cost(finished) for cost in (Macs(inputs), Parameters())}
+    drawn_alone = suggested(net, ratios, space).steps[0]
+    assert foresight.told(plan) == measured == foresight.told(Plan((drawn_alone, plan.steps[1]), Distill()))
+    assert finished.get_submodule("last").get_parameter("weight").shape[1] == 12

@@ -22,7 +22,7 @@ BOTH = 2
 
 
 def without_zeros(graph_module: fx.GraphModule) -> None:
-    """Leave out what adds zeros and what makes them, and a ReLU right behind another; in place.
+    """Leave out what adds zeros and what makes them, copies, and a ReLU right behind another; in place.
 
     Where something else is written into the zeros all stays as it is, and so does a sum that something is written into,
     where that would be seen elsewhere.
@@ -36,6 +36,10 @@ def without_zeros(graph_module: fx.GraphModule) -> None:
     hollow, sums = _looked(graph)
     for node, left in sums.items():  # an argument may have been replaced since
         _replace(node, node.args[left], hollow)
+    for node in list(graph.nodes):
+        given = node.all_input_nodes[:1]
+        if node.target == _ATEN.clone.default and node.meta["val"].stride() == given[0].meta["val"].stride():
+            _replace(node, given[0], hollow)
     for node in list(graph.nodes):
         if node.target in _CLAMPS and node.all_input_nodes[0].target in _CLAMPS:
             _replace(node, node.all_input_nodes[0], hollow)
