@@ -132,8 +132,8 @@ def work(parts: Parts) -> np.ndarray:
     )  # fmt: skip
     macs, weights, outputs, inputs, weight_bits, activation_bits, linear, grouped = whole
     there = outputs > 0
-    blocks = [macs * np.ceil(outputs / block) * block / np.maximum(outputs, 1) for block in BLOCKS]
-    gathered = macs * np.ceil(inputs / GATHERED) * GATHERED / np.maximum(inputs, 1)
+    blocks = [_filled(macs, outputs, block) for block in BLOCKS]
+    gathered = _filled(macs, inputs, GATHERED)
     written = outputs * macs / np.maximum(weights, 1)
     rounded = there & (activation_bits < OFF)
     integer = rounded & (weight_bits < OFF)
@@ -148,6 +148,12 @@ def work(parts: Parts) -> np.ndarray:
     )  # fmt: skip
     sums = [kind.sum((0, 2)) for kind in each]
     return np.column_stack([*sums, parts.product_macs, np.ones(len(sums[0]))])
+
+
+def _filled(macs: np.ndarray, channels: np.ndarray, block: int) -> np.ndarray:
+    """Return the multiply-adds where channels are filled up to whole blocks."""
+    filled: np.ndarray = macs * np.ceil(channels / block) * block / np.maximum(channels, 1)
+    return filled
 
 
 def _prices(done_NF: np.ndarray, values_N: np.ndarray) -> np.ndarray:

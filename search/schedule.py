@@ -57,7 +57,7 @@ def rated(study: Study, bench: Bench) -> Rate | None:
 
 
 def _damaged(plans: list[Plan], bench: Bench) -> Plan:
-    """Return the last of the plans, which are ever smaller, that is surely not past training."""
+    """Return the last of ever smaller plans that is surely not past training, or what has lost least."""
 
     def lost(plan: Plan) -> float:
         try:
@@ -66,10 +66,13 @@ def _damaged(plans: list[Plan], bench: Bench) -> Plan:
             return math.inf
         return loss if math.isfinite(loss) else math.inf
 
+    losses: dict[Plan, float] = {}
     with bench.shares.spending(BUILDING):
-        losses = [lost(plan) for plan in plans]
-    trainable = [plan for plan, loss in zip(plans, losses, strict=True) if loss <= DAMAGED]
-    return trainable[-1] if trainable else plans[losses.index(min(losses))]
+        for plan in reversed(plans):
+            losses[plan] = lost(plan)
+            if losses[plan] <= DAMAGED:
+                return plan
+    return min(plans, key=losses.__getitem__)
 
 
 def _first(study: Study, bench: Bench) -> list[dict[str, Any]]:

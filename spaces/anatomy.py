@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Side = Literal["out", "in", "parameter"]
+Joins = tuple[()] | tuple[str, str]
 
 
 class Run(NamedTuple):
@@ -182,7 +183,7 @@ class Branch:
     others: tuple[str, ...]
     readers: tuple[str, ...] = ()
     straight: bool = False
-    joins: tuple[str, ...] = ()
+    joins: Joins = ()
 
 
 Part = TypeVar("Part", Layer, Group, Branch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +13,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.anatomy import Branch
 from spaces.calls import tensors
-from spaces.deploy import does_no_more
-from spaces.surgery import BATCH_NORMS, LAYER_TYPES, NORMS, holders
+from spaces.surgery import BATCH_NORMS, LAYER_TYPES, NORMS, does_no_more, holders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from spaces.anatomy import Group, Layer
+    from spaces.anatomy import Group, Joins, Layer
+
+    # the groups that a side of a layer has channels of, and which of its channels go with each unit of them
+    Channels = dict[tuple[str, str], list[tuple[Group, tuple[tuple[int, ...], ...]]]]
 
 INPUT = ""  # what the network was given, among what a tensor was made by
 SUMS = {"add", "add_"}
@@ -105,47 +107,45 @@ def _readers(side: Made, reads: dict[str, Made], layers: Sequence[Layer], known:
 
 def _straight(
     layers: Sequence[Layer], reads: dict[str, Made], groups: Sequence[Group]
-) -> Iterator[tuple[tuple[Layer, ...], tuple[str, ...]]]:
+) -> Iterator[tuple[tuple[Layer, ...], Joins]]:
     """Yield those of the layers that give the shape that they are given, and what they join, as from `_joined`.
 
     Depthwise ones with the layer that alone reads them, if it is another of these, and that can be.
     """
-    alike = {layer.name: layer for layer in layers if layer.inputs == layer.outputs and _keeps_place(layer)}
+    channels: Channels = defaultdict(list)
+    for group in groups:
+        for member in group.members:
+            channels[member.layer, member.side].append((group, member.positions))
+    alike = {
+        layer.name: layer
+        for layer in layers
+        if layer.inputs == layer.outputs and layer.runs[0].before == layer.runs[0].after
+    }
     taken: set[str] = set()
     for name, layer in alike.items():
+        if name in taken:
+            continue
         behind = [alike.get(reader) for reader, read in reads.items() if name in read]
         together: list[tuple[Layer, ...]] = [(layer,)]
         if layer.depthwise and len(behind) == 1 and behind[0] and reads[behind[0].name] == {name}:
             together.insert(0, (layer, behind[0]))
-        for straight in () if name in taken else together:
-            joins = _joined(straight, groups)
-            if joins is not None:
-                taken |= {each.name for each in straight}
-                yield straight, joins
-                break
+        fits = ((straight, joins) for straight in together if (joins := _joined(straight, channels)) is not None)
+        for straight, joins in itertools.islice(fits, 1):
+            taken |= {each.name for each in straight}
+            yield straight, joins
 
 
-def _keeps_place(layer: Layer) -> bool:
-    return layer.runs[0].before == layer.runs[0].after
-
-
-def _joined(straight: Sequence[Layer], groups: Sequence[Group]) -> tuple[str, ...] | None:
+def _joined(straight: Sequence[Layer], channels: Channels) -> Joins | None:
     """Return the groups of channels before and behind layers, if they can lose the same; none where they are one.
 
     They can where channel by channel the one takes the place of the other, and the one behind begins here.
     """
-
-    def channels(layer: Layer, side: str) -> list[tuple[Group, tuple[tuple[int, ...], ...]]]:
-        side = "out" if layer.depthwise else side  # the only side that it has
-        found = [(group, member) for group in groups for member in group.members]
-        return [
-            (group, member.positions) for group, member in found if (member.layer, member.side) == (layer.name, side)
-        ]
-
-    for one, other in itertools.pairwise(straight):
-        if channels(one, "out") != channels(other, "in"):
-            return None
-    before, behind = channels(straight[0], "in"), channels(straight[-1], "out")
+    sides = [  # what is known of both sides of each; a depthwise layer has one
+        (channels[layer.name, "out" if layer.depthwise else "in"], channels[layer.name, "out"]) for layer in straight
+    ]
+    if any(one[1] != other[0] for one, other in itertools.pairwise(sides)):
+        return None
+    before, behind = sides[0][0], sides[-1][1]
     if [positions for _, positions in before] != [positions for _, positions in behind]:
         return None
     names = [(group.name, other.name) for (group, _), (other, _) in zip(before, behind, strict=True)]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from spaces.quantized import OFF, PackedLayer, QuantizedLayer, along
 from spaces.statistics import forward_in_eval
-from spaces.surgery import BATCH_NORMS, LAYER_TYPES, TRANSPOSED, put, without_norm
+from spaces.surgery import BATCH_NORMS, LAYER_TYPES, TRANSPOSED, does_no_more, put, without_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,17 +76,6 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     for handle in handles:
         handle.remove()
     return [(convolution, norm) for convolution, norm in pairs if calls[convolution] == calls[norm] == 1]
-
-
-def does_no_more(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
-    """Whether a norm is torch's own, or of a class that only calls its children after it, as timm's activate."""
-    assert isinstance(norm, BATCH_NORMS)
-    if type(norm).forward is nn.BatchNorm2d.forward:
-        return True
-    plain = nn.functional.batch_norm(
-        inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
-    )
-    return torch.equal(without_norm(norm)(plain), output)
 
 
 def _folded_where_alike(model: nn.Module, pairs: list[tuple[str, str]], seen: Tensor) -> nn.Module:

@@ -40,6 +40,8 @@ class Parts:
         Numbers held.
     outputs
         Output channels, 0 where there is no such part.
+    inputs
+        Input channels of a group.
     weight_bits, activation_bits
         Widths, 32 for none.
     levels
@@ -109,7 +111,7 @@ class Frame:
         self.grouped = (self.shapes.groups > 1).astype(float)
         self.padded = np.array([_padded(module) for module in mine], dtype=float)
         self.joined = [
-            (self.layers[branch.name], self.groups[branch.joins[0]], self.groups[branch.joins[1]])
+            (self.layers[branch.name], *(self.groups[name] for name in branch.joins))
             for branch in self.anatomy.branches
             if branch.joins
         ]
@@ -236,9 +238,7 @@ class Outline:
             weights=factors.weights,
             biases=last * (outputs * frame.biased),
             outputs=factors.array[1],
-            inputs=np.concatenate(
-                (shapes.group_inputs[None], factors.array[1, :-1])
-            ),  # of a factor, those of the one before
+            inputs=np.concatenate((shapes.group_inputs[None], factors.array[1, :-1])),  # what the factor before gives
             weight_bits=self.weight_bits_NL,
             activation_bits=self.activation_bits_NL,
             levels=self.levels_NL,

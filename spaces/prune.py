@@ -43,7 +43,7 @@ class Prune:
     refit
         Whether the consumers' weights are fitted anew by least squares.
     joined
-        Pairs of (group, another one that loses the same units, since what lies between them is left out).
+        Pairs of (group, another one behind it that loses the same units, since all between them is left out).
     """
 
     ratios: tuple[tuple[str, float], ...]
@@ -61,13 +61,9 @@ class Prune:
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
         """Return a network without those channels; its BatchNorm statistics are those of the example."""
         anatomy = trace(model, example)
-        leads = {behind: before for before, behind in self.joined}
-
-        def leading(name: str) -> Group:
-            return leading(leads[name]) if name in leads else anatomy.group(name)
-
+        leads = {behind: first for first, behind in self.joined}
         kept = [
-            (group, self._kept(model, example, leading(name), count))
+            (group, self._kept(model, example, anatomy.group(leads.get(name, name)), count))
             for name, ratio in self.ratios
             if (count := kept_units((group := anatomy.group(name)).units, ratio, self.round_to)) < group.units
         ]
@@ -108,16 +104,16 @@ class Prune:
         layers = {layer.name for layer in anatomy.layers}
         places = {group.name: layers.intersection(member.layer for member in group.members) for group in anatomy.groups}
         idle = {name for name, its in places.items() if its and gone.issuperset(its)}
-        ratios = dict(self.ratios)
-        joined = tuple(
-            (branch.joins[0], branch.joins[1]) for branch in anatomy.branches if branch.joins and branch.name in gone
-        )
-        for before, behind in joined:
+        joined = [branch.joins for branch in anatomy.branches if branch.joins and branch.name in gone]
+        ratios, leads = dict(self.ratios), dict[str, str]()
+        for before, behind in joined:  # in order of execution
+            leads[behind] = leads.get(before, before)
             if before in ratios or behind in ratios:
                 ratios[behind] = ratios.get(before, 0.0)
-        idle -= {before for before, _ in joined}
+        for name in idle.intersection(ratios).difference(before for before, _ in joined):
+            ratios[name] = 0.0
         return replace(
-            self, ratios=tuple((name, 0.0 if name in idle else ratio) for name, ratio in ratios.items()), joined=joined
+            self, ratios=tuple(ratios.items()), joined=tuple((first, behind) for behind, first in leads.items())
         )
 
     def words(self) -> str:

@@ -60,6 +60,17 @@ def without_norm(norm: nn.Module) -> nn.Module:
     return nn.Sequential(*norm.children()) if any(norm.children()) else nn.Identity()
 
 
+def does_no_more(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+    """Whether a norm is torch's own, or of a class that only calls its children after it, as timm's activate."""
+    assert isinstance(norm, BATCH_NORMS)
+    if type(norm).forward is nn.BatchNorm2d.forward:
+        return True
+    plain = nn.functional.batch_norm(
+        inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+    )
+    return torch.equal(without_norm(norm)(plain), output)
+
+
 def holders(model: nn.Module) -> Counter[int]:
     """Return how many modules hold each parameter, by the parameter's id; one of two names is one module."""
     return Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))

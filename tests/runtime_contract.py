@@ -28,19 +28,7 @@ from spaces import (
     trace,
 )
 from studies.digits import Net as Digits
-from tests.nets import (
-    CLASSES,
-    Mlp,
-    Net,
-    Plain,
-    Residual,
-    Separable,
-    Straight,
-    example,
-    run,
-    scrambled,
-    teacher,
-)
+from tests.nets import CLASSES, Mlp, Net, Plain, Residual, Separable, Straight, example, run, scrambled, teacher
 
 if TYPE_CHECKING:
     from pathlib import Path

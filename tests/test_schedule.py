@@ -111,8 +111,9 @@ def test_the_test_is_made_on_the_smallest_network_that_is_not_past_training(
     starts = [made.space.uniform(shared.anatomy, (strength,) * len(made.space.steps)) for strength in strengths]
     for params in starts:
         enqueue(main, params)
-    losses = iter((1.0, 2.0, 9.0))
-    monkeypatch.setattr("search.score.Score.__call__", lambda *_: next(losses, 0.0))
+    losses = dict(zip((shared.plan(params) for params in starts), (1.0, 2.0, 9.0), strict=True))
+    monkeypatch.setattr(shared, "sketch", lambda plan: plan)
+    monkeypatch.setattr("search.score.Score.__call__", lambda _, plan: losses.get(plan, 0.0))
     monkeypatch.setattr("search.schedule.DAMAGED", most)
     built: list[Plan] = []
 

@@ -11,13 +11,11 @@ from torch.nn import functional as F  # noqa: N812
 from objectives import Bops, Macs, Parameters, SizeBytes
 from search.foresight import Foresight
 from spaces import (
-    BitWidths,
     Branch,
     Depth,
     Distill,
     Plan,
     PruneRatios,
-    Ranks,
     Skip,
     Space,
     Temperatures,
@@ -25,10 +23,10 @@ from spaces import (
     trace,
 )
 from spaces.prune import Prune
-from tests.contracts import AxisContract, drawn
+from tests.contracts import ORDER, AxisContract, drawn, step
 from tests.nets import CLASSES, Net, Straight, example, run, teacher
 
-SPACE = Space((PruneRatios(), Depth(), Ranks(), BitWidths()), Temperatures())
+SPACE = Space(ORDER, Temperatures())
 NAMES = ("wise", "plain", "turn")
 
 
@@ -156,17 +154,15 @@ def test_costs_are_foreseen_also_of_plans_that_are_put_together_from_options(see
 def test_what_was_pruned_otherwise_on_both_sides_is_refused() -> None:
     net = teacher(Straight)
     pruned = Prune((("stem", 0.5),)).apply(net, example(net))
-    plain = next(branch for branch in trace(net, example(net)).branches if branch.name == "wise")
     with pytest.raises(ValueError, match="'wise' cannot be left out where it is given 4 channels and gives 8"):
-        Skip(((plain, True),)).apply(pruned, example(net))
+        step(Depth(only=("wise",)), net, 1.0).apply(pruned, example(net))
 
 
 def test_what_is_split_or_rounded_already_is_refused() -> None:
     net = teacher(Straight)
     rounded = suggested(net, {"weight_bits/plain": 4}).apply(net, example(net))
-    plain = next(branch for branch in trace(net, example(net)).branches if branch.name == "plain")
     with pytest.raises(ValueError, match="before ranks and bits, but got QuantizedLayer"):
-        Skip(((plain, True),)).apply(rounded, example(net))
+        step(Depth(only=("plain",)), net, 1.0).apply(rounded, example(net))
 
 
 def test_what_reads_it_through_a_depthwise_layer_is_refitted() -> None:

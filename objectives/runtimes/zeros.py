@@ -37,11 +37,7 @@ def without_zeros(graph_module: fx.GraphModule) -> None:
     for node, left in sums.items():  # an argument may have been replaced since
         _replace(node, node.args[left], hollow)
     for node in list(graph.nodes):
-        given = node.all_input_nodes[:1]
-        if node.target == _ATEN.clone.default and node.meta["val"].stride() == given[0].meta["val"].stride():
-            _replace(node, given[0], hollow)
-    for node in list(graph.nodes):
-        if node.target in _CLAMPS and node.all_input_nodes[0].target in _CLAMPS:
+        if _repeats(node):
             _replace(node, node.all_input_nodes[0], hollow)
     for node in reversed(list(graph.nodes)):  # an operator in place counts as one with effects, and would stay
         if node in hollow and not node.users:
@@ -84,6 +80,15 @@ def _gives_zeros(node: fx.Node, given: list[fx.Node], zeros: set[fx.Node]) -> bo
         or (node.target in _KEEPING and len(silent) == len(given) == 1)
         or (node.target in _PRODUCTS and len(silent) > 0 and (given[0] in zeros or not _mutates(node)))
         or (node.target in _SUMS and len(silent) == BOTH)
+    )
+
+
+def _repeats(node: fx.Node) -> bool:
+    """Whether a node gives what it is given: a ReLU right behind another, or a copy that lies in memory alike."""
+    if node.target in _CLAMPS:
+        return node.all_input_nodes[0].target in _CLAMPS
+    return node.target == _ATEN.clone.default and (
+        node.meta["val"].stride() == node.all_input_nodes[0].meta["val"].stride()
     )
 
 
