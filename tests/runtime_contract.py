@@ -28,6 +28,7 @@ from spaces import (
     trace,
 )
 from studies.digits import Net as Digits
+from studies.fashion_mnist import Introductory
 from tests.nets import CLASSES, Mlp, Net, Plain, Residual, Separable, Straight, example, run, scrambled, teacher
 
 if TYPE_CHECKING:
@@ -228,6 +229,17 @@ class RuntimeContract:
         finished = deployed(Plan(steps, Distill()).apply(net, inputs), inputs)
         agreement = self.agreement(finished, inputs, tmp_path / f"model.{runtime.suffix}")
         assert agreement > (INTEGER if "bits" in pair else EXACT)
+
+    def test_pooling_and_dropout_between_a_layer_and_its_relu_change_nothing(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        net, runtime, inputs = Introductory().eval(), self.make(), torch.randn(32, 1, 28, 28)
+        widths = []
+        for layer in trace(net, inputs).layers:
+            pairs = runtime.precisions(layer.kind, 1)
+            widths.append((layer.name, *min(pairs, key=lambda pair: (pair.activations, -pair.weights))))
+        assert widths[1] == ("conv2", 8, 8)
+        finished = deployed(Quantize(tuple(widths)).apply(net, inputs), inputs)
+        assert self.agreement(finished, inputs, tmp_path / f"model.{runtime.suffix}") > INTEGER
 
     @pytest.mark.parametrize("pair", [(OFF, OFF), (8, OFF), (4, 8), (8, 8)], ids=str)
     def test_the_size_of_a_file_is_told_before_there_is_one(self, pair: tuple[int, int], tmp_path: Path) -> None:

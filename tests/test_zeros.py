@@ -74,6 +74,7 @@ def left(function: Any) -> list[str]:
         lambda x, zeros: F.relu(F.relu(x) + F.dropout(zeros, training=False)),
         lambda x, zeros: F.relu(x + 0.5 * F.hardswish(zeros)),
         lambda x, zeros: F.relu(x + (zeros + zeros)),
+        lambda x, zeros: F.relu(F.dropout(F.dropout2d(x, training=False) + zeros, training=False)),
         into,
         excited,
     ],

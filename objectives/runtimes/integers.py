@@ -38,8 +38,7 @@ WEIGHT = _OPS.dequantize_per_channel.default
 _CLAMPS = {_ATEN.relu.default, _ATEN.relu_.default, _ATEN.hardtanh.default, _ATEN.hardtanh_.default,
            _ATEN.relu6.default}  # fmt: skip
 _MOVERS = {_ATEN.max_pool2d.default, _ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints,
-           _ATEN.permute.default, _ATEN.transpose.int, _ATEN.squeeze.dim, _ATEN.unsqueeze.default,
-           _ATEN.dropout.default}  # fmt: skip
+           _ATEN.permute.default, _ATEN.transpose.int, _ATEN.squeeze.dim, _ATEN.unsqueeze.default}  # fmt: skip
 _SUMS = {_ATEN.add.Tensor, _ATEN.add_.Tensor}
 _INTEGERS = {*_SUMS, _ATEN.mean.dim, _ATEN.avg_pool2d.default,
              _ATEN.adaptive_avg_pool2d.default, _ATEN.cat.default}  # fmt: skip
@@ -91,6 +90,7 @@ def integer_graph(model: nn.Module, example: Tensor, *, floating: bool) -> fx.Gr
     graph_module: Any = torch.export.export(model, (example[:1],), strict=False).module(check_guards=False)
     without_zeros(graph_module)
     graph = graph_module.graph
+    _clamp_first(graph)
     has_one_output(model, len(graph.output_node().all_input_nodes))
     layers = [node for node in graph.nodes if node.target in _LAYERS]
     integer = {node for node in layers if _is_integer(node)}
@@ -120,6 +120,19 @@ def constant(graph_module: fx.GraphModule, node: fx.Node) -> Tensor:
     assert isinstance(node.target, str)
     found: Tensor = operator.attrgetter(node.target)(graph_module)
     return found
+
+
+def _clamp_first(graph: fx.Graph) -> None:
+    """Clamp before values are moved instead of behind, in place: the kernel of a layer does it on the way."""
+    for node in list(graph.nodes):
+        while node.target in _CLAMPS and (given := node.all_input_nodes[0]).target in _MOVERS:
+            (values,) = given.all_input_nodes
+            if len(given.users) > 1 or len(values.users) > 1:
+                break
+            node.replace_all_uses_with(given)
+            node.replace_input_with(given, values)
+            given.replace_input_with(values, node)
+            node.append(given)
 
 
 def _leave_floating(layer: fx.Node) -> None:

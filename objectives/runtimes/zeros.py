@@ -1,4 +1,4 @@
-"""Sums with zeros are left out of a graph: what is left of a branch that a network does without."""
+"""Sums with zeros are left out of a graph, which are left of a branch that a network does without, and other no-ops."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ _ZEROS = {_ATEN.new_zeros.default, _ATEN.zeros.default}
 _BOUNDED = {_ATEN.hardtanh.default, _ATEN.hardtanh_.default}
 _CLAMPS = {_ATEN.relu.default, _ATEN.relu_.default}
 _SUMS = {_ATEN.add.Tensor, _ATEN.add_.Tensor}
+_DROPOUTS = {_ATEN.dropout.default, _ATEN.feature_dropout.default, _ATEN.alpha_dropout.default,
+             _ATEN.feature_alpha_dropout.default}  # fmt: skip
 _PRODUCTS = {_ATEN.mul.Tensor, _ATEN.mul_.Tensor}
 # of zeros these give zeros
 _KEEPING = {*_CLAMPS, _ATEN.hardswish.default, _ATEN.hardswish_.default, _ATEN.silu.default, _ATEN.silu_.default,
@@ -22,7 +24,7 @@ BOTH = 2
 
 
 def without_zeros(graph_module: fx.GraphModule) -> None:
-    """Leave out what adds zeros and what makes them, copies, and a ReLU right behind another; in place.
+    """Leave out what adds zeros and what makes them, copies, dropout, and a ReLU right behind another; in place.
 
     Where something else is written into the zeros all stays as it is, and so does a sum that something is written into,
     where that would be seen elsewhere.
@@ -84,9 +86,11 @@ def _gives_zeros(node: fx.Node, given: list[fx.Node], zeros: set[fx.Node]) -> bo
 
 
 def _repeats(node: fx.Node) -> bool:
-    """Whether a node gives what it is given: a ReLU right behind another, or a copy that lies in memory alike."""
+    """Whether a node gives what it is given: a ReLU behind another, dropout, or a copy that lies in memory alike."""
     if node.target in _CLAMPS:
         return node.all_input_nodes[0].target in _CLAMPS
+    if node.target in _DROPOUTS:
+        return node.args[2:] == (False,)
     return node.target == _ATEN.clone.default and (
         node.meta["val"].stride() == node.all_input_nodes[0].meta["val"].stride()
     )
