@@ -1,4 +1,4 @@
-"""Stop a training early where another network, no larger, has done better than this one can be expected to."""
+"""Stop a training early that is expected to miss a limit, or to be worse than another network that is no larger."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Rung:
         Raises
         ------
         TrialPruned
-            If the network is expected to be dominated.
+            If the network is expected to be dominated, or to miss a limit.
         """
         self._told(share)
         if self._over or not PLACE <= share < 1:
@@ -82,29 +82,32 @@ class Rung:
             finished = self._bench.finish(self._model)
             now = {str(at): float(objective(finished)) for at, objective in self._objectives}
         self._trial.set_user_attr(RUNG, {"epochs": self._epochs, "values": now})
-        better = self._dominating(now)
-        if better is not None:
+        reason = self._stopping(now)
+        if reason is not None:
             self._trial.set_user_attr(STOPPED, value=True)
-            how = "not expected to be beaten" if self._strict else "out of its reach"
-            reason = f"at a quarter of its training, trial {better}, which costs no more, is {how}"
-            self._trial.set_user_attr(REASON, reason)
+            self._trial.set_user_attr(REASON, f"at a quarter of its training, {reason}")
             raise TrialPruned
 
-    def _dominating(self, now: dict[str, float]) -> int | None:
-        """Return a trained trial that costs no more and is better than this one can be expected to become."""
+    def _stopping(self, now: dict[str, float]) -> str | None:
+        """Return why a limit is out of reach, or a trained trial that costs no more; None where neither is."""
         over = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         alike = [trial for trial in over if trial.user_attrs.get(RUNG, {}).get("epochs") == self._epochs]
         if len(alike) < FEWEST:
             return None
         reached = {}
-        for at, _ in self._objectives:
+        for at, objective in self._objectives:
             gains = np.array([trial.values[at] - trial.user_attrs[RUNG]["values"][str(at)] for trial in alike])
             sign = -self._sign(at)
-            reached[at] = sign, sign * (now[str(at)] + np.median(gains)) + (0 if self._strict else gains.std())
+            best = sign * (now[str(at)] + np.median(gains)) + (0 if self._strict else gains.std())
+            reached[at] = sign, best
+            for limit in self._bench.spec.limits:
+                if limit.objective.name == objective.name and limit.excess(sign * best) > 0:
+                    return f"{limit} is {'not expected to be held' if self._strict else 'out of its reach'}"
         for trial in alike:
             costs = all(self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items())
             if costs and all(sign * trial.values[at] > best for at, (sign, best) in reached.items()):
-                return int(trial.number)
+                how = "not expected to be beaten" if self._strict else "out of its reach"
+                return f"trial {trial.number}, which costs no more, is {how}"
         return None
 
     def _sign(self, at: int) -> int:

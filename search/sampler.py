@@ -36,7 +36,8 @@ class DraftSampler(BaseSampler):
     both studies have under one metric name is known of every plan; the others are learned from the trials that were
     trained, by a Bayesian regression on the draft's first value and, with less belief, the known ones. Trials that were
     stopped at a rung count with what trials of their kind ended with. The gain is the mean, over thresholds of the
-    known objectives, of the expected improvement on the best that is within the threshold.
+    known objectives, of the expected improvement on the best that is within the threshold and holds the limits, times
+    the probability that the plan holds those limits that are known after training alone.
     Where there is no draft, or nothing is known or all of it, trials are sampled by NSGA-II.
 
     All that it goes by is in the storage: any number of workers may share a study. What other workers are training
@@ -50,6 +51,7 @@ class DraftSampler(BaseSampler):
     References
     ----------
     Emmerich et al. 2006, IEEE Trans. Evolutionary Computation 10(4): expected improvement of the hypervolume.
+    Gardner et al. 2014, ICML, §3: expected improvement under limits that are as dear to know.
     """
 
     def __init__(self, *, seed: int | None = None) -> None:
@@ -133,7 +135,9 @@ class _Table(NamedTuple):
     trained
         Which plans have values, shape (T,), and
     learned
-        the learned objectives of these, all to be small, shape (T, L).
+        the learned objectives of these, all to be small, shape (T, L), and
+    excess
+        by how much these miss each limit, zero or less where it holds, shape (T, M).
     stopped
         Which plans were stopped at a rung, shape (S,), and
     foretold
@@ -143,7 +147,7 @@ class _Table(NamedTuple):
     pending
         Which plans are under way.
     others
-        Costs and learned objectives of trained trials that are not in the draft, shape (O, C + L).
+        Costs and learned objectives of trained trials that are not in the draft and hold the limits, shape (O, C + L).
     """
 
     features: np.ndarray
@@ -152,6 +156,7 @@ class _Table(NamedTuple):
     taken: np.ndarray
     trained: np.ndarray
     learned: np.ndarray
+    excess: np.ndarray
     stopped: np.ndarray
     foretold: np.ndarray
     by_loss: np.ndarray
@@ -188,7 +193,7 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
     own = list(draft[0].params)
     place = {choices_in(trial, own): at for at, trial in enumerate(draft)}
     taken = np.zeros(len(draft), dtype=bool)
-    trained, outcomes, rungs, stopped, reached, pending, others = [], [], [], [], [], [], []
+    trained, outcomes, excess, rungs, stopped, reached, pending, others = [], [], [], [], [], [], [], []
     seen: set[str] = set()
     for trial in study.get_trials(deepcopy=False):
         at = place.get(choices_in(trial, own))
@@ -206,8 +211,9 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
             if at is not None:
                 trained.append(at)
                 outcomes.append(its[learned])
+                excess.append(list(trial.constraints.values()))
                 rungs.append(rung)
-            else:
+            elif max(trial.constraints.values(), default=0.0) <= 0:
                 others.append([*_scaled(np.array(trial.values)[None, known])[0] * signs[known], *its[learned]])
     ended = np.array(outcomes).reshape(-1, len(learned))
     shape = -1, 1 + len(learned)
@@ -220,6 +226,7 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
         taken=taken,
         trained=np.array(trained, dtype=int),
         learned=ended,
+        excess=np.array(excess).reshape(len(excess), len(excess[0]) if excess else 0),
         stopped=np.array(stopped, dtype=int)[told],
         foretold=foretold[told],
         by_loss=np.array([not seen or str(at) in seen for at in learned]),
@@ -261,7 +268,7 @@ def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.nda
     """Return the expected gain of each free plan; before enough are trained, how few of the draft dominate it."""
     low, high = table.costs[table.plausible].min(0), table.costs[table.plausible].max(0)
     limits = low + (high - low) * dice.random((THRESHOLDS, len(low)))
-    gains = np.zeros(len(free))
+    gains, holding = np.zeros(len(free)), _holding(table, free)
     for column in range(table.learned.shape[1]) if len(table.trained) >= FEWEST else ():
         outcomes = np.concatenate([table.learned[:, column], table.foretold[:, column]])
         ended = np.concatenate([table.trained, table.stopped])
@@ -269,22 +276,34 @@ def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.nda
         count = table.costs.shape[1]
         costs = np.vstack([table.costs[table.trained], table.costs[table.pending], table.others[:, :count]])
         values = np.concatenate([table.learned[:, column], expected[table.pending], table.others[:, count + column]])
-        worst = values.max()
-        inside = (costs[None] <= limits[:, None] + 1e-9).all(2)
-        level = np.where(inside, values, worst).min(1)
+        scale = max(float(np.ptp(values)), 1e-12)
+        held = np.append((table.excess <= 0).all(1), np.ones(len(table.pending) + len(table.others), dtype=bool))
+        if not held.any():
+            return holding
+        inside = (costs[None, held] <= limits[:, None] + 1e-9).all(2)
+        level = np.where(inside, values[held], values[held].max()).min(1)
         allowed = (table.costs[free][None] <= limits[:, None] + 1e-9).all(2)
         below = level[:, None] - expected[free]
         ratio = below / spread[free]
         improvement = below * norm.cdf(ratio) + spread[free] * norm.pdf(ratio)
-        scale = max(float(values.max() - values.min()), 1e-12)
         gains += (allowed * improvement).mean(0) / scale
     if gains.any():
+        gains *= holding
         return gains
     rank = (table.features[free, 0][None] >= table.features[free, 0][:, None]) | (
         table.costs[free][None] > table.costs[free][:, None]
     ).any(2)
     few: np.ndarray = rank.mean(1)
     return few
+
+
+def _holding(table: _Table, free: np.ndarray) -> np.ndarray:
+    """Return the probability that each free plan holds the limits that trained networks missed, as only these can."""
+    holding: np.ndarray = np.ones(len(free))
+    for excess in table.excess.T[(table.excess > 0).any(0)]:
+        expected, spread = _told(table.features, table.trained, excess, by_loss=True)
+        holding *= norm.cdf(-expected[free] / spread[free])
+    return holding
 
 
 def _told(

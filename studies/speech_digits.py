@@ -110,7 +110,12 @@ def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
 
 
 def deployed(
-    data: str = "", trials: int = 40, runtime: str = "onnx", share: float = 0.5, highest: float = 0.75
+    data: str = "",
+    trials: int = 40,
+    runtime: str = "onnx",
+    share: float = 0.5,
+    highest: float = 0.75,
+    least: float = 90.0,
 ) -> StudySpec:
     """Search for small files that take at most half of the teacher's time on a runtime.
 
@@ -122,6 +127,8 @@ def deployed(
         Of the teacher's time, batch 1, one thread.
     highest
         Share of its channels that a layer may lose.
+    least
+        Top-1, in percent, after the training of the search, which is a fifteenth of the confirmation's.
     """
     spec = study(data, trials, runtime)
     latency = LatencyShare(Latency(spec.runtime, spec.teacher, spec.splits.validation.inputs[:1]))
@@ -138,7 +145,7 @@ def deployed(
             recovery=Temperatures(),
         ),
         objectives=spec.objectives[:2],
-        limits=(Limit(latency, at_most=share),),
+        limits=(Limit(latency, at_most=share), Limit(spec.objectives[0], at_least=least)),
         confirmation=Recipe(epochs=60, batch_size=64, augment=shift_and_mask),
     )
 

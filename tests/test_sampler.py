@@ -18,7 +18,7 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import TrialState, create_trial
 
 from search.rungs import RUNG, STOPPED
-from search.sampler import DraftSampler, _drafted, _table
+from search.sampler import DraftSampler, _drafted, _gains, _table
 from search.storage import DRAFT
 from search.stratified import ENDS, StratifiedRandom
 
@@ -141,6 +141,28 @@ def test_on_a_front_losses_tell_and_not_costs_that_go_with_them() -> None:
     study = measured_study()
     places = [round(100 * study.ask().suggest_float("x", 0.0, 1.0, step=0.01)) for _ in range(3)]
     assert set(places) < {len(FRONT) + at for at in range(len(BETWEEN))}
+
+
+def test_what_is_expected_to_miss_a_limit_is_not_proposed() -> None:
+    gains = {}
+    for bound in (0.0, 88.0):
+        study = prepared(plans=0)
+        for trial in measured_study().trials:
+            top1, _ = trial.values
+            limits = {f"top1 >= {bound}": (bound - top1) / 100, "bops <= 1": -0.5}
+            study.add_trial(
+                create_trial(params=trial.params, distributions=SPACE, values=trial.values, constraints=limits)
+            )
+        draft = optuna.load_study(storage=study._storage, study_name="s" + DRAFT)
+        for at, (loss, part) in enumerate([*FRONT, (1.4, 250.0), (0.3, 70.0), (3.5, 900.0)]):
+            draft.add_trial(create_trial(params={"x": at / 100, "y": 1}, distributions=SPACE, values=[loss, 1 / part]))
+        known = _drafted(study)
+        assert known is not None
+        table = _table(study, known)
+        free = np.array([len(FRONT), len(FRONT) + 1])
+        gains[bound] = _gains(table, free, np.random.default_rng(0))
+    assert gains[0.0][0] > gains[0.0][1] > 0, "what costs least gains most"
+    assert 0 < gains[88.0][0] < 0.05 * gains[88.0][1], "86 percent are to be expected of it"
 
 
 def test_what_was_stopped_at_a_rung_counts_with_what_it_would_have_ended_with() -> None:
