@@ -13,6 +13,7 @@ from optuna.trial import FixedTrial, TrialState, create_trial
 
 from search.anchors import best_sums, check_reachable, representatives, table_of, uniform, within, within_limits
 from search.learned import learn, look_ahead
+from search.mending import Mending
 from search.options import combined, logarithms
 from search.progress import track
 from search.shares import SCORING
@@ -41,6 +42,7 @@ TRIES = 20  # times that many, of which none is new, and the space is used up
 MATED = 0.3  # share of the choices that a plan takes from its mate
 PLAUSIBLE = 0.5  # of the largest loss in the draft, at which a network answers as if it had seen nothing
 LOST = 1e9  # the loss of a network whose answers are not finite
+MENDED = "mended"  # attribute of a trial of the draft: what a few steps of training left of its one-shot loss
 LEAST = 0.01  # nats; below it one loss is like another
 
 
@@ -145,6 +147,8 @@ class Draft:
         self._wanted = wanted
         self._costs = [bench.foresight.foreseeable[name] for name in wanted]
         self._study = _create(study, [ONE_SHOT, *wanted])
+        self._mending = Mending(bench) if table.outline.left_out.any() else None
+        self._mended: list[float] = []
         self._places = [{value: at for at, value in enumerate(values)} for values in table.values]
         self._sizes = np.array([len(values) for values in table.values])
         self._chosen = np.zeros((0, len(self._sizes)), dtype=int)
@@ -173,12 +177,19 @@ class Draft:
         with self._bench.shares.spending(SCORING):
             loss = self._score(self._bench.sketch(plan))
         costs = self._cost(row[None])[0]
+        attributes: dict[str, float | str] = {WORKER: worker(), PLAN: plan.words()}
+        if self._mending is not None and np.isfinite(loss):
+            before = max(LEAST, loss)
+            loss = before * float(np.median(self._mended or [1.0]))
+            if not self._beaten(before * min(self._mended, default=0.0), logarithms(costs)):
+                loss = self._mending(plan)
+                attributes[MENDED] = max(LEAST, loss) / before
         self._study.add_trial(
             create_trial(
                 params=own,
                 distributions={name: trial.distributions[name] for name in own},
                 values=[loss if np.isfinite(loss) else LOST, *costs],
-                user_attrs={WORKER: worker(), PLAN: plan.words()},
+                user_attrs=attributes,
             )
         )
         self._look()
@@ -220,6 +231,7 @@ class Draft:
             self._chosen = np.vstack([self._chosen, row])
             self._losses = np.append(self._losses, max(LEAST, trial.values[0]))
             self._logs = np.vstack([self._logs, logarithms(np.array(trial.values[1:]))])
+            self._mended += [trial.user_attrs[MENDED]] if MENDED in trial.user_attrs else []
             self._place(len(self._losses) - 1)
         if any(accompanied(trial.user_attrs[WORKER]) for trial in trials[self._read :]):
             self._me = os.getpid()  # several workers must not think of the same plans
@@ -229,8 +241,12 @@ class Draft:
         """Put a plan among those that no other dominates, if it is one of them."""
         values = np.column_stack([self._losses[self._best], self._logs[self._best]])
         mine = np.array([self._losses[at], *self._logs[at]])
-        if not (values <= mine).all(1).any():
+        if not self._beaten(self._losses[at], self._logs[at]):
             self._best = np.append(self._best[~(mine <= values).all(1)], at)
+
+    def _beaten(self, loss: float, logs: np.ndarray) -> bool:
+        """Whether a plan is as good in all."""
+        return bool(((self._losses[self._best] <= loss) & (self._logs[self._best] <= logs).all(1)).any())
 
     def _seed(self) -> np.ndarray | None:
         while self._seeds:

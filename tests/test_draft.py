@@ -16,12 +16,14 @@ from search import Budget, DraftStart
 from search.anchors import anchors, table_of, within, within_limits
 from search.bench import Bench
 from search.clock import Clock
-from search.draft import LOST, ONE_SHOT, draft_of, plausible
+from search.draft import LEAST, LOST, MENDED, ONE_SHOT, draft_of, plausible
+from search.mending import Mending
 from search.options import combined, virtual
 from search.run import run
 from search.schedule import affordable
 from search.storage import open_study
-from spaces import BitWidths, Space, Temperatures
+from spaces import BitWidths, Depth, PruneRatios, Space, Temperatures
+from studies.digits import Net as Residual
 from tests.small_study import bench, searched, study
 
 if TYPE_CHECKING:
@@ -81,7 +83,12 @@ def test_a_study_starts_with_the_best_of_it_spread_over_the_costs() -> None:
     drawn = [shared().spec.space.suggest(FixedTrial(params), shared().anatomy) for params in plans]
     sizes = shared().foresight.costs(drawn)["size_bytes"].tolist()
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > 1.5 * sizes[-1]
+    values = np.array([trial.values for trial in draft.trials])
+    best = [not ((values <= one).all(1) & (values < one).any(1)).any() for one in values]
+    logs = np.log(values[np.array(best) & plausible(values[:, 0]), 1])
+    assert np.log(sizes[0]) == logs.max()
+    assert np.log(sizes[-1]) <= logs.min() + np.ptp(logs) / 5
+    assert np.ptp(logs) > 0.2
     again = optuna.create_study(study_name="again", storage=optuna.storages.InMemoryStorage())
     assert DraftStart(plans=5, scored=40)(shared(), again, Clock(Budget())) == plans
 
@@ -111,6 +118,36 @@ def test_where_no_cost_is_foreseen_or_the_table_takes_too_long_uniform_plans_are
     alone = bench(dataclasses.replace(study(), objectives=(top1,), limits=()))
     assert DraftStart()(alone, main, Clock(Budget())) == anchors(alone)
     assert draft_of(main) is None
+
+
+@functools.cache
+def deep() -> Bench:
+    small = spec()
+    space = Space((PruneRatios(), Depth(), BitWidths(weights=(2, 4, 8), activations=(8,))), Temperatures())
+    return bench(dataclasses.replace(small, teacher=Residual(8).eval(), space=space, limits=()))
+
+
+def test_where_layers_can_be_left_out_what_leads_is_trained_for_a_few_steps() -> None:
+    main = optuna.create_study(study_name="deep", storage=optuna.storages.InMemoryStorage())
+    DraftStart(plans=5, scored=30)(deep(), main, Clock(Budget()))
+    draft = draft_of(main)
+    assert draft is not None
+    values = np.array([trial.values for trial in draft.trials])
+    mended = np.array([MENDED in trial.user_attrs for trial in draft.trials])
+    best = np.array([not ((values <= one).all(1) & (values < one).any(1)).any() for one in values])
+    assert mended[best].all()
+    assert not mended.all()
+    leading = next(trial for trial, leads in zip(draft.trials, best, strict=True) if leads)
+    plan = deep().plan(leading.params)
+    before, after = deep().score(deep().sketch(plan)), Mending(deep())(plan)
+    assert max(LEAST, after) == pytest.approx(max(LEAST, leading.values[0]))
+    assert leading.user_attrs[MENDED] == pytest.approx(max(LEAST, after) / max(LEAST, before))
+
+
+def test_where_none_can_be_left_out_one_shot_losses_are_compared() -> None:
+    draft = draft_of(began()[0])
+    assert draft is not None
+    assert not any(MENDED in trial.user_attrs for trial in draft.trials)
 
 
 def test_how_many_are_scored_follows_from_the_budget() -> None:
