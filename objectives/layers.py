@@ -1,4 +1,4 @@
-"""What a finished layer tells of its precision, and what is told of many that are not built yet."""
+"""What a finished layer tells of itself, and what is told of many that are not built yet."""
 
 from __future__ import annotations
 
@@ -14,6 +14,20 @@ class LowPrecision(Protocol):
 
     weight_bits: int
     activation_bits: int
+
+
+@runtime_checkable
+class Factored(Protocol):
+    """A module that computes one layer by so many thinner ones."""
+
+    factors: int
+
+
+@runtime_checkable
+class LeftOut(Protocol):
+    """A module that stands for a part of a branch that is left out, and with it so many sums."""
+
+    sums: int
 
 
 class Parts(Protocol):
@@ -92,4 +106,9 @@ class Parts(Protocol):
     @property
     def held(self) -> np.ndarray:
         """Tensors of those numbers, shape (N,), but for a constant."""
+        ...
+
+    @property
+    def sums(self) -> np.ndarray:
+        """Sums of branches, shape (N,), but for a constant."""
         ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import nn
 
-from objectives.layers import LowPrecision
+from objectives.layers import Factored, LeftOut, LowPrecision
 from objectives.runtimes.onnx import OnnxRuntime
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ class SizeBytes:
     ----------
     runtime
         Whose file it is: codes count at the width in which that stores them.
-    beside
-        Bytes of what the runtime's layout does not know, such as the operators of attention, for each tensor of
-        parameters outside of layers; see `weighed`.
+    beside, whatever
+        Bytes of what the runtime's layout does not know: for each tensor of parameters outside of layers, of which
+        operators such as attention have some, and of the whole network; see `weighed`.
     """
 
     runtime: Runtime = field(default_factory=OnnxRuntime)
     beside: float = field(default=0.0, repr=False, metadata={"found": True})
+    whatever: float = field(default=0.0, repr=False, metadata={"found": True})
     name: ClassVar[str] = "size_bytes"
     direction: ClassVar[Direction] = "minimize"
     is_cost: ClassVar[bool] = True
@@ -51,7 +52,7 @@ class SizeBytes:
             id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()
         }
         layout = self.runtime.layout
-        total, kinds = layout.graph + self.beside * _held(model), []
+        total, kinds = layout.graph + self.whatever + self.beside * _held(model), []
         for module in model.modules():
             if isinstance(module, LowPrecision):
                 total += _low_precision(layout, module)
@@ -64,6 +65,11 @@ class SizeBytes:
                     else 4 * numbers
                 )
                 kinds += [FLOATING] * _is_layer(module)
+            if isinstance(module, LeftOut):
+                total -= layout.sum * module.sums
+            if isinstance(module, Factored):
+                linear = any(isinstance(inner, nn.Linear) for inner in module.modules())
+                total -= float(_factor(layout, linear)) * (module.factors - 1)
         if kinds:
             total += _between(layout, *np.array(kinds).T[:, None, None])[0]
         return float(round(total))
@@ -81,29 +87,33 @@ class SizeBytes:
             activation_bits=parts.activation_bits,
             levels=parts.levels,
         )
-        total: np.ndarray = (each * (parts.outputs > 0).astype(float)).sum((0, 2)) + 4 * parts.parameters
+        there = (parts.outputs > 0).astype(float)
+        total: np.ndarray = (each * there).sum((0, 2)) + 4 * parts.parameters
+        total -= (_factor(layout, parts.linear) * there[1:]).sum((0, 2))
+        total += layout.sum * parts.sums
         if self.beside:
             total += self.beside * parts.held
         if layout.zeros or layout.mixed:
             total += _between(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
         return total
 
-    def weighed(self, model: nn.Module, size: Callable[[], int]) -> SizeBytes:
+    def weighed(self, model: nn.Module, size: Callable[[], float]) -> SizeBytes:
         """Return the prediction put right by the file of one network, for those that are made of it.
 
-        Only where a network holds numbers outside of layers, as in LayerNorm, and its file is larger: layouts were read
-        off files of networks that are all layers, and of those the prediction is better as it is.
+        What its file has more than was told belongs to the tensors of parameters outside of layers, as in LayerNorm,
+        which go with their branches; without such, or where it has less, to all networks alike, as do their pooling
+        and their answer.
 
         Parameters
         ----------
         model
             A finished network.
         size
-            Gives the bytes of its file; called only where they matter.
+            Gives the bytes of its file.
         """
         count = _held(model)
-        more = size() - replace(self, beside=0.0)(model) if count else 0.0
-        return replace(self, beside=more / count) if more > 0 else self
+        more = size() - replace(self, beside=0.0, whatever=0.0)(model)
+        return replace(self, beside=more / count) if count and more > 0 else replace(self, whatever=more)
 
 
 def _held(model: nn.Module) -> int:
@@ -184,8 +194,12 @@ def _kind(module: LowPrecision) -> tuple[int, int, int, int]:
 
 
 def _node(layout: FileLayout, linear: Numbers, padded: Numbers, strided: Numbers, grouped: Numbers) -> Numbers:
-    attributes = layout.padded * padded + layout.strided * strided + layout.grouped * grouped
+    attributes = layout.padded * padded + (layout.strided + layout.apart * padded) * strided + layout.grouped * grouped
     return np.where(linear, layout.linear, layout.convolution + attributes)
+
+
+def _factor(layout: FileLayout, linear: Numbers) -> Numbers:
+    return np.where(linear, layout.linear_factor, layout.factor)
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -53,6 +53,9 @@ class Rate(NamedTuple):
         return float(f"{self.rate * damage**DAMAGE * length**LENGTH:.2g}")
 
 
+USUAL = Rate(0.008, 1.0, 50)  # of AdamW on three networks (studies/LOG.md), where there is no time to look
+
+
 def range_test(
     student: nn.Module, teacher: Teacher, examples: Examples, recovery: Recovery, recipe: Recipe, seed: int
 ) -> float:

@@ -234,8 +234,17 @@ def _share(squares: Tensor) -> Tensor:
     return squares.clamp_min(squares.amax(1, keepdim=True) * TINY).clamp_min(TINY).pow(0.25)
 
 
-def _chain(**layers: nn.Module) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(layers))
+class Factored(nn.Sequential):
+    """One layer as thinner ones, one right behind the other."""
+
+    @property
+    def factors(self) -> int:
+        """How many; see `objectives.layers.Factored`."""
+        return len(self)
+
+
+def _chain(**layers: nn.Module) -> Factored:
+    return Factored(OrderedDict(layers))
 
 
 def _like(module: nn.Module, weight_GOIK: Tensor, *, along: int | None = None, bias: bool = False) -> nn.Module:

@@ -53,7 +53,9 @@ class Parts:
     parameters
         numbers held outside of layers, shape (N,); both but for what no plan changes.
     held
-        Tensors of those numbers, shape (N,), less those of the teacher.
+        Tensors of those numbers, shape (N,), and
+    sums
+        sums of branches, shape (N,); both less those of the teacher.
     """
 
     macs: np.ndarray
@@ -71,6 +73,7 @@ class Parts:
     product_macs: np.ndarray
     parameters: np.ndarray
     held: np.ndarray
+    sums: np.ndarray
 
 
 class Frame:
@@ -115,6 +118,7 @@ class Frame:
             for branch in self.anatomy.branches
             if branch.joins
         ]
+        self.summed = [self.layers[branch.name] for branch in self.anatomy.branches if not branch.straight]
         self._columns: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
         self.products = Extents(self.anatomy.products, self.groups, self.layers)
         self.parameters = Extents(parameters_of(finished, self.anatomy), self.groups, self.layers)
@@ -194,6 +198,12 @@ class Outline:
         widths = self.weight_bits_NL, self.activation_bits_NL, self.levels_NL
         return self.units_NG, self.fractions_NL, self.kept_NL, *widths
 
+    @property
+    def left_out(self) -> np.ndarray:
+        """Share of the layers that are left out, shape (N,)."""
+        out: np.ndarray = 1 - self.kept_NL.mean(1)
+        return out
+
     def owners(self, counts: Sequence[int]) -> tuple[np.ndarray, ...]:
         """Return which parameter changes each column of each array, for `mixed`.
 
@@ -249,6 +259,7 @@ class Outline:
             product_macs=frame.products.total(removed, self.kept_NL),
             parameters=frame.parameters.total(removed, self.kept_NL),
             held=-frame.parameters.gone(self.kept_NL),
+            sums=(self.kept_NL[:, frame.summed] - 1).sum(1),
         )
 
     def _units(self) -> np.ndarray:

@@ -4,9 +4,10 @@
     python -m studies.file_sizes --runtime executorch --files 60 --fit graph convolution linear
 
 Plans of every strength (pruning, depth, ranks and bits) for four small networks that are not trained, since no size
-depends on that; half of them with the same widths in all layers, as most of what is found. With `--fit` parts of the
-runtime's `FileLayout` are read off the same files anew, by least squares on shares of their size, for whoever changes
-how files are written. What a format fixes, such as 4 bytes for a scale, is better kept.
+depends on that; half of them with the same widths in all layers, as most of what is found. Sizes are told as in a
+study: put right by the file of the network as it was. With `--fit` parts of the runtime's `FileLayout` are read off the
+same files anew, by least squares on shares of their size, for whoever changes how files are written. What a format
+fixes, such as 4 bytes for a scale, is better kept.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import argparse
 import sys
 import tempfile
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import optuna
@@ -54,8 +56,18 @@ class Laid:
     layout: FileLayout
 
 
-def candidates(runtime: Runtime, count: int, seed: int) -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
-    """Yield the name of a network, what a plan makes of it, finished, and its calibration inputs."""
+class File(NamedTuple):
+    """A finished network and the bytes of its file, and the same of what it was made of."""
+
+    network: str
+    model: nn.Module
+    size: float
+    teacher: nn.Module
+    teacher_size: float
+
+
+def candidates(runtime: Runtime, count: int, seed: int) -> Iterator[tuple[str, nn.Module, nn.Module, torch.Tensor]]:
+    """Yield the name of a network, what a plan makes of it, what it was, both finished, and its calibration inputs."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     widths = BitWidths(runtime=runtime)
@@ -66,25 +78,42 @@ def candidates(runtime: Runtime, count: int, seed: int) -> Iterator[tuple[str, n
         for module in teacher.modules():
             if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
                 nn.init.normal_(bias)  # equal ones may be written once
-        teachers[name] = teacher, inputs, trace(teacher, inputs[:1])
+        teachers[name] = teacher, inputs, trace(teacher, inputs[:1]), deployed(teacher, inputs)
     study = optuna.create_study(sampler=StratifiedRandom(seed=seed))
     for place in range(count):
         name = tuple(NETWORKS)[place % len(NETWORKS)]
-        teacher, inputs, anatomy = teachers[name]
+        teacher, inputs, anatomy, finished = teachers[name]
         with torch.no_grad():
             trial = study.ask()
             plan = space.suggest(trial, anatomy)
             if place // len(NETWORKS) % 2:
                 alike = widths.uniform(anatomy, random.uniform(0.5, 1.0))
                 plan = space.suggest(FixedTrial(trial.params | alike), anatomy)
-            yield name, deployed(plan.apply(teacher, inputs).eval(), inputs), inputs
+            yield name, deployed(plan.apply(teacher, inputs).eval(), inputs), finished, inputs
 
 
-def fitted(layout: FileLayout, parts: list[str], models: list[nn.Module], real: np.ndarray) -> FileLayout:
+def exported(runtime: Runtime, count: int, seed: int) -> Iterator[File]:
+    """Yield the same with the bytes of their files."""
+    sizes: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model.{runtime.suffix}"
+
+        def size(model: nn.Module, inputs: torch.Tensor) -> float:
+            runtime.export(model, inputs, path)
+            return float(path.stat().st_size)
+
+        for name, model, teacher, inputs in candidates(runtime, count, seed):
+            if name not in sizes:
+                sizes[name] = size(teacher, inputs)
+            yield File(name, model, size(model, inputs), teacher, sizes[name])
+
+
+def fitted(layout: FileLayout, parts: list[str], files: list[File]) -> FileLayout:
     """Return the layout, these parts of it anew, that tells sizes with the least squared error, in shares of them."""
+    real = np.array([file.size for file in files])
     nothing = _with(layout, dict.fromkeys(parts, 0.0))
-    numbers = told(nothing, models)
-    each = {name: (told(_with(nothing, {name: 1000.0}), models) - numbers) / 1000 for name in parts}
+    numbers = told(nothing, files)
+    each = {name: (told(_with(nothing, {name: 1000.0}), files) - numbers) / 1000 for name in parts}
     seen = {name: bytes_N for name, bytes_N in each.items() if bytes_N.any()}
     found, *_ = np.linalg.lstsq(np.stack(list(seen.values()), 1) / real[:, None], (real - numbers) / real)
     return _with(layout, {name: round(float(value), 1) for name, value in zip(seen, found, strict=True)})
@@ -94,10 +123,15 @@ def _with(layout: FileLayout, parts: dict[str, float]) -> FileLayout:
     return replace(layout, **parts)  # type: ignore[arg-type]  # these parts are numbers
 
 
-def told(layout: FileLayout, models: list[nn.Module]) -> np.ndarray:
-    """Return the bytes told of the files of some networks."""
-    size = SizeBytes(cast("Runtime", Laid(layout)))  # all that it asks of a runtime
-    return np.array([size(model) for model in models])
+def told(layout: FileLayout, files: list[File]) -> np.ndarray:
+    """Return the bytes told of some files."""
+    size = alone(layout)
+    return np.array([size.weighed(file.teacher, partial(float, file.teacher_size))(file.model) for file in files])
+
+
+def alone(layout: FileLayout) -> SizeBytes:
+    """Return the size that a layout alone tells."""
+    return SizeBytes(cast("Runtime", Laid(layout)))  # all that it asks of a runtime
 
 
 def main() -> int:
@@ -112,21 +146,17 @@ def main() -> int:
     parsed = parser.parse_args()
     runtime = named(parsed.runtime)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    names, models, sizes = [], [], []
-    with tempfile.TemporaryDirectory() as folder, track("files") as done:
-        path = Path(folder) / f"model.{runtime.suffix}"
-        for name, model, inputs in candidates(runtime, parsed.files, parsed.seed):
-            runtime.export(model, inputs, path)
-            names.append(name)
-            models.append(model)
-            sizes.append(path.stat().st_size)
-            done(len(sizes) / parsed.files)
-    real = np.array(sizes, float)
+    found = []
+    with track("files") as done:
+        for file in exported(runtime, parsed.files, parsed.seed):
+            found.append(file)
+            done(len(found) / parsed.files)
     layouts = {"as it is": runtime.layout}
     if parsed.fit:
-        layouts["read off anew"] = fitted(runtime.layout, parsed.fit, models, real)
+        layouts["read off anew"] = fitted(runtime.layout, parsed.fit, found)
     for title, layout in layouts.items():
-        errors = pd.Series(told(layout, models) / real - 1, index=names)
+        real = np.array([file.size for file in found])
+        errors = pd.Series(told(layout, found) / real - 1, index=[file.network for file in found])
         by_network = errors.groupby(level=0).agg(["min", "median", "max"])
         sys.stdout.write(
             f"{title}: {layout}\n"

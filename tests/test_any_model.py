@@ -194,9 +194,8 @@ def test_what_stays_is_told_why(kind: type[UserNet], axis: str, layer: str, why:
     assert said_no(trace(teacher(kind), examples(kind)))[axis][layer].endswith(why)
 
 
-@pytest.mark.parametrize("kind", [ChannelsLast, VisionTransformer])
-def test_sizes_are_told_with_what_lies_beside_the_layers(kind: type[UserNet], tmp_path: Path) -> None:
-    inputs = examples(kind, 16)
+def _wrong(kind: type[nn.Module], tmp_path: Path, inputs: Tensor) -> tuple[float, float]:
+    """Return by what share the size of half a network is told wrong, as it is in a study, and by the layout alone."""
     data = Examples(inputs, torch.arange(16) % CLASSES)
     spec = StudySpec(
         "any", scrambled(kind()), Splits(data, data, data), SPACE, objectives=(Top1(data), SizeBytes()),
@@ -212,15 +211,31 @@ def test_sizes_are_told_with_what_lies_beside_the_layers(kind: type[UserNet], tm
     spec.runtime.export(finished, inputs, path)
     assert bench.foresight.told(plan)["size_bytes"] == pytest.approx(size(finished))
     right, plain = (abs(told(finished) / path.stat().st_size - 1) for told in (size, SizeBytes()))
+    return right, plain
+
+
+@pytest.mark.parametrize("kind", [ChannelsLast, VisionTransformer])
+def test_sizes_are_told_with_what_lies_beside_the_layers(kind: type[UserNet], tmp_path: Path) -> None:
+    right, plain = _wrong(kind, tmp_path, examples(kind, 16))
     assert right < min(0.04, plain / 2)
 
 
-def test_sizes_of_networks_of_layers_alone_are_not_put_right(tmp_path: Path) -> None:
-    data = Examples(examples(Mobile), torch.arange(16) % CLASSES)
-    spec = StudySpec("any", scrambled(Mobile()), Splits(data, data, data), SPACE, objectives=(Top1(data), SizeBytes()))
-    bench = Bench(spec, torch.device("cpu"))
-    teacher_file(bench, tmp_path)
-    assert bench.spec.objectives[1] == SizeBytes()
+class Perceptron(nn.Module):
+    """Layers and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def test_sizes_are_told_with_what_a_network_has_beside_its_layers_or_lacks(tmp_path: Path) -> None:
+    right, plain = _wrong(Perceptron, tmp_path, torch.randn(16, 20))
+    assert right < 0.03 < plain
+    right, _ = _wrong(Mobile, tmp_path, examples(Mobile))
+    assert right < 0.03
 
 
 @pytest.mark.parametrize("kind", [Auxiliary, DeepSupervision, Text])

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 
 from objectives.runtimes import named
-from studies.file_sizes import NETWORKS, candidates, fitted, told
+from studies.file_sizes import NETWORKS, File, alone, candidates, fitted, told
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "litert", "executorch"])
 def test_a_layout_is_read_off_sizes_that_it_told(runtime: str) -> None:
     one = named(runtime)
-    named_models = [(name, model) for name, model, _ in candidates(one, 12, seed=1)]
-    models = [model for _, model in named_models]
-    assert {name for name, _ in named_models} == set(NETWORKS)
-    layout = replace(one.layout, graph=2345.0, integer_scale=7.0)
-    sizes = told(layout, models)
-    assert np.abs(told(one.layout, models) / sizes - 1).max() > 0.01
-    assert told(fitted(one.layout, ["graph", "integer_scale"], models, sizes), models) == pytest.approx(sizes, rel=1e-4)
+    layout = replace(one.layout, convolution=345.0, integer_scale=7.0, linear_factor=55.0)
+    size = alone(layout)
+    found = candidates(one, 12, seed=1)
+    files = [File(name, model, size(model), teacher, size(teacher)) for name, model, teacher, _ in found]
+    assert {file.network for file in files} == set(NETWORKS)
+    sizes = np.array([file.size for file in files])
+    assert told(layout, files) == pytest.approx(sizes)
+    assert np.abs(told(one.layout, files) / sizes - 1).max() > 0.01
+    again = fitted(one.layout, ["convolution", "integer_scale", "linear_factor"], files)
+    assert told(again, files) == pytest.approx(sizes, rel=1e-3)

@@ -51,16 +51,22 @@ class ExecuTorch:
 
     @property
     def layout(self) -> FileLayout:
-        """Fitted to 60 files of plans for four networks, of 6 to 138 kilobytes: within 2.8% of all."""
+        """Of layers read off rows of them, of rounding and factors off 48 files of plans for four networks.
+
+        28 files of other plans are told within 4.3%, half of them within 1.1%.
+        """
         return FileLayout(
-            graph=1948,
-            convolution=268,
-            linear=311,
-            padded=61,
-            grouped=-54,
-            integer=129,
+            graph=1640,
+            convolution=272,
+            linear=280,
+            factor=25,
+            linear_factor=-61,
+            padded=16,
+            strided=16,
+            sum=70,
+            integer=197,
             integer_scale=4,
-            mixed=100,
+            mixed=137,
             integer_bits=(8,),
         )
 

@@ -17,8 +17,15 @@ class FileLayout:
         Of a file without layers.
     convolution, linear
         Of a layer, with an activation behind it, of which there is about one a layer.
+    factor, linear_factor
+        What a convolution and a linear layer take less that are a factor of one, and not its last: no activation is
+        behind them.
     padded, strided, grouped
-        What such a convolution takes more.
+        What such a convolution takes more, and
+    apart
+        one that is both padded and strided.
+    sum
+        Of a sum of branches.
     floating, integer
         What an integer weight takes more where its layer computes in floating point, and where with integers.
     floating_scale, integer_scale
@@ -38,9 +45,13 @@ class FileLayout:
     graph: float
     convolution: float
     linear: float
+    factor: float = 0
+    linear_factor: float = 0
     padded: float = 0
     strided: float = 0
     grouped: float = 0
+    apart: float = 0
+    sum: float = 0
     floating: float = 0
     integer: float = 0
     floating_scale: float = 4

@@ -57,19 +57,25 @@ class LiteRt:
 
     @property
     def layout(self) -> FileLayout:
-        """Fitted to 62 files of plans for four networks, of 6 to 314 kilobytes: within 1.9% of all."""
+        """Of layers read off rows of them, of rounding and factors off 72 files of plans for four networks.
+
+        48 files of other plans are told within 4.3%, half of them within 1.3%.
+        """
         return FileLayout(
-            graph=1253,
-            convolution=189,
-            linear=393,
-            padded=35,
-            strided=124,
-            floating=71,
-            integer=81,
+            graph=1500,
+            convolution=200,
+            linear=215,
+            factor=-36,
+            linear_factor=111,
+            strided=20,
+            apart=100,
+            sum=90,
+            floating=101,
+            integer=103,
             floating_scale=3.6,
             integer_scale=7.7,
-            zeros=12,
-            mixed=162,
+            zeros=10,
+            mixed=120,
             floating_bits=(2, 4, 8),
             integer_bits=(4, 8),
         )
