@@ -20,14 +20,14 @@ class LowPrecision(Protocol):
 class Factored(Protocol):
     """A module that computes one layer by so many thinner ones."""
 
-    factors: int
+    split_into: int
 
 
 @runtime_checkable
 class LeftOut(Protocol):
     """A module that stands for a part of a branch that is left out, and with it so many sums."""
 
-    sums: int
+    sums_left_out: int
 
 
 class Parts(Protocol):

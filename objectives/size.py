@@ -66,10 +66,10 @@ class SizeBytes:
                 )
                 kinds += [FLOATING] * _is_layer(module)
             if isinstance(module, LeftOut):
-                total -= layout.sum * module.sums
+                total -= layout.sum * module.sums_left_out
             if isinstance(module, Factored):
                 linear = any(isinstance(inner, nn.Linear) for inner in module.modules())
-                total -= float(_factor(layout, linear)) * (module.factors - 1)
+                total -= float(_factor(layout, linear)) * (module.split_into - 1)
         if kinds:
             total += _between(layout, *np.array(kinds).T[:, None, None])[0]
         return float(round(total))

@@ -148,7 +148,6 @@ class Draft:
         self._costs = [bench.foresight.foreseeable[name] for name in wanted]
         self._study = _create(study, [ONE_SHOT, *wanted])
         self._mending = Mending(bench) if table.outline.left_out.any() else None
-        self._mended: list[float] = []
         self._places = [{value: at for at, value in enumerate(values)} for values in table.values]
         self._sizes = np.array([len(values) for values in table.values])
         self._chosen = np.zeros((0, len(self._sizes)), dtype=int)
@@ -180,10 +179,11 @@ class Draft:
         attributes: dict[str, float | str] = {WORKER: worker(), PLAN: plan.words()}
         if self._mending is not None and np.isfinite(loss):
             before = max(LEAST, loss)
-            loss = before * float(np.median(self._mended or [1.0]))
-            if not self._beaten(before * min(self._mended, default=0.0), logarithms(costs)):
+            loss = before * self._mending.told(self._left_out(row), before)
+            if self._mending.due(len(self)) and not self._beaten(loss, logarithms(costs)):
                 loss = self._mending(plan)
-                attributes[MENDED] = max(LEAST, loss) / before
+                if np.isfinite(loss):
+                    attributes[MENDED] = max(LEAST, loss) / before
         self._study.add_trial(
             create_trial(
                 params=own,
@@ -231,7 +231,9 @@ class Draft:
             self._chosen = np.vstack([self._chosen, row])
             self._losses = np.append(self._losses, max(LEAST, trial.values[0]))
             self._logs = np.vstack([self._logs, logarithms(np.array(trial.values[1:]))])
-            self._mended += [trial.user_attrs[MENDED]] if MENDED in trial.user_attrs else []
+            if self._mending is not None and MENDED in trial.user_attrs:
+                ratio = trial.user_attrs[MENDED]
+                self._mending.note(self._left_out(row), self._losses[-1] / ratio, ratio)
             self._place(len(self._losses) - 1)
         if any(accompanied(trial.user_attrs[WORKER]) for trial in trials[self._read :]):
             self._me = os.getpid()  # several workers must not think of the same plans
@@ -243,6 +245,9 @@ class Draft:
         mine = np.array([self._losses[at], *self._logs[at]])
         if not self._beaten(self._losses[at], self._logs[at]):
             self._best = np.append(self._best[~(mine <= values).all(1)], at)
+
+    def _left_out(self, row: np.ndarray) -> float:
+        return float(combined(self._table, row[None]).left_out[0])
 
     def _beaten(self, loss: float, logs: np.ndarray) -> bool:
         """Whether a plan is as good in all."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from search.errors import Diverged
 from search.rates import USUAL
 
 if TYPE_CHECKING:
@@ -11,10 +15,13 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 STEPS = 25  # of a training
+FIRST, EVERY = 8, 8  # plans that are trained at once, and of how many more one
+ALIKE = 5  # trained plans from which it is told what training would leave of another
+DEPTH = 5.0  # how much a share of the layers counts there beside a factor of e of the loss
 
 
 class Mending:
-    """The loss of a plan's network after a few steps of the recipe.
+    """Losses after a few steps of the recipe: of some plans by training them, of others told from those like them.
 
     Parameters
     ----------
@@ -26,10 +33,41 @@ class Mending:
         recipe = bench.spec.recipe
         self._bench = bench
         self._recipe = recipe.longer(STEPS / recipe.steps(len(bench.spec.splits.train)))
+        self._places: list[tuple[float, float]] = []
+        self._ratios: list[float] = []
+
+    def note(self, left_out: float, loss: float, ratio: float) -> None:
+        """Learn from one plan.
+
+        Parameters
+        ----------
+        left_out
+            Share of the layers that it leaves out.
+        loss
+            Before training, positive.
+        ratio
+            What training left of it.
+        """
+        self._places.append((DEPTH * left_out, math.log(loss)))
+        self._ratios.append(ratio)
+
+    def told(self, left_out: float, loss: float) -> float:
+        """Return what training would leave of a loss, as a ratio: the median of the plans that are most alike."""
+        if not self._ratios:
+            return 1.0
+        apart = np.abs(np.array(self._places) - (DEPTH * left_out, math.log(loss))).sum(1)
+        return float(np.median(np.array(self._ratios)[apart.argsort(kind="stable")[:ALIKE]]))
+
+    def due(self, scored: int) -> bool:
+        """Whether one more may be trained, of so many plans."""
+        return len(self._ratios) < FIRST + scored / EVERY
 
     def __call__(self, plan: Plan) -> float:
-        """Return it, in the units of the recovery's loss, less that of the teacher."""
+        """Return the loss after training, less that of the teacher; infinite where training diverges."""
         model = self._bench.build(plan)
         recipe = self._bench.rated(self._recipe, model, USUAL)
-        self._bench.train(model, plan, recipe, self._bench.spec.seed)
+        try:
+            self._bench.train(model, plan, recipe, self._bench.spec.seed)
+        except Diverged:
+            return math.inf
         return self._bench.score(model)

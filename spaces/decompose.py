@@ -238,7 +238,7 @@ class Factored(nn.Sequential):
     """One layer as thinner ones, one right behind the other."""
 
     @property
-    def factors(self) -> int:
+    def split_into(self) -> int:
         """How many; see `objectives.layers.Factored`."""
         return len(self)
 

@@ -32,7 +32,7 @@ class Silent(nn.Module):
     ----------
     module
         A linear layer, a convolution, or what keeps the shape of its input, such as a norm.
-    sums
+    sums_left_out
         How many sums of the network go with it, which costs ask for (`objectives.layers.LeftOut`).
 
     Raises
@@ -41,9 +41,9 @@ class Silent(nn.Module):
         If it is none of these, as a layer that was split or rounded before.
     """
 
-    def __init__(self, module: nn.Module, sums: int = 0) -> None:
+    def __init__(self, module: nn.Module, sums_left_out: int = 0) -> None:
         super().__init__()
-        self.sums = sums
+        self.sums_left_out = sums_left_out
         self.channels = 0
         self.windows: tuple[tuple[int, int], ...] = ()
         if isinstance(module, nn.Linear):
@@ -268,7 +268,7 @@ def _silence(model: nn.Module, branch: Branch) -> None:
         bare = dict(holder.named_parameters(recurse=False)).get(leaf)
         if bare is None:
             old = model.get_submodule(name)
-            put(model, name, Silent(old, sums=int(name == branch.name)).train(old.training))
+            put(model, name, Silent(old, int(name == branch.name)).train(old.training))
         else:
             delattr(holder, leaf)
             holder.register_buffer(leaf, torch.zeros_like(bare), persistent=False)

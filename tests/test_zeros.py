@@ -83,6 +83,13 @@ def test_a_sum_with_zeros_and_what_makes_them_are_left_out(function: Any) -> Non
     assert left(function) == ["aten.relu.default", "aten.cos.default"]
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dropout", [F.dropout, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout])
+def test_dropout_is_left_out(dropout: Any, inplace: bool) -> None:  # noqa: FBT001
+    found = left(lambda x, _: F.relu(dropout(torch.sin(x), training=False, inplace=inplace)))
+    assert found == ["aten.sin.default", "aten.relu.default", "aten.cos.default"]
+
+
 def test_what_zeros_do_not_leave_alone_stays() -> None:
     assert "aten.add.Tensor" in left(lambda x, zeros: F.relu(x + torch.cos(zeros)))
     assert "aten.add.Tensor" in left(lambda x, zeros: F.relu(x[:, :1] + zeros))  # which is stretched

@@ -10,8 +10,9 @@ _ZEROS = {_ATEN.new_zeros.default, _ATEN.zeros.default}
 _BOUNDED = {_ATEN.hardtanh.default, _ATEN.hardtanh_.default}
 _CLAMPS = {_ATEN.relu.default, _ATEN.relu_.default}
 _SUMS = {_ATEN.add.Tensor, _ATEN.add_.Tensor}
-_DROPOUTS = {_ATEN.dropout.default, _ATEN.feature_dropout.default, _ATEN.alpha_dropout.default,
-             _ATEN.feature_alpha_dropout.default}  # fmt: skip
+_DROPOUTS = {_ATEN.dropout.default, _ATEN.dropout_.default, _ATEN.feature_dropout.default,
+             _ATEN.feature_dropout_.default, _ATEN.alpha_dropout.default, _ATEN.alpha_dropout_.default,
+             _ATEN.feature_alpha_dropout.default, _ATEN.feature_alpha_dropout_.default}  # fmt: skip
 _PRODUCTS = {_ATEN.mul.Tensor, _ATEN.mul_.Tensor}
 # of zeros these give zeros
 _KEEPING = {*_CLAMPS, _ATEN.hardswish.default, _ATEN.hardswish_.default, _ATEN.silu.default, _ATEN.silu_.default,
