@@ -15,8 +15,10 @@ from optuna.trial import FixedTrial
 from torch import Tensor
 
 from objectives import SizeBytes
+from objectives.runtimes import ExportError
 from search.errors import UserError
 from search.foresight import Foresight
+from search.progress import console
 from search.rates import LOWEST
 from search.recover import Teacher, recover
 from search.score import Score
@@ -125,16 +127,20 @@ class Bench:
         Parameters
         ----------
         path
-            The teacher's file for the study's runtime; for another one it is exported here, where that matters.
+            The teacher's file for the study's runtime; for another one it is exported here, and where that fails its
+            sizes stay as they are told.
         """
         if self._weighed or "foresight" in vars(self):
             return
         self._weighed = True
-        right = {
-            objective.name: objective.weighed(self.finished, functools.partial(self._bytes, objective.runtime, path))
-            for objective in self.spec.measured
-            if isinstance(objective, SizeBytes)
-        }
+        right = {}
+        for objective in self.spec.measured:
+            if isinstance(objective, SizeBytes):
+                try:
+                    size = functools.partial(self._bytes, objective.runtime, path)
+                    right[objective.name] = objective.weighed(self.finished, size)
+                except (ExportError, ImportError) as error:
+                    console.print(f"{objective.name} is told without the teacher's file: {first_line(error)}")
         self.spec = self.spec.with_objectives(right)
 
     def _bytes(self, runtime: Runtime, path: Path) -> int:

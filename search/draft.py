@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial, TrialState, create_trial
 
 from search.anchors import best_sums, check_reachable, representatives, table_of, uniform, within, within_limits
 from search.learned import learn, look_ahead
-from search.mending import Mending
+from search.mending import Mending, usual
 from search.options import combined, logarithms
 from search.progress import track
 from search.shares import SCORING
@@ -51,10 +51,11 @@ class DraftStart:
     """Start with the best of a draft: plans that were searched by their loss before any training.
 
     A table of single changes, the best sums of it, then an evolution of plans scored in one shot: built, BatchNorm
-    statistics re-estimated, compared with the teacher. The plans are trials of an Optuna study of their own,
-    `<name>-draft`, whose values are the loss and the costs. A cost that cannot be foreseen, such as latency, is
-    learned before from networks that are measured on this machine, the last of them plans that the table makes
-    best. Where nothing can be told, or the table would take too long, the study starts with the plans of
+    statistics re-estimated, compared with the teacher. Where layers can be left out, some of those that would lead are
+    trained for a few steps, and the losses of all are told from that (`Mending`). The plans are trials of an Optuna
+    study of their own, `<name>-draft`, whose values are the loss and the costs. A cost that cannot be foreseen, such as
+    latency, is learned before from networks that are measured on this machine, the last of them plans that the table
+    makes best. Where nothing can be told, or the table would take too long, the study starts with the plans of
     `UniformStart`.
 
     Parameters
@@ -147,7 +148,7 @@ class Draft:
         self._wanted = wanted
         self._costs = [bench.foresight.foreseeable[name] for name in wanted]
         self._study = _create(study, [ONE_SHOT, *wanted])
-        self._mending = Mending(bench) if table.outline.left_out.any() else None
+        self._mending = Mending(bench) if table.outline.left_out.any() and usual(bench) else None
         self._places = [{value: at for at, value in enumerate(values)} for values in table.values]
         self._sizes = np.array([len(values) for values in table.values])
         self._chosen = np.zeros((0, len(self._sizes)), dtype=int)
@@ -181,9 +182,9 @@ class Draft:
             before = max(LEAST, loss)
             loss = before * self._mending.told(self._left_out(row), before)
             if self._mending.due(len(self)) and not self._beaten(loss, logarithms(costs)):
-                loss = self._mending(plan)
-                if np.isfinite(loss):
-                    attributes[MENDED] = max(LEAST, loss) / before
+                after = self._mending(plan)
+                loss = max(LEAST, after) if np.isfinite(after) else before
+                attributes[MENDED] = loss / before
         self._study.add_trial(
             create_trial(
                 params=own,

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from search.errors import Diverged
 from search.rates import USUAL
 
 if TYPE_CHECKING:
@@ -18,6 +18,14 @@ STEPS = 25  # of a training
 FIRST, EVERY = 8, 8  # plans that are trained at once, and of how many more one
 ALIKE = 5  # trained plans from which it is told what training would leave of another
 DEPTH = 5.0  # how much a share of the layers counts there beside a factor of e of the loss
+
+
+def usual(bench: Bench) -> bool:
+    """Whether the rate of such a training is known without a look: the study's own, or that of classes and AdamW."""
+    recipe = bench.spec.recipe
+    return recipe.learning_rate is not None or (
+        bench.spec.splits.train.classified and recipe.optimizer is torch.optim.AdamW
+    )
 
 
 class Mending:
@@ -63,11 +71,11 @@ class Mending:
         return len(self._ratios) < FIRST + scored / EVERY
 
     def __call__(self, plan: Plan) -> float:
-        """Return the loss after training, less that of the teacher; infinite where training diverges."""
+        """Return the loss after training, less that of the teacher; infinite where training fails."""
         model = self._bench.build(plan)
         recipe = self._bench.rated(self._recipe, model, USUAL)
         try:
             self._bench.train(model, plan, recipe, self._bench.spec.seed)
-        except Diverged:
+            return self._bench.score(model)
+        except Exception:  # noqa: BLE001 - whatever it is, a trial will say so
             return math.inf
-        return self._bench.score(model)

@@ -101,7 +101,8 @@ class Rung:
             best = sign * (now[str(at)] + np.median(gains)) + (0 if self._strict else gains.std())
             reached[at] = sign, best
             for limit in self._bench.spec.limits:
-                if limit.objective.name == objective.name and limit.excess(sign * best) > 0:
+                sided = (limit.at_most is None) == (sign > 0)
+                if limit.objective.name == objective.name and sided and limit.excess(sign * best) > 0:
                     return f"{limit} is {'not expected to be held' if self._strict else 'out of its reach'}"
         for trial in alike:
             costs = all(self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items())

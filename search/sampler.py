@@ -195,6 +195,7 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
     taken = np.zeros(len(draft), dtype=bool)
     trained, outcomes, excess, rungs, stopped, reached, pending, others = [], [], [], [], [], [], [], []
     seen: set[str] = set()
+    limits = sorted({limit for trial in study.get_trials(deepcopy=False) for limit in trial.constraints})
     for trial in study.get_trials(deepcopy=False):
         at = place.get(choices_in(trial, own))
         if at is not None and (trial.state.is_finished() or trial.state == TrialState.RUNNING):
@@ -211,7 +212,7 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
             if at is not None:
                 trained.append(at)
                 outcomes.append(its[learned])
-                excess.append(list(trial.constraints.values()))
+                excess.append([trial.constraints.get(limit, 0.0) for limit in limits])
                 rungs.append(rung)
             elif max(trial.constraints.values(), default=0.0) <= 0:
                 others.append([*_scaled(np.array(trial.values)[None, known])[0] * signs[known], *its[learned]])
@@ -226,7 +227,7 @@ def _table(study: Study, drafted: _Drafted) -> _Table:
         taken=taken,
         trained=np.array(trained, dtype=int),
         learned=ended,
-        excess=np.array(excess).reshape(len(excess), len(excess[0]) if excess else 0),
+        excess=np.array(excess).reshape(len(excess), len(limits)),
         stopped=np.array(stopped, dtype=int)[told],
         foretold=foretold[told],
         by_loss=np.array([not seen or str(at) in seen for at in learned]),
@@ -265,10 +266,12 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 
 def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.ndarray:
-    """Return the expected gain of each free plan; before enough are trained, how few of the draft dominate it."""
+    """Return logarithms: of each free plan's gain, or of how likely it first holds the limits; too early, its rank."""
     low, high = table.costs[table.plausible].min(0), table.costs[table.plausible].max(0)
     limits = low + (high - low) * dice.random((THRESHOLDS, len(low)))
     gains, holding = np.zeros(len(free)), _holding(table, free)
+    hoped = _holding(table, table.pending) > np.log(0.5)
+    held = np.concatenate([(table.excess <= 0).all(1), hoped, np.ones(len(table.others), dtype=bool)])
     for column in range(table.learned.shape[1]) if len(table.trained) >= FEWEST else ():
         outcomes = np.concatenate([table.learned[:, column], table.foretold[:, column]])
         ended = np.concatenate([table.trained, table.stopped])
@@ -277,19 +280,17 @@ def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.nda
         costs = np.vstack([table.costs[table.trained], table.costs[table.pending], table.others[:, :count]])
         values = np.concatenate([table.learned[:, column], expected[table.pending], table.others[:, count + column]])
         scale = max(float(np.ptp(values)), 1e-12)
-        held = np.append((table.excess <= 0).all(1), np.ones(len(table.pending) + len(table.others), dtype=bool))
         if not held.any():
             return holding
-        inside = (costs[None, held] <= limits[:, None] + 1e-9).all(2)
-        level = np.where(inside, values[held], values[held].max()).min(1)
+        inside = held & (costs[None] <= limits[:, None] + 1e-9).all(2)
+        level = np.where(inside, values, values.max()).min(1)
         allowed = (table.costs[free][None] <= limits[:, None] + 1e-9).all(2)
         below = level[:, None] - expected[free]
         ratio = below / spread[free]
         improvement = below * norm.cdf(ratio) + spread[free] * norm.pdf(ratio)
         gains += (allowed * improvement).mean(0) / scale
     if gains.any():
-        gains *= holding
-        return gains
+        return np.log(np.maximum(gains, 1e-300)) + holding  # type: ignore[no-any-return]
     rank = (table.features[free, 0][None] >= table.features[free, 0][:, None]) | (
         table.costs[free][None] > table.costs[free][:, None]
     ).any(2)
@@ -298,11 +299,11 @@ def _gains(table: _Table, free: np.ndarray, dice: np.random.Generator) -> np.nda
 
 
 def _holding(table: _Table, free: np.ndarray) -> np.ndarray:
-    """Return the probability that each free plan holds the limits that trained networks missed, as only these can."""
-    holding: np.ndarray = np.ones(len(free))
+    """Return the logarithm of the probability that plans hold the limits that trained networks missed."""
+    holding: np.ndarray = np.zeros(len(free))
     for excess in table.excess.T[(table.excess > 0).any(0)]:
         expected, spread = _told(table.features, table.trained, excess, by_loss=True)
-        holding *= norm.cdf(-expected[free] / spread[free])
+        holding += norm.logcdf(-expected[free] / spread[free])
     return holding
 
 

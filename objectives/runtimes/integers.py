@@ -23,7 +23,7 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 from torch import Tensor, fx, nn
 
 from objectives.runtimes.runtime import ExportError, has_one_output
-from objectives.runtimes.zeros import without_zeros
+from objectives.runtimes.zeros import mutates, without_zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,7 @@ QUANTIZE, DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_ten
 WEIGHT = _OPS.dequantize_per_channel.default
 _CLAMPS = {_ATEN.relu.default, _ATEN.relu_.default, _ATEN.hardtanh.default, _ATEN.hardtanh_.default,
            _ATEN.relu6.default}  # fmt: skip
+_FRESH = {_ATEN.relu_.default: _ATEN.relu.default, _ATEN.hardtanh_.default: _ATEN.hardtanh.default}
 _MOVERS = {_ATEN.max_pool2d.default, _ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints,
            _ATEN.permute.default, _ATEN.transpose.int, _ATEN.squeeze.dim, _ATEN.unsqueeze.default}  # fmt: skip
 _SUMS = {_ATEN.add.Tensor, _ATEN.add_.Tensor}
@@ -123,16 +124,23 @@ def constant(graph_module: fx.GraphModule, node: fx.Node) -> Tensor:
 
 
 def _clamp_first(graph: fx.Graph) -> None:
-    """Clamp before values are moved instead of behind, in place: the kernel of a layer does it on the way."""
+    """Clamp before values are moved instead of behind, in place: the kernel of a layer does it on the way.
+
+    Not where something is written in between, or by the clamp itself into what others may see.
+    """
     for node in list(graph.nodes):
         while node.target in _CLAMPS and (given := node.all_input_nodes[0]).target in _MOVERS:
             (values,) = given.all_input_nodes
-            if len(given.users) > 1 or len(values.users) > 1:
+            order = list(graph.nodes)
+            between = order[order.index(given) + 1 : order.index(node)]
+            seen = mutates(node) and given.target != _ATEN.max_pool2d.default
+            if seen or len(given.users) > 1 or len(values.users) > 1 or any(map(mutates, between)):
                 break
+            node.target = _FRESH.get(node.target, node.target)
             node.replace_all_uses_with(given)
             node.replace_input_with(given, values)
             given.replace_input_with(values, node)
-            node.append(given)
+            given.prepend(node)
 
 
 def _leave_floating(layer: fx.Node) -> None:

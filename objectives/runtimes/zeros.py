@@ -66,7 +66,7 @@ def _looked(graph: fx.Graph) -> tuple[set[fx.Node], dict[fx.Node, int]]:
             hollow.add(node)
         elif node.target in _SUMS and len(given) == BOTH and zeros.intersection(given) and not node.kwargs:
             sums[node] = 0 if given[1] in zeros else 1
-        into = given[0] if given and _mutates(node) and node not in zeros else None
+        into = given[0] if given and mutates(node) and node not in zeros else None
         if into in hollow and (node not in sums or len(into.users) > 1):
             return set(), {}
     return hollow, sums
@@ -81,7 +81,7 @@ def _gives_zeros(node: fx.Node, given: list[fx.Node], zeros: set[fx.Node]) -> bo
     return (
         node.target in _ZEROS
         or (node.target in _KEEPING and len(silent) == len(given) == 1)
-        or (node.target in _PRODUCTS and len(silent) > 0 and (given[0] in zeros or not _mutates(node)))
+        or (node.target in _PRODUCTS and len(silent) > 0 and (given[0] in zeros or not mutates(node)))
         or (node.target in _SUMS and len(silent) == BOTH)
     )
 
@@ -97,7 +97,8 @@ def _repeats(node: fx.Node) -> bool:
     )
 
 
-def _mutates(node: fx.Node) -> bool:
+def mutates(node: fx.Node) -> bool:
+    """Whether a node writes into what it is given."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
 
