@@ -1,4 +1,4 @@
-"""The draft: hundreds of plans scored without training, in an Optuna study beside the main one."""
+"""The draft: hundreds of plans scored before training or after a few steps, in an Optuna study beside the main one."""
 
 from __future__ import annotations
 
