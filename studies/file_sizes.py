@@ -155,8 +155,8 @@ def main() -> int:
     layouts = {"as it is": runtime.layout}
     if parsed.fit:
         layouts["read off anew"] = fitted(runtime.layout, parsed.fit, found)
+    real = np.array([file.size for file in found])
     for title, layout in layouts.items():
-        real = np.array([file.size for file in found])
         errors = pd.Series(told(layout, found) / real - 1, index=[file.network for file in found])
         by_network = errors.groupby(level=0).agg(["min", "median", "max"])
         sys.stdout.write(

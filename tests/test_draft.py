@@ -81,8 +81,10 @@ def test_a_study_starts_with_the_best_of_it_spread_over_the_costs() -> None:
     assert draft is not None
     assert 3 <= len(plans) <= 5
     drawn = [shared().spec.space.suggest(FixedTrial(params), shared().anatomy) for params in plans]
-    sizes = shared().foresight.costs(drawn)["size_bytes"].tolist()
+    costs = shared().foresight.costs(drawn)
+    sizes = costs["size_bytes"].tolist()
     assert sizes == sorted(sizes, reverse=True)
+    assert costs["macs"][0] > 1.5 * costs["macs"][-1]
     values = np.array([trial.values for trial in draft.trials])
     best = [not ((values <= one).all(1) & (values < one).any(1)).any() for one in values]
     logs = np.log(values[np.array(best) & plausible(values[:, 0]), 1])
