@@ -146,7 +146,7 @@ def deployed(
         ),
         objectives=spec.objectives[:2],
         limits=(Limit(latency, at_most=share), Limit(spec.objectives[0], at_least=least)),
-        confirmation=Recipe(epochs=60, batch_size=64, augment=shift_and_mask),
+        confirmation=Recipe(epochs=60, batch_size=64),
     )
 
 
