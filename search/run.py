@@ -142,6 +142,7 @@ class _Watch:
 
     def __enter__(self) -> Self:
         self.at_start = self.done = spent(self.study)
+        self.began = self.clock.spent  # the draft had that
         self.progress = self.exits.enter_context(bar("best"))
         self.task = self.progress.add_task("trials", total=self._total(), best="", completed=self.at_start)
         self.exits.enter_context(_gentle_stop(self))
@@ -186,7 +187,8 @@ class _Watch:
     def _total(self) -> float:
         """Return how many trials there will be, as far as can be told."""
         new = self.done - self.at_start
-        in_time = self.done + (1 - self.clock.spent) / self.clock.spent * new if self.clock.timed and new else math.inf
+        passed = self.clock.spent - self.began
+        in_time = self.done + (1 - self.clock.spent) / passed * new if new and passed > 0 else math.inf
         total = min(in_time, math.inf if self.spec.budget.trials is None else self.spec.budget.trials)
         return max(self.done, total) if math.isfinite(total) else self.done + 1
 

@@ -17,6 +17,7 @@ import search.run
 from objectives import Limit, SizeBytes, Top1
 from search import Budget, Recipe
 from search.anchors import anchors, costs
+from search.clock import Clock
 from search.errors import REASON, Diverged, UserError
 from search.front import front, need_front, trained
 from search.run import device_named
@@ -352,6 +353,19 @@ def test_minutes_end_a_run(tmp_path: Path) -> None:
     spec = free(50, budget=Budget(trials=50, minutes=0.01))
     found = searched(spec, tmp_path)
     assert 1 <= len(trained(found)) < 50
+
+
+def test_time_left_is_told_from_what_trainings_took_and_not_from_the_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noted = watched(monkeypatch)
+    monkeypatch.setattr(Clock, "spent", property(lambda _: 0.5 + 0.1 * len(noted)))  # half of it before the first
+    monkeypatch.setattr("search.run.affordable", lambda *given: given[-1])  # which trains to see how long that takes
+    monkeypatch.setattr("search.run.EVERY_SECONDS", 0)
+    found = searched(free(50, budget=Budget(trials=50, cpu_seconds=1000)), tmp_path)
+    assert len(trained(found)) == 5
+    said = [line.split(" trained")[0] for line in capsys.readouterr().err.splitlines() if " trained, " in line]
+    assert said == ["1/5", "2/5", "3/5", "4/5", "5/5"]
 
 
 def test_temperatures_are_part_of_the_plan(tmp_path: Path) -> None:
