@@ -69,7 +69,8 @@ class SizeBytes:
                 total -= layout.sum * module.sums_left_out
             if isinstance(module, Factored):
                 linear = any(isinstance(inner, nn.Linear) for inner in module.modules())
-                total -= float(_factor(layout, linear)) * (module.split_into - 1)
+                grouped = any(getattr(inner, "groups", 1) > 1 for inner in module.modules())
+                total -= float(_factor(layout, linear, grouped)) * (module.split_into - 1)
         if kinds:
             total += _between(layout, *np.array(kinds).T[:, None, None])[0]
         return float(round(total))
@@ -89,11 +90,11 @@ class SizeBytes:
         )
         there = (parts.outputs > 0).astype(float)
         total: np.ndarray = (each * there).sum((0, 2)) + 4 * parts.parameters
-        total -= (_factor(layout, parts.linear) * there[1:]).sum((0, 2))
+        total -= (_factor(layout, parts.linear, parts.grouped) * there[1:]).sum((0, 2))
         total += layout.sum * parts.sums
         if self.beside:
             total += self.beside * parts.held
-        if layout.zeros or layout.mixed:
+        if layout.zeros or layout.mixed or layout.ends:
             total += _between(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
         return total
 
@@ -181,10 +182,17 @@ def _between(
     channels_NL = np.moveaxis(outputs * coded, 1, 0).reshape(coded.shape[1], -1)
     channels_NL.sort(axis=1)
     distinct_N = (channels_NL * (np.diff(channels_NL, axis=1, prepend=0) > 0)).sum(1)
-    integers_N = (coded & (activation_bits < FLOAT_BITS)).sum((0, 2))
-    fewer_N = np.minimum(integers_N, there.sum((0, 2)) - integers_N)
-    total: np.ndarray = layout.zeros * distinct_N + layout.mixed * fewer_N
+    between_N, ends_N = _changes(coded & (activation_bits < FLOAT_BITS), there)
+    total: np.ndarray = layout.zeros * distinct_N + layout.mixed * between_N + layout.ends * ends_N
     return total
+
+
+def _changes(integers: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often N networks go from floats to integers or back, between layers and at their ends, shapes (N,)."""
+    integers_NL, there_NL = (np.moveaxis(each, 0, 2).reshape(each.shape[1], -1) for each in (integers, there))
+    places_NL = np.where(there_NL, np.arange(there_NL.shape[1]), there_NL.argmax(1)[:, None])
+    run_NL = np.take_along_axis(integers_NL, np.maximum.accumulate(places_NL, axis=1), axis=1)
+    return (run_NL[:, 1:] != run_NL[:, :-1]).sum(1), run_NL[:, 0].astype(int) + run_NL[:, -1]
 
 
 def _kind(module: LowPrecision) -> tuple[int, int, int, int]:
@@ -201,8 +209,8 @@ def _node(layout: FileLayout, linear: Numbers, padded: Numbers, strided: Numbers
     return np.where(linear, layout.linear, layout.convolution + attributes)
 
 
-def _factor(layout: FileLayout, linear: Numbers) -> Numbers:
-    return np.where(linear, layout.linear_factor, layout.factor)
+def _factor(layout: FileLayout, linear: Numbers, grouped: Numbers) -> Numbers:
+    return np.where(linear, layout.linear_factor, layout.factor + layout.grouped_factor * grouped)
 
 
 def _is_layer(module: nn.Module) -> bool:

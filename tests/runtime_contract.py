@@ -241,13 +241,20 @@ class RuntimeContract:
         finished = deployed(Quantize(tuple(widths)).apply(net, inputs), inputs)
         assert self.agreement(finished, inputs, tmp_path / f"model.{runtime.suffix}") > INTEGER
 
-    @pytest.mark.parametrize("pair", [(OFF, OFF), (8, OFF), (4, 8), (8, 8)], ids=str)
-    def test_the_size_of_a_file_is_told_before_there_is_one(self, pair: tuple[int, int], tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "pairs",
+        [((OFF, OFF),), ((8, OFF),), ((4, 8),), ((8, 8),), ((8, 8), (OFF, OFF)), ((OFF, OFF), (OFF, OFF), (8, 8))],
+        ids=str,
+    )
+    def test_the_size_of_a_file_is_told_before_there_is_one(
+        self, pairs: tuple[tuple[int, int], ...], tmp_path: Path
+    ) -> None:
         torch.manual_seed(0)
         net, runtime = scrambled(Digits()), self.make()
         inputs = torch.randn(32, 1, 8, 8)
         names = [layer.name for layer in trace(net, inputs).layers]
-        steps = (Prune((("first", 0.25),)), Factorize((("second", 0.5),)), Quantize(tuple((x, *pair) for x in names)))
+        widths = tuple((name, *pair) for name, pair in zip(names, itertools.cycle(pairs), strict=False))
+        steps = (Prune((("first", 0.25),)), Factorize((("second", 0.5),)), Quantize(widths))
         finished = deployed(Plan(steps, Distill()).apply(net, inputs), inputs)
         runtime.export(finished, inputs, tmp_path / "model")
         assert SizeBytes(runtime)(finished) == pytest.approx((tmp_path / "model").stat().st_size, rel=SAID)

@@ -11,7 +11,7 @@ from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 from objectives import Bops, Examples, Limit, Macs, Parameters, SizeBytes, Top1
-from objectives.runtimes import OnnxRuntime
+from objectives.runtimes import LiteRt, OnnxRuntime
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
 from search.bench import Bench
 from search.export import teacher_file, verify_front
@@ -152,6 +152,9 @@ def test_without_its_branches_it_runs_trains_and_costs_what_was_told(kind: type[
     costs = Macs(inputs), Bops(inputs), Parameters(), SizeBytes()
     told = Foresight(net, inputs, deployed(net, inputs), costs).told(plan)
     assert told == pytest.approx({cost.name: cost(finished) for cost in costs})
+    lite = SizeBytes(LiteRt())
+    told = Foresight(net, inputs, deployed(net, inputs), (lite,)).told(plan)
+    assert told == {"size_bytes": pytest.approx(lite(finished))}
     want = trained_once(net, inputs)
     assert all(grad is not None or want[name] is None for name, grad in trained_once(smaller, inputs).items())
 

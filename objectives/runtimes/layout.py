@@ -19,7 +19,9 @@ class FileLayout:
         Of a layer, with an activation behind it, of which there is about one a layer.
     factor, linear_factor
         What a convolution and a linear layer take less that are a factor of one, and not its last: no activation is
-        behind them.
+        behind them; and
+    grouped_factor
+        such a convolution of several groups less than one of one.
     padded, strided, grouped
         What such a convolution takes more, and
     apart
@@ -36,8 +38,9 @@ class FileLayout:
         What a weight of indices and its table take more; None where it is stored as the numbers that it stands for.
     zeros
         What integer weights take more for each of their output channels, once for all weights of as many channels.
-    mixed
-        What changing between integers and floating point takes, for each layer of whichever are fewer.
+    mixed, ends
+        What changing between integers and floating point takes from one layer to the next, and at the inputs or the
+        answers.
     inputs, clip
         What rounding a layer's inputs takes more, and what at less than 8 bits, whatever its weight is.
     """
@@ -47,6 +50,7 @@ class FileLayout:
     linear: float
     factor: float = 0
     linear_factor: float = 0
+    grouped_factor: float = 0
     padded: float = 0
     strided: float = 0
     grouped: float = 0
@@ -61,6 +65,7 @@ class FileLayout:
     codebook: float | None = None
     zeros: float = 0
     mixed: float = 0
+    ends: float = 0
     inputs: float = 0
     clip: float = 0
 
