@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from search.bench import FEW
 from search.rates import USUAL
+from search.score import SCORED
 
 if TYPE_CHECKING:
     from search.bench import Bench
     from spaces import Plan
 
 STEPS = 25  # of a training
-FIRST, EVERY = 8, 8  # plans that are trained at once, and of how many more one
+FIRST = 8  # plans that are trained at once; beyond these no more examples are trained on than scored
 ALIKE = 5  # trained plans from which it is told what training would leave of another
 DEPTH = 5.0  # how much a share of the layers counts there beside a factor of e of the loss
 
@@ -35,12 +37,18 @@ class Mending:
     ----------
     bench
         The study.
+
+    Attributes
+    ----------
+    every
+        Of how many plans one more is trained, beside the first.
     """
 
     def __init__(self, bench: Bench) -> None:
         recipe = bench.spec.recipe
         self._bench = bench
         self._recipe = recipe.longer(STEPS / recipe.steps(len(bench.spec.splits.train)))
+        self.every = STEPS * min(recipe.batch_size, len(bench.spec.splits.train)) / (FEW + SCORED)
         self._places: list[tuple[float, float]] = []
         self._ratios: list[float] = []
 
@@ -68,7 +76,7 @@ class Mending:
 
     def due(self, scored: int) -> bool:
         """Whether one more may be trained, of so many plans."""
-        return len(self._ratios) < FIRST + scored / EVERY
+        return len(self._ratios) < FIRST + scored / self.every
 
     def __call__(self, plan: Plan) -> float:
         """Return the loss after training, less that of the teacher; infinite where training fails."""

@@ -203,7 +203,7 @@ def deployed(
         limits=(Limit(latency, at_most=share),),
         reported=(Macs(found.validation.inputs),),
         recipe=Recipe(epochs=1, batch_size=128),
-        confirmation=Recipe(epochs=15, batch_size=128, augment=flip_and_shift),
+        confirmation=Recipe(epochs=15, batch_size=128),
         budget=Budget(trials=trials),
         runtime=executing,
     )

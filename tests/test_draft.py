@@ -14,13 +14,14 @@ from optuna.trial import FixedTrial
 
 from search import Budget, DraftStart
 from search.anchors import anchors, table_of, within, within_limits
-from search.bench import Bench
+from search.bench import FEW, Bench
 from search.clock import Clock
 from search.draft import LEAST, LOST, MENDED, ONE_SHOT, draft_of, plausible
-from search.mending import EVERY, FIRST, Mending
+from search.mending import FIRST, STEPS, Mending
 from search.options import combined, virtual
 from search.run import run
 from search.schedule import affordable
+from search.score import SCORED
 from search.storage import open_study
 from spaces import BitWidths, Depth, PruneRatios, Space, Temperatures
 from studies.digits import Net as Residual
@@ -137,7 +138,7 @@ def test_where_layers_can_be_left_out_what_leads_is_trained_for_a_few_steps() ->
     values = np.array([trial.values for trial in draft.trials])
     mended = np.array([MENDED in trial.user_attrs for trial in draft.trials])
     best = np.array([not ((values <= one).all(1) & (values < one).any(1)).any() for one in values])
-    assert 2 < mended.sum() <= FIRST + len(mended) / EVERY + 1
+    assert 2 < mended.sum() <= FIRST + len(mended) / Mending(deep()).every + 1
     assert mended[0], "the first one leads"
     assert mended[best].mean() > 2 * mended[~best].mean()
     leading = draft.trials[np.flatnonzero(mended & best)[0]]
@@ -157,7 +158,9 @@ def test_what_training_would_leave_is_told_from_plans_that_leave_out_as_many_lay
     assert mending.told(0.2, 2.2) == 0.5
     assert mending.told(0.6, 3.0) == 1.0
     assert mending.told(0.2, 0.03) == pytest.approx(0.1)
-    assert [mending.due(scored) for scored in (15, 56, 57)] == [False, False, True]
+    trained, batch = 15, deep().spec.recipe.batch_size
+    enough = (trained - FIRST) * STEPS * batch / (FEW + SCORED)  # as many examples as these are trained on
+    assert [mending.due(scored) for scored in (0, int(enough), int(enough) + 1)] == [False, False, True]
 
 
 def test_where_none_can_be_left_out_one_shot_losses_are_compared() -> None:
