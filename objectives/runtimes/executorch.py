@@ -67,7 +67,7 @@ class ExecuTorch:
             sum=86,
             integer=120,
             integer_scale=4,
-            mixed=66,
+            mixed=95,
             ends=136,
             integer_bits=(8,),
         )
