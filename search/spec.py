@@ -63,7 +63,8 @@ class Recipe:
         Called with the parameters, `lr=` and `weight_decay=`.
     augment
         Called with a batch of inputs (B, ...) and a generator on the CPU, returns inputs; without it the teacher's
-        outputs are computed once for all trials.
+        outputs are computed once for all trials. What served the teacher may be too much for a small network
+        (studies/LOG.md).
     """
 
     epochs: float = 3
