@@ -45,10 +45,10 @@ class Mending:
     """
 
     def __init__(self, bench: Bench) -> None:
-        recipe = bench.spec.recipe
+        recipe, examples = bench.spec.recipe, len(bench.spec.splits.train)
         self._bench = bench
-        self._recipe = recipe.longer(STEPS / recipe.steps(len(bench.spec.splits.train)))
-        self.every = STEPS * min(recipe.batch_size, len(bench.spec.splits.train)) / (FEW + SCORED)
+        self._recipe = recipe.longer(STEPS / recipe.steps(examples))
+        self.every = STEPS * recipe.batch(examples) / (FEW + SCORED)
         self._places: list[tuple[float, float]] = []
         self._ratios: list[float] = []
 

@@ -60,7 +60,7 @@ def recover(
     assert rate is not None, "a range test comes before"
     count = recipe.steps(len(examples))
     losses: list[Tensor] = []
-    a_pass = len(examples) // min(recipe.batch_size, len(examples))
+    a_pass = len(examples) // recipe.batch(len(examples))
     each = training(
         student, teacher, examples, recovery, recipe, seed, [rate * warmed(step, count) for step in range(count)]
     )
@@ -88,7 +88,7 @@ def training(
     device = device_of(student)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
-    batch = min(recipe.batch_size, len(examples))
+    batch = recipe.batch(len(examples))
     optimizer = recipe.optimizer(
         [p for p in student.parameters() if p.requires_grad], lr=rates[0], weight_decay=recipe.weight_decay
     )

@@ -93,9 +93,13 @@ class Recipe:
         """Return the recipe with that learning rate, unless it has one."""
         return self if self.learning_rate is not None else replace(self, learning_rate=learning_rate)
 
+    def batch(self, examples: int) -> int:
+        """Return how many examples a step sees of so many: all where they are fewer than a batch."""
+        return min(self.batch_size, examples)
+
     def steps(self, examples: int) -> int:
         """Return how many steps it takes on so many examples."""
-        return max(1, round(self.epochs * (examples // min(self.batch_size, examples))))
+        return max(1, round(self.epochs * (examples // self.batch(examples))))
 
 
 @dataclass(frozen=True, slots=True)
