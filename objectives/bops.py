@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from objectives.layers import LowPrecision
-from objectives.macs import count
+from objectives.mac_counter import count
 
 if TYPE_CHECKING:
     import numpy as np

@@ -51,7 +51,7 @@ class Metric(Objective, Protocol):
         ...
 
 
-class Foretelling(Protocol):
+class CostFormula(Protocol):
     """What tells a cost from the shapes of the layers, of many networks at once and before any is built."""
 
     def foreseen(self, parts: Parts) -> np.ndarray:
@@ -60,7 +60,7 @@ class Foretelling(Protocol):
 
 
 @runtime_checkable
-class Foreseeable(Objective, Foretelling, Protocol):
+class Foreseeable(Objective, CostFormula, Protocol):
     """A cost that tells itself."""
 
 

@@ -10,14 +10,14 @@ import numpy as np
 from torch import nn
 
 from objectives.layers import Factored, LeftOut, LowPrecision
-from objectives.runtimes.onnx import OnnxRuntime
+from objectives.runtimes.onnx.runtime import OnnxRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from objectives.layers import Parts
     from objectives.objective import Direction
-    from objectives.runtimes.layout import FileLayout
+    from objectives.runtimes.file_layout import FileLayout
     from objectives.runtimes.runtime import Runtime
 
 FLOAT_BITS, BYTE = 32, 8
@@ -40,8 +40,8 @@ class SizeBytes:
     """
 
     runtime: Runtime = field(default_factory=OnnxRuntime)
-    beside: float = field(default=0.0, repr=False, metadata={"found": True})
-    whatever: float = field(default=0.0, repr=False, metadata={"found": True})
+    per_tensor: float = field(default=0.0, repr=False, metadata={"found": True})
+    per_network: float = field(default=0.0, repr=False, metadata={"found": True})
     name: ClassVar[str] = "size_bytes"
     direction: ClassVar[Direction] = "minimize"
     is_cost: ClassVar[bool] = True
@@ -52,7 +52,7 @@ class SizeBytes:
             id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()
         }
         layout = self.runtime.layout
-        total, kinds = layout.graph + self.whatever + self.beside * _held(model), []
+        total, kinds = layout.graph + self.per_network + self.per_tensor * _held(model), []
         for module in model.modules():
             if isinstance(module, LowPrecision):
                 total += _low_precision(layout, module)
@@ -92,13 +92,13 @@ class SizeBytes:
         total: np.ndarray = (each * there).sum((0, 2)) + 4 * parts.parameters
         total -= (_factor(layout, parts.linear, parts.grouped) * there[1:]).sum((0, 2))
         total += layout.sum * parts.sums
-        if self.beside:
-            total += self.beside * parts.held
+        if self.per_tensor:
+            total += self.per_tensor * parts.held
         if layout.zeros or layout.mixed or layout.ends:
             total += _between(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
         return total
 
-    def weighed(self, model: nn.Module, size: Callable[[], float]) -> SizeBytes:
+    def calibrated(self, model: nn.Module, size: Callable[[], float]) -> SizeBytes:
         """Return the prediction put right by the file of one network, for those that are made of it.
 
         What its file has more than was told belongs to the tensors of parameters outside of layers, as in LayerNorm,
@@ -113,11 +113,11 @@ class SizeBytes:
         size
             Gives the bytes of its file.
         """
-        count, plain = _held(model), replace(self, beside=0.0, whatever=0.0)
+        count, plain = _held(model), replace(self, per_tensor=0.0, per_network=0.0)
         more = size() - plain(model)
         if count and more > 0:
-            return replace(plain, beside=more / count)
-        return replace(plain, whatever=more) if more > -self.runtime.layout.graph else plain
+            return replace(plain, per_tensor=more / count)
+        return replace(plain, per_network=more) if more > -self.runtime.layout.graph else plain
 
 
 def _held(model: nn.Module) -> int:

@@ -1,8 +1,9 @@
 """Run a study, look at its front, confirm it, export from it."""
 
-from search.anchors import TableStart, UniformStart
-from search.draft import DraftStart
-from search.spec import Budget, Recipe, Splits, StudySpec
-from search.teacher import trained
+from search.proposals.draft_start import DraftStart
+from search.proposals.table_start import TableStart
+from search.proposals.uniform_start import UniformStart
+from search.study.spec import Budget, Recipe, Splits, StudySpec
+from search.training.teacher import trained
 
 __all__ = ["Budget", "DraftStart", "Recipe", "Splits", "StudySpec", "TableStart", "UniformStart", "trained"]

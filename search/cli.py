@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import shlex
 import sys
@@ -13,39 +14,43 @@ from typing import TYPE_CHECKING, NoReturn
 
 import optuna
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from objectives.runtimes import RUNTIMES, ExportError, named
-from search.bench import Bench
-from search.confirm import confirm, weights_of
-from search.errors import UserError
-from search.export import export, replaceable, teacher_file, verify_front
-from search.faith import how_faithful
-from search.front import front, need_front
-from search.inspection import inspection, reach
-from search.loading import load
-from search.pick import pick
-from search.progress import console
-from search.report import report
-from search.run import device_named, measure_teacher, run
-from search.sampler import DraftSampler
-from search.schedule import rated
-from search.shares import FILES
-from search.spec import Budget
-from search.storage import folder_of, open_study, writable
-from search.stratified import StratifiedRandom
-from search.tables import confirmed_table, files_note, front_table
-from search.verification import record_words
-from spaces.anatomy import first_line
+from search.evaluation.context import Context
+from search.evaluation.reference import measure_teacher, prepared
+from search.evaluation.subject import Subject
+from search.loop.run import run
+from search.loop.schedule import range_tested
+from search.proposals.defaults import resolved
+from search.proposals.draft_sampler import DraftSampler
+from search.proposals.proxy_correlation import prediction_report
+from search.proposals.stratified import StratifiedRandom
+from search.results.confirm import confirm, weights_of
+from search.results.export import export, replaceable, verify_front
+from search.results.file_records import members_of
+from search.results.inspection import inspection, reach
+from search.results.pick import pick
+from search.results.report import report
+from search.results.tables import confirmed_table, files_note, front_table
+from search.results.verification import record_words
+from search.study.console import console, paper, print_table
+from search.study.cpu_profile import FILES
+from search.study.errors import UserError
+from search.study.files import folder_of, writable
+from search.study.front import front, need_front
+from search.study.loader import load
+from search.study.machine import device_named
+from search.study.spec import Budget
+from search.study.storage import open_study
+from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import pandas as pd
+    from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from search.spec import StudySpec
+    from search.study.spec import StudySpec
 
 SAMPLERS = {
     "draft": DraftSampler,
@@ -55,8 +60,7 @@ SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "stratified": StratifiedRandom,
 }
-STOPPED = 130  # as a shell says of a command that Ctrl-C ended
-paper = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+EXIT_STOPPED = 130  # as a shell says of a command that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         console.print(f"stopped; nothing that was done is lost; go on with: {options.again}", markup=False)
-        return STOPPED
+        return EXIT_STOPPED
 
 
 def _shared(options: argparse.Namespace) -> str:
@@ -109,29 +113,27 @@ def _spec(options: argparse.Namespace) -> StudySpec:
     sampler = SAMPLERS[options.sampler] if options.sampler else spec.sampler
     seed = spec.seed if options.seed is None else options.seed
     runtime = named(options.runtime) if options.runtime else spec.runtime
-    return dataclasses.replace(spec, budget=budget, sampler=sampler, seed=seed, runtime=runtime)
+    return resolved(dataclasses.replace(spec, budget=budget, sampler=sampler, seed=seed, runtime=runtime))
 
 
 def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     writable(folder)
     study = open_study(spec, folder, options.storage, create=True)
-    bench = Bench(spec, device_named(options.device))
-    reference = teacher_file(bench, folder)
-    teacher = measure_teacher(study, bench)
+    context, reference = prepared(spec, device_named(options.device), folder)
+    teacher = measure_teacher(study, context)
     console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
     console.print(f"its file: {reference.stat().st_size:,} bytes, {reference}")
-    if not run(spec, study, bench, folder):
+    if not run(study, context, folder):
         reached = len(front(study))
         console.print(f"stopped with {reached} members on the front; go on with: {options.again}", markup=False)
-        return STOPPED
-    members = need_front(study)
-    with bench.shares.spending(FILES):
-        failures = [] if options.unverified else verify_front(_weighed(members, folder), bench, folder)
-    _show(front_table(study, spec, folder), options.format)
-    console.print(files_note(study, spec, folder))
-    if words := how_faithful(study, spec):
+        return EXIT_STOPPED
+    weighed = _with_weights(need_front(study), folder)
+    with context.cpu_profile.charge(FILES):
+        failures = [] if options.unverified else verify_front(weighed, context, folder, reference)
+    _show_front(study, context.spec, folder, options.format)
+    if words := prediction_report(study, context.spec):
         console.print(words)
-    console.print(bench.shares.words())
+    console.print(context.cpu_profile.words())
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
     console.print(f"pictures: slimfront report {_shared(options)}", markup=False)
@@ -142,16 +144,15 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
 def _front(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     study = open_study(spec, folder, options.storage, create=False)
     need_front(study)
-    _show(front_table(study, spec, folder), options.format)
-    console.print(files_note(study, spec, folder))
+    _show_front(study, spec, folder, options.format)
     return 0
 
 
 def _inspect(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     del folder
-    bench = Bench(spec, device_named(options.device))
-    table = inspection(spec, bench.anatomy)
-    _show(table, options.format)
+    context = Context(spec, Subject(spec, device_named(options.device)))  # says what does not fit, as `run` does
+    table = inspection(spec, context.subject.anatomy)
+    print_table(table, options.format)
     if options.format == "table":
         for axis in table.columns[4:]:
             paper.print(f"{axis} can act on {reach(table, axis):.1f}% of the multiply-adds")
@@ -163,7 +164,8 @@ def _report(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     need_front(study)
     out = Path(options.out) if options.out else folder / "report"
     writable(out)
-    for path in report(study, Bench(spec, device_named(options.device)), folder, out):
+    context = Context(spec, Subject(spec, device_named(options.device)))
+    for path in report(study, context, folder, out):
         paper.print(str(path))
     return 0
 
@@ -174,22 +176,21 @@ def _confirm(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
         raise UserError(f"--seeds must not be negative, but got {options.seeds}")
     writable(folder)
     members = [pick(study, spec, options.pick)] if options.pick else need_front(study)
-    bench = Bench(spec, device_named(options.device))
-    teacher_file(bench, folder)  # what the runtime lacks is said before anything is trained
+    # what the runtime lacks is said before anything is trained
+    context, reference = prepared(spec, device_named(options.device), folder)
     if options.seeds:
-        found = confirm(members, bench, folder, options.seeds, rated(study, bench))
+        found = confirm(members, context, folder, options.seeds, range_tested(study, context))
         teacher = json.loads((folder / "confirmed" / "front.json").read_text())["teacher"]
-        _show(confirmed_table(found, teacher, spec, study), options.format)
-    failures = verify_front(_weighed(members, folder), bench, folder)
+        print_table(confirmed_table(found, teacher, spec, study), options.format)
+    failures = verify_front(_with_weights(members, folder), context, folder, reference)
     if options.format == "table" or not options.seeds:
-        _show(front_table(study, spec, folder), options.format)
-        console.print(files_note(study, spec, folder))
+        _show_front(study, context.spec, folder, options.format)
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
     return 1 if failures else 0
 
 
-def _weighed(members: list[FrozenTrial], folder: Path) -> list[tuple[FrozenTrial, Path]]:
+def _with_weights(members: list[FrozenTrial], folder: Path) -> list[tuple[FrozenTrial, Path]]:
     """Return the members with the weights that their files are made of."""
     return [(trial, weights_of(folder, trial)) for trial in members]
 
@@ -200,8 +201,8 @@ def _export(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     out = Path(options.out) if options.out else folder / "export"
     replaceable(out, replace=options.replace)
     writable(out.parent)
-    bench = Bench(spec, device_named(options.device))
-    record = export(trial, bench, weights_of(folder, trial), out, teacher_file(bench, folder))
+    context, reference = prepared(spec, device_named(options.device), folder)
+    record = export(trial, context, weights_of(folder, trial), out, reference)
     paper.print(f"trial {trial.number}: {record_words(record)}")
     paper.print(f"weights: {'of confirm, its first seed' if 'seed' in record['weights'] else 'of the search'}")
     for path in sorted(out.iterdir()):
@@ -209,30 +210,10 @@ def _export(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     return 0
 
 
-def _show(table: pd.DataFrame, form: str) -> None:
-    """Print a table to standard output."""
-    if form == "csv":
-        sys.stdout.write(table.to_csv(index=False))
-    elif form == "json":
-        sys.stdout.write(table.to_json(orient="records", indent=1) + "\n")
-    else:
-        wide = table.drop(columns=["plan"], errors="ignore")
-        drawn = Table(box=None, header_style="bold", pad_edge=False)
-        for name in wide.columns:
-            drawn.add_column(name, overflow="fold", justify="right" if wide[name].dtype.kind in "fi" else "left")
-        for row in wide.itertuples(index=False):
-            drawn.add_row(*(_cell(value) for value in row))
-        paper.print(drawn, crop=False)
-        if "plan" in table:
-            paper.print()
-            for first, plan in zip(table.iloc[:, 0], table["plan"], strict=True):
-                paper.print(f"{first}: {plan}", markup=False)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"  # noqa: PLR0124, PLR2004
-    return str(value)
+def _show_front(study: Study, spec: StudySpec, folder: Path, form: str) -> None:
+    members = members_of(study, spec, folder)
+    print_table(front_table(study, spec, members), form)
+    console.print(files_note(spec, members))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -249,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Search for the lightest networks that keep a trained network's accuracy.",
         epilog="Start with: slimfront inspect studies/digits.py:study, then slimfront run studies/digits.py:study",
     )
+    parser.add_argument("--version", action="version", version=f"slimfront {importlib.metadata.version('slimfront')}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     _verb(verbs, "inspect", _inspect, "say layer by layer what can be compressed, and why not", "")
     verb = _verb(verbs, "run", _run, "search, until the budget is spent or Ctrl-C; again: go on", "--trials 40")

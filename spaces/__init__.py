@@ -4,19 +4,21 @@ A `Space` is a row of axes; each axis proposes one frozen `Step`; the steps of o
 `Plan`, which turns the teacher into a smaller network.
 """
 
-from spaces.anatomy import Anatomy, Branch, Layer
-from spaces.bits import BitWidths, Quantize
-from spaces.decompose import SpatialSvd, Svd, Tucker2
-from spaces.deploy import deployed
-from spaces.depth import Depth, Skip
-from spaces.distill import Distill, Imitate, Imitations, Temperatures
-from spaces.grids import KMeans, PowersOfTwo, Uniform
-from spaces.importance import Magnitude, SecondOrder, Taylor
-from spaces.opened import opened
+from spaces.axes.bits import BitWidths, Quantize
+from spaces.axes.decompositions import SpatialSvd, Svd, Tucker2
+from spaces.axes.depth import Depth, Skip
+from spaces.axes.distill import Distill, Imitate, Imitations, Temperatures
+from spaces.axes.grids import KMeans, PowersOfTwo, Uniform
+from spaces.axes.importance import Magnitude, SecondOrder, Taylor
+from spaces.axes.prune import Prune, PruneRatios
+from spaces.axes.ranks import Factorize, Ranks
+from spaces.dependency.trace import trace
+from spaces.network.anatomy import Anatomy, Branch, Layer
+from spaces.network.deploy import deployed
+from spaces.network.unfused_attention import unfuse_attention
 from spaces.plan import Axis, Plan, Recovery, RecoveryAxis, Space, Step
-from spaces.prune import Prune, PruneRatios
-from spaces.ranks import Factorize, Ranks
-from spaces.trace import trace
+
+opened = unfuse_attention  # its name in version 0.1
 
 __all__ = [
     "Anatomy",
@@ -52,4 +54,5 @@ __all__ = [
     "deployed",
     "opened",
     "trace",
+    "unfuse_attention",
 ]

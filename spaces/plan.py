@@ -6,14 +6,16 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from spaces.costs.architectures import Architectures
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from optuna.trial import BaseTrial
     from torch import Tensor, nn
 
-    from spaces.anatomy import Anatomy
-    from spaces.outline import Outline
+    from spaces.costs.architectures import Frame
+    from spaces.network.anatomy import Anatomy
 
 
 class Step(Protocol):
@@ -31,7 +33,7 @@ class Step(Protocol):
         """
         ...
 
-    def sketch(self, outline: Outline, row: int) -> None:
+    def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
         """Write into a row of the outline what the step would do to the network, without doing it."""
         ...
 
@@ -187,3 +189,12 @@ def settled(pairs: tuple[tuple[str, object], ...], most: int = 4) -> str:
     for choice, names in sorted(groups.items(), key=lambda item: len(item[1])):
         parts.append(f"{choice} {', '.join(names)}" if len(names) <= most else f"{choice} ({len(names)} layers)")
     return ", ".join(parts)
+
+
+def architectures_of(frame: Frame, plans: Sequence[Plan | None]) -> Architectures:
+    """Return the outline of what the plans leave, a row a plan; None leaves the network as it is."""
+    architectures = Architectures.untouched(frame, len(plans))
+    for row, plan in enumerate(plans):
+        for step in plan.steps if plan is not None else ():
+            step.apply_to_shapes(architectures, row)
+    return architectures

@@ -28,10 +28,10 @@ from optuna.trial import FixedTrial
 
 from objectives import Bops, Macs, Parameters
 from objectives.runtimes import OnnxRuntime
-from search.foresight import Foresight
-from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
-from spaces.anatomy import first_line
-from spaces.calls import tensors
+from search.costs.cost_model import CostModel
+from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, trace, unfuse_attention
+from spaces.network.messages import first_line
+from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -100,7 +100,7 @@ def example(name: str) -> Tensor:
 def look(name: str, *, export: bool) -> tuple[str, ...]:
     """Trace, compress, and export one network; return its row."""
     inputs = example(name)
-    model = opened(build(name), inputs)
+    model = unfuse_attention(build(name), inputs)
     untouched = copy.deepcopy(model.state_dict())
     started = time.process_time()
     anatomy = trace(model, inputs)
@@ -110,7 +110,7 @@ def look(name: str, *, export: bool) -> tuple[str, ...]:
     applied = time.process_time()
     finished, teacher = deployed(smaller, inputs), deployed(model, inputs)
     costs: tuple[Objective, ...] = (Macs(inputs), Bops(inputs), Parameters())
-    foreseen = Foresight(model, inputs, teacher, costs).costs([plan])
+    foreseen = CostModel(anatomy, teacher, costs).exact([plan])
     before, after = ({cost.name: cost(network) for cost in costs} for network in (teacher, finished))
     said = [reason for axis in SPACE.steps for reason in axis.acts_on(anatomy).values() if reason.startswith("no: ")]
     numbers = (

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 from objectives import Bops, Examples, Latency, LatencyShare, Limit, Loss, Macs, Parameters, SizeBytes, Top1, TopK
 from objectives.runtimes import OnnxRuntime, named
 from search import Budget, Recipe, Splits, StudySpec, trained
-from search.errors import UserError
+from search.study.errors import UserError
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
 
 FOLDER = "FASHION_MNIST"  # the environment variable that names the folder of the four IDX files

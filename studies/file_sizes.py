@@ -28,8 +28,8 @@ from torch import nn
 
 from objectives import SizeBytes
 from objectives.runtimes import RUNTIMES, named
-from search.progress import track
-from search.stratified import StratifiedRandom
+from search.proposals.stratified import StratifiedRandom
+from search.study.console import track
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures, deployed, trace
 from studies import digits, fashion_mnist, speech_digits
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from objectives.runtimes import Runtime
-    from objectives.runtimes.layout import FileLayout
+    from objectives.runtimes.file_layout import FileLayout
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {  # and the shape of one input
     "digits": (digits.Net, (1, 8, 8)),

@@ -26,16 +26,17 @@ import torch
 
 from objectives import Top1
 from objectives.runtimes import RUNTIMES, named
-from objectives.runtimes.fresh import Fresh
+from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.runtimes.runtime import silence
-from search import machine
-from search.bench import Bench
-from search.export import teacher_file
-from search.front import front
-from search.loading import load
-from search.storage import folder_of, open_study
-from search.verification import FromFile
-from search.verified import record_of
+from search.evaluation.reference import teacher_file
+from search.evaluation.subject import Subject
+from search.proposals.defaults import resolved
+from search.results.file_records import members_of
+from search.results.verification import FromFile
+from search.study import machine
+from search.study.files import folder_of
+from search.study.loader import load
+from search.study.storage import open_study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,7 +113,7 @@ BY: dict[str, Callable[[nn.Module, Tensor, Path], None]] = {
 
 def measured(runtime: Runtime, path: Path, reference: Path, spec: StudySpec) -> dict[str, float]:
     """Return validation top-1, bytes and the latency ratio of a file, measured in a process of its own."""
-    with Fresh(runtime, path) as file:
+    with IsolatedProcess(runtime, path) as file:
         top1 = Top1(spec.splits.validation)(FromFile(file))
         ratio = file.compare(reference, spec.example()[:1]).ratio
     return {"top1": top1, "bytes": path.stat().st_size, "latency_ratio": ratio}
@@ -162,21 +163,20 @@ def main() -> None:
     parser.add_argument("--runtime", choices=RUNTIMES, help="whose verified files (default: the study's runtime)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    spec = load(options.study, options.set)
+    spec = resolved(load(options.study, options.set))
     if options.runtime:
         spec = replace(spec, runtime=named(options.runtime))
     folder = folder_of(spec, options.folder)
     study = open_study(spec, folder, None, create=False)
-    bench = Bench(spec, torch.device("cpu"))
-    reference = teacher_file(bench, folder)
+    subject = Subject(spec, torch.device("cpu"))
+    reference = teacher_file(subject, spec.runtime, folder)
     rows = {"teacher": measured(spec.runtime, reference, reference, spec)}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / f"model.{spec.runtime.suffix}"
         with silence(), torch.no_grad():
-            BY[spec.runtime.name](bench.finished, spec.example()[:SEEN], path)
+            BY[spec.runtime.name](subject.finished, spec.example()[:SEEN], path)
         rows["8 bits"] = measured(spec.runtime, path, reference, spec)
-    for trial in front(study):
-        record = record_of(folder, trial, spec)
+    for trial, record in members_of(study, spec, folder):
         if record:
             rows[str(trial.number)] = {
                 "top1": record["top1_file"],

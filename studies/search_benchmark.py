@@ -38,16 +38,21 @@ import torch
 from safetensors.torch import load_file
 
 from objectives import Top1
-from search import Budget, DraftStart, Recipe, UniformStart, machine
-from search.bench import Bench
-from search.clock import Clock
-from search.draft import draft_of
-from search.front import front, spent
-from search.run import measure_teacher, run
-from search.sampler import DraftSampler
-from search.storage import open_study, save_json
-from search.stratified import StratifiedRandom
-from search.trial import key_of, seed_of, state_path
+from search import Budget, DraftStart, Recipe, UniformStart
+from search.evaluation.context import Context
+from search.evaluation.reference import measure_teacher
+from search.evaluation.subject import Subject
+from search.evaluation.trial import key_of, seed_of
+from search.loop.run import run
+from search.proposals.defaults import resolved
+from search.proposals.draft_records import draft_of
+from search.proposals.draft_sampler import DraftSampler
+from search.proposals.stratified import StratifiedRandom
+from search.study import machine
+from search.study.budget_clock import BudgetClock
+from search.study.files import save_json, state_path
+from search.study.front import front, spent
+from search.study.storage import open_study
 from spaces import BitWidths, PruneRatios, Ranks
 from studies.fashion_mnist import residual
 from studies.fronts import SHARE, SPLITS, along, hypervolume, profile, runs_of, summary
@@ -70,13 +75,13 @@ class Found:
     """A plan on the front of a search, the bench whose teacher it is for, and what the search trained of it."""
 
     plan: Plan
-    bench: Bench
+    context: Context
     accuracy: float = math.nan
     weights: Path | None = None
 
     def network(self) -> nn.Module:
         """Return the network as the search left it: trained, or only scored."""
-        student = self.bench.build(self.plan)
+        student = self.context.build(self.plan)
         if self.weights is not None:
             student.load_state_dict(load_file(self.weights))
         return student.eval()
@@ -88,15 +93,15 @@ Search = Callable[["StudySpec", float, Path], tuple[list[Found], dict[str, float
 def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
     """Search for so many CPU seconds; return the front and what was done."""
     started = time.process_time()
-    study, bench = _opened(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)), folder)
-    measure_teacher(study, bench)
-    if not run(bench.spec, study, bench, folder):
+    study, context = _opened(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)), folder)
+    measure_teacher(study, context)
+    if not run(study, context, folder):
         sys.exit("stopped by a signal: half a search is no record")
-    said = _said(study, bench, started)
+    said = _said(study, context, started)
     return [
         Found(
-            bench.plan(trial.params),
-            bench,
+            context.plan(trial.params),
+            context,
             trial.values[0],  # noqa: PD011 - no pandas
             state_path(folder, trial.number),
         )
@@ -107,25 +112,26 @@ def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found]
 def drafted(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
     """Spend all of the time on the table and the draft; nothing is trained."""
     started = time.process_time()
-    study, bench = _opened(spec, folder)
-    clock = Clock(Budget(trials=None, cpu_seconds=seconds))
-    plans = DraftStart(plans=MEMBERS, share=1.0)(bench, study, clock)
-    said = _said(study, bench, started)
-    return [Found(bench.plan(params), bench) for params in plans], said
+    study, context = _opened(spec, folder)
+    clock = BudgetClock(Budget(trials=None, cpu_seconds=seconds))
+    plans = DraftStart(plans=MEMBERS, share=1.0)(context, study, clock)
+    said = _said(study, context, started)
+    return [Found(context.plan(params), context) for params in plans], said
 
 
-def _opened(spec: StudySpec, folder: Path) -> tuple[Study, Bench]:
+def _opened(spec: StudySpec, folder: Path) -> tuple[Study, Context]:
     folder.mkdir(parents=True, exist_ok=True)
-    return open_study(spec, folder, None, create=True), Bench(spec, torch.device("cpu"))
+    spec = resolved(spec)
+    return open_study(spec, folder, None, create=True), Context(spec, Subject(spec, torch.device("cpu")))
 
 
-def _said(study: Study, bench: Bench, started: float) -> dict[str, float]:
+def _said(study: Study, context: Context, started: float) -> dict[str, float]:
     draft = draft_of(study)
     return {
         "drafted": 0 if draft is None else len(draft.trials),
         "trained": spent(study),
         "cpu_seconds": time.process_time() - started,
-        **{SHARE + name: seconds for name, seconds in bench.shares.seconds.items()},
+        **{SHARE + name: seconds for name, seconds in context.cpu_profile.seconds.items()},
     }
 
 
@@ -186,10 +192,10 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
     found = [_point(spec, member, member.network()) for member in members]
     points = []
     for member in (members[at] for at in _spread(np.log(costs), MEMBERS)):
-        student = member.bench.build(member.plan)
-        member.bench.train(student, member.plan, final, seed_of(spec, key_of(member.plan), 1))
+        student = member.context.build(member.plan)
+        member.context.train(student, member.plan, final, seed_of(spec, key_of(member.plan), 1))
         points.append(_point(spec, member, student))
-    teacher = _values(spec, Bench(spec, torch.device("cpu")).finished)
+    teacher = _values(spec, Subject(spec, torch.device("cpu")).finished)
     return {
         "method": method,
         "seed": seed,
@@ -207,7 +213,7 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
 
 
 def _point(spec: StudySpec, member: Found, student: nn.Module) -> dict[str, Any]:
-    return {**_values(spec, member.bench.finish(student)), "plan": member.plan.words()}
+    return {**_values(spec, member.context.subject.finish(student)), "plan": member.plan.words()}
 
 
 def _values(spec: StudySpec, finished: nn.Module) -> dict[str, float]:
@@ -217,8 +223,8 @@ def _values(spec: StudySpec, finished: nn.Module) -> dict[str, float]:
 
 
 def _cost(member: Found) -> float:
-    (bops,) = (x for x in member.bench.spec.objectives if x.is_cost)
-    return member.bench.foresight.told(member.plan)[bops.name]
+    (bops,) = (x for x in member.context.spec.objectives if x.is_cost)
+    return member.context.cost_model.predict(member.plan).exact[bops.name]
 
 
 def _spread(logs: np.ndarray, count: int) -> list[int]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 from objectives import Examples, Latency, LatencyShare, Limit, Macs, SizeBytes, Top1
 from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
-from search.errors import UserError
+from search.study.errors import UserError
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
 
 FOLDER = "FSDD"  # the environment variable that names the folder of the .wav files

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from search.learned import FOLDER
+from search.evaluation.profiling import FOLDER
 
 FRESH = itertools.count()
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from optuna.trial import FixedTrial
 from objectives.bops import Bops
 from objectives.macs import Macs
 from objectives.parameters import Parameters
-from search.foresight import Foresight
+from search.costs.cost_model import CostModel
 from spaces import BitWidths, Depth, Distill, Plan, PruneRatios, Ranks, deployed, trace
 from tests.nets import CLASSES, NETS, Net, example, teacher
 
@@ -86,10 +86,10 @@ class AxisContract:
 
     def test_its_costs_are_foreseen(self, net: Net) -> None:
         objectives = (Macs(example(net)), Bops(example(net)), Parameters())
-        foresight = Foresight(net, example(net), deployed(net, example(net)), objectives)
+        cost_model = CostModel(trace(net, example(net)), deployed(net, example(net)), objectives)
         plan = Plan((step(self.axis, net, HALF),), Distill())
         finished = deployed(plan.apply(net, example(net)), example(net))
-        foreseen = foresight.costs([plan])
+        foreseen = cost_model.exact([plan])
         assert {x.name: float(foreseen[x.name][0]) for x in objectives} == {x.name: x(finished) for x in objectives}
 
     def test_gradients_reach_every_parameter(self, net: Net) -> None:

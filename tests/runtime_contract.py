@@ -24,8 +24,8 @@ from spaces import (
     Ranks,
     Skip,
     deployed,
-    opened,
     trace,
+    unfuse_attention,
 )
 from studies.digits import Net as Digits
 from studies.fashion_mnist import Introductory
@@ -199,7 +199,7 @@ class RuntimeContract:
         """Converters fold the scale of the scores into weights, which are no multiples of the old scales any more."""
         torch.manual_seed(0)
         runtime, inputs = self.make(), torch.randn(32, 6, 10)
-        net = opened(scrambled(Attentive(WIDE)), inputs)
+        net = unfuse_attention(scrambled(Attentive(WIDE)), inputs)
         anatomy, path = trace(net, inputs), tmp_path / f"model.{runtime.suffix}"
         assert self.agreement(net, inputs, path) > EXACT
         whole = path.stat().st_size
@@ -219,7 +219,7 @@ class RuntimeContract:
         self, block: type[Net], pair: tuple[str, str], tmp_path: Path
     ) -> None:
         runtime, inputs = self.make(), example(teacher(block), 64)
-        net = opened(teacher(block), inputs)
+        net = unfuse_attention(teacher(block), inputs)
         anatomy = trace(net, inputs)
         axes: dict[str, Axis] = {"channels": PruneRatios(), "ranks": Ranks(), "bits": BitWidths(runtime=runtime)}
         strengths = {"channels": 0.4, "ranks": 0.5, "bits": 0.7}

@@ -14,10 +14,13 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 
 from objectives import Examples, Limit, Macs, SizeBytes, Top1
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
-from search.bench import Bench
-from search.recover import recover
-from search.run import measure_teacher, run
-from search.storage import open_study
+from search.evaluation.context import Context
+from search.evaluation.reference import measure_teacher
+from search.evaluation.subject import Subject
+from search.loop.run import run
+from search.proposals.defaults import resolved
+from search.study.storage import open_study
+from search.training.fine_tuning import fine_tune
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 
 if TYPE_CHECKING:
@@ -100,18 +103,19 @@ def study(trials: int = 4, share: float = 0.6, epochs: int = 1) -> StudySpec:
     )
 
 
-def bench(spec: StudySpec) -> Bench:
+def context(spec: StudySpec) -> Context:
     """Return what the trials of a study share."""
-    return Bench(spec, torch.device("cpu"))
+    return Context(spec, Subject(spec, torch.device("cpu")))
 
 
 def searched(spec: StudySpec, folder: Path) -> Study:
     """Start the study in the folder, or go on with it, and return it."""
     folder.mkdir(exist_ok=True)
+    spec = resolved(spec)
     study = open_study(spec, folder, None, create=True)
-    shared = bench(spec)
+    shared = context(spec)
     measure_teacher(study, shared)
-    run(spec, study, shared, folder)
+    run(study, shared, folder)
     return study
 
 
@@ -124,7 +128,7 @@ def watched(patch: pytest.MonkeyPatch, before: Callable[[int], None] | None = No
         noted.append((recipe.epochs, seed))
         if before is not None:
             before(len(noted))
-        recover(*given)
+        fine_tune(*given)
 
-    patch.setattr("search.bench.recover", note)
+    patch.setattr("search.evaluation.context.fine_tune", note)
     return noted

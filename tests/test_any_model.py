@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from objectives import Bops, Examples, Limit, Macs, Parameters, SizeBytes, Top1
 from objectives.runtimes import LiteRt, OnnxRuntime
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
-from search.bench import Bench
-from search.export import teacher_file, verify_front
-from search.foresight import Foresight
-from search.front import front
-from search.recover import Teacher, recover
-from search.run import run
-from search.storage import open_study
-from search.trial import state_path
-from spaces import BitWidths, Depth, Distill, PruneRatios, Ranks, Space, Temperatures, deployed, opened, trace
-from spaces.calls import tensors
-from spaces.surgery import CONVOLUTIONS, TRANSPOSED
+from search.costs.cost_model import CostModel
+from search.evaluation.reference import prepared
+from search.loop.run import run
+from search.proposals.defaults import resolved
+from search.results.export import verify_front
+from search.study.files import state_path
+from search.study.front import front
+from search.study.storage import open_study
+from search.training.fine_tuning import TeacherOutputs, fine_tune
+from spaces import BitWidths, Depth, Distill, PruneRatios, Ranks, Space, Temperatures, deployed, trace, unfuse_attention
+from spaces.network.layers import CONVOLUTIONS, TRANSPOSED
+from spaces.network.tensors import tensors
 from tests.nets import scrambled
 from tests.user_nets import (
     CLASSES,
@@ -63,7 +64,7 @@ _BUILT: dict[type[UserNet], tuple[nn.Module, nn.Module]] = {}
 def teacher(kind: type[UserNet]) -> nn.Module:
     """Return the network as a study takes it."""
     torch.manual_seed(1)
-    return opened(scrambled(kind()), examples(kind))
+    return unfuse_attention(scrambled(kind()), examples(kind))
 
 
 def compressed(kind: type[UserNet]) -> tuple[nn.Module, nn.Module]:
@@ -150,10 +151,10 @@ def test_without_its_branches_it_runs_trains_and_costs_what_was_told(kind: type[
     finished = deployed(smaller, inputs)
     assert finished(inputs).isfinite().all()
     costs = Macs(inputs), Bops(inputs), Parameters(), SizeBytes()
-    told = Foresight(net, inputs, deployed(net, inputs), costs).told(plan)
+    told = CostModel(trace(net, inputs), deployed(net, inputs), costs).predict(plan).exact
     assert told == pytest.approx({cost.name: cost(finished) for cost in costs})
     lite = SizeBytes(LiteRt())
-    told = Foresight(net, inputs, deployed(net, inputs), (lite,)).told(plan)
+    told = CostModel(trace(net, inputs), deployed(net, inputs), (lite,)).predict(plan).exact
     assert told == {"size_bytes": pytest.approx(lite(finished))}
     want = trained_once(net, inputs)
     assert all(grad is not None or want[name] is None for name, grad in trained_once(smaller, inputs).items())
@@ -204,15 +205,15 @@ def _wrong(kind: type[nn.Module], tmp_path: Path, inputs: Tensor) -> tuple[float
         "any", scrambled(kind()), Splits(data, data, data), SPACE, objectives=(Top1(data), SizeBytes()),
         limits=(Limit(SizeBytes(), at_most=1e6),), runtime=OnnxRuntime(),
     )  # fmt: skip
-    bench = Bench(spec, torch.device("cpu"))
-    whole = teacher_file(bench, tmp_path).stat().st_size
-    size = bench.spec.objectives[1]
-    assert size(bench.finished) == pytest.approx(whole, abs=1)
-    assert bench.spec.limits[0].objective == size
-    plan = bench.plan(SPACE.uniform(bench.anatomy, (0.5, 0.5, 0.5)))
-    finished, path = bench.finish(bench.build(plan)), tmp_path / "smaller.onnx"
+    context, path = prepared(spec, torch.device("cpu"), tmp_path)
+    whole = path.stat().st_size
+    size = context.spec.objectives[1]
+    assert size(context.subject.finished) == pytest.approx(whole, abs=1)
+    assert context.spec.limits[0].objective == size
+    plan = context.plan(SPACE.uniform(context.subject.anatomy, (0.5, 0.5, 0.5)))
+    finished, path = context.subject.finish(context.build(plan)), tmp_path / "smaller.onnx"
     spec.runtime.export(finished, inputs, path)
-    assert bench.foresight.told(plan)["size_bytes"] == pytest.approx(size(finished))
+    assert context.cost_model.predict(plan).exact["size_bytes"] == pytest.approx(size(finished))
     right, plain = (abs(told(finished) / path.stat().st_size - 1) for told in (size, SizeBytes()))
     return right, plain
 
@@ -248,9 +249,14 @@ def test_a_study_of_it_trains_every_head_and_verifies_the_file(kind: type[UserNe
         "any", scrambled(kind()), Splits(data, data, data), SPACE, objectives=(Top1(data), SizeBytes()),
         recipe=Recipe(epochs=1, batch_size=16), budget=Budget(1), start=UniformStart(),
     )  # fmt: skip
-    study, bench = open_study(spec, tmp_path, None, create=True), Bench(spec, torch.device("cpu"))
-    assert run(spec, study, bench, tmp_path)
-    assert verify_front([(x, state_path(tmp_path, x.number)) for x in front(study)[:1]], bench, tmp_path) == []
+    spec = resolved(spec)
+    study = open_study(spec, tmp_path, None, create=True)
+    context, reference = prepared(spec, torch.device("cpu"), tmp_path)
+    assert run(study, context, tmp_path)
+    assert (
+        verify_front([(x, state_path(tmp_path, x.number)) for x in front(study)[:1]], context, tmp_path, reference)
+        == []
+    )
 
 
 def test_heads_in_training_learn_alike() -> None:
@@ -258,7 +264,7 @@ def test_heads_in_training_learn_alike() -> None:
     data = Examples(inputs, torch.arange(16) % CLASSES)
     student = copy.deepcopy(net)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    recover(student, Teacher(teacher(DeepSupervision), data), data, Distill(), Recipe(1, 8, 2e-3), seed=0)
+    fine_tune(student, TeacherOutputs(teacher(DeepSupervision), data), data, Distill(), Recipe(1, 8, 2e-3), seed=0)
     moved = {name for name, value in student.named_parameters() if not torch.equal(value, before[name])}
     assert any(name.startswith("heads.low") for name in moved)
     assert any(name.startswith("heads.high") for name in moved)

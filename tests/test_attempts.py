@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces import trace
-from spaces.attempts import irreplaceable
+from spaces.dependency.checks import irreplaceable
 from tests.nets import NETS, example, teacher
 from tests.test_groups import Custom, conv
 

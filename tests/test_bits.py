@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from objectives.runtimes import OnnxRuntime
 from spaces import BitWidths, Factorize, KMeans, PowersOfTwo, Quantize, trace
-from spaces.anatomy import Anatomy
-from spaces.quantized import QuantizedLayer
-from spaces.trace import describe
+from spaces.axes.quantized_layers import QuantizedLayer
+from spaces.network.anatomy import Anatomy
+from spaces.network.layer_runs import describe
 from tests.contracts import AxisContract
 from tests.nets import Mlp, Net, Plain, Separable, Sequence, example, run, teacher
 

@@ -23,9 +23,8 @@ from optuna.trial import TrialState
 
 from objectives.runtimes import RUNTIMES, ExportError, OnnxRuntime
 from search.cli import main
-from search.errors import REASON
-from search.front import trained
-from search.trial import KEY
+from search.study.front import trained
+from search.study.records import KEY, REASON
 from tests import small_study
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ VARIANTS = """
 import dataclasses
 import torch
 from objectives import Examples, Macs
-from search.storage import folder_of
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 from my_study import splits, study
 
@@ -251,7 +249,7 @@ BAD_AFTER: dict[str, tuple[list[str], str]] = {
     ),
     "another sampler": (
         ["run", STUDY, "--sampler", "random"],
-        "sampler was sampler.DraftSampler, is _random.RandomSampler",
+        "sampler was DraftSampler, is RandomSampler",
     ),
     "another limit": (["front", STUDY, "--set", "share=0.9"], "limits[0].at_most was 8371.199999999999, is 12556.8"),
     "another recipe": (["run", STUDY, "--set", "epochs=2"], "recipe.epochs was 1, is 2"),

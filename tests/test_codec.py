@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.codec import KIND, decode, encode
-from search.errors import UserError
+from search.results.plan_json import KIND, decode, encode
+from search.study.errors import UserError
 from spaces import (
     Distill,
     Factorize,
@@ -29,7 +29,7 @@ from spaces import (
     Tucker2,
     Uniform,
 )
-from tests.small_study import bench, study
+from tests.small_study import context, study
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,8 +70,8 @@ def test_a_plan_of_every_step_comes_back_equal() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_plan_that_was_drawn_comes_back_equal(seed: int) -> None:
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
-    shared = bench(study())
-    plan = shared.spec.space.suggest(drawn, shared.anatomy)
+    shared = context(study())
+    plan = shared.spec.space.suggest(drawn, shared.subject.anatomy)
     assert round_trip(plan) == plan
 
 

@@ -11,14 +11,15 @@ import pytest
 
 from objectives import Examples
 from search import Recipe, Splits
-from search.confirm import confirm, weights_of
-from search.errors import Diverged
-from search.export import export, restored, teacher_file, verify_front
-from search.front import front
-from search.report import report
-from search.tables import confirmed_table
-from search.trial import state_path
-from tests.small_study import bench, searched, splits, study, watched
+from search.evaluation.reference import teacher_file
+from search.results.confirm import confirm, weights_of
+from search.results.export import export, restored, verify_front
+from search.results.report import report
+from search.results.tables import confirmed_table
+from search.study.errors import Diverged
+from search.study.files import state_path
+from search.study.front import front
+from tests.small_study import context, searched, splits, study, watched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,11 +77,18 @@ def found(home: Path) -> Study:
 
 
 def test_only_confirm_reads_the_test_split(sealed: StudySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    searched_study, shared = searched(sealed, tmp_path), bench(sealed)
+    searched_study, shared = searched(sealed, tmp_path), context(sealed)
     member = front(searched_study)[0]
-    verify_front([(member, state_path(tmp_path, member.number))], shared, tmp_path)
+    reference = teacher_file(shared.subject, shared.spec.runtime, tmp_path)
+    verify_front([(member, state_path(tmp_path, member.number))], shared, tmp_path, reference)
     report(searched_study, shared, tmp_path, tmp_path / "report")
-    export(member, shared, state_path(tmp_path, member.number), tmp_path / "out", teacher_file(shared, tmp_path))
+    export(
+        member,
+        shared,
+        state_path(tmp_path, member.number),
+        tmp_path / "out",
+        reference,
+    )
     with pytest.raises(AssertionError, match="the test split was read"):
         confirm([member], shared, tmp_path, 1)
     monkeypatch.setattr(Sealed, "sealed", False)
@@ -90,7 +98,7 @@ def test_only_confirm_reads_the_test_split(sealed: StudySpec, tmp_path: Path, mo
 def test_a_member_is_trained_longer_over_seeds(
     found: Study, home: Path, tmp_path: Path, trainings: list[tuple[int, int]]
 ) -> None:
-    confirm(front(found)[:1], bench(study(4)), tmp_path, 3)
+    confirm(front(found)[:1], context(study(4)), tmp_path, 3)
     assert [epochs for epochs, _ in trainings] == [4, 4, 4]
     assert len({seed for _, seed in trainings}) == 3
 
@@ -99,13 +107,13 @@ def test_the_recipe_of_the_confirmation_can_be_given(
     found: Study, tmp_path: Path, trainings: list[tuple[int, int]]
 ) -> None:
     spec = dataclasses.replace(study(4), confirmation=Recipe(epochs=2, batch_size=32))
-    confirm(front(found)[:1], bench(spec), tmp_path, 1)
+    confirm(front(found)[:1], context(spec), tmp_path, 1)
     assert [epochs for epochs, _ in trainings] == [2]
 
 
 def test_mean_and_spread_are_those_of_the_seeds(found: Study, tmp_path: Path) -> None:
     member = front(found)[-1]
-    (record,) = confirm([member], bench(study(4)), tmp_path, 3)
+    (record,) = confirm([member], context(study(4)), tmp_path, 3)
     runs = [
         json.loads((tmp_path / "confirmed" / f"{member.number}-seed{turn}.json").read_text())["values"]
         for turn in range(3)
@@ -117,16 +125,16 @@ def test_mean_and_spread_are_those_of_the_seeds(found: Study, tmp_path: Path) ->
 
 
 def test_the_values_are_those_of_the_kept_weights(found: Study, tmp_path: Path) -> None:
-    shared, member = bench(study(4)), front(found)[0]
+    shared, member = context(study(4)), front(found)[0]
     (record,) = confirm([member], shared, tmp_path, 1)
-    network = shared.finish(restored(member, shared, weights_of(tmp_path, member)))
+    network = shared.subject.finish(restored(member, shared, weights_of(tmp_path, member))[1])
     top1 = shared.spec.objectives[0]
     assert record["validation_top1"] == {"mean": top1(network), "spread": 0.0}
     assert record["test_top1"]["mean"] == dataclasses.replace(top1, examples=splits().test)(network)  # type: ignore[type-var]
 
 
 def test_the_teacher_is_measured_beside_the_members(found: Study, tmp_path: Path) -> None:
-    confirm(front(found)[:1], bench(study(4)), tmp_path, 1)
+    confirm(front(found)[:1], context(study(4)), tmp_path, 1)
     content = json.loads((tmp_path / "confirmed" / "front.json").read_text())
     assert content["teacher"].keys() == {"validation_top1", "test_top1"}
     assert [record["trial"] for record in content["members"]] == [front(found)[0].number]
@@ -136,19 +144,19 @@ def test_a_stopped_confirmation_goes_on_where_it_was(
     found: Study, tmp_path: Path, trainings: list[tuple[int, int]]
 ) -> None:
     members = front(found)[:2]
-    first = confirm(members, bench(study(4)), tmp_path, 1)
+    first = confirm(members, context(study(4)), tmp_path, 1)
     assert len(trainings) == len(members)
-    again = confirm(members, bench(study(4)), tmp_path, 2)
+    again = confirm(members, context(study(4)), tmp_path, 2)
     assert len(trainings) == len(set(trainings)) == 2 * len(members)
-    assert confirm(members, bench(study(4)), tmp_path, 2) == again
+    assert confirm(members, context(study(4)), tmp_path, 2) == again
     assert len(trainings) == 2 * len(members)
     assert [record["trial"] for record in again] == [record["trial"] for record in first]
 
 
 def test_another_recipe_is_confirmed_anew(found: Study, tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
     member = front(found)[:1]
-    confirm(member, bench(study(4)), tmp_path, 1)
-    confirm(member, bench(dataclasses.replace(study(4), confirmation=Recipe(2, 32))), tmp_path, 1)
+    confirm(member, context(study(4)), tmp_path, 1)
+    confirm(member, context(dataclasses.replace(study(4), confirmation=Recipe(2, 32))), tmp_path, 1)
     assert [epochs for epochs, _ in trainings] == [4, 2]
 
 
@@ -161,7 +169,7 @@ def test_a_training_that_diverges_is_left_out(
 
     watched(monkeypatch, fail_the_first)
     member = front(found)[0]
-    (record,) = confirm([member], bench(study(4)), tmp_path, 2)
+    (record,) = confirm([member], context(study(4)), tmp_path, 2)
     assert record["n"] == 1
     assert record["validation_top1"]["spread"] == 0.0
     assert weights_of(tmp_path, member) == state_path(tmp_path, member.number)

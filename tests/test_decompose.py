@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from objectives.macs import count
-from spaces import SpatialSvd, Svd, Tucker2, statistics
-from spaces.factors import rank_of, shapes_of
-from spaces.statistics import Moments, moments
-from spaces.trace import describe, layers_of
+from objectives.mac_counter import count
+from spaces import SpatialSvd, Svd, Tucker2
+from spaces.costs.factors import rank_of, shapes_of
+from spaces.network import statistics
+from spaces.network.layer_runs import describe, layers_of
+from spaces.network.statistics import Moments, moments
 
 if TYPE_CHECKING:
-    from spaces.decompose import Decomposition
+    from spaces.axes.decompositions import Decomposition
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(12, 7), (64, 12)),

@@ -16,9 +16,11 @@ import torch
 from objectives import Limit, Macs, SizeBytes
 from objectives.runtimes import OnnxRuntime
 from search import Budget, Recipe, StudySpec
-from search.definition import define, define_value, differences, fingerprint
-from search.errors import UserError
-from search.storage import folder_of, open_study
+from search.proposals.defaults import resolved
+from search.study.definition import define, define_value, differences, fingerprint
+from search.study.errors import UserError
+from search.study.files import folder_of
+from search.study.storage import open_study
 from spaces import BitWidths, KMeans, PruneRatios, Ranks, Space, SpatialSvd, Taylor, Temperatures
 from tests.small_study import Net, examples, searched, splits, study, teacher
 
@@ -43,7 +45,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "seed was 0, is 1": {"seed": 1},
     "calibration was 64, is 32": {"calibration": 32},
     "recipe.learning_rate was 0.005, is 0.1": {"recipe": Recipe(1, 32, 0.1)},
-    "recipe.augment was None, is test_definition.mirrored": {"recipe": Recipe(1, 32, 5e-3, augment=mirrored)},
+    "recipe.augment was None, is mirrored": {"recipe": Recipe(1, 32, 5e-3, augment=mirrored)},
     "limits[0] was Limit, is absent": {"limits": ()},
     "limits[0].at_most was 8371.199999999999, is 9.0": {
         "limits": (Limit(Macs(splits().validation.inputs), at_most=9.0),)
@@ -56,13 +58,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "space.steps[2].only was (), is ('head',)": {"space": space(bits=BitWidths((2, 4, 8), (8,), only=("head",)))},
     "space.steps[2].grid was Uniform, is KMeans": {"space": space(bits=BitWidths((2, 4, 8), (8,), KMeans()))},
-    "sampler was sampler.DraftSampler, is _random.RandomSampler": {"sampler": optuna.samplers.RandomSampler},
+    "sampler was DraftSampler, is RandomSampler": {"sampler": optuna.samplers.RandomSampler},
 }
 
 
 @pytest.mark.parametrize("words", CHANGES)
 def test_a_change_is_named(words: str) -> None:
-    before = study()
+    before = resolved(study())
     assert words in differences(define(before), define(dataclasses.replace(before, **CHANGES[words])))
 
 
@@ -116,7 +118,7 @@ def test_a_stored_study_of_another_definition_is_refused(tmp_path: Path) -> None
     before = (tmp_path / "journal.log").read_bytes()
     changed = dataclasses.replace(study(1), seed=3)
     with pytest.raises(UserError, match="stored with another definition: seed was 0, is 3; undo the change, or give"):
-        open_study(changed, tmp_path, None, create=True)
+        open_study(resolved(changed), tmp_path, None, create=True)
     assert (tmp_path / "journal.log").read_bytes() == before
 
 
@@ -124,7 +126,7 @@ def test_only_three_changes_are_spelt_out(tmp_path: Path) -> None:
     searched(study(1), tmp_path)
     changed = dataclasses.replace(study(1), seed=3, calibration=9, limits=(), recipe=Recipe(7, 7, 7))
     with pytest.raises(UserError, match=r"recipe.epochs was 1, is 7|and \d+ more; undo"):
-        open_study(changed, tmp_path, None, create=True)
+        open_study(resolved(changed), tmp_path, None, create=True)
 
 
 def test_a_study_does_not_mix_with_the_files_of_another(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_a_study_does_not_mix_with_the_files_of_another(tmp_path: Path) -> None:
     weights = (tmp_path / "candidates" / "0.safetensors").read_bytes()
     other = dataclasses.replace(study(1), name="other")
     with pytest.raises(UserError, match="holds the candidates of another study; name another folder with --folder"):
-        open_study(other, tmp_path, None, create=True)
+        open_study(resolved(other), tmp_path, None, create=True)
     assert (tmp_path / "candidates" / "0.safetensors").read_bytes() == weights
 
 

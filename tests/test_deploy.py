@@ -28,15 +28,15 @@ from spaces import (
     deployed,
     trace,
 )
-from spaces.quantized import PackedLayer
+from spaces.axes.quantized_layers import PackedLayer
 from tests.contracts import step
 from tests.nets import NETS, Grouped, Mlp, Net, Residual, Separable, Sequence, example, run, scrambled, teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from spaces.decompose import Decomposition
-    from spaces.grids import Grid
+    from spaces.axes.decompositions import Decomposition
+    from spaces.axes.grids import Grid
 
 GRIDS: tuple[Grid, ...] = (Uniform(), PowersOfTwo(), KMeans())
 each_grid = pytest.mark.parametrize("grid", GRIDS, ids=repr)

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from objectives import Bops, Macs, Parameters, SizeBytes
 from objectives.runtimes import ExecuTorch, LiteRt, OnnxRuntime
-from search.foresight import Foresight
+from search.costs.cost_model import CostModel
 from spaces import (
     BitWidths,
     Branch,
@@ -27,12 +27,12 @@ from spaces import (
     deployed,
     trace,
 )
-from spaces.branches import branches_of
-from spaces.depth import Silent
-from spaces.refit import readjust
-from spaces.statistics import rows_of
-from spaces.surgery import LAYER_TYPES
-from spaces.trace import layers_of
+from spaces.axes.refit import readjust
+from spaces.dependency.branches import branches_of
+from spaces.network.layer_runs import layers_of
+from spaces.network.layers import LAYER_TYPES
+from spaces.network.omission import ZeroOutput
+from spaces.network.statistics import rows_of
 from tests.contracts import ORDER, AxisContract, drawn, step
 from tests.nets import CLASSES, Net, Padded, Residual, example, run, teacher
 
@@ -279,7 +279,7 @@ def test_costs_of_a_network_without_groups_are_foreseen() -> None:
     assert trace(small, inputs).groups == ()
     less = Plan((Skip(tuple((branch, True) for branch in trace(small, inputs).branches)),), Distill())
     finished = deployed(less.apply(small, inputs), inputs)
-    told = Foresight(small, inputs, deployed(small, inputs), (Parameters(),)).told(less)
+    told = CostModel(trace(small, inputs), deployed(small, inputs), (Parameters(),)).predict(less).exact
     assert told == {"parameters": Parameters()(finished)} == {"parameters": 11 * CLASSES}
 
 
@@ -347,7 +347,7 @@ class Windows(Net):
 def test_zeros_have_the_shape_of_what_they_stand_for(kind: type[Net]) -> None:
     net = copy.deepcopy(teacher(kind))
     left = step(Depth(), net, 1.0).apply(net, example(net)).eval()
-    gone = [name for name, module in left.named_modules() if isinstance(module, Silent)]
+    gone = [name for name, module in left.named_modules() if isinstance(module, ZeroOutput)]
     inputs = example(net)
     larger = inputs.repeat(1, 1, *[2] * (inputs.dim() - 2))[:3]
     for given in (inputs[:5], larger):
@@ -410,8 +410,8 @@ def test_what_goes_around_a_branch_is_all_that_is_left() -> None:
     left(example(net))
     assert torch.equal(F.relu(seen[0]), seen[1])
     kinds = [type(left.get_submodule(f"block1.{name}")) for name in ("conv1", "bn1", "conv2", "bn2")]
-    assert kinds == [Silent] * 4
-    assert not any(isinstance(module, Silent) for module in left.get_submodule("block2").modules())
+    assert kinds == [ZeroOutput] * 4
+    assert not any(isinstance(module, ZeroOutput) for module in left.get_submodule("block2").modules())
 
 
 def test_what_reads_the_rest_is_refitted_to_what_it_gave() -> None:
@@ -471,9 +471,9 @@ def test_costs_of_all_axes_together_are_foreseen(net: type[Net], seed: int) -> N
     inputs = example(model)
     plan = Plan(tuple(drawn(axis, model, seed)[0] for axis in ORDER), Distill())
     exact = Macs(inputs), Bops(inputs), Parameters(), SizeBytes((OnnxRuntime(), LiteRt(), ExecuTorch())[seed % 3])
-    foresight = Foresight(model, inputs, deployed(model, inputs), exact)
+    cost_model = CostModel(trace(model, inputs), deployed(model, inputs), exact)
     finished = deployed(plan.apply(model, inputs), inputs)
-    assert foresight.told(plan) == pytest.approx({cost.name: cost(finished) for cost in exact})
+    assert cost_model.predict(plan).exact == pytest.approx({cost.name: cost(finished) for cost in exact})
 
 
 def test_the_same_parameters_give_an_equal_step_whatever_was_pruned_before() -> None:

@@ -14,15 +14,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from objectives.runtimes import OnnxRuntime, Precision
-from search.confirm import weights_of
-from search.errors import UserError
-from search.export import export, plan_of, rebuild, replaceable, restored, teacher_file, verify_front
-from search.front import front, trained
-from search.trial import KEY, key_of, state_path
-from search.verification import Disagreement, record_words, verify
-from search.verified import record_path
+from search.evaluation.reference import teacher_file
+from search.evaluation.trial import key_of
+from search.results.confirm import weights_of
+from search.results.export import export, rebuild, replaceable, restored, verify_front
+from search.results.file_records import record_path
+from search.results.verification import Disagreement, record_words, verify
+from search.study.errors import UserError
+from search.study.files import state_path
+from search.study.front import front, trained
+from search.study.records import KEY
 from spaces import deployed
-from tests.small_study import Net, bench, searched, splits, study
+from tests.small_study import Net, context, searched, splits, study
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +34,9 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from objectives.runtimes.layout import FileLayout
+    from objectives.runtimes.file_layout import FileLayout
     from search import StudySpec
-    from search.bench import Bench
+    from search.evaluation.context import Context
 
 FILES = ["model.onnx", "plan.json", "state.safetensors", "verification.json"]
 IMAGES = splits().validation.inputs
@@ -50,15 +53,17 @@ def found(home: Path) -> Study:
 
 
 @pytest.fixture(scope="module")
-def shared(found: Study) -> Bench:
-    return bench(study(8))
+def shared(found: Study) -> Context:
+    return context(study(8))
 
 
 @pytest.fixture(scope="module")
-def exported(home: Path, found: Study, shared: Bench) -> Path:
+def exported(home: Path, found: Study, shared: Context) -> Path:
     """Return the folder of one export, with every kind of step in its plan."""
     trial = front(found)[0]
-    export(trial, shared, weights_of(home, trial), home / "export", teacher_file(shared, home))
+    export(
+        trial, shared, weights_of(home, trial), home / "export", teacher_file(shared.subject, shared.spec.runtime, home)
+    )
     return home / "export"
 
 
@@ -96,18 +101,20 @@ def test_the_verification_names_its_study_and_trial(exported: Path, found: Study
     assert f"{record['file_bytes']:,} bytes" in words
 
 
-def test_the_teachers_file_answers_as_the_teacher(shared: Bench, home: Path) -> None:
-    path = teacher_file(shared, home)
-    torch.testing.assert_close(OnnxRuntime().load(path)(IMAGES), shared.model(IMAGES).detach(), rtol=1e-4, atol=1e-4)
+def test_the_teachers_file_answers_as_the_teacher(shared: Context, home: Path) -> None:
+    path = teacher_file(shared.subject, shared.spec.runtime, home)
+    torch.testing.assert_close(
+        OnnxRuntime().load(path)(IMAGES), shared.subject.model(IMAGES).detach(), rtol=1e-4, atol=1e-4
+    )
     written = path.stat().st_mtime_ns
-    assert teacher_file(shared, home).stat().st_mtime_ns == written
+    assert teacher_file(shared.subject, shared.spec.runtime, home).stat().st_mtime_ns == written
 
 
 def test_plan_and_weights_rebuild_the_network_bit_for_bit(
-    exported: Path, found: Study, shared: Bench, home: Path
+    exported: Path, found: Study, shared: Context, home: Path
 ) -> None:
     trial = front(found)[0]
-    original = restored(trial, shared, weights_of(home, trial))
+    _, original = restored(trial, shared, weights_of(home, trial))
     torch.manual_seed(77)
     again = rebuild(Net(), exported)
     assert not again.training
@@ -118,12 +125,12 @@ def test_plan_and_weights_rebuild_the_network_bit_for_bit(
 
 @pytest.mark.parametrize("place", range(5))
 def test_every_candidate_is_rebuilt_from_its_plan(
-    found: Study, shared: Bench, home: Path, place: int, tmp_path: Path
+    found: Study, shared: Context, home: Path, place: int, tmp_path: Path
 ) -> None:
     trial = trained(found)[place]
-    assert key_of(plan_of(trial, shared)) == trial.user_attrs[KEY]
-    network = restored(trial, shared, state_path(home, trial.number))
-    finished = shared.finish(network)
+    assert key_of(shared.plan(trial.params)) == trial.user_attrs[KEY]
+    _, network = restored(trial, shared, state_path(home, trial.number))
+    finished = shared.subject.finish(network)
     told = study(8).objectives  # `found` was searched without the teacher's file, by which `shared` tells sizes
     assert [objective(finished) for objective in told] == trial.values
     assert load_file(state_path(home, trial.number)).keys() == network.state_dict().keys()
@@ -137,7 +144,7 @@ def test_what_is_no_export_is_not_rebuilt(tmp_path: Path) -> None:
         rebuild(Net(), tmp_path)
 
 
-def test_missing_weights_are_named(found: Study, shared: Bench, tmp_path: Path) -> None:
+def test_missing_weights_are_named(found: Study, shared: Context, tmp_path: Path) -> None:
     trial = front(found)[0]
     with pytest.raises(
         UserError, match=r"the weights of trial \d+ are missing: .*/candidates/\d+.safetensors; --folder"
@@ -154,15 +161,15 @@ def tamper(path: Path, change: Callable[[Any], Any]) -> None:
 
 
 def test_a_file_that_was_tampered_with_is_found_out(
-    exported: Path, found: Study, shared: Bench, home: Path, tmp_path: Path
+    exported: Path, found: Study, shared: Context, home: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
     shutil.copy(exported / "model.onnx", path)
     tamper(path, lambda raw: raw[::-1])
     trial = front(found)[0]
-    network = restored(trial, shared, weights_of(home, trial))
+    _, network = restored(trial, shared, weights_of(home, trial))
     with pytest.raises(Disagreement, match=r"its top1 is .* instead of .* and they agree on .*% of 100 samples"):
-        verify(network, path, shared.spec, teacher_file(shared, home))
+        verify(network, path, shared.spec, teacher_file(shared.subject, shared.spec.runtime, home))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,14 +194,20 @@ class Tampering:
         return self.honest.load(path)
 
 
-def tampered(spec: StudySpec) -> Bench:
-    return bench(dataclasses.replace(spec, runtime=Tampering()))
+def tampered(spec: StudySpec) -> Context:
+    return context(dataclasses.replace(spec, runtime=Tampering()))
 
 
 def test_an_export_that_disagrees_leaves_nothing_behind(found: Study, home: Path, tmp_path: Path) -> None:
     trial, liar = front(found)[0], tampered(study(8))
     with pytest.raises(Disagreement, match="nothing was written"):
-        export(trial, liar, weights_of(home, trial), tmp_path / "export", teacher_file(liar, home))
+        export(
+            trial,
+            liar,
+            weights_of(home, trial),
+            tmp_path / "export",
+            teacher_file(liar.subject, liar.spec.runtime, home),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,21 +215,22 @@ def test_an_export_that_disagrees_leaves_an_earlier_one_alone(exported: Path, fo
     before = {path.name: path.read_bytes() for path in exported.iterdir()}
     trial, liar = front(found)[0], tampered(study(8))
     with pytest.raises(Disagreement):
-        export(trial, liar, weights_of(home, trial), exported, teacher_file(liar, home))
+        export(trial, liar, weights_of(home, trial), exported, teacher_file(liar.subject, liar.spec.runtime, home))
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
 
 
 def test_the_front_is_verified_once_and_what_fails_is_named(
-    found: Study, shared: Bench, home: Path, tmp_path: Path
+    found: Study, shared: Context, home: Path, tmp_path: Path
 ) -> None:
     member: FrozenTrial = front(found)[0]
+    reference = teacher_file(shared.subject, shared.spec.runtime, tmp_path)
     shutil.copytree(home / "candidates", tmp_path / "candidates")
     weighed = [(member, state_path(tmp_path, member.number))]
-    assert verify_front(weighed, tampered(study(8)), tmp_path) != []
-    assert not record_path(tmp_path, member, shared.spec).exists()
-    assert verify_front(weighed, shared, tmp_path) == []
-    assert record_path(tmp_path, member, shared.spec).exists()
-    assert verify_front(weighed, tampered(study(8)), tmp_path) == []
+    assert verify_front(weighed, tampered(study(8)), tmp_path, reference) != []
+    assert not record_path(tmp_path, member, shared.spec.runtime).exists()
+    assert verify_front(weighed, shared, tmp_path, reference) == []
+    assert record_path(tmp_path, member, shared.spec.runtime).exists()
+    assert verify_front(weighed, tampered(study(8)), tmp_path, reference) == []
 
 
 def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:

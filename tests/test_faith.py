@@ -8,8 +8,13 @@ import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import create_trial
 
-from search.faith import Faith, faith, faith_words, misleading
-from search.storage import DRAFT
+from search.proposals.proxy_correlation import (
+    ProxyCorrelation,
+    is_misleading,
+    proxy_correlation,
+    proxy_correlation_words,
+)
+from search.study.records import DRAFT
 from tests.small_study import study
 
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
@@ -32,25 +37,25 @@ def trained_study(trials: int, told: float) -> optuna.Study:
 
 @pytest.mark.parametrize("told", [1.0, -1.0])
 def test_it_is_the_rank_correlation_among_trials_of_one_cost(told: float) -> None:
-    found = faith(trained_study(12, told), study())
+    found = proxy_correlation(trained_study(12, told), study())
     assert found is not None
     assert (round(found.correlation, 6), found.trials) == (told, 12)
 
 
 def test_without_a_draft_or_enough_trials_it_is_not_known() -> None:
-    assert faith(optuna.create_study(directions=["maximize", "minimize"]), study()) is None
-    assert faith(trained_study(3, 1.0), study()) is None
-    assert faith_words(None).startswith("too few plans")
+    assert proxy_correlation(optuna.create_study(directions=["maximize", "minimize"]), study()) is None
+    assert proxy_correlation(trained_study(3, 1.0), study()) is None
+    assert proxy_correlation_words(None).endswith("too few plans of the draft are trained")
 
 
 @pytest.mark.parametrize(("told", "trials", "poor"), [(1.0, 12, False), (-1.0, 12, True), (-1.0, 8, False)])
 def test_a_draft_that_misleads_is_known_after_enough_trials(*, told: float, trials: int, poor: bool) -> None:
     main = trained_study(trials, told)
-    assert misleading(main, study()) is poor
-    assert ("that is poor" in faith_words(faith(main, study()))) is poor
+    assert is_misleading(main, study()) is poor
+    assert ("that is poor" in proxy_correlation_words(proxy_correlation(main, study()))) is poor
 
 
 def test_it_is_said_in_a_line() -> None:
-    assert faith_words(Faith(0.876, 12)) == (
-        "the draft's scores and what training gave: rank correlation 0.88 among 12 trials of about one cost each"
+    assert proxy_correlation_words(ProxyCorrelation(0.876, 12)) == (
+        "proxy rank correlation (untrained loss against trained result, at similar cost): 0.88 over 12 trials"
     )

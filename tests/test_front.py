@@ -9,10 +9,10 @@ import optuna
 import pytest
 
 from objectives import SizeBytes, Top1
-from search.errors import REASON
-from search.front import candidates, front, trained
-from search.report import reference_point
-from search.trial import EXCESS, PLAN, REPLAY, SECONDS, VALUES
+from search.results.candidates import candidates
+from search.results.report import reference_point
+from search.study.front import front, trained
+from search.study.records import EXCESS, PLAN, REASON, REPLAY, SECONDS, VALUES
 from tests.small_study import splits, study
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def found() -> optuna.Study:
     add(study_of, (90, 400), {PLAN: "b", REPLAY: 1})
     add(study_of, (95, 900), {})
     add(study_of, (50, 100), {})
-    add(study_of, (99, 50), {REASON: "over the limit macs <= 3", EXCESS: {"macs <= 3": 0.5}}, REFUSED)
+    add(study_of, (99, 50), {REASON: "exceeds the limit macs <= 3", EXCESS: {"macs <= 3": 0.5}}, REFUSED)
     add(study_of, None, {REASON: "the loss became nan"}, FAILED)
     add(study_of, (94, 900), {})
     return study_of
@@ -73,11 +73,11 @@ def test_the_table_has_a_row_for_every_finished_trial(found: optuna.Study) -> No
     found.ask()
     table = candidates(found, SPEC).set_index("number")
     assert list(table["state"]) == [
-        "trained", "trained", "same as 1", "trained", "trained", "refused", "failed", "trained"
+        "trained", "trained", "same as 1", "trained", "trained", "rejected", "failed", "trained"
     ]  # fmt: skip
     assert list(table.index[table["on_front"]]) == [1, 3, 4]
     assert list(table.index[table["feasible"].eq(False)]) == [5]  # noqa: FBT003 - some are None
-    assert table.loc[5, "reason"] == "over the limit macs <= 3"
+    assert table.loc[5, "reason"] == "exceeds the limit macs <= 3"
     assert (table.loc[0, "top1"], table.loc[0, "size_bytes"], table.loc[0, "cpu_seconds"]) == (80, 500, 1.5)
 
 

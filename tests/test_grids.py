@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spaces import KMeans, PowersOfTwo, Uniform
-from spaces.grids import Grid, nearest, scales
-from spaces.grids import rounded as at_nearest
+from spaces.axes.grids import Grid, nearest, scales
+from spaces.axes.grids import rounded as at_nearest
 
 GRIDS: tuple[Grid, ...] = (Uniform(), PowersOfTwo(), KMeans())
 each_grid = pytest.mark.parametrize("grid", GRIDS, ids=repr)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces import Magnitude, PruneRatios, SecondOrder, Taylor, trace
-from spaces.anatomy import Member
-from spaces.surgery import cut
+from spaces.network.anatomy import Member
+from spaces.network.cutting import cut
 from tests.contracts import step
 from tests.nets import (
     NETS,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spaces import Anatomy
-    from spaces.anatomy import Group
+    from spaces.network.anatomy import Group
 
 
 def each(count: int, start: int = 0) -> tuple[tuple[int, ...], ...]:

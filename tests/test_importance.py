@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from spaces import Magnitude, Prune, SecondOrder, Taylor, importance, statistics, trace
-from spaces.anatomy import Group, Member
-from spaces.refit import columns_of
-from spaces.statistics import moments
+from spaces import Magnitude, Prune, SecondOrder, Taylor, trace
+from spaces.axes import importance
+from spaces.axes.refit import columns_of
+from spaces.network import statistics
+from spaces.network.anatomy import Group, Member
+from spaces.network.statistics import moments
 from tests.nets import NETS, Dense, Net, Plain, Residual, example, run, teacher
 
 if TYPE_CHECKING:
-    from spaces.importance import Importance
+    from spaces.axes.importance import Importance
 
 CRITERIA: tuple[Importance, ...] = (Magnitude(1), Magnitude(2), SecondOrder(), Taylor())
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from objectives.runtimes.integers import _clamp_first
+from objectives.runtimes.passes.integers import _clamp_first
 
 
 class Of(nn.Module):

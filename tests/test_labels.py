@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces import trace
-from spaces.anatomy import Member
-from spaces.attempts import WithoutStatistics
-from spaces.calls import tensors
-from spaces.surgery import cut
+from spaces.dependency.checks import WithoutStatistics
+from spaces.network.anatomy import Member
+from spaces.network.cutting import cut
+from spaces.network.tensors import tensors
 from tests.nets import Net, scrambled
 from tests.test_groups import Custom, conv, each, refused, without
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from objectives.latency import Latency, LatencyRatio, compare
+from objectives.latency import Latency
 from objectives.runtimes import OnnxRuntime, Precision
+from objectives.runtimes.timing import LatencyRatio, compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from objectives import Examples
 from search import Recipe
-from search.recover import Teacher, recover
+from search.training.fine_tuning import TeacherOutputs, fine_tune
 from spaces import Distill
 
 CALL = "from tests.test_onednn import train; train()"
@@ -39,7 +39,7 @@ def train() -> Shortcut:
     images = torch.randn(256, 3, 17, 17).contiguous(memory_format=torch.channels_last)
     examples = Examples(images, torch.arange(256) % 24)
     recipe = Recipe(4, 16, 2e-3)
-    recover(student, Teacher(Shortcut().eval(), examples), examples, Distill(weight=0.0), recipe, seed=0)
+    fine_tune(student, TeacherOutputs(Shortcut().eval(), examples), examples, Distill(weight=0.0), recipe, seed=0)
     return student
 
 

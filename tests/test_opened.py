@@ -15,8 +15,19 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer,
 
 from objectives import Macs
 from objectives.runtimes import OnnxRuntime
-from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Taylor, Temperatures, deployed, opened, trace
-from spaces.opened import Attention, WindowAttention
+from spaces import (
+    BitWidths,
+    Magnitude,
+    PruneRatios,
+    Ranks,
+    Space,
+    Taylor,
+    Temperatures,
+    deployed,
+    trace,
+    unfuse_attention,
+)
+from spaces.network.unfused_attention import Attention, WindowAttention
 from tests.nets import N, scrambled
 from tests.test_groups import Custom
 
@@ -115,7 +126,7 @@ def close(ours: Tensor | None, theirs: Tensor | None) -> None:
 def test_the_answer_is_the_same_in_evaluation_and_in_training(case: tuple[nn.Module, Tensor]) -> None:
     net, x = case
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    new = opened(net, x)
+    new = unfuse_attention(net, x)
     assert new is not net
     assert not new.training
     for ours, theirs in ((new, net), (new.train(), net.train())):
@@ -126,7 +137,7 @@ def test_the_answer_is_the_same_in_evaluation_and_in_training(case: tuple[nn.Mod
 
 def test_gradients_are_the_same(case: tuple[nn.Module, Tensor]) -> None:
     net, x = case
-    new = opened(net.train(), x)
+    new = unfuse_attention(net.train(), x)
     assert new.training
     for model in (new, net):
         model(x).square().sum().backward()
@@ -144,7 +155,7 @@ def test_gradients_are_the_same(case: tuple[nn.Module, Tensor]) -> None:
 
 def test_multiply_adds_are_the_same_and_now_lie_in_layers(case: tuple[nn.Module, Tensor]) -> None:
     net, x = case
-    new = opened(net, x)
+    new = unfuse_attention(net, x)
     assert Macs(x)(new) == Macs(x)(net)
     inside = [sum(layer.macs for layer in trace(model, x).layers) for model in (net, new)]
     assert inside[0] < inside[1] <= Macs(x)(new)
@@ -152,7 +163,7 @@ def test_multiply_adds_are_the_same_and_now_lie_in_layers(case: tuple[nn.Module,
 
 def test_every_layer_but_the_last_can_be_thinned_split_and_rounded(case: tuple[nn.Module, Tensor]) -> None:
     net, x = case
-    new = opened(net, x)
+    new = unfuse_attention(net, x)
     anatomy = trace(new, x)
     said = [axis.acts_on(anatomy) for axis in SPACE.steps]
     last = anatomy.layers[-1].name
@@ -169,7 +180,7 @@ def test_every_layer_but_the_last_can_be_thinned_split_and_rounded(case: tuple[n
 def test_the_exported_file_agrees(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 3, 8, 8) if isinstance(net := make(), ViT) else torch.randn(3, 3, 20, 20)
-    new = deployed(opened(net, x), x)
+    new = deployed(unfuse_attention(net, x), x)
     OnnxRuntime().export(new, x[:1], tmp_path / "model.onnx")
     with torch.no_grad():
         torch.testing.assert_close(OnnxRuntime().load(tmp_path / "model.onnx")(x), new(x), atol=1e-4, rtol=1e-4)
@@ -190,7 +201,7 @@ PADDINGS = {"all": None, "some": torch.arange(TOKENS) >= torch.tensor([[6], [4],
 def test_masks_and_weights_are_those_of_torch(*, weights: bool | None, first: bool, training: bool) -> None:
     torch.manual_seed(0)
     net = attention(batch_first=first).train(training)
-    new = opened(net, torch.randn(2, TOKENS, 4))
+    new = unfuse_attention(net, torch.randn(2, TOKENS, 4))
     queries, keys, values = (torch.randn(3, n, WIDTH) for n in (5, TOKENS, TOKENS))
     if not first:
         queries, keys, values = (x.transpose(0, 1) for x in (queries, keys, values))
@@ -209,7 +220,7 @@ def test_masks_and_weights_are_those_of_torch(*, weights: bool | None, first: bo
 
 def test_one_sequence_without_a_batch_is_taken() -> None:
     net = attention(batch_first=True)
-    new = opened(net, torch.randn(2, TOKENS, 4))
+    new = unfuse_attention(net, torch.randn(2, TOKENS, 4))
     x, padding = torch.randn(TOKENS, WIDTH), torch.arange(TOKENS) > 3
     ours, theirs = (model.get_submodule("mha")(x, x, x, key_padding_mask=padding) for model in (new, net))
     close(ours[0], theirs[0])
@@ -217,7 +228,7 @@ def test_one_sequence_without_a_batch_is_taken() -> None:
 
 
 def test_the_hint_of_causality_comes_with_a_mask() -> None:
-    new = opened(attention(batch_first=True), torch.randn(2, TOKENS, 4)).get_submodule("mha")
+    new = unfuse_attention(attention(batch_first=True), torch.randn(2, TOKENS, 4)).get_submodule("mha")
     x, mask = torch.randn(1, TOKENS, WIDTH), nn.Transformer.generate_square_subsequent_mask(TOKENS)
     close(new(x, x, x, attn_mask=mask, is_causal=True)[0], new(x, x, x, attn_mask=mask)[0])
     with pytest.raises(ValueError, match=r"is_causal says what attn_mask is, but there is no attn_mask: give both"):
@@ -225,7 +236,7 @@ def test_the_hint_of_causality_comes_with_a_mask() -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    new = opened(attention(batch_first=True, dropout=0.5), torch.randn(2, TOKENS, 4))
+    new = unfuse_attention(attention(batch_first=True, dropout=0.5), torch.randn(2, TOKENS, 4))
     x = torch.randn(2, TOKENS, 4)
     assert torch.equal(new(x), new(x))
     new.train()
@@ -245,7 +256,7 @@ def test_a_decoder_that_looks_at_an_encoder_is_opened_as_a_whole() -> None:
 
     torch.manual_seed(0)
     net, x = biased(Translate()), torch.randn(2, TOKENS, WIDTH)
-    new = opened(net, x)
+    new = unfuse_attention(net, x)
     assert sum(isinstance(module, Attention) for module in new.modules()) == 3
     for ours, theirs in ((new, net), (new.train(), net.train())):
         with torch.no_grad():
@@ -268,7 +279,7 @@ def test_an_encoder_that_leaves_padding_out_by_nested_tensors_is_opened() -> Non
 
     torch.manual_seed(0)
     net, x = biased(Padded()), torch.randn(3, TOKENS, WIDTH) * ~PADDINGS["some"][..., None]  # type: ignore[index]
-    new = opened(net, x)
+    new = unfuse_attention(net, x)
     assert new is not net
     with torch.no_grad():
         close(new(x), net(x))
@@ -279,19 +290,19 @@ def test_frozen_weights_stay_frozen() -> None:
     net = attention()
     net.mha.in_proj_weight.requires_grad_(requires_grad=False)
     with torch.no_grad():
-        mha: Any = opened(net, torch.randn(2, TOKENS, 4)).get_submodule("mha")
+        mha: Any = unfuse_attention(net, torch.randn(2, TOKENS, 4)).get_submodule("mha")
     assert [p.requires_grad for p in (mha.q_proj.weight, mha.v_proj.weight, mha.v_proj.bias)] == [False, False, True]
 
 
 def test_a_network_without_such_modules_comes_back_itself() -> None:
     net = nn.Sequential(nn.Linear(4, 3))
-    assert opened(net, torch.randn(2, 4)) is net
+    assert unfuse_attention(net, torch.randn(2, 4)) is net
 
 
 def test_a_network_that_is_such_a_module_is_opened() -> None:
     window = swin(1).get_submodule("features.1.1.attn")
     x = torch.randn(2, 9, 7, 8)
-    new = opened(window, x)
+    new = unfuse_attention(window, x)
     assert isinstance(new, WindowAttention)
     close(new(x), window(x))
 
@@ -299,7 +310,7 @@ def test_a_network_that_is_such_a_module_is_opened() -> None:
 def test_a_module_with_two_names_stays_one() -> None:
     net = attention(batch_first=True)
     net.again = net.mha
-    new: Any = opened(net, torch.randn(2, TOKENS, 4))
+    new: Any = unfuse_attention(net, torch.randn(2, TOKENS, 4))
     assert isinstance(new.mha, Attention)
     assert new.again is new.mha
 
@@ -326,14 +337,14 @@ def test_what_might_mean_something_else_stays_and_is_named(change: Callable[[Cus
     net = attention()
     change(net)
     x = torch.randn(2, TOKENS, 4)
-    assert opened(net, x) is net
+    assert unfuse_attention(net, x) is net
     assert ("mha", type(net.mha).__name__) in trace(net, x).others
 
 
 @pytest.mark.parametrize("setting", ["add_bias_kv", "add_zero_attn"])
 def test_settings_without_a_counterpart_stay_closed(setting: str) -> None:
     net = attention(**{setting: True})
-    assert opened(net, torch.randn(2, TOKENS, 4)) is net
+    assert unfuse_attention(net, torch.randn(2, TOKENS, 4)) is net
 
 
 def test_only_what_is_read_from_outside_stays_closed() -> None:
@@ -341,20 +352,20 @@ def test_only_what_is_read_from_outside_stays_closed() -> None:
     plain = net.way
     net.aside = nn.MultiheadAttention(WIDTH, HEADS).eval()
     net.way = lambda net, x: plain(net, x) + net.aside.in_proj_weight.mean()
-    new: Any = opened(net, torch.randn(2, TOKENS, 4))
+    new: Any = unfuse_attention(net, torch.randn(2, TOKENS, 4))
     assert isinstance(new.mha, Attention)
     assert type(new.aside) is nn.MultiheadAttention
 
 
 def test_a_network_that_does_not_take_the_example_is_left_to_the_trace() -> None:
     net = attention()
-    assert opened(net, torch.randn(2, TOKENS, 5)) is net
+    assert unfuse_attention(net, torch.randn(2, TOKENS, 5)) is net
 
 
 def test_queries_and_keys_that_no_weight_reads_have_an_order_by_every_criterion() -> None:
     x = torch.randn(4, TOKENS, 4)
     net = attention(batch_first=True)
-    group = trace(opened(net, x), x).group("mha.q_proj")
+    group = trace(unfuse_attention(net, x), x).group("mha.q_proj")
     assert group.producers == ("mha.q_proj", "mha.k_proj")
     assert group.consumers == ()
-    assert sorted(Taylor().order(opened(net, x), x, group)) == list(range(WIDTH // HEADS))
+    assert sorted(Taylor().order(unfuse_attention(net, x), x, group)) == list(range(WIDTH // HEADS))

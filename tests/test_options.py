@@ -12,35 +12,36 @@ import pytest
 from optuna.trial import FixedTrial
 
 from search import Budget, StudySpec, TableStart, UniformStart
-from search.anchors import anchors
-from search.clock import Clock
-from search.definition import define, differences
-from search.options import MULTIPLIERS, Options, combined, options, virtual
-from tests.small_study import bench, study
+from search.proposals.lagrangian import MULTIPLIERS, lagrangian_search
+from search.proposals.sensitivity_table import SensitivityTable, sensitivity_table
+from search.proposals.uniform_start import uniform_designs
+from search.study.budget_clock import BudgetClock
+from search.study.definition import define, differences
+from tests.small_study import context, study
 
 if TYPE_CHECKING:
-    from search.bench import Bench
+    from search.evaluation.context import Context
 
 
 @functools.cache
-def shared() -> Bench:
-    return bench(study())
+def shared() -> Context:
+    return context(study())
 
 
 @functools.cache
-def table() -> Options:
-    found = options(shared(), lambda done: None, 1e9)
+def table() -> SensitivityTable:
+    found = sensitivity_table(shared(), lambda done: None, 1e9)
     assert found is not None
     return found
 
 
-def began(start: TableStart | UniformStart, its: Bench | None = None) -> list[dict[str, float]]:
-    return start(its or shared(), optuna.create_study(), Clock(Budget()))
+def began(start: TableStart | UniformStart, its: Context | None = None) -> list[dict[str, float]]:
+    return start(its or shared(), optuna.create_study(), BudgetClock(Budget()))
 
 
 def test_every_parameter_but_those_of_the_recovery_has_its_rungs() -> None:
     trial = optuna.create_study().ask()
-    shared().spec.space.suggest(trial, shared().anatomy)
+    shared().spec.space.suggest(trial, shared().subject.anatomy)
     assert sorted((*table().names, "distill/temperature", "distill/weight")) == sorted(trial.params)
     assert all(len(values) == len(losses) for values, losses in zip(table().values, table().losses, strict=True))
     named = dict(zip(table().names, table().values, strict=True))
@@ -60,23 +61,25 @@ def test_leaving_all_alone_loses_nothing_and_more_never_loses_less() -> None:
 def test_choices_are_outlined_as_their_plans_are() -> None:
     random = np.random.default_rng(0)
     chosen = np.stack([random.integers(0, [len(values) for values in table().values]) for _ in range(5)])
-    got = shared().foresight.of(combined(table(), chosen))
+    got = shared().cost_model.of(table().combine(chosen))
     usual = shared().spec.space.recovery.usual()
-    plans = [shared().spec.space.suggest(FixedTrial(table().params(row) | usual), shared().anatomy) for row in chosen]
-    want = shared().foresight.costs(plans)
+    plans = [
+        shared().spec.space.suggest(FixedTrial(table().params(row) | usual), shared().subject.anatomy) for row in chosen
+    ]
+    want = shared().cost_model.exact(plans)
     assert set(got) == {"size_bytes", "macs"}
     for name, values in want.items():
         np.testing.assert_array_equal(got[name], values)
 
 
 def test_the_best_sums_are_no_worse_than_any_uniform_row() -> None:
-    known = list(shared().foresight.known.values())[:1]
-    chosen = virtual(table(), known)
+    known = list(shared().cost_model._formulas.values())[:1]
+    chosen = lagrangian_search(table(), known)
     assert len(np.unique(chosen, axis=0)) == len(chosen)
-    value = np.log(shared().foresight.of(combined(table(), chosen))["size_bytes"])
+    value = np.log(shared().cost_model.of(table().combine(chosen))["size_bytes"])
     losses = sum(added[chosen[:, column]] for column, added in enumerate(table().losses))
     rows = np.array([[min(step, len(values) - 1) for values in table().values] for step in range(7)])
-    rivals = np.log(shared().foresight.of(combined(table(), rows))["size_bytes"])
+    rivals = np.log(shared().cost_model.of(table().combine(rows))["size_bytes"])
     rival_losses = sum(added[rows[:, column]] for column, added in enumerate(table().losses))
     for multiplier in MULTIPLIERS:
         assert (losses + multiplier * value).min() <= (rival_losses + multiplier * rivals).min() + 1e-9
@@ -86,8 +89,8 @@ def test_the_best_sums_are_no_worse_than_any_uniform_row() -> None:
 
 
 def held(spec: StudySpec, params: dict[str, float]) -> bool:
-    found = shared().spec.space.suggest(FixedTrial(params), shared().anatomy)
-    foreseen = shared().foresight.costs([found])
+    found = shared().spec.space.suggest(FixedTrial(params), shared().subject.anatomy)
+    foreseen = shared().cost_model.exact([found])
     return all(limit.excess(foreseen[limit.objective.name][0]) <= 0 for limit in spec.limits)
 
 
@@ -95,21 +98,21 @@ def test_a_study_starts_with_plans_that_hold_the_limits_and_are_spread_over_the_
     plans = began(TableStart(plans=8))
     assert 3 <= len(plans) <= 8
     assert all(held(shared().spec, params) for params in plans)
-    drawn = [shared().spec.space.suggest(FixedTrial(params), shared().anatomy) for params in plans]
-    sizes = shared().foresight.costs(drawn)["size_bytes"].tolist()
+    drawn = [shared().spec.space.suggest(FixedTrial(params), shared().subject.anatomy) for params in plans]
+    sizes = shared().cost_model.exact(drawn)["size_bytes"].tolist()
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 2 * sizes[-1]
     assert began(TableStart(plans=8)) == plans
 
 
 def test_a_table_that_takes_too_long_gives_way_to_uniform_plans() -> None:
-    assert began(TableStart(seconds=0)) == anchors(shared()) == began(UniformStart())
+    assert began(TableStart(seconds=0)) == uniform_designs(shared()) == began(UniformStart())
 
 
 def test_where_no_cost_is_foreseen_uniform_plans_are_taken() -> None:
     (top1, _) = shared().spec.objectives
-    alone = bench(dataclasses.replace(study(), objectives=(top1,), limits=()))
-    assert began(TableStart(), alone) == anchors(alone)
+    alone = context(dataclasses.replace(study(), objectives=(top1,), limits=()))
+    assert began(TableStart(), alone) == uniform_designs(alone)
 
 
 @pytest.mark.parametrize("start", [TableStart(plans=3), UniformStart()])

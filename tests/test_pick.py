@@ -8,9 +8,9 @@ import optuna
 import pytest
 
 from objectives import Limit, Macs, SizeBytes, Top1
-from search.errors import UserError
-from search.pick import knee, pick
-from search.trial import VALUES
+from search.results.pick import knee, pick
+from search.study.errors import UserError
+from search.study.records import VALUES
 from tests.small_study import splits, study
 
 MACS = Macs(splits().validation.inputs)

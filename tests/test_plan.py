@@ -25,12 +25,12 @@ from spaces import (
     Temperatures,
     trace,
 )  # fmt: skip
-from spaces.anatomy import unknown
+from spaces.network.messages import unknown
 from spaces.plan import settled, snap
 from tests.nets import Plain, example, teacher
 
 if TYPE_CHECKING:
-    from spaces.outline import Outline
+    from spaces.costs.architectures import Architectures
 
 SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures())
 
@@ -44,7 +44,7 @@ class Append:
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
         return nn.Sequential(*model.children(), getattr(nn, self.module)())
 
-    def sketch(self, outline: Outline, row: int) -> None:
+    def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
         raise NotImplementedError
 
     def choices(self) -> dict[str, dict[str, float]]:

@@ -13,8 +13,8 @@ from optuna.trial import FixedTrial
 from torch import nn
 
 from spaces import Magnitude, Prune, PruneRatios, Taylor, trace
-from spaces.prune import kept_units
-from spaces.statistics import reestimate
+from spaces.axes.prune import kept_units
+from spaces.network.statistics import reestimate
 from tests.contracts import AxisContract, step
 from tests.nets import Grouped, Mlp, Net, Padded, Plain, Residual, example, teacher
 

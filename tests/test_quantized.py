@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spaces import KMeans, PowersOfTwo, Uniform
-from spaces.quantized import OFF, PackedLayer, QuantizedLayer, _rounded_inputs
-from spaces.statistics import thinned
+from spaces.axes.quantized_layers import PackedLayer, QuantizedLayer, _rounded_inputs
+from spaces.network.layers import OFF
+from spaces.network.statistics import thinned
 
 if TYPE_CHECKING:
-    from spaces.grids import Grid
+    from spaces.axes.grids import Grid
 
 GRIDS: tuple[Grid, ...] = (Uniform(), PowersOfTwo(), KMeans())
 each_grid = pytest.mark.parametrize("grid", GRIDS, ids=repr)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from spaces import Factorize, Ranks, SpatialSvd, Svd, Tucker2, trace
-from spaces.anatomy import Anatomy, Layer
-from spaces.factors import shapes_of
-from spaces.ranks import saves
-from spaces.trace import describe
+from spaces.axes.ranks import saves
+from spaces.costs.factors import shapes_of
+from spaces.network.anatomy import Anatomy, Layer
+from spaces.network.layer_runs import describe
 from tests.contracts import AxisContract, step
 from tests.nets import Grouped, Plain, Residual, Sequence, Wide, example, teacher
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from objectives import Loss, Top1
 from search import Recipe, trained
-from search.errors import Diverged
-from search.recover import Teacher, recover
+from search.study.errors import Diverged
+from search.training.fine_tuning import TeacherOutputs, fine_tune
 from spaces import Distill
 from tests.small_study import Net, splits, teacher
 
@@ -50,7 +50,7 @@ def shifted(images: Tensor, generator: Generator) -> Tensor:
 
 def weights(recipe: Recipe, seed: int) -> dict[str, Tensor]:
     network = student()
-    recover(network, Teacher(teacher(), TRAIN), TRAIN, Distill(), recipe, seed)
+    fine_tune(network, TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), recipe, seed)
     return network.state_dict()
 
 
@@ -58,43 +58,43 @@ def weights(recipe: Recipe, seed: int) -> dict[str, Tensor]:
 def test_the_loss_falls(share: float) -> None:
     network, loss = student(), Loss(splits().validation)
     before = loss(network.eval())
-    recover(network, Teacher(teacher(), TRAIN), TRAIN, Distill(weight=share), RECIPE, 0)
+    fine_tune(network, TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(weight=share), RECIPE, 0)
     assert loss(network) < before - 0.3
     assert Top1(splits().validation)(network) > 60
 
 
 def test_the_network_is_left_in_evaluation_mode() -> None:
     network = student()
-    recover(network, Teacher(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0)
+    fine_tune(network, TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0)
     assert not network.training
 
 
 def test_the_teacher_is_asked_once_for_all_trainings() -> None:
     counted = Counted()
-    shared = Teacher(counted, TRAIN)
+    shared = TeacherOutputs(counted, TRAIN)
     for seed in range(2):
-        recover(student(), shared, TRAIN, Distill(), RECIPE, seed)
+        fine_tune(student(), shared, TRAIN, Distill(), RECIPE, seed)
     assert counted.asked == len(TRAIN)
 
 
 def test_remembered_answers_are_those_of_the_examples() -> None:
     chosen = torch.tensor([5, 3, 190])
-    answers = Teacher(teacher(), TRAIN).answers(TRAIN.inputs[chosen], chosen)
+    answers = TeacherOutputs(teacher(), TRAIN).outputs_of(TRAIN.inputs[chosen], chosen)
     torch.testing.assert_close(answers, teacher()(TRAIN.inputs[chosen]).detach())
 
 
 def test_the_teacher_sees_augmented_inputs_itself() -> None:
     counted = Counted()
     recipe = Recipe(2, 32, 2e-3, augment=shifted)
-    recover(student(), Teacher(counted, TRAIN), TRAIN, Distill(), recipe, 0)
+    fine_tune(student(), TeacherOutputs(counted, TRAIN), TRAIN, Distill(), recipe, 0)
     assert counted.asked == 2 * len(TRAIN)
 
 
 def test_the_teacher_is_not_changed() -> None:
     before = copy.deepcopy(teacher().state_dict())
-    recover(student(), Teacher(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0)
+    fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0)
     assert all(before[name].equal(tensor) for name, tensor in teacher().state_dict().items())
-    assert all(parameter.grad is None for parameter in Teacher(teacher(), TRAIN).model.parameters())
+    assert all(parameter.grad is None for parameter in TeacherOutputs(teacher(), TRAIN).model.parameters())
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe(2, 32, 2e-3, augment=shifted)])
@@ -106,7 +106,7 @@ def test_a_seed_gives_the_same_weights_bit_for_bit(recipe: Recipe) -> None:
 
 def test_training_that_leaves_the_numbers_is_said() -> None:
     with pytest.raises(Diverged, match="the loss became nan within 6 of 12 steps; a lower learning rate may help"):
-        recover(student(), Teacher(teacher(), TRAIN), TRAIN, Nan(), RECIPE, 0)
+        fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Nan(), RECIPE, 0)
 
 
 @dataclass(frozen=True)
@@ -123,19 +123,19 @@ class Nan:
 def test_a_recipe_of_an_infinite_learning_rate_diverges() -> None:
     recipe = Recipe(epochs=3, batch_size=32, learning_rate=1e30, optimizer=torch.optim.SGD)
     with pytest.raises(Diverged):
-        recover(student(), Teacher(teacher(), TRAIN), TRAIN, Distill(), recipe, 0)
+        fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), recipe, 0)
 
 
 def test_progress_is_told_from_the_first_step_to_the_last() -> None:
     told: list[float] = []
-    recover(student(), Teacher(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0, told.append)
+    fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0, told.append)
     assert told == [(step + 1) / 12 for step in range(12)]
 
 
 def test_a_batch_that_is_larger_than_the_training_set_is_the_training_set() -> None:
     told: list[float] = []
     recipe = Recipe(3, 1000, 2e-3)
-    recover(student(), Teacher(teacher(), TRAIN), TRAIN, Distill(), recipe, 0, told.append)
+    fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), recipe, 0, told.append)
     assert len(told) == 3
 
 
@@ -143,7 +143,7 @@ def test_frozen_parameters_stay() -> None:
     network = student()
     network.get_parameter("first.weight").requires_grad_(False)  # noqa: FBT003
     before = network.get_parameter("first.weight").clone()
-    recover(network, Teacher(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0)
+    fine_tune(network, TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0)
     assert network.get_parameter("first.weight").equal(before)
 
 

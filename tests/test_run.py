@@ -13,18 +13,20 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-import search.run
+import search.loop.watch
 from objectives import Limit, SizeBytes, Top1
 from search import Budget, Recipe
-from search.anchors import anchors, costs
-from search.clock import Clock
-from search.errors import REASON, Diverged, UserError
-from search.front import front, need_front, trained
-from search.run import device_named
-from search.storage import INTERRUPTED, open_study
-from search.trial import EXCESS, KEY, PLAN, REPLAY
+from search.proposals.defaults import resolved
+from search.proposals.limits import costs_of_uniform
+from search.proposals.uniform_start import uniform_designs
+from search.study.budget_clock import BudgetClock
+from search.study.errors import Diverged, UserError
+from search.study.front import front, need_front, trained
+from search.study.machine import device_named
+from search.study.records import EXCESS, INTERRUPTED, KEY, PLAN, REASON, REPLAY
+from search.study.storage import open_study
 from spaces import Distill, PruneRatios, Space, Temperatures
-from tests.small_study import bench, searched, splits, study, watched
+from tests.small_study import context, searched, splits, study, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +97,7 @@ def test_a_plan_over_a_limit_is_refused_before_training(tmp_path: Path, training
     assert refused
     for trial in refused:
         assert trial.constraints[str(spec.limits[0])] == trial.user_attrs[EXCESS][str(spec.limits[0])] > 0
-        assert trial.user_attrs[REASON] == f"over the limit {spec.limits[0]}"
+        assert trial.user_attrs[REASON] == f"exceeds the limit {spec.limits[0]}"
         assert not (tmp_path / "candidates" / f"{trial.number}.safetensors").exists()
     assert len(trainings) == len(trained(found)) == 7
 
@@ -132,10 +134,10 @@ def test_a_spent_budget_trains_nothing_more(tmp_path: Path, trainings: list[tupl
 def test_an_exhausted_space_ends_the_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search.run, "FRUITLESS", 20)
+    monkeypatch.setattr(search.loop.watch, "FRUITLESS", 20)
     spec = dataclasses.replace(pruning(9), space=Space(steps=(PruneRatios(highest=0.5, step=0.5),), recovery=Fixed()))
     assert len(trained(searched(spec, tmp_path))) == 4
-    assert "over a limit or known already" in capsys.readouterr().err
+    assert "exceeded a limit or were known already" in capsys.readouterr().err
 
 
 def test_training_that_diverges_fails_one_trial_and_the_study_goes_on(
@@ -258,26 +260,26 @@ def test_ctrl_c_finishes_the_trial_and_stops(
 
 def test_anchors_hold_the_limits() -> None:
     for share in (0.7, 0.3):
-        shared = bench(study(share=share))
-        uniform = anchors(shared)
+        shared = context(study(share=share))
+        uniform = uniform_designs(shared)
         (limit,) = shared.spec.limits
         assert len(uniform) > 3
         for params in uniform:
-            plan = shared.spec.space.suggest(optuna.trial.FixedTrial(params), shared.anatomy)
-            assert shared.measured(shared.build(plan), [limit.objective])[limit.objective.name] <= limit.bound
+            plan = shared.spec.space.suggest(optuna.trial.FixedTrial(params), shared.subject.anatomy)
+            assert shared.measure(shared.build(plan), [limit.objective])[limit.objective.name] <= limit.bound
 
 
 def test_anchors_start_at_the_weakest_plan_within_the_limits() -> None:
-    shared = bench(study(share=0.5))
+    shared = context(study(share=0.5))
     strengths = [
-        max(value for name, value in params.items() if name.startswith("prune/")) for params in anchors(shared)
+        max(value for name, value in params.items() if name.startswith("prune/")) for params in uniform_designs(shared)
     ]
     assert 0 < strengths[0] < 0.75
 
 
 def test_without_limits_the_first_anchor_leaves_the_network_alone() -> None:
-    shared = bench(dataclasses.replace(study(), limits=()))
-    plan = shared.spec.space.suggest(optuna.trial.FixedTrial(anchors(shared)[0]), shared.anatomy)
+    shared = context(dataclasses.replace(study(), limits=()))
+    plan = shared.spec.space.suggest(optuna.trial.FixedTrial(uniform_designs(shared)[0]), shared.subject.anatomy)
     assert plan.words() == "nothing removed; distil T=4, weight 0.7"
 
 
@@ -286,7 +288,7 @@ def test_an_unreachable_limit_is_named_with_the_smallest_value_and_the_nearest_p
 ) -> None:
     spec = study(share=0.01)
     smallest = min(
-        costs(bench(spec), mask)["macs"]
+        costs_of_uniform(context(spec), mask)["macs"]
         for mask in [(1.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)]
     )
     with pytest.raises(UserError) as caught:
@@ -325,7 +327,7 @@ def test_a_front_that_is_empty_names_the_nearest_trial(tmp_path: Path) -> None:
 
 def test_no_trials_are_no_front(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trained candidate yet; run it for longer: slimfront run"):
-        need_front(open_study(study(), tmp_path, None, create=True))
+        need_front(open_study(resolved(study()), tmp_path, None, create=True))
 
 
 def test_one_objective_is_enough(tmp_path: Path) -> None:
@@ -359,9 +361,11 @@ def test_time_left_is_told_from_what_trainings_took_and_not_from_the_draft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noted = watched(monkeypatch)
-    monkeypatch.setattr(Clock, "spent", property(lambda _: 0.5 + 0.1 * len(noted)))  # half of it before the first
-    monkeypatch.setattr("search.run.affordable", lambda *given: given[-1])  # which trains to see how long that takes
-    monkeypatch.setattr("search.run.EVERY_SECONDS", 0)
+    monkeypatch.setattr(BudgetClock, "spent", property(lambda _: 0.5 + 0.1 * len(noted)))  # half of it before the first
+    monkeypatch.setattr(
+        "search.loop.run.affordable", lambda _, context, __: context.spec.recipe
+    )  # which trains to see how long that takes
+    monkeypatch.setattr("search.loop.watch.EVERY_SECONDS", 0)
     found = searched(free(50, budget=Budget(trials=50, cpu_seconds=1000)), tmp_path)
     assert len(trained(found)) == 5
     said = [line.split(" trained")[0] for line in capsys.readouterr().err.splitlines() if " trained, " in line]
@@ -391,9 +395,9 @@ class Lost:
 def test_an_objective_that_is_not_finite_fails_its_trial_once_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.run.FRUITLESS", 20)
+    monkeypatch.setattr("search.loop.watch.FRUITLESS", 20)
     spec = dataclasses.replace(study(3), limits=())
-    whole = float(sum(p.numel() for p in bench(spec).finish(bench(spec).model).parameters()))
+    whole = float(sum(p.numel() for p in context(spec).subject.finish(context(spec).subject.model).parameters()))
     spec = dataclasses.replace(spec, objectives=(spec.objectives[0], Lost(whole)))  # type: ignore[arg-type]
     found = searched(spec, tmp_path)
     failed = found.get_trials(states=(TrialState.FAIL,))

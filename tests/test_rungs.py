@@ -12,25 +12,28 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from objectives import Limit
-from search.errors import REASON
-from search.front import candidates, spent, trained
-from search.rungs import FEWEST, RUNG, STOPPED, Rung
-from tests.small_study import bench, searched, study
+from search.evaluation.early_stopping import LEAST_TRIALS, EarlyStopping
+from search.results.candidates import candidates
+from search.study.front import spent, trained
+from search.study.records import REASON, RUNG, STOPPED
+from tests.small_study import context, searched, study
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from search.bench import Bench
+    from search.evaluation.context import Context
 
 EPOCHS = 1
 
 
 @functools.cache
-def shared() -> Bench:
-    return bench(study())
+def shared() -> Context:
+    return context(study())
 
 
-def with_trained(now: float, end: float, size: float, epochs: float = EPOCHS, count: int = FEWEST) -> optuna.Study:
+def with_trained(
+    now: float, end: float, size: float, epochs: float = EPOCHS, count: int = LEAST_TRIALS
+) -> optuna.Study:
     """Return a study of trials that had one accuracy at a quarter and another at the end, all of one size."""
     main = optuna.create_study(directions=["maximize", "minimize"])
     for _ in range(count):
@@ -43,7 +46,9 @@ def measured(main: optuna.Study, size: float, share: float = 0.3, *, strict: boo
     """Train a network of that size up to this share; the teacher stands for it, with more than 90 percent."""
     trial = main.ask()
     told: list[float] = []
-    rung = Rung(trial, shared(), shared().model, {"size_bytes": size, "macs": 1.0}, EPOCHS, told.append, strict=strict)
+    rung = EarlyStopping(
+        trial, shared(), shared().subject.model, {"size_bytes": size, "macs": 1.0}, EPOCHS, told.append, strict=strict
+    )
     rung(0.1)
     assert RUNG not in trial.user_attrs
     try:
@@ -74,10 +79,10 @@ def test_what_will_miss_a_limit_is_stopped_and_told_which(strict: bool) -> None:
     said = {}
     for more in (1.9, 2.1, 3.4, 3.6):
         limit = Limit(study().objectives[0], at_least=now + more)
-        limited = bench(dataclasses.replace(study(), limits=(limit,)))
+        limited = context(dataclasses.replace(study(), limits=(limit,)))
         trial = main.ask()
         costs = {"size_bytes": 60.0, "macs": 1.0}
-        rung = Rung(trial, limited, limited.model, costs, EPOCHS, lambda _: None, strict=strict)
+        rung = EarlyStopping(trial, limited, limited.subject.model, costs, EPOCHS, lambda _: None, strict=strict)
         with contextlib.suppress(optuna.TrialPruned):
             rung(0.3)
         said[more] = trial.user_attrs.get(REASON, "").removeprefix(f"at a quarter of its training, {limit} is ")
@@ -102,7 +107,7 @@ def test_a_strict_rung_stops_what_is_not_expected_to_beat_the_others_though_it_m
     with_trained(now=109.0, end=110.5, size=70.0),  # they cost more
     with_trained(now=60.0, end=100.5, size=50.0),  # it will become better than they
     with_trained(now=109.0, end=110.5, size=50.0, epochs=2),  # of another length
-    with_trained(now=109.0, end=110.5, size=50.0, count=FEWEST - 1),
+    with_trained(now=109.0, end=110.5, size=50.0, count=LEAST_TRIALS - 1),
 ], ids=["dearer", "caught up", "longer", "too few"])  # fmt: skip
 def test_what_may_still_be_the_best_of_its_size_goes_on(main: optuna.Study) -> None:
     trial = measured(main, size=60.0)

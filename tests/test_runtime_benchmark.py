@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pandas as pd
 
-from search import machine
+from search.study import machine
 from studies.digits import study
 from studies.runtime_benchmark import recorded, verdict
 

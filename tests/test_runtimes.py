@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime, Runtime
-from spaces import Quantize, deployed, opened, trace
+from spaces import Quantize, deployed, trace, unfuse_attention
 from tests.nets import CLASSES, Net, Plain, Residual, Separable, example, run, teacher
 from tests.runtime_contract import Attentive, RuntimeContract
 
@@ -70,7 +70,7 @@ class TestLiteRt(RuntimeContract):
         self, block: type[Net], tmp_path: Path
     ) -> None:
         inputs = example(teacher(block), 64)
-        net = opened(teacher(block), inputs)
+        net = unfuse_attention(teacher(block), inputs)
         names = [layer.name for layer in trace(net, inputs).layers]
         finished = deployed(Quantize(tuple((name, 4, 32) for name in names)).apply(net, inputs), inputs)
         self.make().export(finished, inputs, tmp_path / "model.tflite")
@@ -118,7 +118,7 @@ class TestExecuTorch(RuntimeContract):
         finished = deployed(Quantize(tuple((name, 8, 8) for name in names)).apply(net, inputs), inputs)
         runtime, small, large = self.make(), tmp_path / "small.pte", tmp_path / "large.pte"
         runtime.export(finished, inputs, small)
-        monkeypatch.setattr(sys.modules["objectives.runtimes.executorch_lowering"], "packing", contextlib.nullcontext)
+        monkeypatch.setattr(sys.modules["objectives.runtimes.executorch.lowering"], "packing", contextlib.nullcontext)
         runtime.export(finished, inputs, large)
         assert torch.equal(runtime.load(small)(inputs), runtime.load(large)(inputs))
         assert small.stat().st_size < large.stat().st_size * 0.65

@@ -17,10 +17,9 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import TrialState, create_trial
 
-from search.rungs import RUNG, STOPPED
-from search.sampler import DraftSampler, _drafted, _gains, _table
-from search.storage import DRAFT
-from search.stratified import ENDS, StratifiedRandom
+from search.proposals.draft_sampler import DraftSampler, _drafted, _gains, _table
+from search.proposals.stratified import StratifiedRandom
+from search.study.records import DRAFT, RANGES, RUNG, STOPPED
 
 Make = Callable[[], BaseSampler]
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -228,7 +227,7 @@ def test_where_nothing_is_known_trials_are_drawn_without_the_draft() -> None:
 
 def test_stratified_plans_are_as_often_weak_as_strong() -> None:
     study = optuna.create_study(sampler=StratifiedRandom(seed=0))
-    study.set_user_attr(ENDS, {"bits": [32, 2], "ratio": [0.0, 0.75]})
+    study.set_user_attr(RANGES, {"bits": [32, 2], "ratio": [0.0, 0.75]})
     means = []
     for _ in range(200):
         trial = study.ask()

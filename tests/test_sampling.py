@@ -11,8 +11,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
-from search.errors import REASON
-from search.sampling import Seeded
+from search.study.records import REASON
+from search.study.seeded_sampler import SeededSampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ NUMBERS = 10
 def opened(path: Path, sampler: str, seed: int = 0) -> optuna.Study:
     storage = JournalStorage(JournalFileBackend(str(path)))
     return optuna.create_study(
-        storage=storage, study_name="s", sampler=Seeded(SAMPLERS[sampler], seed), load_if_exists=True,
+        storage=storage, study_name="s", sampler=SeededSampler(SAMPLERS[sampler], seed), load_if_exists=True,
         directions=["minimize", "minimize"],
     )  # fmt: skip
 

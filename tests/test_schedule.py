@@ -14,17 +14,20 @@ from torch import nn
 
 from objectives import Examples
 from search import Budget, Recipe
-from search.bench import Bench
-from search.confirm import confirm
-from search.errors import UserError
-from search.front import front, trained
-from search.rates import HIGHEST, LONGEST, LOWEST, Rate, range_test
-from search.recover import Teacher, recover
-from search.schedule import RANGE, prolong, promote, rated
-from search.storage import ASKED, enqueue, fixed, open_study
-from search.trial import EPOCHS, RATE, SECONDS, VALUES, state_path
+from search.evaluation.context import Context
+from search.loop.schedule import prolong, promote, range_tested
+from search.proposals.defaults import resolved
+from search.results.confirm import confirm
+from search.study.errors import UserError
+from search.study.files import state_path
+from search.study.front import front, trained
+from search.study.queue import enqueue, fixed
+from search.study.records import ASKED, EPOCHS, RANGE, RATE, SECONDS, VALUES
+from search.study.storage import open_study
+from search.training.fine_tuning import TeacherOutputs, fine_tune
+from search.training.learning_rate import HIGHEST, LOWEST, MOST_STEPS, Rate, range_test
 from spaces import Distill, Plan
-from tests.small_study import Net, bench, searched, splits, study, teacher, watched
+from tests.small_study import Net, context, searched, splits, study, teacher, watched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +41,7 @@ TRAIN = splits().train
 
 def found(recipe: Recipe, seed: int = 0) -> float:
     torch.manual_seed(3)
-    return range_test(Net(), Teacher(teacher(), TRAIN), TRAIN, Distill(), recipe, seed)
+    return range_test(Net(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), recipe, seed)
 
 
 def unrated(**settings: Any) -> Any:
@@ -66,7 +69,7 @@ def test_the_rate_is_stable_where_that_is_known() -> None:
             return "steep"
 
     recipe = Recipe(batch_size=64, optimizer=torch.optim.SGD, weight_decay=0.0)
-    rate = range_test(network, Teacher(network, examples), examples, Steep(), recipe, 0)
+    rate = range_test(network, TeacherOutputs(network, examples), examples, Steep(), recipe, 0)
     assert 0.002 < rate < 0.2
 
 
@@ -77,7 +80,7 @@ def test_the_rate_is_that_of_the_best_short_training() -> None:
     def ending(rate: float) -> float:
         torch.manual_seed(3)
         net = Net()
-        recover(net, Teacher(teacher(), TRAIN), TRAIN, Distill(), Recipe(25 / 6, 32, rate), 0)
+        fine_tune(net, TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), Recipe(25 / 6, 32, rate), 0)
         with torch.no_grad():
             return float(Distill().loss(net(TRAIN.inputs), teacher()(TRAIN.inputs), TRAIN.labels))
 
@@ -87,7 +90,7 @@ def test_the_rate_is_that_of_the_best_short_training() -> None:
 def test_the_network_that_is_tested_is_not_changed() -> None:
     network = Net()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    range_test(network, Teacher(teacher(), TRAIN), TRAIN, Distill(), Recipe(batch_size=32), 0)
+    range_test(network, TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), Recipe(batch_size=32), 0)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
@@ -97,7 +100,7 @@ def test_what_lost_more_or_has_more_steps_takes_a_higher_rate() -> None:
     assert rate.at(1.0, 100) == 8e-3
     assert rate.at(0.1, 25) == pytest.approx(4e-3 * 10**-0.65, rel=0.02)
     assert rate.at(-0.001, 25) == rate.at(0.0, 25) > 0, "as good as the teacher, or better"
-    assert rate.at(1.0, 10 * LONGEST) == rate.at(1.0, LONGEST)
+    assert rate.at(1.0, 10 * MOST_STEPS) == rate.at(1.0, MOST_STEPS)
 
 
 @pytest.mark.parametrize(("most", "chosen"), [(0.5, 0), (1.0, 0), (2.0, 1), (9.0, 2)])
@@ -105,24 +108,24 @@ def test_the_test_is_made_on_the_smallest_network_that_is_not_past_training(
     most: float, chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = unrated()
-    main = open_study(made, tmp_path, None, create=True)
-    shared = bench(made)
+    main = open_study(resolved(made), tmp_path, None, create=True)
+    shared = context(made)
     strengths = (0.3, 0.6, 1.0)
-    starts = [made.space.uniform(shared.anatomy, (strength,) * len(made.space.steps)) for strength in strengths]
+    starts = [made.space.uniform(shared.subject.anatomy, (strength,) * len(made.space.steps)) for strength in strengths]
     for params in starts:
         enqueue(main, params)
     losses = dict(zip((shared.plan(params) for params in starts), (1.0, 2.0, 9.0), strict=True))
-    monkeypatch.setattr(shared, "sketch", lambda plan: plan)
-    monkeypatch.setattr("search.score.Score.__call__", lambda _, plan: losses.get(plan, 0.0))
-    monkeypatch.setattr("search.schedule.DAMAGED", most)
+    monkeypatch.setattr(shared.subject, "build_roughly", lambda plan: plan)
+    monkeypatch.setattr("search.evaluation.proxy_loss.ProxyLoss.__call__", lambda _, plan: losses.get(plan, 0.0))
+    monkeypatch.setattr("search.loop.schedule.MOST_DAMAGE", most)
     built: list[Plan] = []
 
     def build(plan: Plan) -> nn.Module:
         built.append(plan)
-        return Bench.build(shared, plan)
+        return Context.build(shared, plan)
 
     monkeypatch.setattr(shared, "build", build)
-    rated(main, shared)
+    range_tested(main, shared)
     assert built == [shared.plan(starts[chosen])]
 
 
@@ -132,7 +135,7 @@ def test_a_loss_that_is_never_finite_is_named() -> None:
             return student.sum() * float("nan")
 
     with pytest.raises(UserError, match="no loss of the range test is finite"):
-        range_test(Net(), Teacher(teacher(), TRAIN), TRAIN, Nan(), Recipe(batch_size=32), 0)
+        range_test(Net(), TeacherOutputs(teacher(), TRAIN), TRAIN, Nan(), Recipe(batch_size=32), 0)
 
 
 def test_a_study_tests_once_and_all_its_trainings_take_their_rates_from_it(
@@ -146,8 +149,8 @@ def test_a_study_tests_once_and_all_its_trainings_take_their_rates_from_it(
     assert all(rate.at(0.0, 6) <= each <= rate.at(10.0, 6) for each in rates)
     searched(unrated(budget=Budget(5)), tmp_path)
     assert "by a range test" not in capsys.readouterr().err
-    shared = bench(unrated())
-    (record,) = confirm(front(main)[:1], shared, tmp_path, 1, rated(main, shared))
+    shared = context(unrated())
+    (record,) = confirm(front(main)[:1], shared, tmp_path, 1, range_tested(main, shared))
     assert record["n"] == 1
     stored = json.loads(next((tmp_path / "confirmed").glob("*-seed0.json")).read_text())
     assert stored["recipe"]["range_test"] == list(rate)
@@ -183,7 +186,7 @@ def test_a_longer_training_starts_with_the_weights_of_the_shorter(
             seen.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
         student.eval()
 
-    monkeypatch.setattr("search.bench.recover", look)
+    monkeypatch.setattr("search.evaluation.context.fine_tune", look)
     searched(study(16), tmp_path)
     stored = load_file(state_path(tmp_path, member.number))
     assert all(torch.equal(stored[name], tensor) for name, tensor in seen[0].items())

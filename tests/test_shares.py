@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from search.shares import ELSE, TRAINING, Shares
+from search.study.cpu_profile import ELSE, TRAINING, CpuProfile
 
 
 def work(seconds: float) -> None:
@@ -17,22 +17,22 @@ def work(seconds: float) -> None:
 
 
 def test_what_is_done_inside_of_another_activity_counts_for_itself() -> None:
-    shares = Shares()
+    profile = CpuProfile()
     work(0.02)
-    with shares.spending(TRAINING):
+    with profile.charge(TRAINING):
         work(0.04)
-        with shares.spending("measuring"):
+        with profile.charge("measuring"):
             work(0.08)
         work(0.04)
-    assert shares.seconds == pytest.approx({"measuring": 0.08, TRAINING: 0.08, ELSE: 0.02}, rel=0.2)
-    words = shares.words()
+    assert profile.seconds == pytest.approx({"measuring": 0.08, TRAINING: 0.08, ELSE: 0.02}, rel=0.2)
+    words = profile.words()
     assert words.startswith("CPU time 0 s: ")
     assert {part.rpartition(" ")[0] for part in words.partition(": ")[2].split(", ")} == {"measuring", TRAINING, ELSE}
 
 
 def test_an_activity_that_fails_ends() -> None:
-    shares = Shares()
-    with pytest.raises(ValueError, match="broken"), shares.spending(TRAINING):
+    profile = CpuProfile()
+    with pytest.raises(ValueError, match="broken"), profile.charge(TRAINING):
         raise ValueError("broken")
     work(0.02)
-    assert shares.seconds[ELSE] >= 0.02
+    assert profile.seconds[ELSE] >= 0.02

@@ -11,7 +11,7 @@ from torch import nn
 from objectives import SizeBytes
 from objectives.runtimes import OnnxRuntime
 from spaces import Factorize, KMeans, PowersOfTwo, Prune, Quantize, Uniform, deployed, trace
-from spaces.quantized import PackedLayer, QuantizedLayer
+from spaces.axes.quantized_layers import PackedLayer, QuantizedLayer
 from studies.digits import Net
 from tests.small_study import teacher
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spaces import Step
-    from spaces.grids import Grid
+    from spaces.axes.grids import Grid
 
 SHARE, BYTES = 0.05, 150
 IMAGES = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))

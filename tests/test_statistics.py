@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from spaces import statistics
-from spaces.refit import columns_of, refit, weight_of
-from spaces.statistics import inherit, inputs_of, moments, reestimate
+from spaces.axes.refit import columns_of, refit, weight_of
+from spaces.network import statistics
+from spaces.network.statistics import inherit, inputs_of, moments, reestimate
 from tests.nets import Mlp, Residual, example, run, teacher
 
 LAYERS = {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from objectives import Bops, Macs, Parameters, SizeBytes
-from search.foresight import Foresight
+from search.costs.cost_model import CostModel
 from spaces import (
     Branch,
     Depth,
@@ -22,7 +22,7 @@ from spaces import (
     deployed,
     trace,
 )
-from spaces.prune import Prune
+from spaces.axes.prune import Prune
 from tests.contracts import ORDER, AxisContract, drawn, step
 from tests.nets import CLASSES, Net, Straight, example, run, teacher
 
@@ -143,12 +143,14 @@ def test_costs_are_foreseen_also_of_plans_that_are_put_together_from_options(see
         params |= its
     plan = SPACE.suggest(FixedTrial(params | SPACE.recovery.usual()), trace(net, inputs))
     costs = Macs(inputs), Bops(inputs), Parameters(), SizeBytes()
-    foresight = Foresight(net, inputs, deployed(net, inputs), costs)
+    cost_model = CostModel(trace(net, inputs), deployed(net, inputs), costs)
     finished = deployed(plan.apply(net, inputs), inputs)
     measured = {cost.name: cost(finished) for cost in costs}
-    assert foresight.told(plan) == pytest.approx(measured)
+    assert cost_model.predict(plan).exact == pytest.approx(measured)
     if any(params[f"skip/{name}"] for name in ("wise", "plain")):
-        assert foresight.told(Plan((steps[0], steps[1], *plan.steps[2:]), Distill())) == pytest.approx(measured)
+        assert cost_model.predict(Plan((steps[0], steps[1], *plan.steps[2:]), Distill())).exact == pytest.approx(
+            measured
+        )
 
 
 def test_what_was_pruned_otherwise_on_both_sides_is_refused() -> None:
@@ -281,11 +283,11 @@ def test_a_norm_goes_with_the_layer_where_it_does_no_more_and_nothing_else_reads
         "wise": (True, ("norm1",)), "mid": (True, ()), "branch": (False, ("norm2",)), "last": (True, ()),
     }  # fmt: skip
     costs = Macs(inputs), Parameters(), SizeBytes()
-    foresight = Foresight(net, inputs, deployed(net, inputs), costs)
+    cost_model = CostModel(trace(net, inputs), deployed(net, inputs), costs)
     for gone in ({"wise"}, {"mid"}, {"last"}, {"wise", "mid", "branch"}, set(found)):
         plan = Plan((Skip(tuple((branch, branch.name in gone) for branch in anatomy.branches)),), Distill())
         finished = deployed(plan.apply(net, inputs), inputs)
-        assert foresight.told(plan) == pytest.approx({cost.name: cost(finished) for cost in costs}), gone
+        assert cost_model.predict(plan).exact == pytest.approx({cost.name: cost(finished) for cost in costs}), gone
         kinds = [type(module) for module in finished.modules()]
         assert kinds.count(nn.Hardswish) == 1, "what it activates with stays"
 
@@ -331,9 +333,13 @@ def test_costs_are_told_alike_where_the_channels_before_lie_in_a_branch_that_is_
     ratios = {"prune/one": 0.5, "prune/turn": 0.25}
     space = Space((PruneRatios(), Depth()), Temperatures())
     plan = suggested(net, ratios | {"skip/one": 1, "skip/turn": 1}, space)
-    foresight = Foresight(net, inputs, deployed(net, inputs), (Macs(inputs), Parameters()))
+    cost_model = CostModel(trace(net, inputs), deployed(net, inputs), (Macs(inputs), Parameters()))
     finished = deployed(plan.apply(net, inputs), inputs)
     measured = {cost.name: cost(finished) for cost in (Macs(inputs), Parameters())}
     drawn_alone = suggested(net, ratios, space).steps[0]
-    assert foresight.told(plan) == measured == foresight.told(Plan((drawn_alone, plan.steps[1]), Distill()))
+    assert (
+        cost_model.predict(plan).exact
+        == measured
+        == cost_model.predict(Plan((drawn_alone, plan.steps[1]), Distill())).exact
+    )
     assert finished.get_submodule("last").get_parameter("weight").shape[1] == 12

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from objectives import Macs, Parameters
-from search.errors import UserError
+from search.study.errors import UserError
 from studies import digits, fashion_mnist, moving_digits, speech_digits
 
 if TYPE_CHECKING:

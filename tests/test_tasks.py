@@ -14,14 +14,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from objectives import Examples, Limit, Macs, SizeBytes
 from objectives.examples import outputs
 from search import Budget, Recipe, Splits, StudySpec
-from search.bench import Bench
-from search.confirm import confirm
-from search.export import export as export_files
-from search.export import rebuild, teacher_file, verify_front
-from search.front import front
-from search.run import run
-from search.storage import open_study
-from search.trial import state_path
+from search.evaluation.reference import prepared
+from search.loop.run import run
+from search.proposals.defaults import resolved
+from search.results.confirm import confirm
+from search.results.export import export as export_files
+from search.results.export import rebuild, verify_front
+from search.study.files import state_path
+from search.study.front import front
+from search.study.storage import open_study
 from spaces import BitWidths, Imitate, Imitations, PruneRatios, Ranks, Space, Temperatures
 
 if TYPE_CHECKING:
@@ -151,17 +152,18 @@ def attention() -> StudySpec:
     "spec", [regression(), segmentation(), attention()], ids=["regression", "segmentation", "attention"]
 )
 def test_a_study_without_class_labels_goes_from_teacher_to_verified_file(spec: StudySpec, tmp_path: Path) -> None:
+    spec = resolved(spec)
     study = open_study(spec, tmp_path, None, create=True)
-    bench = Bench(spec, torch.device("cpu"))
-    assert run(spec, study, bench, tmp_path)
+    context, reference = prepared(spec, torch.device("cpu"), tmp_path)
+    assert run(study, context, tmp_path)
     members = front(study)
     assert members
-    assert verify_front([(x, state_path(tmp_path, x.number)) for x in members[:1]], bench, tmp_path) == []
-    (record,) = confirm(members[:1], bench, tmp_path, 1)
+    assert verify_front([(x, state_path(tmp_path, x.number)) for x in members[:1]], context, tmp_path, reference) == []
+    (record,) = confirm(members[:1], context, tmp_path, 1)
     name = spec.objectives[0].name
     assert record[f"test_{name}"]["mean"] > 0
     weights = state_path(tmp_path, members[0].number)
-    written = export_files(members[0], bench, weights, tmp_path / "out", teacher_file(bench, tmp_path))
+    written = export_files(members[0], context, weights, tmp_path / "out", reference)
     assert written[f"{name}_file"] == pytest.approx(written[f"{name}_torch"], rel=0.01)
     rebuilt = rebuild(spec.teacher, tmp_path / "out")
     assert rebuilt(spec.splits.test.inputs[:3]).shape == spec.teacher(spec.splits.test.inputs[:3]).shape

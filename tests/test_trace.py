@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from objectives import Macs
-from objectives.macs import count
+from objectives.mac_counter import count
 from spaces import Distill, Factorize, Layer, Plan, Quantize, deployed, trace
-from spaces.anatomy import Run
+from spaces.network.anatomy import Run
 from tests.nets import NETS, Net, Normed, Plain, Separable, Wide, example, run, teacher
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def test_a_failing_forward_gives_an_error_of_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-class Silent(nn.Module):
+class ZeroOutput(nn.Module):
     """Fails without a word, or with too many."""
 
     def __init__(self, *words: str) -> None:
@@ -126,7 +126,7 @@ class Silent(nn.Module):
 @pytest.mark.parametrize(("words", "said"), [((), "RuntimeError"), (("first\nsecond",), "first")])
 def test_whatever_the_forward_raises_is_said_in_one_line(words: tuple[str, ...], said: str) -> None:
     with pytest.raises(ValueError, match=rf"\(1, 3\): {said}; give an example"):
-        trace(Silent(*words), torch.randn(1, 3))
+        trace(ZeroOutput(*words), torch.randn(1, 3))
 
 
 def test_a_network_is_traced_once_and_forgotten_with_it() -> None:

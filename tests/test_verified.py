@@ -13,12 +13,12 @@ import torch
 
 from objectives import Latency, LatencyShare
 from objectives.runtimes import ExportError, OnnxRuntime
-from objectives.runtimes.fresh import Fresh
-from search.front import front
-from search.storage import save_json
-from search.tables import files_note
-from search.trial import ABOUT, VALUES
-from search.verified import record_path, verified
+from objectives.runtimes.isolated_process import IsolatedProcess
+from search.results.file_records import Member, file_table, members_of, record_path
+from search.results.tables import files_note
+from search.study.files import save_json
+from search.study.front import front
+from search.study.records import PREDICTED, VALUES
 from tests.nets import Plain, example, teacher
 from tests.small_study import searched, study
 
@@ -51,7 +51,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_another_process_answers_as_this_one_would(file: Path) -> None:
     inputs = example(teacher(Plain))
-    with Fresh(OnnxRuntime(), file) as fresh:
+    with IsolatedProcess(OnnxRuntime(), file) as fresh:
         assert torch.equal(fresh(inputs), OnnxRuntime().load(file)(inputs))
         assert torch.equal(fresh(inputs[:3]), OnnxRuntime().load(file)(inputs[:3]))
         found = fresh.compare(file, inputs[:1], rounds=5, block_ms=1.0)
@@ -61,8 +61,8 @@ def test_another_process_answers_as_this_one_would(file: Path) -> None:
 
 def test_a_file_that_ends_its_process_ends_no_other(file: Path) -> None:
     with pytest.raises(ExportError, match=r"executed model\.onnx with onnx ended: exit code 3"):
-        Fresh(Dying(), file).__enter__()
-    with Fresh(Dying(when="running"), file) as fresh, pytest.raises(ExportError, match="ended: exit code 3"):
+        IsolatedProcess(Dying(), file).__enter__()
+    with IsolatedProcess(Dying(when="running"), file) as fresh, pytest.raises(ExportError, match="ended: exit code 3"):
         fresh(example(teacher(Plain)))
 
 
@@ -73,14 +73,14 @@ def test_modules_of_a_user_do_not_take_the_place_of_ours(
         (tmp_path / f"{name}.py").write_text("raise SystemExit(5)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with Fresh(OnnxRuntime(), file) as fresh:
+    with IsolatedProcess(OnnxRuntime(), file) as fresh:
         assert len(fresh(example(teacher(Plain))[:2])) == 2
 
 
 def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"executed model\.onnx with onnx ended: .*"):
-        Fresh(OnnxRuntime(), tmp_path / "model.onnx").__enter__()
+        IsolatedProcess(OnnxRuntime(), tmp_path / "model.onnx").__enter__()
 
 
 @pytest.fixture(scope="module")
@@ -98,36 +98,33 @@ def test_what_files_measure_decides_who_stays(found: Study, home: Path) -> None:
     spec = study(8)
     members = front(found)
     assert len(members) >= 2
-    assert verified(found, spec, home).empty
+    assert file_table(members_of(found, spec, home), spec).empty
     for place, trial in enumerate(members[:2]):
         values = {"top1_file": 90.0 - place, "file_bytes": 1000 + place, "latency": {"cpu_ms": 1.0, "ratio": 0.5}}
-        save_json(record_path(home, trial, spec), values)
-    table = verified(found, spec, home)
+        save_json(record_path(home, trial, spec.runtime), values)
+    table = file_table(members_of(found, spec, home), spec)
     assert list(table["number"]) == [trial.number for trial in members[:2]]
     assert list(table["on_front"]) == [True, False]
     assert list(table["size_bytes"]) == [1000, 1001]
 
 
-def test_it_is_said_how_well_sizes_and_times_of_files_were_told(
-    found: Study, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_said_how_well_sizes_and_times_of_files_were_told(found: Study, tmp_path: Path) -> None:
     net = teacher(Plain)
     share = LatencyShare(Latency(OnnxRuntime(), net, example(net)[:1]))
     spec = dataclasses.replace(study(8), reported=(share,))
-    assert files_note(found, spec, tmp_path).startswith("no onnx file is verified yet")
-    members = front(found)[:1] * 5
+    assert files_note(spec, members_of(found, spec, tmp_path)).startswith("no onnx file is verified yet")
+    members = []
     timed = {"cpu_ms": 1.0, "rounds": 40, "noisy": False, "threads": 1, "batch": 1, "reference_cpu_ms": 2}
-    for place, one in enumerate(members):
-        members[place] = trial = copy.deepcopy(one)
+    for place in range(5):
+        trial = copy.deepcopy(front(found)[0])
         trial.number = 100 + place
-        trial.user_attrs[ABOUT] = {share.name: 0.5 + place / 10}
+        trial.user_attrs[PREDICTED] = {share.name: 0.5 + place / 10}
         told = {"file_bytes": trial.user_attrs[VALUES]["size_bytes"] * (1.25 if place == 3 else 1.0)}
         ratio = {"ratio": (0.5 + place / 10) / (1.0 if place else 0.8)}
-        save_json(record_path(home, trial, spec), {"runtime": "onnx", **told, "latency": timed | ratio})
-    monkeypatch.setattr("search.tables.front", lambda _: members)
-    how, size, time = files_note(found, spec, home).splitlines()
+        members.append(Member(trial, {"runtime": "onnx", **told, "latency": timed | ratio}))
+    how, size, time = files_note(spec, members).splitlines()
     assert how.endswith("onnx, 1 thread, batch 1; the teacher takes 2 ms")
-    assert size == "size_bytes was told within 20.0% of 5 files, median 0.0%"  # all the same: no ranks
-    assert time == "latency_share was told within 20.0% of 5 files, median 0.0%, rank correlation 0.90"
+    assert size == "size_bytes was predicted within 20.0% of 5 files, median 0.0%"  # all the same: no ranks
+    assert time == "latency_share was predicted within 20.0% of 5 files, median 0.0%, rank correlation 0.90"
     other = dataclasses.replace(spec, runtime=Dying())
-    assert "size_bytes was told" not in files_note(found, other, home)
+    assert "size_bytes was predicted" not in files_note(other, members)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from objectives.runtimes.zeros import without_zeros
+from objectives.runtimes.passes.zero_branches import without_zeros
 
 
 class Of(nn.Module):

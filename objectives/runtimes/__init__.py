@@ -1,8 +1,8 @@
 """Runtimes: what stores a finished model in a file, and executes that file."""
 
-from objectives.runtimes.executorch import ExecuTorch
-from objectives.runtimes.litert import LiteRt
-from objectives.runtimes.onnx import OnnxRuntime
+from objectives.runtimes.executorch.runtime import ExecuTorch
+from objectives.runtimes.litert.runtime import LiteRt
+from objectives.runtimes.onnx.runtime import OnnxRuntime
 from objectives.runtimes.runtime import ExportError, Precision, Runtime
 
 RUNTIMES: dict[str, type[Runtime]] = {"onnx": OnnxRuntime, "litert": LiteRt, "executorch": ExecuTorch}

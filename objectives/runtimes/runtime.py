@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from objectives.runtimes.layout import FileLayout
+    from objectives.runtimes.file_layout import FileLayout
 
 OFF = 32  # bits of what is not rounded
 

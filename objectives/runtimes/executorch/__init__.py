@@ -1,0 +1,5 @@
+"""ExecuTorch: .pte files."""
+
+from objectives.runtimes.executorch.runtime import ExecuTorch
+
+__all__ = ["ExecuTorch"]

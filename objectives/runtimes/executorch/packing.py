@@ -1,0 +1,174 @@
+"""Write XNNPACK's part of an ExecuTorch file with nothing in it twice, and nothing that no runtime reads.
+
+Import it only where the ``executorch`` extra is known to be there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.resources
+import importlib.util
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from executorch.backends.xnnpack import serialization, xnnpack_preprocess
+from executorch.backends.xnnpack.serialization import xnnpack_graph_serialize
+from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import (
+    ConstantDataOffset,
+    XNNStaticReshape,
+    XNNStaticTranspose,
+)
+from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import (
+    CONSTANT_TENSOR_ALIGNMENT,
+    convert_to_flatbuffer,
+    serialize_xnnpack_binary,
+)
+from executorch.exir._serialize._flatbuffer import _run_flatc
+from executorch.exir._serialize._named_data_store import NamedDataStore
+from executorch.exir.emit import _emitter
+from executorch.exir.schema import ContainerMetadata
+
+from objectives.runtimes.passes.flatbuffers import written_once
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import XNNGraph
+
+_IDENTIFIER = b"XN01"
+
+
+@contextlib.contextmanager
+def packing() -> Iterator[None]:
+    """Let the exporter write small files; it has no options for any of this.
+
+    - It names every weight, bias and vector of scales by a digest of 64 letters, which is written twice, and gives each
+      a segment of its own, so that files may share them: more than half of the bytes of a small network. Here they lie
+      behind the graph, where the runtime looks for what has no name.
+    - It writes how Python nests inputs and outputs, which are one tensor each here.
+    - What one graph holds twice: see `_share_scales`, `_pass_by` and `flatbuffer_sharing`.
+    """
+    known: dict[str, bytes] = {}
+
+    class Inline(NamedDataStore):  # type: ignore[misc]
+        def add_named_data(self, key: str, data: Any, *_: object, **__: object) -> None:  # noqa: ANN401 - bytes or alike
+            known[key] = bytes(data)
+
+    def serialized(graph: XNNGraph, _: bytearray) -> bytes:
+        _pass_by(graph)
+        _share_scales(graph)
+        for node in graph.xnodes:
+            node.debug_handle = 0  # links to lines of the model, which the file does not have
+        return bytes(serialize_xnnpack_binary(graph, _inline(graph, known)))
+
+    with (
+        patch.object(xnnpack_preprocess, "NamedDataStore", Inline),
+        patch.object(xnnpack_preprocess, "serialize_xnnpack_binary", serialized),
+        patch.object(xnnpack_graph_serialize, "convert_to_flatbuffer", _flatbuffer),
+        patch.object(_emitter, "ContainerMetadata", lambda *_, **__: ContainerMetadata("", "")),
+    ):
+        yield
+
+
+def _pass_by(graph: XNNGraph) -> None:
+    """Leave out transpositions that move no number and whose result is given another shape, as before a classifier."""
+    values = _by_id(graph)
+    readers: dict[int, list[Any]] = {}
+    for node in graph.xnodes:
+        for name, read in vars(node.xnode_union).items():
+            if name.endswith("_id") and not name.startswith("output"):
+                readers.setdefault(read, []).append(node.xnode_union)
+    for node in list(graph.xnodes):
+        moved = node.xnode_union
+        if not isinstance(moved, XNNStaticTranspose) or moved.output_id in graph.output_ids:
+            continue
+        wide = [size for size in _tensor(values[moved.input_id]).dims if size > 1]
+        after = readers.get(moved.output_id, [])
+        if len(wide) <= 1 and all(isinstance(reader, XNNStaticReshape) for reader in after):
+            for reader in after:
+                reader.input_id = moved.input_id
+            graph.xnodes.remove(node)
+            graph.xvalues.remove(values[moved.output_id])
+
+
+def _share_scales(graph: XNNGraph) -> None:
+    """Let a bias name the scales of its weight: XNNPACK asks for some and reads none.
+
+    It adds the bias to sums of products as it is, on whose grid it lies: that of the input times that of the weight.
+    """
+    values = _by_id(graph)
+    for node in graph.xnodes:
+        pair = [getattr(node.xnode_union, name, None) for name in ("filter_id", "bias_id")]
+        weight, bias = (_channelwise(values[index]) if index in values else None for index in pair)
+        if weight is not None and bias is not None and weight.num_scales == bias.num_scales:
+            bias.scale_buffer_idx = weight.scale_buffer_idx
+
+
+def _inline(graph: XNNGraph, known: dict[str, bytes]) -> bytearray:
+    """Place the constants one behind the other, equal ones once, name their places in the graph, and return them."""
+    content = bytearray()
+    entries = graph.constant_data[:1]  # stands for none
+    place: dict[bytes, int] = {}
+
+    def placed(index: int) -> int:
+        if index <= 0:
+            return index
+        data = known[graph.constant_data[index].named_key]
+        if data not in place:
+            content.extend(bytes(-len(content) % CONSTANT_TENSOR_ALIGNMENT))
+            place[data] = len(entries)
+            entries.append(ConstantDataOffset(len(content), len(data), None))
+            content.extend(data)
+        return place[data]
+
+    for value in graph.xvalues:
+        tensor, scales = _tensor(value), _channelwise(value)
+        tensor.constant_buffer_idx = placed(tensor.constant_buffer_idx)
+        if scales is not None:
+            scales.scale_buffer_idx = placed(scales.scale_buffer_idx)
+    graph.constant_data = entries
+    return content
+
+
+def _by_id(graph: XNNGraph) -> dict[int, Any]:
+    return {_tensor(value).id_out: value for value in graph.xvalues}
+
+
+def _tensor(value: Any) -> Any:  # noqa: ANN401 - the exporter publishes no types
+    """Return shape, place and name of a value."""
+    return getattr(value.xvalue_union, "tensor_value", value.xvalue_union)
+
+
+def _channelwise(value: Any) -> Any:  # noqa: ANN401 - the exporter publishes no types
+    """Return the grid of a value whose scales are constants of the file, or nothing."""
+    grid = getattr(value.xvalue_union, "quant_params", None)
+    return grid if getattr(grid, "scale_buffer_idx", 0) > 0 else None
+
+
+def _flatbuffer(graph: XNNGraph) -> bytes:
+    """Return the graph with its equal vectors, such as shapes, written once."""
+    classes = _classes()
+    return written_once(classes.XNNGraphT.InitFromPackedBuf(convert_to_flatbuffer(graph)), _IDENTIFIER)
+
+
+@functools.cache
+def _classes() -> ModuleType:
+    """Return classes that read and write XNNPACK's graphs, which flatc makes from the exporter's own schema."""
+    with tempfile.TemporaryDirectory() as folder:
+        schema = Path(folder) / "xnnpack.fbs"
+        schema.write_bytes((importlib.resources.files(serialization) / "schema.fbs").read_bytes())
+        _run_flatc(["--python", "--gen-object-api", "--gen-onefile", "-o", folder, str(schema)])
+        source = Path(folder) / "xnnpack_generated.py"
+        # flatc 24 spells the names of its functions for unions in two ways
+        source.write_text(re.sub(r"\w+Creator\b", lambda name: name[0].lower(), source.read_text("utf-8")), "utf-8")
+        spec = importlib.util.spec_from_file_location("xnnpack_generated", source)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module

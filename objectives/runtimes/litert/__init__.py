@@ -1,0 +1,5 @@
+"""LiteRT (TFLite): .tflite files."""
+
+from objectives.runtimes.litert.runtime import LiteRt
+
+__all__ = ["LiteRt"]

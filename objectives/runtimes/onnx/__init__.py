@@ -1,0 +1,5 @@
+"""ONNX Runtime: .onnx files."""
+
+from objectives.runtimes.onnx.runtime import OnnxRuntime
+
+__all__ = ["OnnxRuntime"]

@@ -1,0 +1,1 @@
+"""Rewrites of exported graphs and files that several formats share."""

@@ -1,0 +1,1 @@
+"""Costs of plans before anything is built: exact ones from shapes, latency from a model of measurements."""

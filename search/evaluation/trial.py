@@ -1,0 +1,220 @@
+"""One trial: choose a plan, build it, refuse it early or train it, measure it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from typing import TYPE_CHECKING
+
+from optuna import TrialPruned
+from optuna.trial import TrialState
+from safetensors.torch import load_file
+
+from search.costs.cost_model import inexact
+from search.evaluation.early_stopping import EarlyStopping
+from search.study import machine
+from search.study.errors import Diverged
+from search.study.files import save_state, state_path
+from search.study.queue import worker
+from search.study.records import (
+    EPOCHS,
+    EXCESS,
+    INEXACT,
+    KEY,
+    PLAN,
+    PREDICTED,
+    RATE,
+    REASON,
+    RELATIVE,
+    REPLAY,
+    RUNG,
+    SECONDS,
+    STOPPED,
+    VALUES,
+    WORKER,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+    from search.evaluation.context import Context
+    from search.study.spec import Recipe, StudySpec
+    from search.training.learning_rate import Rate
+    from spaces import Plan
+
+
+def key_of(plan: Plan) -> str:
+    """Return a digest that equal plans share in every process."""
+    return hashlib.sha256(repr(plan).encode()).hexdigest()[:16]
+
+
+def seed_of(spec: StudySpec, key: str, turn: int = 0) -> int:
+    """Return the training seed of a plan: it depends on the plan and not on when it is trained."""
+    return int(hashlib.sha256(f"{spec.seed}:{key}:{turn}".encode()).hexdigest()[:8], 16)
+
+
+def run_trial(
+    trial: Trial,
+    context: Context,
+    folder: Path,
+    recipe: Recipe,
+    progress: Callable[[float], None],
+    *,
+    rate: Rate | None = None,
+    strict: bool = False,
+) -> tuple[float, ...]:
+    """Return the values of the study's objectives for the plan that the trial draws.
+
+    Parameters
+    ----------
+    trial, context
+        The trial, and what all trials share.
+    folder
+        Where its weights go.
+    recipe
+        How it is trained.
+    progress
+        Called with the share of the training that is done.
+    rate
+        What a range test gave, where the recipe has no learning rate.
+    strict
+        See `EarlyStopping`.
+
+    Raises
+    ------
+    TrialPruned
+        If a limit is missed before training, or a network that costs no more is out of its reach.
+    Diverged
+        If training leaves the finite numbers.
+    """
+    spec = context.spec
+    trial.set_user_attr(WORKER, worker())
+    started = time.process_time()
+    plan = spec.space.suggest(trial, context.subject.anatomy)
+    key = key_of(plan)
+    trial.set_user_attr(KEY, key)
+    trial.set_user_attr(PLAN, plan.words())
+    earlier = _same_plan(trial.study, key, trial.number, recipe.epochs)
+    if earlier is not None:
+        return _replay(trial, earlier)
+    predicted = context.cost_model.predict(plan)
+    if predicted.modelled:
+        trial.set_user_attr(PREDICTED, predicted.modelled)
+    _reject(trial, spec, predicted.exact)
+    shorter = _shorter(trial.study, key, folder)
+    if shorter is None:
+        _reject_by_prediction(trial, context, predicted.modelled)
+        model = context.build(plan)
+        values = context.measure_costs(plan, model, spec.costs)
+        if over_teacher := context.cost_model.over_teacher(values):
+            trial.set_user_attr(RELATIVE, (over_teacher, machine.words()))
+    else:
+        model = context.build(plan)
+        model.load_state_dict(load_file(state_path(folder, shorter.number)))
+        values = _costs(shorter, spec)
+    if names := inexact(predicted.exact, values):
+        trial.set_user_attr(INEXACT, names)
+    _reject(trial, spec, values)
+    _note(trial, spec, values)
+    trial.set_user_attr(EPOCHS, recipe.epochs)
+    recipe = context.with_rate(recipe, model, rate)
+    trial.set_user_attr(RATE, recipe.learning_rate)
+    stopping = EarlyStopping(trial, context, model, values, recipe.epochs, progress, strict=strict)
+    try:
+        context.train(model, plan, recipe, seed_of(spec, key), stopping)
+    except TrialPruned:
+        _constrain(trial, spec, _excess(spec, values))
+        trial.set_user_attr(SECONDS, time.process_time() - started)
+        raise
+    values |= context.measure(model, [objective for objective in spec.measured if not objective.is_cost])
+    _constrain(trial, spec, _note(trial, spec, values))
+    save_state(model, state_path(folder, trial.number))
+    trial.set_user_attr(SECONDS, time.process_time() - started)
+    return tuple(values[objective.name] for objective in spec.objectives)
+
+
+def _note(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
+    """Record what was measured and by how much each limit is missed, relative to it; return the latter."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Diverged(f"the objective {name} is {value}")
+    trial.set_user_attr(VALUES, values)
+    excess = _excess(spec, values)
+    trial.set_user_attr(EXCESS, excess)
+    return excess
+
+
+def _reject(trial: Trial, spec: StudySpec, values: dict[str, float]) -> None:
+    """End the trial if a limit is missed already; only then is anything recorded."""
+    missed = [limit for limit, excess in _excess(spec, values).items() if excess > 0]
+    if missed:
+        _constrain(trial, spec, _note(trial, spec, values))
+        trial.set_user_attr(REASON, f"exceeds the limit {', '.join(missed)}")
+        raise TrialPruned
+
+
+def _reject_by_prediction(trial: Trial, context: Context, predicted: dict[str, float]) -> None:
+    """End the trial, unmeasured, if a predicted cost exceeds its limit by more than the median error of its model."""
+    over = {}
+    for limit in context.spec.limits:
+        name = limit.objective.name
+        if name in predicted:
+            over[str(limit)] = limit.excess(predicted[name] * (1 - context.cost_model.error(limit)))
+    missed = [limit for limit, excess in over.items() if excess > 0]
+    if missed:
+        _constrain(trial, context.spec, over)
+        trial.set_user_attr(REASON, f"predicted to exceed the limit {', '.join(missed)}, and not measured")
+        raise TrialPruned
+
+
+def _excess(spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
+    return {str(x): x.excess(values[x.objective.name]) for x in spec.limits if x.objective.name in values}
+
+
+def _constrain(trial: Trial, spec: StudySpec, excess: dict[str, float]) -> None:
+    """Tell Optuna, once a trial and always all limits in one order; one that was not measured yet counts as held."""
+    for limit in spec.limits:
+        trial.set_constraint(str(limit), excess.get(str(limit), 0.0))
+
+
+def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTrial | None:
+    """Return an earlier trial of the plan that was trained as long, or needs no training to be told."""
+    over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    for earlier in study.get_trials(deepcopy=False, states=over):
+        settled = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
+        long = earlier.user_attrs.get(EPOCHS, epochs) >= epochs
+        if earlier.number != number and settled and long and earlier.user_attrs.get(KEY) == key:
+            return earlier
+    return None
+
+
+def _shorter(study: Study, key: str, folder: Path) -> FrozenTrial | None:
+    """Return an earlier, shorter training of the plan, if its weights are there: training goes on from those."""
+    over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    alike = [trial for trial in over if trial.user_attrs.get(KEY) == key]
+    return next((trial for trial in reversed(alike) if state_path(folder, trial.number).exists()), None)
+
+
+def _costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
+    """Return what an earlier trial of the plan measured before its training, which changes none of it."""
+    return {objective.name: earlier.user_attrs[VALUES][objective.name] for objective in spec.costs}
+
+
+def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
+    """End as the earlier trial of the same plan did, without building or training anything."""
+    for name in (VALUES, EXCESS, REASON, EPOCHS, RUNG, STOPPED):
+        if name in earlier.user_attrs:
+            trial.set_user_attr(name, earlier.user_attrs[name])
+    trial.set_user_attr(REPLAY, earlier.user_attrs.get(REPLAY, earlier.number))
+    for limit, value in earlier.constraints.items():
+        trial.set_constraint(limit, value)
+    if earlier.state == TrialState.PRUNED:
+        raise TrialPruned
+    if earlier.state == TrialState.FAIL:
+        raise Diverged(earlier.user_attrs[REASON])
+    return tuple(earlier.values)

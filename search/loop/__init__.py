@@ -1,0 +1,1 @@
+"""Run a study: trial after trial until its budget is spent."""

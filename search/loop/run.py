@@ -1,0 +1,81 @@
+"""The loop: trials until the budget is spent, with what is best so far in sight, and a way to stop without loss."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import TYPE_CHECKING
+
+import optuna
+
+from search.evaluation.profiling import fit_before_search, refit
+from search.loop.schedule import affordable, promote, range_tested
+from search.loop.watch import Watch
+from search.study.budget_clock import BudgetClock
+from search.study.console import console
+from search.study.errors import Diverged
+from search.study.front import spent
+from search.study.queue import enqueue, requeue_abandoned
+from search.study.records import AHEAD, RANGES, STARTED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna import Study
+
+    from search.evaluation.context import Context
+
+
+def run(study: Study, context: Context, folder: Path) -> bool:
+    """Train candidates until the budget is spent; return whether it was (and not stopped before).
+
+    Parameters
+    ----------
+    study, context
+        The study; its spec names a start (`search.proposals.defaults.resolved`).
+    folder
+        Where the weights of the candidates go.
+
+    Raises
+    ------
+    UserError
+        If the limits cannot be met, or nothing can be trained.
+    """
+    spec = context.spec
+    clock = BudgetClock(spec.budget)
+    lost = requeue_abandoned(study)
+    if lost:
+        console.print(f"{lost} trial(s) of a process that is gone: will be run again")
+    if STARTED not in study.user_attrs:
+        study.set_user_attr(RANGES, _ranges(context))
+        assert spec.start is not None, "search.proposals.defaults.resolved comes before"
+        plans = spec.start(context, study, clock)
+        if STARTED not in study.user_attrs:  # another worker may have been faster
+            study.set_user_attr(STARTED, value=True)
+            for params in plans:
+                enqueue(study, params)
+    done = spent(study)
+    if spec.budget.trials is not None and done >= spec.budget.trials:
+        console.print(f"{done} of {spec.budget.trials} trials are done; --trials asks for more")
+        return True
+    if AHEAD in study.user_attrs:  # measurements from when the study started
+        fit_before_search(context, 0.0)
+    rate = range_tested(study, context)
+    recipe = affordable(study, context, clock)
+    if count := promote(study, recipe.epochs):
+        console.print(f"{count} members of the front were trained for clearly less than there is time for: training on")
+    with Watch(study, context, folder, recipe, rate, clock) as watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with contextlib.suppress(KeyboardInterrupt):
+            while not watch.over():
+                refit(study, context)
+                study.optimize(watch.objective, n_trials=1, catch=(Diverged,))
+                watch.look()
+    return not watch.stopped
+
+
+def _ranges(context: Context) -> dict[str, list[float]]:
+    """Return the values of each parameter that leave the network alone and that compress it most."""
+    space, anatomy = context.spec.space, context.subject.anatomy
+    weak, strong = (space.uniform(anatomy, (strength,) * len(space.steps)) for strength in (0.0, 1.0))
+    return {name: [value, strong[name]] for name, value in weak.items() if name not in space.recovery.usual()}

@@ -1,0 +1,181 @@
+"""The front, its history and the plans of its members, as pictures."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+    from spaces import Anatomy, Plan
+
+mpl.rcParams["svg.hashsalt"] = "slimfront"
+GREY, BLUE, RED, GREEN = "#b8bcc4", "#1f5fbf", "#c23b22", "#2a8c4a"
+WIDE_RANGE = 8  # a cost that spans more than this factor is drawn on a logarithmic axis
+
+
+def draw_front(
+    table: pd.DataFrame,
+    names: Sequence[str],
+    teacher: dict[str, float],
+    title: str,
+    path: Path,
+    files: pd.DataFrame,
+    runtime: str,
+) -> None:
+    """Draw the first objective over each of the others, both fronts joined, the teacher as a star.
+
+    Parameters
+    ----------
+    table
+        As `search.study.front.candidates` returns it.
+    names
+        The objectives.
+    teacher
+        Their values for the teacher.
+    title
+        Of the picture.
+    path
+        A .png file.
+    files, runtime
+        What the files of the front measured (`search.results.file_records.file_table`), and the runtime's name.
+    """
+    costs = names[1:] or names
+    figure = Figure(figsize=(6.4 * len(costs), 4.8), layout="constrained")
+    trained = table[table["state"] == "trained"]
+    members = trained[trained["on_front"]]
+    for index, cost in enumerate(costs):
+        axes = figure.add_subplot(1, len(costs), index + 1)
+        axes.scatter(trained[cost], trained[names[0]], s=18, color=GREY, label=f"trained ({len(trained)})")
+        line = members.sort_values(cost)
+        style = "-" if len(costs) == 1 else ""  # with three objectives the front is a surface, not a line
+        axes.plot(line[cost], line[names[0]], f"o{style}", color=BLUE, markersize=6, label=f"front ({len(members)})")
+        for number, x, y in zip(line["number"], line[cost], line[names[0]], strict=True):
+            axes.annotate(str(number), (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=BLUE)
+        kept = files[files["on_front"]].sort_values(cost)
+        if len(kept):
+            label = f"front of the {runtime} files ({len(kept)} of {len(files)})"
+            axes.plot(kept[cost], kept[names[0]], f"s{style}", color=GREEN, markersize=8, mfc="none", label=label)
+        axes.scatter([teacher[cost]], [teacher[names[0]]], marker="*", s=180, color=RED, label="teacher", zorder=3)
+        _scale(axes, [*trained[cost], *kept[cost], teacher[cost]])
+        axes.set_xlabel(cost)
+        axes.set_ylabel(names[0])
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best", fontsize=8)
+        seen = [*members[names[0]], *kept[names[0]], teacher[names[0]]]
+        margin = 0.1 * (max(seen) - min(seen)) or 1.0
+        axes.set_ylim(min(seen) - margin, max(seen) + margin)  # candidates far behind the front would flatten it
+    figure.suptitle(title)
+    figure.savefig(path, dpi=140)
+
+
+def _scale(axes: Any, values: list[float]) -> None:  # noqa: ANN401 - matplotlib's Axes
+    if min(values) > 0 and max(values) > WIDE_RANGE * min(values):
+        axes.set_xscale("log")
+
+
+def interactive_front(
+    table: pd.DataFrame,
+    names: Sequence[str],
+    teacher: dict[str, float],
+    title: str,
+    columns: Sequence[str],
+    files: pd.DataFrame,
+    runtime: str,
+) -> go.Figure:
+    """Return both fronts as a plotly figure, the teacher marked; hover shows these columns and the plan.
+
+    The other parameters are as in `draw_front`.
+    """
+    trained = table[table["state"] == "trained"]
+    costs = names[1:] or names
+    figure = go.Figure()
+    for chosen, label, colour, size in ((False, "trained", GREY, 7), (True, "front", BLUE, 11)):
+        rows = trained[trained["on_front"] == chosen].sort_values(costs[0])
+        mode = "lines+markers" if chosen else "markers"
+        hover = [_hover(row, columns) for row in rows.to_dict("records")]
+        figure.add_scatter(
+            x=rows[costs[0]], y=rows[names[0]], mode=mode, name=label, text=hover, hoverinfo="text",
+            marker={"color": colour, "size": size},
+        )  # fmt: skip
+    kept = files[files["on_front"]].sort_values(costs[0])
+    if len(kept):
+        hover = [_hover(row | {"plan": ""}, names) for row in kept.to_dict("records")]
+        figure.add_scatter(
+            x=kept[costs[0]], y=kept[names[0]], mode="lines+markers", name=f"front of the {runtime} files", text=hover,
+            hoverinfo="text", marker={"color": GREEN, "size": 11, "symbol": "square-open"},
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[teacher[costs[0]]], y=[teacher[names[0]]], mode="markers", name="teacher",
+        text=["teacher<br>" + "<br>".join(f"{name}: {teacher[name]:,.6g}" for name in names)], hoverinfo="text",
+        marker={"color": RED, "size": 16, "symbol": "star"},
+    )  # fmt: skip
+    values = [*trained[costs[0]], teacher[costs[0]]]
+    wide = min(values) > 0 and max(values) > WIDE_RANGE * min(values)
+    figure.update_layout(title=title, xaxis_title=costs[0], yaxis_title=names[0], template="plotly_white")
+    figure.update_xaxes(type="log" if wide else "linear")
+    return figure
+
+
+def _hover(row: dict[Any, Any], columns: Sequence[str]) -> str:
+    lines = [f"trial {row['number']}"]
+    for name in columns:
+        value = row.get(name)
+        if isinstance(value, int | float) and value == value:  # noqa: PLR0124 - not NaN
+            lines.append(f"{name}: {value:,.6g}")
+    words = html.escape(row["plan"])
+    lines += [words[start : start + 90] for start in range(0, len(words), 90)]
+    return "<br>".join(lines)
+
+
+def draw_plan(plan: Plan, anatomy: Anatomy, title: str, path: Path) -> None:
+    """Draw what the plan does to each layer: rows are layers in order, columns the choices, dark is more compression.
+
+    Parameters
+    ----------
+    plan
+        What to draw.
+    anatomy
+        Of the teacher.
+    title
+        Of the picture.
+    path
+        A .png file.
+    """
+    choices = plan.choices()
+    layers = [layer.name for layer in anatomy.layers]
+    for group in anatomy.groups:  # what holds for a group holds for every layer in it
+        for chosen in (chosen for name, chosen in choices.items() if "channels" in name and group.name in chosen):
+            chosen.update(dict.fromkeys(group.producers, chosen[group.name]))
+    figure = Figure(figsize=(2.2 + 1.5 * len(choices), 1.4 + 0.26 * len(layers)), layout="constrained")
+    axes = figure.add_subplot()
+    strength = np.full((len(layers), len(choices)), np.nan)
+    for column, (name, chosen) in enumerate(choices.items()):
+        for row, layer in enumerate(layers):
+            if layer in chosen:
+                strength[row, column] = _strength(name, chosen[layer])
+                word = f"{chosen[layer]:.0%}" if "bits" not in name else f"{chosen[layer]:g}"
+                colour = "white" if strength[row, column] > 0.6 else "black"  # noqa: PLR2004 - legible on the map
+                axes.text(column, row, word, ha="center", va="center", fontsize=7, color=colour)
+    axes.imshow(strength, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(choices)), list(choices), fontsize=8)
+    axes.set_yticks(range(len(layers)), layers, fontsize=7)
+    axes.xaxis.tick_top()
+    axes.set_title(title, fontsize=8)
+    figure.savefig(path, dpi=140)
+
+
+def _strength(name: str, value: float) -> float:
+    """Return how strongly a choice compresses, from 0 to 1."""
+    if "bits" in name:
+        return 0.0 if value > 8 else 1 - (value - 2) / 8  # noqa: PLR2004 - the widths run from 2 to 8
+    return value if "removed" in name else 1 - value

@@ -1,0 +1,134 @@
+"""One folder that shows a study: pictures, one page to click on, one table."""
+
+from __future__ import annotations
+
+import functools
+import html
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.visualization import plot_hypervolume_history, plot_param_importances
+
+from search.proposals.proxy_correlation import prediction_report
+from search.results.candidates import candidates
+from search.results.file_records import file_table, members_of
+from search.results.plots import draw_front, draw_plan, interactive_front
+from search.results.verification import record_words
+from search.study.front import need_front, trained
+from search.study.records import TEACHER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import plotly.graph_objects as go
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from search.evaluation.context import Context
+    from search.study.spec import StudySpec
+
+LEAST_FOR_IMPORTANCE = 8  # trained trials; fewer say nothing of 20 parameters
+MARGIN = 1.1  # the reference point lies so far beyond the worst trained values
+
+
+def report(study: Study, context: Context, folder: Path, out: Path) -> list[Path]:
+    """Write front.png, front.html, candidates.csv and plan-<number>.png for each member; return the files.
+
+    Parameters
+    ----------
+    study, context
+        The study.
+    folder
+        Of the study's files, for the verifications.
+    out
+        Where the report goes.
+    """
+    spec = context.spec
+    need_front(study)
+    members = members_of(study, spec, folder)
+    table = candidates(study, spec)
+    names = [objective.name for objective in spec.objectives]
+    columns = [*(objective.name for objective in spec.measured), "cpu_seconds"]
+    teacher = study.user_attrs[TEACHER]
+    title = f"{spec.name}: {len(trained(study))} trained candidates, seed {spec.seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("plan-*.png"):
+        old.unlink()  # of members that the front has left behind
+    table.to_csv(out / "candidates.csv", index=False)
+    files = file_table(members, spec)
+    draw_front(table, names, teacher, title, out / "front.png", files, spec.runtime.name)
+    written = [out / "front.png", out / "front.html", out / "candidates.csv"]
+    for trial, _ in members:
+        values = ", ".join(f"{name} {value:,.4g}" for name, value in zip(names, trial.values, strict=True))
+        path = out / f"plan-{trial.number}.png"
+        draw_plan(context.plan(trial.params), context.subject.anatomy, f"trial {trial.number}: {values}", path)
+        written.append(path)
+    fronts = [
+        interactive_front(table, (names[0], cost), teacher, title, columns, files, spec.runtime.name)
+        for cost in names[1:] or names
+    ]
+    figures = [*fronts, *_history(study), *_importances(study, names)]
+    checks = {trial.number: _check(record) for trial, record in members}
+    (out / "front.html").write_text(_page(spec, figures, checks, prediction_report(study, spec)))
+    return written
+
+
+def _check(record: dict[str, Any]) -> str:
+    return record_words(record) if record else "not verified yet"
+
+
+def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str], predictions: str) -> str:
+    """Return one page that needs no network: the script of the plots is inside."""
+    parts = [figure.to_html(full_html=False, include_plotlyjs=not index) for index, figure in enumerate(figures)]
+    rows = "".join(
+        f"<li><a href='plan-{number}.png'>trial {number}</a>: {html.escape(words)}</li>"
+        for number, words in checks.items()
+    )
+    heading = "<h2>The front: plans, and what the exported files measured</h2>"
+    checked = f"{heading}<ul>{rows}</ul><p>{html.escape(predictions)}</p>"
+    name = html.escape(spec.name)
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}</title></head>"
+        f"<body style='font-family: sans-serif; max-width: 1100px; margin: 1em auto'>{parts[0]}{checked}"
+        f"{''.join(parts[1:])}</body></html>"
+    )
+
+
+def reference_point(study: Study) -> list[float]:
+    """Return a point a little worse than every trained candidate, against which the hypervolume is taken."""
+    point = []
+    for column, direction in enumerate(study.directions):
+        values = [trial.values[column] for trial in trained(study)]
+        best, worst = (max(values), min(values)) if direction.name == "MAXIMIZE" else (min(values), max(values))
+        point.append(best + (worst - best) * MARGIN)
+    return point
+
+
+def _history(study: Study) -> Iterator[go.Figure]:
+    if len(trained(study)) > 1 and len(study.directions) > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            figure = plot_hypervolume_history(study, reference_point(study))
+        yield figure.update_layout(title="Hypervolume over the trials", template="plotly_white")
+
+
+def _value(column: int, trial: FrozenTrial) -> float:
+    return float(trial.values[column])
+
+
+def _importances(study: Study, names: list[str]) -> Iterator[go.Figure]:
+    """Yield the importance of the parameters for each objective (fANOVA), where there are trials enough."""
+    if len(trained(study)) < LEAST_FOR_IMPORTANCE:
+        return
+    for column, name in enumerate(names):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            figure = plot_param_importances(
+                study,
+                evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
+                target=functools.partial(_value, column),
+                target_name=name,
+            )
+        yield figure.update_layout(title=f"Importance of the parameters for {name} (fANOVA)", template="plotly_white")

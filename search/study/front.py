@@ -1,0 +1,69 @@
+"""The candidates of a study as a table, and those that nothing else beats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from optuna.trial import TrialState
+
+from search.study.errors import UserError
+from search.study.records import EXCESS, REPLAY, STOPPED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from search.study.spec import StudySpec
+
+
+def trained(study: Study) -> list[FrozenTrial]:
+    """Return the trials that were trained to the end, without the replays."""
+    over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in over if REPLAY not in trial.user_attrs]
+
+
+def spent(study: Study) -> int:
+    """Return how many trials were trained, to the end or until they were stopped early."""
+    stopped = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    early = [trial for trial in stopped if STOPPED in trial.user_attrs and REPLAY not in trial.user_attrs]
+    return len(trained(study)) + len(early)
+
+
+def front(study: Study) -> list[FrozenTrial]:
+    """Return the feasible trained trials that no other dominates, the best in the first objective first."""
+    best = {trial.number: trial for trial in study.best_trials if REPLAY not in trial.user_attrs}
+    sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
+    distinct = {tuple(trial.values): trial for trial in sorted(best.values(), key=lambda x: x.number, reverse=True)}
+    return sorted(distinct.values(), key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def unbeaten(points: Sequence[Sequence[float]], spec: StudySpec) -> list[bool]:
+    """Return of each point, one value an objective, whether no other is as good in all and better in one."""
+    gains = np.array([1 if objective.direction == "maximize" else -1 for objective in spec.objectives])
+    signed = np.array(points, dtype=float).reshape(-1, len(gains)) * gains
+    return [not ((signed >= one).all(1) & (signed > one).any(1)).any() for one in signed]
+
+
+def need_front(study: Study) -> list[FrozenTrial]:
+    """Return the front.
+
+    Raises
+    ------
+    UserError
+        If it is empty, with the trial that comes nearest to the limits.
+    """
+    found = front(study)
+    if found:
+        return found
+    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(EXCESS)]
+    if not finished:
+        raise UserError("the study has no trained candidate yet; run it for longer: slimfront run")
+    near = min(finished, key=lambda trial: max(trial.user_attrs[EXCESS].values()))
+    binding, excess = max(near.user_attrs[EXCESS].items(), key=lambda item: item[1])
+    raise UserError(
+        f"no candidate holds all limits; the nearest, trial {near.number}, misses {binding} by {excess:.1%}; run for "
+        "longer or loosen the limit"
+    )

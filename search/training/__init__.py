@@ -1,0 +1,1 @@
+"""Train networks: fine-tuning with a teacher, learning rates, teachers themselves."""

@@ -1,0 +1,94 @@
+"""Train the teacher of a study once, and find it again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+
+from search.study.console import console, track
+from search.study.definition import define_value, define_value_with_modules, fingerprint
+from search.training.fine_tuning import TeacherOutputs, fine_tune
+from search.training.learning_rate import range_test
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from objectives import Examples
+    from search.study.spec import Recipe
+
+FOLDER = "SLIMFRONT_TEACHERS"
+
+
+class Labels:
+    """The recovery of a network that has no teacher: cross-entropy, smoothed.
+
+    Parameters
+    ----------
+    smoothing
+        Share of the target that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567, §7).
+    """
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        self.smoothing = smoothing
+
+    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - there is none
+        """Return the scalar loss."""
+        return F.cross_entropy(student, labels, label_smoothing=self.smoothing)
+
+    def words(self) -> str:
+        """Say so."""
+        return "labels only"
+
+
+class _Nobody(TeacherOutputs):
+    def outputs_of(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:  # noqa: ARG002
+        return inputs.new_zeros(0)
+
+
+def trained(model: nn.Module, train: Examples, recipe: Recipe, *, seed: int = 0, smoothing: float = 0.0) -> nn.Module:
+    """Return `model` trained, from the cache if the same model, data, recipe and seed were trained before.
+
+    The weights lie as safetensors in the folder that the environment variable SLIMFRONT_TEACHERS names, by default
+    `runs/teachers`.
+
+    Parameters
+    ----------
+    model
+        As it was initialized; trained in place on a GPU if there is one, and returned on the CPU in evaluation mode.
+    train
+        The training set.
+    recipe, seed, smoothing
+        How it is trained.
+    """
+    kind = type(model).__name__
+    rest = fingerprint(model), train, seed, smoothing
+    path, *earlier = (_path(kind, recipe, rest) for recipe in (define_value(recipe), define_value_with_modules(recipe)))
+    for known in (path, *earlier):
+        if known.exists():
+            model.load_state_dict(load_file(known))
+            return model.eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    given = _Nobody(model, train), train, Labels(smoothing)
+    if recipe.learning_rate is None:
+        recipe = recipe.at_rate(range_test(model, *given, recipe, seed))
+    with track(f"training the teacher {kind}") as progress:
+        fine_tune(model, *given, recipe, seed, progress)
+    model.to("cpu")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
+    unfinished.replace(path)
+    console.print(f"teacher {kind}: weights in {path}")
+    return model.eval()
+
+
+def _path(kind: str, recipe: dict[str, str], rest: tuple[object, ...]) -> Path:
+    """Return where a teacher lies that was trained by this recipe."""
+    digest = hashlib.sha256(repr((sorted(recipe.items()), *rest)).encode()).hexdigest()[:12]
+    return Path(os.environ.get(FOLDER, "runs/teachers")) / f"{kind.lower()}-{digest}.safetensors"

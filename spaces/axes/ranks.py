@@ -1,0 +1,191 @@
+"""Factorize layers: which ranks may be chosen, and the factorization itself."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from spaces.axes.decompositions import Decomposition, Tucker2
+from spaces.costs.factors import shapes_of
+from spaces.network.anatomy import acted_on
+from spaces.network.layer_runs import layers_of
+from spaces.network.layers import LAYER_TYPES, TRANSPOSED, put
+from spaces.network.messages import unknown
+from spaces.network.omission import LEFT_OUT
+from spaces.network.statistics import moments, reestimate
+from spaces.plan import settled, snap
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from optuna.trial import BaseTrial
+    from torch import Tensor, nn
+
+    from spaces.costs.architectures import Architectures
+    from spaces.network.anatomy import Anatomy, Layer
+
+
+@dataclass(frozen=True, slots=True)
+class Factorize:
+    """Replace layers by products of thinner ones.
+
+    Attributes
+    ----------
+    ranks
+        Pairs of (layer, fraction of its full rank, in (0, 1]); a fraction that saves no multiply-adds on what is left
+        of the layer leaves it alone, and so does 1.
+    decomposition
+        How a layer is split.
+    """
+
+    ranks: tuple[tuple[str, float], ...]
+    decomposition: Decomposition = field(default_factory=Tucker2)
+
+    def __post_init__(self) -> None:
+        """Check the fractions."""
+        for name, fraction in self.ranks:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"rank must be a fraction in (0, 1], but got {fraction} for layer {name!r}")
+
+    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """Return a network with those layers split; its BatchNorm statistics are those of the example."""
+        thinner = copy.deepcopy(model)
+        layers = dict(thinner.named_modules())
+        for name, _ in self.ranks:
+            if name not in layers:
+                raise ValueError(unknown("layer", name, layers))
+            if isinstance(layers[name], LEFT_OUT):
+                continue
+            if not isinstance(layers[name], LAYER_TYPES) or isinstance(layers[name], TRANSPOSED):
+                raise ValueError(
+                    f"only convolutions and linear layers can be split, but layer {name!r} is {layers[name]}"
+                )
+        if all(fraction == 1 for _, fraction in self.ranks):
+            return thinner
+        now = {layer.name: layer for layer in layers_of(model, example[:1])}
+        todo = [
+            (name, fraction, now[name])
+            for name, fraction in self.ranks
+            if name in now and saves(self.decomposition, now[name], fraction)
+        ]
+        if not todo:
+            return thinner
+        seen = moments(model, example, [name for name, _, _ in todo])
+        for name, fraction, layer in todo:
+            original = model.get_submodule(name)  # which may be asked again, for another rank
+            split = self.decomposition.split(original, layer, seen.get(name), fraction)
+            put(thinner, name, split.train(layers[name].training))
+        reestimate(thinner, example)
+        return thinner
+
+    def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
+        """Write the fractions; whether they save anything is seen on what pruning leaves."""
+        if not self.ranks:
+            return
+        names, fractions = zip(*self.ranks, strict=True)
+        architectures.fractions_NL[row, architectures.frame.columns("layer", names)] = fractions
+        assert architectures.decomposition in {None, self.decomposition}, "one way of splitting for all rows"
+        architectures.decomposition = self.decomposition
+
+    def choices(self) -> dict[str, dict[str, float]]:
+        """Return the fraction of its full rank that each layer keeps."""
+        return {"rank kept": dict(self.ranks)}
+
+    def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Factorize:  # noqa: ARG002 - as all steps
+        """Return the same for the layers that are not removed."""
+        return replace(self, ranks=tuple((name, 1.0 if name in gone else fraction) for name, fraction in self.ranks))
+
+    def words(self) -> str:
+        """Say which layers get which rank."""
+        chosen = tuple((name, f"{fraction:.0%}") for name, fraction in self.ranks if fraction < 1)
+        return f"rank {settled(chosen)}" if chosen else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Which fractions of the full rank a layer may be left with; those that save no multiply-adds are not offered.
+
+    Parameters
+    ----------
+    lowest
+        The smallest fraction offered, in (0, 1).
+    step
+        The distance between the fractions offered.
+    decomposition
+        See `Factorize`.
+    only
+        Names of the layers to act on; empty for all.
+    """
+
+    lowest: float = 0.125
+    step: float = 0.125
+    decomposition: Decomposition = field(default_factory=Tucker2)
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the ladder."""
+        if not (0 < self.lowest < 1 and 0 < self.step < 1):
+            raise ValueError(
+                f"0 < lowest < 1 and 0 < step < 1 must hold, but got lowest={self.lowest}, step={self.step}"
+            )
+
+    def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Factorize:
+        """Draw a fraction for every layer that has one to offer, as `rank/<layer>`."""
+        ranks = []
+        for layer in self._layers(anatomy):
+            offered = self.offered(layer)
+            if len(offered) > 1:
+                drawn = trial.suggest_float(f"rank/{layer.name}", self.lowest, self._top(), step=self.step)
+                ranks.append((layer.name, snap(drawn, offered)))
+        return Factorize(tuple(ranks), self.decomposition)
+
+    def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
+        """Return the same place on the ladder for every layer."""
+        rungs = round((self._top() - self.lowest) / self.step)
+        value = round(self._top() - round(strength * rungs) * self.step, 9)
+        return {f"rank/{x.name}": value for x in self._layers(anatomy) if len(self.offered(x)) > 1}
+
+    def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
+        """Say which fractions each layer may take, or why it keeps its rank."""
+        acting = {layer.name for layer in self._layers(anatomy)}
+        said = {}
+        for layer in anatomy.layers:
+            offered = self.offered(layer)
+            if layer.name not in acting:
+                said[layer.name] = f"no: {layer.name} is not among only={self.only}"
+            elif _unfit(layer):
+                said[layer.name] = f"no: {_unfit(layer)}"
+            elif len(offered) == 1:
+                said[layer.name] = "no: no rank from the ladder saves multiply-adds"
+            else:
+                said[layer.name] = f"{offered[0]:.0%}-{offered[-2]:.0%} of the full rank, or all"
+        return said
+
+    def offered(self, layer: Layer) -> tuple[float, ...]:
+        """Return the fractions that the layer may take, ascending; the last is 1, which leaves it alone."""
+        ladder = [self.lowest + rung * self.step for rung in range(round((1 - self.lowest) / self.step) + 1)]
+        if _unfit(layer):
+            return (1.0,)
+        return (*(f for f in ladder if f < 1 and saves(self.decomposition, layer, f)), 1.0)
+
+    def _top(self) -> float:
+        """Return the top of the ladder: 1, or just above it where the step does not divide the way."""
+        rungs = -(-(1 - self.lowest) // self.step)
+        return round(self.lowest + rungs * self.step, 9)  # Optuna takes 1.0000000000000002 for no rung
+
+    def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
+        return acted_on("layer", anatomy.layers, self.only)
+
+
+@functools.lru_cache(maxsize=65536)
+def saves(decomposition: Decomposition, layer: Layer, fraction: float) -> bool:
+    """Whether that fraction of the rank costs fewer multiply-adds than the layer as it is; asked again and again."""
+    return fraction < 1 and bool(decomposition.factors(shapes_of(layer), fraction).macs < layer.macs)
+
+
+def _unfit(layer: Layer) -> str:
+    if layer.transposed:
+        return "a transposed convolution is not split"
+    return "its weight is held under another name too" if layer.tied else layer.stays

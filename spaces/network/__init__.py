@@ -1,0 +1,1 @@
+"""A network in parts: its layers as data, and how to observe, copy, cut, replace and ship them."""

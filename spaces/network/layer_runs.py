@@ -1,0 +1,79 @@
+"""Which layers of a network run on an example, and on what."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from spaces.network.anatomy import Layer, Run
+from spaces.network.layers import CONVOLUTIONS, LAYER_TYPES, TRANSPOSED, holders
+from spaces.network.messages import first_line
+from spaces.network.statistics import forward_in_eval
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
+    """Return the layers of a model that run on one example, shape (1, ...), in order of execution.
+
+    Raises
+    ------
+    ValueError
+        If the forward pass fails on the example.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
+    runs: dict[str, list[Run]] = {}
+    by_keyword: set[str] = set()
+
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+            if not inputs:
+                by_keyword.add(name)
+            elif isinstance(output, Tensor):  # else it is a layer by its class alone
+                runs.setdefault(name, []).append(_run(module, inputs[0], output))
+
+        return module.register_forward_hook(note)
+
+    handles = [watch(name, module) for name, module in found.items()]
+    try:
+        forward_in_eval(model, example)
+    except Exception as error:
+        raise ValueError(
+            f"the network must accept the example, but its forward failed on a tensor of shape "
+            f"{tuple(example.shape)}: {first_line(error)}; give an example as the network is called in use"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if by_keyword:
+        name = min(by_keyword)
+        raise ValueError(f"layer {name!r} is called with its input as a keyword; call it as self.{name}(x)")
+    holding = holders(model)
+    return tuple(
+        describe(name, found[name], tuple(calls), tied=holding[id(found[name].weight)] > 1)
+        for name, calls in runs.items()
+    )
+
+
+def _run(module: nn.Module, given: Tensor, output: Tensor) -> Run:
+    # not divided by the length of the batch, which is 1: windows and tokens may have been moved there
+    if isinstance(module, nn.Linear):
+        return Run(output.numel() // output.shape[-1], (), ())
+    space = len(module.kernel_size)  # type: ignore[arg-type]
+    times = math.prod(output.shape[: -space - 1])  # without a batch the channels come first
+    return Run(times, tuple(given.shape[-space:]), tuple(output.shape[-space:]))
+
+
+def describe(name: str, module: nn.Module, runs: tuple[Run, ...] = (), *, tied: bool = False) -> Layer:
+    """Return the `Layer` of a convolution or linear module; without runs, as applied at one position."""
+    kind = type(module).__name__
+    if isinstance(module, nn.Linear):
+        return Layer(name, kind, module.out_features, module.in_features, (), (), 1, runs or (Run(1, (), ()),), tied)
+    assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
+    kernel = tuple(int(size) for size in module.kernel_size)
+    stride = tuple(int(size) for size in module.stride)
+    runs = runs or (Run(1, stride, (1,) * len(stride)),)
+    return Layer(name, kind, module.out_channels, module.in_channels, kernel, stride, module.groups, runs, tied)
