@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from objectives.layers import LowPrecision
+from objectives.layers import FLOAT_BITS, LowPrecision
 from objectives.mac_counter import count
 
 if TYPE_CHECKING:
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from objectives.layers import Parts
     from objectives.objective import Direction
-
-FLOAT_BITS = 32
 
 
 @dataclass(frozen=True, slots=True, repr=False)

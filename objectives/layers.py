@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
 
+FLOAT_BITS = 32  # width of a number that is not rounded
+
 
 @runtime_checkable
 class LowPrecision(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import nn
 
-from objectives.layers import Factored, LeftOut, LowPrecision
+from objectives.layers import FLOAT_BITS, Factored, LeftOut, LowPrecision
 from objectives.runtimes.onnx.runtime import OnnxRuntime
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from objectives.runtimes.file_layout import FileLayout
     from objectives.runtimes.runtime import Runtime
 
-FLOAT_BITS, BYTE = 32, 8
+BYTE_BITS = 8
 FLOATING = 1, FLOAT_BITS, FLOAT_BITS, 0  # output channels (any number of them), widths, levels
 Numbers = Any  # a number, or an array of one a layer
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -167,9 +167,9 @@ def _bytes(
     entries = more[width, activation_bits]
     if layout.codebook is not None:
         entries = np.where(levels, layout.codebook + 4 * levels, entries)
-    rounding = layout.inputs * (activation_bits < FLOAT_BITS) + layout.clip * (activation_bits < BYTE) + entries
+    rounding = layout.inputs * (activation_bits < FLOAT_BITS) + layout.clip * (activation_bits < BYTE_BITS) + entries
     scales = outputs * scale[width, activation_bits]
-    return node + rounding + np.ceil(weights * stored[width, activation_bits] / BYTE) + 4.0 * floats + scales
+    return node + rounding + np.ceil(weights * stored[width, activation_bits] / BYTE_BITS) + 4.0 * floats + scales
 
 
 def _between(

@@ -27,7 +27,7 @@ from search.proposals.proxy_correlation import prediction_report
 from search.proposals.stratified import StratifiedRandom
 from search.results.confirm import confirm, weights_of
 from search.results.export import export, replaceable, verify_front
-from search.results.file_records import members_of
+from search.results.file_records import with_records
 from search.results.inspection import inspection, reach
 from search.results.pick import pick
 from search.results.report import report
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from search.results.file_records import Member
     from search.study.spec import StudySpec
 
 SAMPLERS = {
@@ -127,10 +128,11 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
         reached = len(front(study))
         console.print(f"stopped with {reached} members on the front; go on with: {options.again}", markup=False)
         return EXIT_STOPPED
-    weighed = _with_weights(need_front(study), folder)
+    members = need_front(study)
     with context.cpu_profile.charge(FILES):
+        weighed = _with_weights(members, folder)
         failures = [] if options.unverified else verify_front(weighed, context, folder, reference)
-    _show_front(study, context.spec, folder, options.format)
+    _show_front(study, context.spec, with_records(members, spec.runtime, folder), options.format)
     if words := prediction_report(study, context.spec):
         console.print(words)
     console.print(context.cpu_profile.words())
@@ -143,8 +145,8 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
 
 def _front(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     study = open_study(spec, folder, options.storage, create=False)
-    need_front(study)
-    _show_front(study, spec, folder, options.format)
+    members = with_records(need_front(study), spec.runtime, folder)
+    _show_front(study, spec, members, options.format)
     return 0
 
 
@@ -161,11 +163,11 @@ def _inspect(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
 
 def _report(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     study = open_study(spec, folder, options.storage, create=False)
-    need_front(study)
+    members = with_records(need_front(study), spec.runtime, folder)
     out = Path(options.out) if options.out else folder / "report"
     writable(out)
     context = Context(spec, Subject(spec, device_named(options.device)))
-    for path in report(study, context, folder, out):
+    for path in report(study, context, members, out):
         paper.print(str(path))
     return 0
 
@@ -184,7 +186,7 @@ def _confirm(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
         print_table(confirmed_table(found, teacher, spec, study), options.format)
     failures = verify_front(_with_weights(members, folder), context, folder, reference)
     if options.format == "table" or not options.seeds:
-        _show_front(study, context.spec, folder, options.format)
+        _show_front(study, context.spec, with_records(need_front(study), spec.runtime, folder), options.format)
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
     return 1 if failures else 0
@@ -210,8 +212,7 @@ def _export(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     return 0
 
 
-def _show_front(study: Study, spec: StudySpec, folder: Path, form: str) -> None:
-    members = members_of(study, spec, folder)
+def _show_front(study: Study, spec: StudySpec, members: list[Member], form: str) -> None:
     print_table(front_table(study, spec, members), form)
     console.print(files_note(spec, members))
 

@@ -171,7 +171,7 @@ class Space:
         return params | self.recovery.usual()
 
 
-def snap(value: float, offered: tuple[float, ...]) -> float:
+def nearest_offered(value: float, offered: tuple[float, ...]) -> float:
     """Return the offered value nearest to `value`.
 
     Parameters are ordinal ranges, so that a sampler knows 4 lies between 2 and 8; what lies between the rungs of the
@@ -180,7 +180,7 @@ def snap(value: float, offered: tuple[float, ...]) -> float:
     return min(offered, key=lambda rung: abs(rung - value))
 
 
-def settled(pairs: tuple[tuple[str, object], ...], most: int = 4) -> str:
+def summarize(pairs: tuple[tuple[str, object], ...], most: int = 4) -> str:
     """Word what was chosen for the layers, the rarest choices named, the commonest counted."""
     groups: dict[str, list[str]] = {}
     for name, choice in pairs:

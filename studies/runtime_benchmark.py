@@ -31,10 +31,11 @@ from objectives.runtimes.runtime import silence
 from search.evaluation.reference import teacher_file
 from search.evaluation.subject import Subject
 from search.proposals.defaults import resolved
-from search.results.file_records import members_of
+from search.results.file_records import with_records
 from search.results.verification import FromFile
 from search.study import machine
 from search.study.files import folder_of
+from search.study.front import front
 from search.study.loader import load
 from search.study.storage import open_study
 
@@ -176,7 +177,7 @@ def main() -> None:
         with silence(), torch.no_grad():
             BY[spec.runtime.name](subject.finished, spec.example()[:SEEN], path)
         rows["8 bits"] = measured(spec.runtime, path, reference, spec)
-    for trial, record in members_of(study, spec, folder):
+    for trial, record in with_records(front(study), spec.runtime, folder):
         if record:
             rows[str(trial.number)] = {
                 "top1": record["top1_file"],

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from objectives.runtimes import Runtime
     from spaces import Axis
 
-OFF = 32
+FLOAT_BITS = 32
 EXACT = 80.0  # dB: nothing but the order of floating-point sums differs
 INTEGER = 20.0  # dB: integer kernels also round what the network does not; the networks here are small and random
 SAID = 0.03  # relative, of the size that is told before there is a file
@@ -165,10 +165,10 @@ class RuntimeContract:
         for pair in runtime.precisions(kind, groups):
             step = Quantize(tuple((f"row.{place}", *pair) for place in (0, 2, 4)))
             finished = deployed(step.apply(net, inputs), inputs)
-            assert self.agreement(finished, inputs, path) > (INTEGER if pair.activations < OFF else EXACT)
+            assert self.agreement(finished, inputs, path) > (INTEGER if pair.activations < FLOAT_BITS else EXACT)
             saved = whole - path.stat().st_size
             overhead = 3 * (600 + 32 * WIDTH)  # quantizers, and scales of every channel
-            assert saved > weights * (OFF - pair.weights) / 8 - overhead, pair
+            assert saved > weights * (FLOAT_BITS - pair.weights) / 8 - overhead, pair
 
     @pytest.mark.parametrize("other", ["channels", "ranks", "bits"])
     def test_a_file_holds_nothing_of_what_is_left_out(self, other: str, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ class RuntimeContract:
         less = Skip(tuple((branch, True) for branch in anatomy.branches))
         steps = (act, less) if other == "channels" else (less, act)
         finished = deployed(Plan(steps, Distill()).apply(net, inputs), inputs)
-        rounded = other == "bits" and any(pair.activations < OFF for pair in runtime.precisions("Conv2d", 1))
+        rounded = other == "bits" and any(pair.activations < FLOAT_BITS for pair in runtime.precisions("Conv2d", 1))
         path = tmp_path / f"less.{runtime.suffix}"
         assert self.agreement(finished, inputs, path) > (INTEGER if rounded else EXACT)
         whole = SizeBytes(runtime)(deployed(Plan((act,), Distill()).apply(net, inputs), inputs))
@@ -206,9 +206,9 @@ class RuntimeContract:
         names = [layer.name for layer in anatomy.layers if layer.name.startswith("attention")]
         pair = min(runtime.precisions("Linear", 1), key=lambda pair: (pair.weights, -pair.activations))
         finished = deployed(Quantize(tuple((name, *pair) for name in names)).apply(net, inputs), inputs)
-        assert self.agreement(finished, inputs, path) > (INTEGER if pair.activations < OFF else EXACT)
+        assert self.agreement(finished, inputs, path) > (INTEGER if pair.activations < FLOAT_BITS else EXACT)
         overhead = len(names) * (600 + 32 * WIDE)
-        assert whole - path.stat().st_size > len(names) * WIDE**2 * (OFF - pair.weights) / 8 - overhead
+        assert whole - path.stat().st_size > len(names) * WIDE**2 * (FLOAT_BITS - pair.weights) / 8 - overhead
         without = deployed(Skip(tuple((branch, True) for branch in anatomy.branches)).apply(net, inputs), inputs)
         assert self.agreement(without, inputs, path) > EXACT
         assert path.stat().st_size < whole - 4 * len(names) * WIDE**2
@@ -243,7 +243,14 @@ class RuntimeContract:
 
     @pytest.mark.parametrize(
         "pairs",
-        [((OFF, OFF),), ((8, OFF),), ((4, 8),), ((8, 8),), ((8, 8), (OFF, OFF)), ((OFF, OFF), (OFF, OFF), (8, 8))],
+        [
+            ((FLOAT_BITS, FLOAT_BITS),),
+            ((8, FLOAT_BITS),),
+            ((4, 8),),
+            ((8, 8),),
+            ((8, 8), (FLOAT_BITS, FLOAT_BITS)),
+            ((FLOAT_BITS, FLOAT_BITS), (FLOAT_BITS, FLOAT_BITS), (8, 8)),
+        ],
         ids=str,
     )
     def test_the_size_of_a_file_is_told_before_there_is_one(
@@ -312,5 +319,5 @@ class RuntimeContract:
         second.load_state_dict({name: 2 * tensor for name, tensor in first.state_dict().items()})
         net = nn.Sequential(first, nn.ReLU(), second).eval()
         inputs = torch.randn(16, 8, 6, 6, generator=torch.Generator().manual_seed(0))
-        finished = deployed(Quantize((("0", bits, OFF), ("2", bits, OFF))).apply(net, inputs), inputs)
+        finished = deployed(Quantize((("0", bits, FLOAT_BITS), ("2", bits, FLOAT_BITS))).apply(net, inputs), inputs)
         assert self.agreement(finished, inputs, tmp_path / "model") > EXACT

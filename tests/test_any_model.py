@@ -91,10 +91,10 @@ def said_no(anatomy: Anatomy) -> dict[str, dict[str, str]]:
 
 def trained_once(net: nn.Module, inputs: Tensor) -> dict[str, Tensor | None]:
     """Return the gradients of a copy in training mode, by the parameter's name."""
-    copied = copy.deepcopy(net).train()
-    found = [output.square().mean() for output in tensors(copied(inputs)) if output.requires_grad]
+    compressible_copy = copy.deepcopy(net).train()
+    found = [output.square().mean() for output in tensors(compressible_copy(inputs)) if output.requires_grad]
     torch.stack(found).sum().backward()
-    return {name: parameter.grad for name, parameter in copied.named_parameters() if parameter.requires_grad}
+    return {name: parameter.grad for name, parameter in compressible_copy.named_parameters() if parameter.requires_grad}
 
 
 @pytest.mark.parametrize("kind", NETS)

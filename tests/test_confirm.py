@@ -14,6 +14,7 @@ from search import Recipe, Splits
 from search.evaluation.reference import teacher_file
 from search.results.confirm import confirm, weights_of
 from search.results.export import export, restored, verify_front
+from search.results.file_records import with_records
 from search.results.report import report
 from search.results.tables import confirmed_table
 from search.study.errors import Diverged
@@ -81,7 +82,7 @@ def test_only_confirm_reads_the_test_split(sealed: StudySpec, tmp_path: Path, mo
     member = front(searched_study)[0]
     reference = teacher_file(shared.subject, shared.spec.runtime, tmp_path)
     verify_front([(member, state_path(tmp_path, member.number))], shared, tmp_path, reference)
-    report(searched_study, shared, tmp_path, tmp_path / "report")
+    report(searched_study, shared, with_records([member], sealed.runtime, tmp_path), tmp_path / "report")
     export(
         member,
         shared,

@@ -25,8 +25,8 @@ from spaces import (
     Temperatures,
     trace,
 )  # fmt: skip
-from spaces.network.messages import unknown
-from spaces.plan import settled, snap
+from spaces.network.messages import unknown_name
+from spaces.plan import nearest_offered, summarize
 from tests.nets import Plain, example, teacher
 
 if TYPE_CHECKING:
@@ -115,28 +115,28 @@ def test_every_axis_needs_a_strength() -> None:
 
 @pytest.mark.parametrize(("value", "nearest"), [(2, 2), (5.4, 4), (19, 8), (21, 32), (100, 32)])
 def test_values_between_the_rungs_go_to_the_nearest(value: float, nearest: float) -> None:
-    assert snap(value, (2, 4, 8, 32)) == nearest
+    assert nearest_offered(value, (2, 4, 8, 32)) == nearest
 
 
 @given(st.floats(-1e6, 1e6), st.lists(st.floats(-1e6, 1e6), min_size=1).map(tuple))
 def test_a_snapped_value_is_offered_and_stays(value: float, offered: tuple[float, ...]) -> None:
-    rung = snap(value, offered)
+    rung = nearest_offered(value, offered)
     assert rung in offered
-    assert snap(rung, offered) == rung
+    assert nearest_offered(rung, offered) == rung
     assert all(abs(rung - value) <= abs(other - value) for other in offered)
 
 
 def test_rare_choices_are_named_and_common_ones_counted() -> None:
     pairs = (*((f"conv{index}", "4 bit") for index in range(5)), ("head", "8 bit"))
-    assert settled(pairs) == "8 bit head, 4 bit (5 layers)"
-    assert settled(pairs, most=5) == "8 bit head, 4 bit conv0, conv1, conv2, conv3, conv4"
-    assert settled(()) == ""
+    assert summarize(pairs) == "8 bit head, 4 bit (5 layers)"
+    assert summarize(pairs, most=5) == "8 bit head, 4 bit conv0, conv1, conv2, conv3, conv4"
+    assert summarize(()) == ""
 
 
 def test_an_unknown_name_lists_the_nearest() -> None:
     names = ["layer1.conv1", "layer1.conv2", "layer2.conv1", "head"]
-    message = unknown("layer", "layer1.conv3", names)
+    message = unknown_name("layer", "layer1.conv3", names)
     assert message.startswith("no layer is called 'layer1.conv3'; the nearest are: ")
     assert set(message.rpartition(": ")[2].split(", ")) == set(names[:3])
-    assert unknown("layer", "§", names).endswith("the nearest are: layer1.conv1, layer1.conv2, layer2.conv1")
-    assert unknown("layer", "conv", []).endswith("the nearest are: none at all")
+    assert unknown_name("layer", "§", names).endswith("the nearest are: layer1.conv1, layer1.conv2, layer2.conv1")
+    assert unknown_name("layer", "conv", []).endswith("the nearest are: none at all")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import pytest
 
+from search.results.file_records import with_records
 from search.results.report import report
 from search.study.front import front
 from tests.small_study import context, searched, study
@@ -32,7 +33,7 @@ def found(home: Path) -> Study:
 
 @pytest.fixture(scope="module")
 def written(home: Path, found: Study) -> list[Path]:
-    return report(found, context(study(9)), home, home / "report")
+    return report(found, context(study(9)), with_records(front(found), study(9).runtime, home), home / "report")
 
 
 @pytest.fixture(scope="module")
@@ -82,4 +83,6 @@ def test_the_table_has_every_finished_trial(home: Path, found: Study, written: l
 
 
 def test_a_report_can_be_written_again(home: Path, found: Study, written: list[Path]) -> None:
-    assert report(found, context(study(9)), home, home / "report") == written
+    assert (
+        report(found, context(study(9)), with_records(front(found), study(9).runtime, home), home / "report") == written
+    )

@@ -257,9 +257,9 @@ def test_statistics_of_deep_norms_are_those_of_normalized_inputs() -> None:
     reestimate(net, example(net))
     given: list[Tensor] = []
     handle = net.get_submodule("block2.bn2").register_forward_pre_hook(lambda _, x: given.append(x[0]))
-    copied = copy.deepcopy(net).train()
+    compressible_copy = copy.deepcopy(net).train()
     handle.remove()
-    copied(example(net))
+    compressible_copy(example(net))
     torch.testing.assert_close(given[0].mean((0, 2, 3)), net.get_buffer("block2.bn2.running_mean"))
 
 

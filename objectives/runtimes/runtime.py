@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from objectives.runtimes.file_layout import FileLayout
 
-OFF = 32  # bits of what is not rounded
-
 
 class ExportError(ValueError):
     """A model that a runtime cannot take; the text is one line that names the operator or the reason."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import nnls
 
-from spaces.network.layers import OFF
+from spaces.network.layers import FLOAT_BITS
 
 if TYPE_CHECKING:
     from objectives.layers import Parts
@@ -110,8 +110,8 @@ def work(parts: Parts) -> np.ndarray:
     blocks = [_filled(macs, outputs, block) for block in BLOCKS]
     gathered = _filled(macs, inputs, INPUT_BLOCK)
     written = outputs * macs / np.maximum(weights, 1)
-    rounded = there & (activation_bits < OFF)
-    integer = rounded & (weight_bits < OFF)
+    rounded = there & (activation_bits < FLOAT_BITS)
+    integer = rounded & (weight_bits < FLOAT_BITS)
     alone = grouped > 0
     dense = there & ~(linear > 0) & ~alone
     unpacked = [there & (weight_bits < BYTE_BITS) & kind for kind in (integer, ~integer)]

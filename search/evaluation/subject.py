@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from search.study.definition import fingerprint
 from search.study.errors import UserError
 from spaces import deployed, trace, unfuse_attention
-from spaces.network.copying import copied
+from spaces.network.copying import compressible_copy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ class Subject:
         self._few = self.example[:FEW].clone()  # one tensor, by whose identity statistics are cached
         self._given = spec.teacher
         try:
-            self.model: nn.Module = unfuse_attention(copied(spec.teacher).to(device).eval(), self.example)
+            self.model: nn.Module = unfuse_attention(compressible_copy(spec.teacher).to(device).eval(), self.example)
             self.anatomy: Anatomy = trace(self.model, self.example)
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))
         except ValueError as error:

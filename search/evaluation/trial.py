@@ -186,9 +186,9 @@ def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTria
     """Return an earlier trial of the plan that was trained as long, or needs no training to be told."""
     over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     for earlier in study.get_trials(deepcopy=False, states=over):
-        settled = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
+        summarize = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
         long = earlier.user_attrs.get(EPOCHS, epochs) >= epochs
-        if earlier.number != number and settled and long and earlier.user_attrs.get(KEY) == key:
+        if earlier.number != number and summarize and long and earlier.user_attrs.get(KEY) == key:
             return earlier
     return None
 

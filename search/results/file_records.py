@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from objectives import Latency, LatencyShare, Metric, SizeBytes
-from search.study.front import front, unbeaten
+from search.study.front import unbeaten
 from search.study.records import VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from optuna import Study
     from optuna.trial import FrozenTrial
 
     from objectives import Objective
@@ -41,9 +40,9 @@ class Member(NamedTuple):
     record: dict[str, Any]
 
 
-def members_of(study: Study, spec: StudySpec, folder: Path) -> list[Member]:
-    """Return the searched front, the best in the first objective first, each member with what its file measured."""
-    return [Member(trial, read_record(record_path(folder, trial, spec.runtime))) for trial in front(study)]
+def with_records(members: Sequence[FrozenTrial], runtime: Runtime, folder: Path) -> list[Member]:
+    """Return members of the searched front, each with what its file for a runtime measured."""
+    return [Member(trial, read_record(record_path(folder, trial, runtime))) for trial in members]
 
 
 def record_path(folder: Path, trial: FrozenTrial, runtime: Runtime) -> Path:

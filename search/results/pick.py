@@ -11,7 +11,7 @@ import numpy as np
 from search.study.errors import UserError
 from search.study.front import need_front
 from search.study.records import VALUES
-from spaces.network.messages import unknown
+from spaces.network.messages import unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,7 @@ def _by_sentence(members: list[FrozenTrial], spec: StudySpec, words: str) -> Fro
             raise UserError(f"a condition must be like size_bytes<=20000, but got {condition!r}")
         left, compare, bound = parts.groups()
         if left not in known:
-            raise UserError(unknown("objective", left, known))
+            raise UserError(unknown_name("objective", left, known))
         kept = [x for x in chosen if COMPARE[compare](x.user_attrs[VALUES][left], float(bound))]
         if not kept:
             near = min(chosen, key=lambda x: abs(x.user_attrs[VALUES][left] - float(bound)))
@@ -80,7 +80,7 @@ def _by_sentence(members: list[FrozenTrial], spec: StudySpec, words: str) -> Fro
             )
         chosen = kept
     if name not in known:
-        raise UserError(unknown("objective", name, known))
+        raise UserError(unknown_name("objective", name, known))
     best = max if which.lower() == "max" else min
     return best(chosen, key=lambda trial: trial.user_attrs[VALUES][name])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import spaces
 from search.study.errors import UserError
-from spaces.network.messages import unknown
+from spaces.network.messages import unknown_name
 
 KIND = "kind"
 
@@ -46,7 +46,7 @@ def decode(value: Any, kinds: tuple[type, ...] = ()) -> Any:  # noqa: ANN401 - w
     known |= {kind.__name__: kind for kind in kinds}
     named = str(value.get(KIND))
     if named not in known:
-        raise UserError(f"{unknown('kind of step', named, known)}; give your own classes as kinds=")
+        raise UserError(f"{unknown_name('kind of step', named, known)}; give your own classes as kinds=")
     given = {name: decode(item, kinds) for name, item in value.items() if name != KIND}
     try:
         return known[named](**given)

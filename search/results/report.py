@@ -12,14 +12,14 @@ from optuna.visualization import plot_hypervolume_history, plot_param_importance
 
 from search.proposals.proxy_correlation import prediction_report
 from search.results.candidates import candidates
-from search.results.file_records import file_table, members_of
+from search.results.file_records import file_table
 from search.results.plots import draw_front, draw_plan, interactive_front
 from search.results.verification import record_words
-from search.study.front import need_front, trained
+from search.study.front import trained
 from search.study.records import TEACHER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import plotly.graph_objects as go
@@ -27,27 +27,26 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from search.evaluation.context import Context
+    from search.results.file_records import Member
     from search.study.spec import StudySpec
 
 LEAST_FOR_IMPORTANCE = 8  # trained trials; fewer say nothing of 20 parameters
 MARGIN = 1.1  # the reference point lies so far beyond the worst trained values
 
 
-def report(study: Study, context: Context, folder: Path, out: Path) -> list[Path]:
+def report(study: Study, context: Context, members: Sequence[Member], out: Path) -> list[Path]:
     """Write front.png, front.html, candidates.csv and plan-<number>.png for each member; return the files.
 
     Parameters
     ----------
     study, context
         The study.
-    folder
-        Of the study's files, for the verifications.
+    members
+        Its front, with what the files measured.
     out
         Where the report goes.
     """
     spec = context.spec
-    need_front(study)
-    members = members_of(study, spec, folder)
     table = candidates(study, spec)
     names = [objective.name for objective in spec.objectives]
     columns = [*(objective.name for objective in spec.measured), "cpu_seconds"]

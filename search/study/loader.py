@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.study.errors import UserError
 from search.study.spec import StudySpec
-from spaces.network.messages import unknown
+from spaces.network.messages import unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def _function(target: str) -> Callable[..., Any]:
     found = {key: value for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")}
     if name not in found:
         own = [key for key, value in found.items() if value.__module__ == module.__name__]
-        raise UserError(f"{place}: {unknown('function', name, own)}")
+        raise UserError(f"{place}: {unknown_name('function', name, own)}")
     return found[name]
 
 
@@ -102,7 +102,7 @@ def _settings(function: Callable[..., Any], target: str, settings: list[str]) ->
         if not equals:
             raise UserError(f"--set takes name=value, but got {setting!r}")
         if name not in parameters:
-            raise UserError(f"{target}: {unknown('setting', name, parameters)}")
+            raise UserError(f"{target}: {unknown_name('setting', name, parameters)}")
         given[name] = _value(text, parameters[name])
     missing = [
         name

@@ -46,11 +46,10 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
     UserError
         If the storage cannot be read, holds no such study or one of another definition, or the folder is another's.
     """
-    now = define(spec)
+    definition = define(spec)
     try:
         storage = _storage(folder, url, create=create)
-        study = _opened(storage, spec, now, folder, create=create)
-        stored = study.user_attrs.get(DEFINITION, now)
+        study, changed = _opened(storage, spec, definition, folder, create=create)
         len(study.trials)  # reads all of it
     except UserError:
         raise
@@ -60,7 +59,7 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
             f"the storage {where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}); if "
             "another process holds it, wait for that; if it is damaged, start anew in another --folder (and --storage)"
         ) from error
-    if changed := differences(stored, now):
+    if changed:
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise UserError(
             f"the study {spec.name!r} was stored with another definition: {'; '.join(changed[:SHOWN])}{more}; undo the "
@@ -69,22 +68,27 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
     return study
 
 
-def _opened(storage: BaseStorage, spec: StudySpec, now: dict[str, str], folder: Path, *, create: bool) -> Study:
-    if spec.name not in {found.study_name for found in storage.get_all_studies()}:
+def _opened(
+    storage: BaseStorage, spec: StudySpec, definition: dict[str, str], folder: Path, *, create: bool
+) -> tuple[Study, list[str]]:
+    """Return the study, created where that is asked for, and how its stored definition differs."""
+    stored = {found.study_name for found in storage.get_all_studies()}
+    if spec.name not in stored:
         if not create:
             raise UserError(f"the storage holds no study called {spec.name!r}; start it with: slimfront run")
-        return _created(storage, spec, now, folder)
+        return _created(storage, spec, definition, folder), []
     study = optuna.load_study(study_name=spec.name, storage=storage, sampler=_sampler(spec))
+    changed = differences(study.user_attrs.get(DEFINITION, definition), definition)
     untried = not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-    if create and differences(study.user_attrs.get(DEFINITION, now), now) and untried:
+    if create and changed and untried:
         # an error stopped it before anything was trained, and the new definition may be what mends that
-        for name in {spec.name, spec.name + DRAFT} & {found.study_name for found in storage.get_all_studies()}:
+        for name in {spec.name, spec.name + DRAFT} & stored:
             optuna.delete_study(study_name=name, storage=storage)
-        return _created(storage, spec, now, folder)
-    return study
+        return _created(storage, spec, definition, folder), []
+    return study, changed
 
 
-def _created(storage: BaseStorage, spec: StudySpec, now: dict[str, str], folder: Path) -> Study:
+def _created(storage: BaseStorage, spec: StudySpec, definition: dict[str, str], folder: Path) -> Study:
     if any(folder.glob("candidates/*")):
         raise UserError(f"{folder} holds the candidates of another study; name another folder with --folder")
     study = optuna.create_study(
@@ -94,7 +98,7 @@ def _created(storage: BaseStorage, spec: StudySpec, now: dict[str, str], folder:
         sampler=_sampler(spec),
         load_if_exists=True,  # another worker may have been faster
     )
-    study.set_user_attr(DEFINITION, now)
+    study.set_user_attr(DEFINITION, definition)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([objective.name for objective in spec.objectives])

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from spaces.axes.grids import Grid, Uniform
 from spaces.axes.quantized_layers import QuantizedLayer
-from spaces.network.anatomy import acted_on
-from spaces.network.layers import LAYER_TYPES, OFF, put
-from spaces.network.messages import unknown
+from spaces.network.anatomy import select
+from spaces.network.layers import FLOAT_BITS, LAYER_TYPES, replace_module
+from spaces.network.messages import unknown_name
 from spaces.network.statistics import inputs_of
-from spaces.plan import settled, snap
+from spaces.plan import nearest_offered, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,15 +54,15 @@ class Quantize:
         wrapped: dict[str, QuantizedLayer] = {}
         for name, weight, activation in self.widths:
             if name not in layers:
-                raise ValueError(unknown("layer", name, layers))
-            if weight == OFF and activation == OFF:
+                raise ValueError(unknown_name("layer", name, layers))
+            if weight == FLOAT_BITS and activation == FLOAT_BITS:
                 continue
             for part, module in layers[name].named_modules(prefix=name):
                 if isinstance(module, LAYER_TYPES):
                     wrapped[part] = QuantizedLayer(module, weight, activation, self.grid)
         _calibrate(model, wrapped, example)
         for name, layer in wrapped.items():
-            put(rounded, name, layer.train(layers[name].training))
+            replace_module(rounded, name, layer.train(layers[name].training))
         return rounded
 
     def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
@@ -74,7 +74,9 @@ class Quantize:
         architectures.weight_bits_NL[row, columns] = weights
         architectures.activation_bits_NL[row, columns] = activations
         if not self.grid.uniform:
-            architectures.levels_NL[row, columns] = [0 if bits == OFF else self.grid.entries(bits) for bits in weights]
+            architectures.levels_NL[row, columns] = [
+                0 if bits == FLOAT_BITS else self.grid.entries(bits) for bits in weights
+            ]
 
     def choices(self) -> dict[str, dict[str, float]]:
         """Return the widths of each layer."""
@@ -85,13 +87,13 @@ class Quantize:
 
     def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Quantize:  # noqa: ARG002 - as all steps
         """Return the same for the layers that are not removed."""
-        return replace(self, widths=tuple((x[0], OFF, OFF) if x[0] in gone else x for x in self.widths))
+        return replace(self, widths=tuple((x[0], FLOAT_BITS, FLOAT_BITS) if x[0] in gone else x for x in self.widths))
 
     def words(self) -> str:
         """Say which layers get how many bits."""
-        weights = tuple((name, f"{bits} bit") for name, bits, _ in self.widths if bits < OFF)
-        inputs = tuple((name, f"{bits} bit") for name, _, bits in self.widths if bits < OFF)
-        parts = [f"weights {settled(weights)}" if weights else "", f"inputs {settled(inputs)}" if inputs else ""]
+        weights = tuple((name, f"{bits} bit") for name, bits, _ in self.widths if bits < FLOAT_BITS)
+        inputs = tuple((name, f"{bits} bit") for name, _, bits in self.widths if bits < FLOAT_BITS)
+        parts = [f"weights {summarize(weights)}" if weights else "", f"inputs {summarize(inputs)}" if inputs else ""]
         return "; ".join(filter(None, parts))
 
 
@@ -151,8 +153,8 @@ class BitWidths:
                 continue
             drawn = []
             for kind, ladder in self._ladders():
-                value = trial.suggest_int(f"{kind}/{layer.name}", ladder[0], OFF, log=True)
-                drawn.append(int(snap(value, ladder)))
+                value = trial.suggest_int(f"{kind}/{layer.name}", ladder[0], FLOAT_BITS, log=True)
+                drawn.append(int(nearest_offered(value, ladder)))
             widths.append((layer.name, drawn[0], drawn[1]))
         return Quantize(tuple(widths), self.grid)
 
@@ -179,7 +181,7 @@ class BitWidths:
         }  # fmt: skip
 
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
-        asked = acted_on("layer", anatomy.layers, self.only)
+        asked = select("layer", anatomy.layers, self.only)
         return tuple(layer for layer in asked if not _unfit(layer) and len(self._pairs(layer)) > 1)
 
     def _ladders(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -194,12 +196,12 @@ class BitWidths:
         offered = itertools.product(weights[::-1], inputs[::-1])
         if self.runtime is None:
             return tuple(offered)
-        packed = {(OFF, OFF), *self.runtime.precisions(layer.kind, layer.groups)}
+        packed = {(FLOAT_BITS, FLOAT_BITS), *self.runtime.precisions(layer.kind, layer.groups)}
         return tuple(pair for pair in offered if pair in packed)
 
 
 def _words(pairs: tuple[tuple[int, int], ...]) -> str:
-    weights, inputs = (sorted({bits for bits in column if bits != OFF}) for column in zip(*pairs, strict=True))
+    weights, inputs = (sorted({bits for bits in column if bits != FLOAT_BITS}) for column in zip(*pairs, strict=True))
     of = [f"{kind} {'/'.join(map(str, bits))}" for kind, bits in (("weights", weights), ("inputs", inputs)) if bits]
     return f"{', '.join(of)}, or 32"
 
@@ -211,16 +213,16 @@ def _unfit(layer: Layer) -> str:
 
 
 def _ladder(widths: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted({*widths, OFF}))
+    return tuple(sorted({*widths, FLOAT_BITS}))
 
 
 def _check(kind: str, bits: int, lowest: int, where: str) -> None:
-    if bits != OFF and not lowest <= bits <= 8:  # noqa: PLR2004 - a byte
+    if bits != FLOAT_BITS and not lowest <= bits <= 8:  # noqa: PLR2004 - a byte
         raise ValueError(f"{kind} bits must be from {lowest} to 8, or 32 for off, but got {bits} for {where}")
 
 
 def _calibrate(model: nn.Module, wrapped: Mapping[str, QuantizedLayer], example: Tensor) -> None:
     """Show every wrapper the inputs of its layer, of all its calls in one forward of the float model."""
-    wanted = [name for name, layer in wrapped.items() if layer.activation_bits < OFF]
+    wanted = [name for name, layer in wrapped.items() if layer.activation_bits < FLOAT_BITS]
     for name, inputs in inputs_of(model, example, wanted).items():
         wrapped[name].calibrate(inputs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spaces.axes.refit import readers_rows, readjust
-from spaces.network.anatomy import acted_on
+from spaces.network.anatomy import select
 from spaces.network.omission import LEFT_OUT, leave_out
 from spaces.network.statistics import reestimate
 
@@ -145,4 +145,4 @@ class Depth:
         return said
 
     def _branches(self, anatomy: Anatomy) -> tuple[Branch, ...]:
-        return acted_on("branch", anatomy.branches, self.only)
+        return select("branch", anatomy.branches, self.only)

@@ -12,11 +12,11 @@ import numpy as np
 from spaces.axes.importance import Importance, SecondOrder
 from spaces.axes.refit import refit
 from spaces.dependency.trace import trace
-from spaces.network.anatomy import acted_on
+from spaces.network.anatomy import select
 from spaces.network.cache import cached
-from spaces.network.cutting import cut, gone
+from spaces.network.cutting import cut, removed_positions
 from spaces.network.statistics import inherit, moments, reestimate
-from spaces.plan import settled
+from spaces.plan import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +70,7 @@ class Prune:
         smaller = copy.deepcopy(model)
         if not kept:
             return smaller
-        inputs = {name: positions for (name, side, _), positions in gone(kept).items() if side == "in"}
+        inputs = {name: positions for (name, side, _), positions in removed_positions(kept).items() if side == "in"}
         if self.refit:
             _refit(model, smaller, example, inputs)
         cut(smaller, kept)
@@ -121,7 +121,7 @@ class Prune:
     def words(self) -> str:
         """Say which share of which groups is removed."""
         chosen = tuple((name, f"-{ratio:.0%}") for name, ratio in self.ratios if ratio > 0)
-        return f"channels {settled(chosen)}" if chosen else ""
+        return f"channels {summarize(chosen)}" if chosen else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class PruneRatios:
         return round(math.floor(self.highest / self.step + 1e-9) * self.step, 9)
 
     def _groups(self, anatomy: Anatomy) -> tuple[Group, ...]:
-        return acted_on("group of channels", anatomy.groups, self.only)
+        return select("group of channels", anatomy.groups, self.only)
 
 
 @overload

@@ -11,8 +11,8 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 from torch import Tensor, nn
 
 from spaces.axes.grids import Grid, nearest, rounded, scales
-from spaces.network.layers import OFF, TRANSPOSED, along, run_layer, scale_outputs
-from spaces.network.statistics import thinned
+from spaces.network.layers import FLOAT_BITS, TRANSPOSED, along, run_layer, scale_outputs
+from spaces.network.statistics import subsample
 
 SILENT = 1e-12  # stands for a gain of zero, which no scale can have
 TOGETHER = 4096  # values that are tried at every scale at once: they stay in the cache
@@ -50,7 +50,7 @@ class QuantizedLayer(nn.Module):
         weight = layer.get_parameter("weight").detach()
         rows = weight.transpose(0, self.axis).flatten(1)
         levels, scale = rows.new_zeros(0), rows.new_zeros(0)
-        if weight_bits < OFF:
+        if weight_bits < FLOAT_BITS:
             normal = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
             levels = grid.levels(normal, weight_bits)
             scale = scales(rows, levels)
@@ -61,8 +61,8 @@ class QuantizedLayer(nn.Module):
 
     def calibrate(self, inputs: Tensor) -> None:
         """Fix the input scale and zero point to the least squared error on these inputs."""
-        if self.activation_bits < OFF:
-            scale, zero = _affine(thinned(inputs), 2**self.activation_bits - 1)
+        if self.activation_bits < FLOAT_BITS:
+            scale, zero = _affine(subsample(inputs), 2**self.activation_bits - 1)
             self.input_scale.copy_(scale)
             self.input_zero.copy_(zero)
 
@@ -83,7 +83,7 @@ class QuantizedLayer(nn.Module):
         The weights are set to their levels first, so that no rounding error moves them to others. Integer kernels want
         positive scales, so uniform codes, which are symmetric, take the sign.
         """
-        if self.weight_bits < OFF:
+        if self.weight_bits < FLOAT_BITS:
             self.layer.get_parameter("weight").data.copy_(self.rounded())
             gain = torch.where(gain.abs() < SILENT, SILENT, gain)
             self.weight_scale.mul_(gain.abs() if self.uniform else gain)
@@ -91,7 +91,7 @@ class QuantizedLayer(nn.Module):
 
     def stop_rounding_inputs(self) -> None:
         """Take the inputs as they are from now on."""
-        self.activation_bits = OFF
+        self.activation_bits = FLOAT_BITS
 
     def shipped(self) -> PackedLayer:
         """Return the layer that holds the integers; this one cannot be used any more."""
@@ -100,9 +100,9 @@ class QuantizedLayer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's output with everything rounded that is to be."""
         weight: Tensor = self.layer.get_parameter("weight")
-        if self.activation_bits < OFF:
+        if self.activation_bits < FLOAT_BITS:
             inputs = _rounded_inputs(inputs, self.input_scale, self.input_zero, 2**self.activation_bits - 1)
-        if self.weight_bits < OFF:
+        if self.weight_bits < FLOAT_BITS:
             with torch.no_grad():
                 shift = self.rounded() - weight
             weight = weight + shift
@@ -128,7 +128,7 @@ class PackedLayer(nn.Module):
         self.scale: Tensor
         self.zeros: Tensor
         self.levels: Tensor
-        if trained.weight_bits == OFF:
+        if trained.weight_bits == FLOAT_BITS:
             return
         codes, scale, levels = trained.codes(), trained.weight_scale.clone(), trained.levels.clone()
         if trained.uniform:
@@ -145,10 +145,10 @@ class PackedLayer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's output, computed from the integers."""
         ops = torch.ops.quantized_decomposed
-        if self.activation_bits < OFF:
+        if self.activation_bits < FLOAT_BITS:
             given = (self.input_scale, self.input_zero, 0, 2**self.activation_bits - 1, torch.uint8)
             inputs = ops.dequantize_per_tensor(ops.quantize_per_tensor(inputs, *given), *given)
-        if self.weight_bits == OFF:
+        if self.weight_bits == FLOAT_BITS:
             return run_layer(self.layer, inputs, self.layer.get_parameter("weight"))
         if self.uniform:
             weight = ops.dequantize_per_channel(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from spaces.axes.decompositions import Decomposition, Tucker2
 from spaces.costs.factors import shapes_of
-from spaces.network.anatomy import acted_on
+from spaces.network.anatomy import select
 from spaces.network.layer_runs import layers_of
-from spaces.network.layers import LAYER_TYPES, TRANSPOSED, put
-from spaces.network.messages import unknown
+from spaces.network.layers import LAYER_TYPES, TRANSPOSED, replace_module
+from spaces.network.messages import unknown_name
 from spaces.network.omission import LEFT_OUT
 from spaces.network.statistics import moments, reestimate
-from spaces.plan import settled, snap
+from spaces.plan import nearest_offered, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,7 @@ class Factorize:
         layers = dict(thinner.named_modules())
         for name, _ in self.ranks:
             if name not in layers:
-                raise ValueError(unknown("layer", name, layers))
+                raise ValueError(unknown_name("layer", name, layers))
             if isinstance(layers[name], LEFT_OUT):
                 continue
             if not isinstance(layers[name], LAYER_TYPES) or isinstance(layers[name], TRANSPOSED):
@@ -76,7 +76,7 @@ class Factorize:
         for name, fraction, layer in todo:
             original = model.get_submodule(name)  # which may be asked again, for another rank
             split = self.decomposition.split(original, layer, seen.get(name), fraction)
-            put(thinner, name, split.train(layers[name].training))
+            replace_module(thinner, name, split.train(layers[name].training))
         reestimate(thinner, example)
         return thinner
 
@@ -100,7 +100,7 @@ class Factorize:
     def words(self) -> str:
         """Say which layers get which rank."""
         chosen = tuple((name, f"{fraction:.0%}") for name, fraction in self.ranks if fraction < 1)
-        return f"rank {settled(chosen)}" if chosen else ""
+        return f"rank {summarize(chosen)}" if chosen else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Ranks:
             offered = self.offered(layer)
             if len(offered) > 1:
                 drawn = trial.suggest_float(f"rank/{layer.name}", self.lowest, self._top(), step=self.step)
-                ranks.append((layer.name, snap(drawn, offered)))
+                ranks.append((layer.name, nearest_offered(drawn, offered)))
         return Factorize(tuple(ranks), self.decomposition)
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
@@ -176,7 +176,7 @@ class Ranks:
         return round(self.lowest + rungs * self.step, 9)  # Optuna takes 1.0000000000000002 for no rung
 
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
-        return acted_on("layer", anatomy.layers, self.only)
+        return select("layer", anatomy.layers, self.only)
 
 
 @functools.lru_cache(maxsize=65536)

@@ -14,8 +14,8 @@ import numpy as np
 
 from spaces.costs.extents import Extents, parameters_of
 from spaces.costs.factors import Factors, Shapes, shapes_of
-from spaces.network.layers import OFF
-from spaces.network.messages import unknown
+from spaces.network.layers import FLOAT_BITS
+from spaces.network.messages import unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,7 @@ class Frame:
         inputs = np.where(depthwise, outputs, self._lost("in"))  # which these have of both
         self.channels_3L = np.stack((self.shapes.outputs, self.shapes.inputs, self.shapes.groups))
         self.lost_GC = np.concatenate((outputs, inputs, outputs * depthwise), axis=1)  # C = 3L, in that order
-        self.ones, self.off = np.ones((1, len(layers))), np.full((1, len(layers)), OFF)
+        self.ones, self.off = np.ones((1, len(layers))), np.full((1, len(layers)), FLOAT_BITS)
         modules = dict(finished.named_modules())
         mine = [modules[name] for name in self.layers]
         self.biased = np.array([module.bias is not None for module in mine], dtype=float)
@@ -140,7 +140,7 @@ class Frame:
             known = self.layers if what == "layer" else self.groups
             for name in names:
                 if name not in known:
-                    raise ValueError(unknown(what, name, known))
+                    raise ValueError(unknown_name(what, name, known))
             self._columns[what, names] = np.array([known[name] for name in names])
         return self._columns[what, names]
 

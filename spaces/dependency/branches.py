@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.network.anatomy import Branch
-from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, SHAPELESS, does_no_more, holders
+from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, SHAPELESS, count_holders, is_plain_norm
 from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class _Follow(TorchDispatchMode):
         self._last: Any = WeakIdKeyDictionary()
         self._made: Any = WeakIdKeyDictionary()
         self._parameters = {id(p): name for name, p in model.named_parameters()}
-        holding = holders(model)
+        holding = count_holders(model)
         self._shared = {name for name, p in model.named_parameters() if holding[id(p)] > 1}
         self._shapeless = {name for name, module in model.named_modules() if isinstance(module, SHAPELESS)}
         self._uses: Counter[str] = Counter()  # calls of modules, and what else reads a parameter
@@ -266,7 +266,7 @@ class _Follow(TorchDispatchMode):
                 isinstance(module, BATCH_NORMS)
                 and module.track_running_stats
                 and isinstance(output, Tensor)
-                and does_no_more(module, given[0], output)
+                and is_plain_norm(module, given[0], output)
             ):
                 self._norms[self._given_by.get(given[0], "")] = name
             self._inside -= 1

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spaces.dependency.propagation import channel_dimension
 from spaces.network.anatomy import Branch, Refusal
 from spaces.network.cutting import cut
-from spaces.network.layers import LAYER_TYPES, plain, put, run_layer
+from spaces.network.layers import LAYER_TYPES, has_plain_weight, replace_module, run_layer
 from spaces.network.messages import first_line
 from spaces.network.omission import leave_out
 from spaces.network.statistics import reestimate
@@ -73,7 +73,7 @@ def irreplaceable(model: nn.Module, example: Tensor, names: Sequence[str]) -> di
     names
         Convolutions and linear layers.
     """
-    reasons = {name: COMPUTED for name in names if not plain(model.get_submodule(name))}
+    reasons = {name: COMPUTED for name in names if not has_plain_weight(model.get_submodule(name))}
     others = [name for name in names if name not in reasons]
     reasons |= _of_own_ways(model, example, others)
     others = [name for name in names if name not in reasons]
@@ -118,7 +118,7 @@ def _changed(model: nn.Module, example: Tensor, names: Sequence[str], want: list
     """Put other modules in the place of these layers; say what is wrong with the result, or None."""
     changed = _light_copy(model)
     for name in names:
-        put(changed, name, _StandIn(changed.get_submodule(name)))
+        replace_module(changed, name, _StandIn(changed.get_submodule(name)))
     try:
         return _unlike(_answer(changed, example), want)
     except Exception as error:  # noqa: BLE001 - whatever a network raises that looks into its layers

@@ -63,11 +63,11 @@ def channel_groups(
         for (owner, _), labels in follow.sets.places.items():
             if owner == name:
                 follow.sets.fix(labels, f"the weight of {name!r} is also {other!r}")
-    settled = follow.sets.settle()
-    reaches, refusals = _classes(follow.sets, settled, order)
+    summarize = follow.sets.settle()
+    reaches, refusals = _classes(follow.sets, summarize, order)
     groups = [group for group in _grouped(reaches, order) if not ran.isdisjoint(group.producers)]
     held, failed = tried(model, example, groups, order)
-    return held, refusals + failed, _extents(products, follow.sets.places, settled.classes, held)
+    return held, refusals + failed, _extents(products, follow.sets.places, summarize.classes, held)
 
 
 def _extents(
@@ -105,9 +105,9 @@ def _in_training(follow: Follow, followed: nn.Module, example: Tensor) -> list[T
     return []
 
 
-def _classes(sets: LabelSets, settled: Settled, order: Sequence[str]) -> tuple[dict[int, Reach], tuple[Refusal, ...]]:
+def _classes(sets: LabelSets, summarize: Settled, order: Sequence[str]) -> tuple[dict[int, Reach], tuple[Refusal, ...]]:
     """Return what each class of channels that can go reaches, and the layers none of whose channels can."""
-    classes, fixed, levelled = settled
+    classes, fixed, levelled = summarize
     reaches: dict[int, Reach] = defaultdict(dict)
     for (name, side), labels in sets.places.items():
         found = classes[labels.numpy()]
@@ -180,12 +180,12 @@ def _grouped(reaches: dict[int, Reach], order: Sequence[str]) -> list[Group]:
 
 def _shared(model: nn.Module) -> dict[str, str]:
     """For each module and parameter whose tensor another module holds too, the name under which it does."""
-    holders: dict[int, dict[int, str]] = defaultdict(dict)
+    count_holders: dict[int, dict[int, str]] = defaultdict(dict)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(path, recurse=False):
-            holders[id(parameter)][id(module)] = name
+            count_holders[id(parameter)][id(module)] = name
     shared = {}
-    for names in holders.values():
+    for names in count_holders.values():
         for mine, other in itertools.permutations(names.values(), 2):
             shared[mine] = shared[mine.rpartition(".")[0]] = other
     return shared

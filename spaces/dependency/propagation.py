@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from spaces.dependency.label_sets import LabelSets, thin
 from spaces.dependency.operator_calls import Call
 from spaces.dependency.operator_rules import OUTSIDE, multiplied, rule
-from spaces.network.layers import CONVOLUTIONS, NORMS, TRANSPOSED, depthwise, plain
+from spaces.network.layers import CONVOLUTIONS, NORMS, TRANSPOSED, depthwise, has_plain_weight
 from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Follow(TorchDispatchMode):
         def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
             if self._inside == 1 and output is not None:  # None: it failed
                 self.idle.discard(name)
-                if isinstance(module, OPAQUE) or (isinstance(module, KERNELS) and not plain(module)):
+                if isinstance(module, OPAQUE) or (isinstance(module, KERNELS) and not has_plain_weight(module)):
                     self._opaque(f"{name!r} ({type(module).__name__}) is not cut", inputs, output)
                 elif isinstance(output, Tensor):
                     self._layer(name, module, self.of(inputs[0]), output)

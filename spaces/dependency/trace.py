@@ -10,7 +10,7 @@ from spaces.dependency.checks import dispensable, irreplaceable
 from spaces.dependency.groups import channel_groups
 from spaces.network.anatomy import Anatomy
 from spaces.network.cache import cached
-from spaces.network.copying import copied
+from spaces.network.copying import compressible_copy
 from spaces.network.layer_runs import layers_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def trace(model: nn.Module, example: Tensor) -> Anatomy:
 
 
 def _look(model: nn.Module, example: Tensor) -> Anatomy:
-    seen, example = copied(model).eval().cpu(), example.cpu()  # structure is the same on every device
+    seen, example = compressible_copy(model).eval().cpu(), example.cpu()  # structure is the same on every device
     layers = layers_of(seen, example)
     stays = irreplaceable(seen, example, [layer.name for layer in layers if not layer.tied])
     layers = tuple(replace(layer, stays=stays.get(layer.name, "")) for layer in layers)

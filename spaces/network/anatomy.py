@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
-from spaces.network.messages import unknown
+from spaces.network.messages import unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -235,7 +235,7 @@ class Anatomy:
         """
         found = {layer.name: layer for layer in self.layers}
         if name not in found:
-            raise ValueError(unknown("layer", name, found))
+            raise ValueError(unknown_name("layer", name, found))
         return found[name]
 
     def group(self, name: str) -> Group:
@@ -248,11 +248,11 @@ class Anatomy:
         """
         found = {group.name: group for group in self.groups}
         if name not in found:
-            raise ValueError(unknown("group of channels", name, found))
+            raise ValueError(unknown_name("group of channels", name, found))
         return found[name]
 
 
-def acted_on(what: str, parts: Iterable[Part], only: tuple[str, ...]) -> tuple[Part, ...]:
+def select(what: str, parts: Iterable[Part], only: tuple[str, ...]) -> tuple[Part, ...]:
     """Return the layers, groups or branches that an axis acts on: those of these names, or all where there are none.
 
     Raises
@@ -263,5 +263,5 @@ def acted_on(what: str, parts: Iterable[Part], only: tuple[str, ...]) -> tuple[P
     known = {part.name: part for part in parts}
     for name in only:
         if name not in known:
-            raise ValueError(unknown(what, name, known))
+            raise ValueError(unknown_name(what, name, known))
     return tuple(part for name, part in known.items() if not only or name in only)

@@ -13,7 +13,7 @@ from spaces.network.messages import first_line
 FLOAT_BYTES = 4
 
 
-def copied(model: nn.Module) -> nn.Module:
+def compressible_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a network, if it is one that can be compressed.
 
     Raises

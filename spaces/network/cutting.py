@@ -27,7 +27,7 @@ def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
         Pairs of a group and the units of it that stay.
     """
     modules = dict(model.named_modules())
-    for (name, side, dimension), positions in gone(kept).items():
+    for (name, side, dimension), positions in removed_positions(kept).items():
         if not positions:
             continue
         if side == "parameter":
@@ -39,7 +39,7 @@ def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
             _cut_outputs(modules[name], positions)
 
 
-def gone(kept: Iterable[tuple[Group, Sequence[int]]]) -> dict[tuple[str, Side, int], set[int]]:
+def removed_positions(kept: Iterable[tuple[Group, Sequence[int]]]) -> dict[tuple[str, Side, int], set[int]]:
     """Return the positions that go with all units of the groups but the kept ones, by layer, side and dimension."""
     positions: defaultdict[tuple[str, Side, int], set[int]] = defaultdict(set)
     for group, units in kept:

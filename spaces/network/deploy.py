@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, does_no_more, put, scale_outputs, without_norm
+from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, is_plain_norm, replace_module, scale_outputs, without_norm
 from spaces.network.statistics import forward_in_eval
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def deployed(model: nn.Module, example: Tensor) -> nn.Module:
     finished = _folded_where_alike(finished, _pairs(finished, seen), seen)
     for name, module in list(finished.named_modules()):
         if isinstance(module, TrainingForm):
-            put(finished, name, module.shipped().eval())
+            replace_module(finished, name, module.shipped().eval())
     return finished
 
 
@@ -77,7 +77,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     def consume(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def note(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if id(inputs[0]) in made and does_no_more(norm, inputs[0], output):
+            if id(inputs[0]) in made and is_plain_norm(norm, inputs[0], output):
                 pairs.append((made[id(inputs[0])][0], name))
 
         return note
@@ -113,7 +113,7 @@ def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     folded = copy.deepcopy(model)
     for convolution, norm in pairs:
         _fold(folded.get_submodule(convolution), folded.get_submodule(norm))
-        put(folded, norm, without_norm(folded.get_submodule(norm)))
+        replace_module(folded, norm, without_norm(folded.get_submodule(norm)))
     return folded
 
 

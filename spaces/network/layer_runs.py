@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from spaces.network.anatomy import Layer, Run
-from spaces.network.layers import CONVOLUTIONS, LAYER_TYPES, TRANSPOSED, holders
+from spaces.network.layers import CONVOLUTIONS, LAYER_TYPES, TRANSPOSED, count_holders
 from spaces.network.messages import first_line
 from spaces.network.statistics import forward_in_eval
 
@@ -51,7 +51,7 @@ def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
     if by_keyword:
         name = min(by_keyword)
         raise ValueError(f"layer {name!r} is called with its input as a keyword; call it as self.{name}(x)")
-    holding = holders(model)
+    holding = count_holders(model)
     return tuple(
         describe(name, found[name], tuple(calls), tied=holding[id(found[name].weight)] > 1)
         for name, calls in runs.items()

@@ -1,4 +1,4 @@
-"""Cut channels out of modules: plain slicing, by the positions that a group names."""
+"""Kinds of layers, and what can be said of one or done to one whatever its kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def without_norm(norm: nn.Module) -> nn.Module:
     return nn.Sequential(*norm.children()) if any(norm.children()) else nn.Identity()
 
 
-def does_no_more(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+def is_plain_norm(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     """Whether a norm is torch's own, or of a class that only calls its children after it, as timm's activate."""
     assert isinstance(norm, BATCH_NORMS)
     if type(norm).forward is nn.BatchNorm2d.forward:
@@ -31,12 +31,12 @@ def does_no_more(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     return torch.equal(without_norm(norm)(plain), output)
 
 
-def holders(model: nn.Module) -> Counter[int]:
+def count_holders(model: nn.Module) -> Counter[int]:
     """Return how many modules hold each parameter, by the parameter's id; one of two names is one module."""
     return Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in the place of the one of that name, under every other name too by which the network knows it."""
     old = model.get_submodule(name)
     for alike in [other for other, held in model.named_modules(remove_duplicate=False) if held is old]:
@@ -52,12 +52,12 @@ def depthwise(module: nn.Module) -> bool:
     )
 
 
-def plain(module: nn.Module) -> bool:
+def has_plain_weight(module: nn.Module) -> bool:
     """Whether the weight of a layer is simply a parameter, not computed from others before every forward."""
     return "weight" in dict(module.named_parameters(recurse=False))
 
 
-OFF = 32  # bits of a layer that is left alone
+FLOAT_BITS = 32  # bits of a layer that is left alone
 
 
 def scale_outputs(layer: nn.Module, gain: Tensor) -> None:

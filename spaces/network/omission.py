@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spaces.network.layers import CONVOLUTIONS, SHAPELESS, put, without_norm
+from spaces.network.layers import CONVOLUTIONS, SHAPELESS, replace_module, without_norm
 
 if TYPE_CHECKING:
     from spaces.network.anatomy import Branch
@@ -104,10 +104,10 @@ def _pass(model: nn.Module, branch: Branch) -> None:
             "Space.suggest prunes them alike"
         )
     for name, layer in zip(branch.layers, layers, strict=True):
-        put(model, name, PassThrough().train(layer.training))
+        replace_module(model, name, PassThrough().train(layer.training))
     for name in branch.others:
         norm = model.get_submodule(name)
-        put(model, name, without_norm(norm).train(norm.training))
+        replace_module(model, name, without_norm(norm).train(norm.training))
 
 
 def _width(layer: nn.Module, side: str) -> int:
@@ -126,7 +126,7 @@ def _silence(model: nn.Module, branch: Branch) -> None:
         bare = dict(holder.named_parameters(recurse=False)).get(leaf)
         if bare is None:
             old = model.get_submodule(name)
-            put(model, name, ZeroOutput(old, int(name == branch.name)).train(old.training))
+            replace_module(model, name, ZeroOutput(old, int(name == branch.name)).train(old.training))
         else:
             delattr(holder, leaf)
             holder.register_buffer(leaf, torch.zeros_like(bare), persistent=False)

@@ -216,7 +216,7 @@ def _noting(modules: Mapping[str, nn.Module], seen: dict[str, list[Tensor]]) -> 
     """Note, of every call of a layer, some of the numbers that it reads."""
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: seen.setdefault(name, []).append(thinned(inputs[0]).clone())
+        return lambda _, inputs: seen.setdefault(name, []).append(subsample(inputs[0]).clone())
 
     layers = {name: module for name, module in modules.items() if isinstance(module, LAYER_TYPES)}
     handles = [module.register_forward_pre_hook(note(name)) for name, module in layers.items()]
@@ -227,7 +227,7 @@ def _noting(modules: Mapping[str, nn.Module], seen: dict[str, list[Tensor]]) -> 
             handle.remove()
 
 
-def thinned(values: Tensor, most: int = 16384) -> Tensor:
+def subsample(values: Tensor, most: int = 16384) -> Tensor:
     """Return about `most` of the values, evenly spaced, as a flat view where that is possible."""
     flat = values.detach().flatten()
     return flat[:: max(1, len(flat) // most)]

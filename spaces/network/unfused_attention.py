@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from spaces.network.layers import holders
+from spaces.network.layers import count_holders
 from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def unfuse_attention(model: nn.Module, example: Tensor) -> nn.Module:
 
 def _closed(model: nn.Module) -> list[list[str]]:
     """Return the names of each module that can be opened; several where it is used in several places."""
-    holding = holders(model)
+    holding = count_holders(model)
     names: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         if _opening(module) is None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.runtime import OFF, Precision, extra, in_evaluation, silence
+from objectives.runtimes.runtime import Precision, extra, in_evaluation, silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-_PACKED = tuple(Precision(bits, OFF) for bits in (2, 4, 8))
+_PACKED = tuple(Precision(bits, FLOAT_BITS) for bits in (2, 4, 8))
 _COMPUTED = (Precision(4, 8), Precision(8, 8))
 _BYTE = np.iinfo(np.int8)
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.runtime import OFF, Precision, extra, in_evaluation
+from objectives.runtimes.runtime import Precision, extra, in_evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class OnnxRuntime:
         floating point. See `Runtime`.
         """
         del groups
-        packed = tuple(Precision(bits, OFF) for bits in (2, 4, 8))
+        packed = tuple(Precision(bits, FLOAT_BITS) for bits in (2, 4, 8))
         computed = tuple(Precision(bits, 8) for bits in (2, 4, 8))
         return (*packed, *computed) if kind in {"Conv1d", "Conv2d", "Conv3d"} else packed
 

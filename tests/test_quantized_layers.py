@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from spaces import KMeans, PowersOfTwo, Uniform
 from spaces.axes.quantized_layers import PackedLayer, QuantizedLayer, _rounded_inputs
-from spaces.network.layers import OFF
-from spaces.network.statistics import thinned
+from spaces.network.layers import FLOAT_BITS
+from spaces.network.statistics import subsample
 
 if TYPE_CHECKING:
     from spaces.axes.grids import Grid
@@ -46,14 +46,14 @@ def calibrated(layer: nn.Module, inputs: Tensor, weight_bits: int, activation_bi
 @each_layer
 def test_widths_of_32_are_the_layer_itself(layer: nn.Module, shape: tuple[int, ...]) -> None:
     inputs = torch.randn(shape)
-    assert torch.equal(calibrated(layer, inputs, OFF, OFF, Uniform())(inputs), layer(inputs))
+    assert torch.equal(calibrated(layer, inputs, FLOAT_BITS, FLOAT_BITS, Uniform())(inputs), layer(inputs))
 
 
 @each_grid
 @each_layer
 def test_weights_lie_on_their_levels(layer: nn.Module, shape: tuple[int, ...], grid: Grid) -> None:
     inputs = torch.randn(shape)
-    quantized = calibrated(layer, inputs, 3, OFF, grid)
+    quantized = calibrated(layer, inputs, 3, FLOAT_BITS, grid)
     float_layer = copy.deepcopy(layer)
     float_layer.get_parameter("weight").data = quantized.rounded()
     rows = quantized.rounded().transpose(0, int("Transpose" in type(layer).__name__))
@@ -70,7 +70,7 @@ def test_a_transposed_convolution_of_groups_is_refused() -> None:
 
 @each_grid
 def test_quantizing_a_quantized_weight_changes_nothing(grid: Grid) -> None:
-    quantized = calibrated(nn.Linear(30, 8), torch.randn(8, 30), 4, OFF, grid)
+    quantized = calibrated(nn.Linear(30, 8), torch.randn(8, 30), 4, FLOAT_BITS, grid)
     codes, once = quantized.codes(), quantized.rounded()
     quantized.layer.get_parameter("weight").data = once
     assert torch.equal(quantized.codes(), codes)
@@ -86,7 +86,7 @@ def test_eight_bits_are_nearly_the_layer(grid: Grid) -> None:
 
 
 def test_gradients_of_weights_pass_straight_through() -> None:
-    quantized = calibrated(nn.Linear(6, 4), torch.randn(8, 6), 2, OFF, Uniform())
+    quantized = calibrated(nn.Linear(6, 4), torch.randn(8, 6), 2, FLOAT_BITS, Uniform())
     inputs = torch.randn(8, 6)
     quantized(inputs).sum().backward()
     # the gradient of a sum of outputs with respect to any row of weights is the sum of the inputs
@@ -109,7 +109,7 @@ def test_gradients_of_inputs_pass_in_the_range_and_stop_outside() -> None:
 )
 def test_inputs_have_so_many_values_and_zero_is_one_of_them(values: list[float], bits: int) -> None:
     inputs = torch.tensor(values)
-    layer = calibrated(nn.Linear(1, 1), inputs, OFF, bits, Uniform())
+    layer = calibrated(nn.Linear(1, 1), inputs, FLOAT_BITS, bits, Uniform())
     assert layer.input_scale > 0
     assert 0 <= layer.input_zero < 2**bits
     around = torch.cat([inputs, torch.linspace(-200, 200, 1001), torch.zeros(1)])
@@ -123,31 +123,31 @@ def test_inputs_have_so_many_values_and_zero_is_one_of_them(values: list[float],
 
 
 def test_inputs_that_are_never_negative_use_all_codes_above_zero() -> None:
-    layer = calibrated(nn.Linear(1, 1), torch.rand(1000), OFF, 8, Uniform())
+    layer = calibrated(nn.Linear(1, 1), torch.rand(1000), FLOAT_BITS, 8, Uniform())
     assert layer.input_zero == 0
     assert 0.9 < 255 * layer.input_scale <= 1.01
 
 
 def test_an_outlier_is_clipped_for_the_sake_of_the_rest() -> None:
     inputs = torch.cat([torch.randn(10_000), torch.tensor([8.0])])
-    layer = calibrated(nn.Linear(1, 1), inputs, OFF, 4, Uniform())
+    layer = calibrated(nn.Linear(1, 1), inputs, FLOAT_BITS, 4, Uniform())
     assert 15 * layer.input_scale < 8 - inputs.min()
 
 
 def test_inputs_of_zeros_alone_stay_zero() -> None:
-    layer = calibrated(nn.Linear(3, 2), torch.zeros(4, 3), OFF, 8, Uniform())
+    layer = calibrated(nn.Linear(3, 2), torch.zeros(4, 3), FLOAT_BITS, 8, Uniform())
     assert torch.equal(layer(torch.zeros(4, 3)), layer.layer(torch.zeros(4, 3)))
 
 
 def test_calibrating_is_left_out_for_32_bits() -> None:
-    layer = calibrated(nn.Linear(3, 2), torch.randn(4, 3), 8, OFF, Uniform())
+    layer = calibrated(nn.Linear(3, 2), torch.randn(4, 3), 8, FLOAT_BITS, Uniform())
     assert layer.input_scale == 1
     assert layer.input_zero == 0
 
 
 @each_grid
 @each_layer
-@pytest.mark.parametrize("widths", [(2, OFF), (8, 8), (OFF, 4), (5, 6)])
+@pytest.mark.parametrize("widths", [(2, FLOAT_BITS), (8, 8), (FLOAT_BITS, 4), (5, 6)])
 def test_the_integers_compute_what_was_trained(
     layer: nn.Module, shape: tuple[int, ...], grid: Grid, widths: tuple[int, int]
 ) -> None:
@@ -163,7 +163,7 @@ def test_the_integers_compute_what_was_trained(
 @given(seed=st.integers(0, 999), bits=st.integers(2, 8))
 def test_codes_are_bytes_in_range(grid: Grid, seed: int, bits: int) -> None:
     torch.manual_seed(seed)
-    packed = PackedLayer(QuantizedLayer(nn.Linear(7, 3), bits, OFF, grid))
+    packed = PackedLayer(QuantizedLayer(nn.Linear(7, 3), bits, FLOAT_BITS, grid))
     assert packed.codes.dtype == (torch.int8 if grid.uniform else torch.uint8)
     assert isinstance(packed.codes, nn.Parameter)
     assert not packed.codes.requires_grad
@@ -176,5 +176,5 @@ def test_codes_are_bytes_in_range(grid: Grid, seed: int, bits: int) -> None:
 
 @given(st.integers(1, 200_000))
 def test_about_as_many_values_as_wanted_are_kept(count: int) -> None:
-    kept = len(thinned(torch.zeros(count), 1000))
+    kept = len(subsample(torch.zeros(count), 1000))
     assert kept == count if count < 2000 else 1000 <= kept < 2000

@@ -38,7 +38,7 @@ from search.study.records import AHEAD, PROXY_LOSS, REASON, RELATIVE
 from search.study.storage import open_study
 from spaces import Distill, Factorize, Plan, Prune, Quantize
 from spaces.axes.quantized_layers import PackedLayer
-from spaces.network.layers import OFF
+from spaces.network.layers import FLOAT_BITS
 from spaces.plan import architectures_of
 from tests.small_study import context, searched, study
 
@@ -313,7 +313,7 @@ def test_limits_on_it_bound_the_draft() -> None:
 
 def test_work_of_layers_whose_weights_are_unpacked_is_counted_apart() -> None:
     shared = context(spec())
-    pairs = (("first", 4, OFF), ("second", 4, 8), ("head", 8, 8))
+    pairs = (("first", 4, FLOAT_BITS), ("second", 4, 8), ("head", 8, 8))
     plan = Plan((Quantize(pairs),), Distill())
     done = work(architectures_of(shared.cost_model.frame, [plan]).parts())[0]
     first, second = 8 * 9 * 64, 8 * 8 * 9 * 16
@@ -341,7 +341,7 @@ def test_input_channels_between_integers_are_filled_up_and_those_of_floating_poi
 
 def test_the_error_is_that_of_networks_that_were_not_learned_from() -> None:
     shared = context(spec())
-    plans = [None, *(Plan((Quantize((("first", bits, OFF),)),), Distill()) for bits in (2, 4, 8))]
+    plans = [None, *(Plan((Quantize((("first", bits, FLOAT_BITS),)),), Distill()) for bits in (2, 4, 8))]
     parts = architectures_of(shared.cost_model.frame, plans).parts()
     assert LatencyModel("noise", work(parts), np.array([1.0, 5.0, 1.0, 5.0])).error > 0.6, (
         "0.46 of what they are told from"

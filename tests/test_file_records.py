@@ -14,7 +14,7 @@ import torch
 from objectives import Latency, LatencyShare
 from objectives.runtimes import ExportError, OnnxRuntime
 from objectives.runtimes.isolated_process import IsolatedProcess
-from search.results.file_records import Member, file_table, members_of, record_path
+from search.results.file_records import Member, file_table, record_path, with_records
 from search.results.tables import files_note
 from search.study.files import save_json
 from search.study.front import front
@@ -98,11 +98,11 @@ def test_what_files_measure_decides_who_stays(found: Study, home: Path) -> None:
     spec = study(8)
     members = front(found)
     assert len(members) >= 2
-    assert file_table(members_of(found, spec, home), spec).empty
+    assert file_table(with_records(front(found), spec.runtime, home), spec).empty
     for place, trial in enumerate(members[:2]):
         values = {"top1_file": 90.0 - place, "file_bytes": 1000 + place, "latency": {"cpu_ms": 1.0, "ratio": 0.5}}
         save_json(record_path(home, trial, spec.runtime), values)
-    table = file_table(members_of(found, spec, home), spec)
+    table = file_table(with_records(front(found), spec.runtime, home), spec)
     assert list(table["number"]) == [trial.number for trial in members[:2]]
     assert list(table["on_front"]) == [True, False]
     assert list(table["size_bytes"]) == [1000, 1001]
@@ -112,7 +112,9 @@ def test_it_is_said_how_well_sizes_and_times_of_files_were_told(found: Study, tm
     net = teacher(Plain)
     share = LatencyShare(Latency(OnnxRuntime(), net, example(net)[:1]))
     spec = dataclasses.replace(study(8), reported=(share,))
-    assert files_note(spec, members_of(found, spec, tmp_path)).startswith("no onnx file is verified yet")
+    assert files_note(spec, with_records(front(found), spec.runtime, tmp_path)).startswith(
+        "no onnx file is verified yet"
+    )
     members = []
     timed = {"cpu_ms": 1.0, "rounds": 40, "noisy": False, "threads": 1, "batch": 1, "reference_cpu_ms": 2}
     for place in range(5):
