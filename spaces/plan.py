@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from spaces.costs.architectures import Architectures
 
@@ -16,6 +16,24 @@ if TYPE_CHECKING:
 
     from spaces.costs.architectures import Frame
     from spaces.network.anatomy import Anatomy
+
+
+class Choice(NamedTuple):
+    """What a step chooses for one layer.
+
+    Attributes
+    ----------
+    value
+        The number that was chosen.
+    strength
+        How strongly it compresses, from 0 (not at all) to 1 (as far as the axis goes).
+    word
+        The number as a picture shows it, such as `50%`.
+    """
+
+    value: float
+    strength: float
+    word: str
 
 
 class Step(Protocol):
@@ -34,10 +52,10 @@ class Step(Protocol):
         ...
 
     def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
-        """Write into a row of the outline what the step would do to the network, without doing it."""
+        """Write what the step chooses into a row of a batch of architectures, from which costs are computed."""
         ...
 
-    def choices(self) -> dict[str, dict[str, float]]:
+    def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
         """Return what was chosen for each layer, by the title of the choice, such as `weight bits`."""
         ...
 
@@ -130,9 +148,9 @@ class Plan:
             model = step.apply(model, example)
         return model if doing else copy.deepcopy(model)
 
-    def choices(self) -> dict[str, dict[str, float]]:
+    def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
         """Return what was chosen for each layer, by the title of the choice."""
-        return {title: chosen for step in self.steps for title, chosen in step.choices().items()}
+        return {title: chosen for step in self.steps for title, chosen in step.choices(anatomy).items()}
 
     def words(self) -> str:
         """Say in one line what is done to the network, and how accuracy is won back."""
@@ -192,8 +210,8 @@ def summarize(pairs: tuple[tuple[str, object], ...], most: int = 4) -> str:
 
 
 def architectures_of(frame: Frame, plans: Sequence[Plan | None]) -> Architectures:
-    """Return the outline of what the plans leave, a row a plan; None leaves the network as it is."""
-    architectures = Architectures.untouched(frame, len(plans))
+    """Return the architectures of plans, a row a plan; None is the teacher."""
+    architectures = Architectures(frame, len(plans))
     for row, plan in enumerate(plans):
         for step in plan.steps if plan is not None else ():
             step.apply_to_shapes(architectures, row)

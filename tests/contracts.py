@@ -20,6 +20,7 @@ from tests.nets import CLASSES, NETS, Net, example, teacher
 
 if TYPE_CHECKING:
     from spaces import Axis, Step
+    from spaces.plan import Choice
 
 ORDER: tuple[Axis, ...] = (PruneRatios(), Depth(), Ranks(), BitWidths())
 HALF = 0.5
@@ -36,6 +37,11 @@ def drawn(axis: Axis, net: Net, seed: int) -> tuple[Step, dict[str, float]]:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     trial = study.ask()
     return axis.suggest(trial, trace(net, example(net))), trial.params
+
+
+def values(choices: dict[str, dict[str, Choice]]) -> dict[str, dict[str, float]]:
+    """Return the chosen numbers alone."""
+    return {title: {name: choice.value for name, choice in chosen.items()} for title, chosen in choices.items()}
 
 
 class AxisContract:

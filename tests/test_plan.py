@@ -25,8 +25,11 @@ from spaces import (
     Temperatures,
     trace,
 )  # fmt: skip
+from spaces.network.anatomy import Anatomy, Group, Member
+from spaces.network.layer_runs import describe
 from spaces.network.messages import unknown_name
-from spaces.plan import nearest_offered, summarize
+from spaces.plan import Choice, nearest_offered, summarize
+from tests.contracts import values
 from tests.nets import Plain, example, teacher
 
 if TYPE_CHECKING:
@@ -47,8 +50,8 @@ class Append:
     def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
         raise NotImplementedError
 
-    def choices(self) -> dict[str, dict[str, float]]:
-        return {self.module: {"all": 1.0}}
+    def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
+        raise NotImplementedError
 
     def words(self) -> str:
         return f"add {self.module}" if self.module != "Identity" else ""
@@ -71,8 +74,10 @@ def test_words_join_those_of_the_steps() -> None:
 
 def test_choices_join_those_of_the_steps() -> None:
     steps = (Prune((("a", 0.5),)), Factorize((("b", 0.25),)), Quantize((("c", 4, 8),)))
-    assert Plan(steps, Distill()).choices() == {
-        "channels removed": {"a": 0.5},
+    group = Group("a", 2, (Member("a", "out", 0, ((0,), (1,))), Member("tied", "out", 0, ((0,), (1,)))))
+    layers = (describe("a", nn.Linear(2, 2)), describe("tied", nn.Linear(2, 2)))
+    assert values(Plan(steps, Distill()).choices(Anatomy(layers, (group,), (), (), ()))) == {
+        "channels removed": {"a": 0.5, "tied": 0.5},
         "rank kept": {"b": 0.25},
         "weight bits": {"c": 4},
         "input bits": {"c": 8},
@@ -102,9 +107,10 @@ def test_parameters_are_named_by_axis_and_layer() -> None:
         "prune", "rank", "weight_bits", "activation_bits", "distill",
     }  # fmt: skip
     plan = SPACE.suggest(FixedTrial(params), trace(net, example(net)))
-    assert plan.choices()["channels removed"] == {"first": 0.375, "second": 0.375}
-    assert set(plan.choices()["rank kept"].values()) == {1.0}
-    assert plan.choices()["weight bits"] == {"first": 2, "second": 2, "head": 2}
+    chosen = values(plan.choices(trace(net, example(net))))
+    assert chosen["channels removed"] == {"first": 0.375, "second": 0.375}
+    assert set(chosen["rank kept"].values()) == {1.0}
+    assert chosen["weight bits"] == {"first": 2, "second": 2, "head": 2}
 
 
 def test_every_axis_needs_a_strength() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from spaces import Magnitude, Prune, PruneRatios, Taylor, trace
 from spaces.axes.prune import kept_units
 from spaces.network.statistics import reestimate
-from tests.contracts import AxisContract, step
+from tests.contracts import AxisContract, step, values
 from tests.nets import Grouped, Mlp, Net, Padded, Plain, Residual, example, teacher
 
 
@@ -94,7 +94,8 @@ def test_the_ladder_of_tenths_is_one_that_optuna_takes() -> None:
 def test_words_and_choices_name_the_groups() -> None:
     act = Prune((("first", 0.25), ("second", 0.0)))
     assert act.words() == "channels -25% first"
-    assert act.choices() == {"channels removed": {"first": 0.25, "second": 0.0}}
+    net = teacher(Plain)
+    assert values(act.choices(trace(net, example(net)))) == {"channels removed": {"first": 0.25, "second": 0.0}}
     assert Prune((("first", 0.0),)).words() == ""
 
 

@@ -14,7 +14,7 @@ from spaces.axes.ranks import saves
 from spaces.costs.factors import shapes_of
 from spaces.network.anatomy import Anatomy, Layer
 from spaces.network.layer_runs import describe
-from tests.contracts import AxisContract, step
+from tests.contracts import AxisContract, step, values
 from tests.nets import Grouped, Plain, Residual, Sequence, Wide, example, teacher
 
 
@@ -101,7 +101,7 @@ def test_the_mode_of_the_model_is_kept() -> None:
 def test_words_and_choices_name_the_layers() -> None:
     act = Factorize((("second", 0.25), ("head", 1.0)))
     assert act.words() == "rank 25% second"
-    assert act.choices() == {"rank kept": {"second": 0.25, "head": 1.0}}
+    assert values(act.choices(Anatomy((), (), (), (), ()))) == {"rank kept": {"second": 0.25, "head": 1.0}}
     assert Factorize((("head", 1.0),)).words() == ""
 
 

@@ -151,31 +151,20 @@ def draw_plan(plan: Plan, anatomy: Anatomy, title: str, path: Path) -> None:
     path
         A .png file.
     """
-    choices = plan.choices()
+    choices = plan.choices(anatomy)
     layers = [layer.name for layer in anatomy.layers]
-    for group in anatomy.groups:  # what holds for a group holds for every layer in it
-        for chosen in (chosen for name, chosen in choices.items() if "channels" in name and group.name in chosen):
-            chosen.update(dict.fromkeys(group.producers, chosen[group.name]))
     figure = Figure(figsize=(2.2 + 1.5 * len(choices), 1.4 + 0.26 * len(layers)), layout="constrained")
     axes = figure.add_subplot()
     strength = np.full((len(layers), len(choices)), np.nan)
-    for column, (name, chosen) in enumerate(choices.items()):
+    for column, chosen in enumerate(choices.values()):
         for row, layer in enumerate(layers):
             if layer in chosen:
-                strength[row, column] = _strength(name, chosen[layer])
-                word = f"{chosen[layer]:.0%}" if "bits" not in name else f"{chosen[layer]:g}"
+                strength[row, column] = chosen[layer].strength
                 colour = "white" if strength[row, column] > 0.6 else "black"  # noqa: PLR2004 - legible on the map
-                axes.text(column, row, word, ha="center", va="center", fontsize=7, color=colour)
+                axes.text(column, row, chosen[layer].word, ha="center", va="center", fontsize=7, color=colour)
     axes.imshow(strength, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(choices)), list(choices), fontsize=8)
     axes.set_yticks(range(len(layers)), layers, fontsize=7)
     axes.xaxis.tick_top()
     axes.set_title(title, fontsize=8)
     figure.savefig(path, dpi=140)
-
-
-def _strength(name: str, value: float) -> float:
-    """Return how strongly a choice compresses, from 0 to 1."""
-    if "bits" in name:
-        return 0.0 if value > 8 else 1 - (value - 2) / 8  # noqa: PLR2004 - the widths run from 2 to 8
-    return value if "removed" in name else 1 - value

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from spaces.axes.grids import Grid, Uniform
 from spaces.axes.quantized_layers import QuantizedLayer
+from spaces.costs.architectures import Setting
 from spaces.network.anatomy import select
 from spaces.network.layers import FLOAT_BITS, LAYER_TYPES, replace_module
 from spaces.network.messages import unknown_name
 from spaces.network.statistics import inputs_of
-from spaces.plan import nearest_offered, summarize
+from spaces.plan import Choice, nearest_offered, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
     from spaces.costs.architectures import Architectures
     from spaces.network.anatomy import Anatomy, Layer
+
+
+WEIGHT_BITS = Setting("weight_bits_NL", FLOAT_BITS)
+INPUT_BITS = Setting("activation_bits_NL", FLOAT_BITS)
+LEVELS = Setting("levels_NL", 0)  # entries of a codebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +76,17 @@ class Quantize:
         if not self.widths:
             return
         names, weights, activations = zip(*self.widths, strict=True)
-        columns = architectures.frame.columns("layer", names)
-        architectures.weight_bits_NL[row, columns] = weights
-        architectures.activation_bits_NL[row, columns] = activations
+        architectures.write(row, WEIGHT_BITS, names, weights)
+        architectures.write(row, INPUT_BITS, names, activations)
         if not self.grid.uniform:
-            architectures.levels_NL[row, columns] = [
-                0 if bits == FLOAT_BITS else self.grid.entries(bits) for bits in weights
-            ]
+            levels = [0 if bits == FLOAT_BITS else self.grid.entries(bits) for bits in weights]
+            architectures.write(row, LEVELS, names, levels)
 
-    def choices(self) -> dict[str, dict[str, float]]:
+    def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:  # noqa: ARG002 - as all steps
         """Return the widths of each layer."""
         return {
-            "weight bits": {name: bits for name, bits, _ in self.widths},
-            "input bits": {name: bits for name, _, bits in self.widths},
+            "weight bits": {name: _choice(bits) for name, bits, _ in self.widths},
+            "input bits": {name: _choice(bits) for name, _, bits in self.widths},
         }
 
     def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Quantize:  # noqa: ARG002 - as all steps
@@ -198,6 +202,10 @@ class BitWidths:
             return tuple(offered)
         packed = {(FLOAT_BITS, FLOAT_BITS), *self.runtime.precisions(layer.kind, layer.groups)}
         return tuple(pair for pair in offered if pair in packed)
+
+
+def _choice(bits: int) -> Choice:
+    return Choice(bits, 0.0 if bits == FLOAT_BITS else 1 - (bits - 2) / 8, f"{bits:g}")
 
 
 def _words(pairs: tuple[tuple[int, int], ...]) -> str:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spaces.axes.refit import readers_rows, readjust
+from spaces.costs.architectures import Setting
 from spaces.network.anatomy import select
 from spaces.network.omission import LEFT_OUT, leave_out
 from spaces.network.statistics import reestimate
+from spaces.plan import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
     from spaces.costs.architectures import Architectures
     from spaces.network.anatomy import Anatomy, Branch
+
+
+KEPT = Setting("kept_NL", 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +80,17 @@ class Skip:
     def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
         """Write which layers are left."""
         for branch, out in self.branches:
-            architectures.kept_NL[row, architectures.frame.columns("layer", branch.layers)] = not out
+            architectures.write(row, KEPT, branch.layers, not out)
 
-    def choices(self) -> dict[str, dict[str, float]]:
+    def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:  # noqa: ARG002 - as all steps
         """Return 1 for each layer that is left out, 0 for the others that could be."""
-        return {"layer removed": {name: float(out) for branch, out in self.branches for name in branch.layers}}
+        return {
+            "layer removed": {
+                name: Choice(float(out), float(out), f"{out:.0%}")
+                for branch, out in self.branches
+                for name in branch.layers
+            }
+        }
 
     def words(self) -> str:
         """Say which branches are left out."""

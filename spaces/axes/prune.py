@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, ClassVar, Literal, overload
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from spaces.network.anatomy import select
 from spaces.network.cache import cached
 from spaces.network.cutting import cut, removed_positions
 from spaces.network.statistics import inherit, moments, reestimate
-from spaces.plan import summarize
+from spaces.plan import Choice, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +24,23 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
     from torch import Tensor, nn
 
-    from spaces.costs.architectures import Architectures
+    from spaces.costs.architectures import Architectures, Frame, Layers
     from spaces.network.anatomy import Anatomy, Group
+
+
+@dataclass(frozen=True, slots=True)
+class KeptUnits:
+    """How many units of each group of channels are kept."""
+
+    of: ClassVar[Literal["group of channels"]] = "group of channels"
+
+    def untouched(self, frame: Frame) -> np.ndarray:
+        """Return all of them."""
+        return frame.units
+
+    def apply(self, chosen: np.ndarray, layers: Layers) -> None:
+        """Remove the others."""
+        layers.units_NG = chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +107,20 @@ class Prune:
         if not self.ratios:
             return
         names, ratios = zip(*self.ratios, strict=True)
-        columns = architectures.frame.columns("group of channels", names)
-        architectures.units_NG[row, columns] = kept_units(
-            architectures.frame.units[columns], np.array(ratios), self.round_to
-        )
+        units = architectures.frame.units[architectures.frame.columns(KeptUnits.of, names)]
+        architectures.write(row, KeptUnits(), names, kept_units(units, np.array(ratios), self.round_to))
 
-    def choices(self) -> dict[str, dict[str, float]]:
-        """Return the share of its units that each group loses."""
-        return {"channels removed": dict(self.ratios)}
+    def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
+        """Return the share of its units that each group loses, for every layer whose output channels it holds."""
+        layers = {layer.name for layer in anatomy.layers}
+        return {
+            "channels removed": {
+                name: Choice(ratio, ratio, f"{ratio:.0%}")
+                for group, ratio in self.ratios
+                for name in anatomy.group(group).producers
+                if name in layers
+            }
+        }
 
     def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Prune:
         """Return the same without the groups in removed layers alone, and with those around straight ones alike."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from spaces.axes.decompositions import Decomposition, Tucker2
 from spaces.costs.factors import shapes_of
@@ -15,7 +17,7 @@ from spaces.network.layers import LAYER_TYPES, TRANSPOSED, replace_module
 from spaces.network.messages import unknown_name
 from spaces.network.omission import LEFT_OUT
 from spaces.network.statistics import moments, reestimate
-from spaces.plan import nearest_offered, summarize
+from spaces.plan import Choice, nearest_offered, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +25,25 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
     from torch import Tensor, nn
 
-    from spaces.costs.architectures import Architectures
+    from spaces.costs.architectures import Architectures, Frame, Layers
     from spaces.network.anatomy import Anatomy, Layer
+
+
+@dataclass(frozen=True, slots=True)
+class RankFractions:
+    """The fraction of its full rank that each layer keeps, and how it is split."""
+
+    decomposition: Decomposition
+    of: ClassVar[Literal["layer"]] = "layer"
+
+    def untouched(self, frame: Frame) -> np.ndarray:
+        """Return 1 for all."""
+        return np.ones(len(frame.layers))
+
+    def apply(self, chosen: np.ndarray, layers: Layers) -> None:
+        """Split the layers of a smaller fraction."""
+        assert layers.splitting is None, "one way of splitting for all rows"
+        layers.splitting, layers.fractions_NL = self.decomposition, chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +104,11 @@ class Factorize:
         if not self.ranks:
             return
         names, fractions = zip(*self.ranks, strict=True)
-        architectures.fractions_NL[row, architectures.frame.columns("layer", names)] = fractions
-        assert architectures.decomposition in {None, self.decomposition}, "one way of splitting for all rows"
-        architectures.decomposition = self.decomposition
+        architectures.write(row, RankFractions(self.decomposition), names, fractions)
 
-    def choices(self) -> dict[str, dict[str, float]]:
+    def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:  # noqa: ARG002 - as all steps
         """Return the fraction of its full rank that each layer keeps."""
-        return {"rank kept": dict(self.ranks)}
+        return {"rank kept": {name: Choice(kept, 1 - kept, f"{kept:.0%}") for name, kept in self.ranks}}
 
     def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Factorize:  # noqa: ARG002 - as all steps
         """Return the same for the layers that are not removed."""
