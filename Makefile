@@ -6,7 +6,7 @@ EVERY := $(VENV)/.every
 BIN := $(VENV)/bin
 STUDY := studies/digits.py:study
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check hooks clean
 
 demo: $(READY)
 	$(BIN)/slimfront run $(STUDY)
@@ -27,6 +27,9 @@ check: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/vulture
+
+hooks: $(READY)
+	$(BIN)/pre-commit install
 
 $(READY): pyproject.toml
 	command -v $(PYTHON) >/dev/null || { echo "slimfront needs Python 3.11 or newer; name it: make PYTHON=python3.12"; exit 1; }

@@ -1,4 +1,4 @@
-"""What is measured on a finished network, and the runtimes that execute its file."""
+"""Objectives that are measured on a finished network, and the runtimes that execute its file."""
 
 from objectives.accuracy import Loss, Top1, TopK
 from objectives.bops import Bops

@@ -1,11 +1,11 @@
-"""How often the network is right, and how sure it is of what is wrong."""
+"""Accuracy and loss of a network on labelled examples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from objectives.examples import Examples, outputs
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Top1:
-    """Share of the examples whose largest output is their label, in percent."""
+    """Share of the examples whose largest output is at their label, in percent."""
 
     examples: Examples
     name: ClassVar[str] = "top1"
@@ -25,7 +25,7 @@ class Top1:
     is_cost: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module) -> float:
-        """Return percent."""
+        """Return the share in percent."""
         return TopK(self.examples, 1)(model)
 
     def on(self, examples: Examples) -> Top1:
@@ -48,7 +48,7 @@ class TopK:
         return f"top{self.k}"
 
     def __call__(self, model: nn.Module) -> float:
-        """Return percent; with fewer than k classes every example counts."""
+        """Return the share in percent; 100 where there are at most k classes."""
         scores = outputs(model, self.examples.inputs)
         best = scores.topk(min(self.k, scores.shape[1]), dim=1).indices
         return 100 * float((best == self.examples.labels[:, None]).any(1).double().mean())
@@ -68,7 +68,7 @@ class Loss:
     is_cost: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module) -> float:
-        """Return nats."""
+        """Return the loss in nats."""
         return float(F.cross_entropy(outputs(model, self.examples.inputs).double(), self.examples.labels))
 
     def on(self, examples: Examples) -> Loss:

@@ -1,4 +1,4 @@
-"""Bit operations: multiply-adds weighted by the widths of their operands."""
+"""Bit operations: multiply-adds times the bit widths of their operands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Bops:
     is_cost: ClassVar[bool] = True
 
     def __call__(self, model: nn.Module) -> float:
-        """Return the count; what no layer has rounded counts 32 x 32."""
+        """Return the count; an operand that is not quantized counts 32 bits."""
         macs = count(model, self.example)
         total = macs[""] * FLOAT_BITS**2
         for name, module in model.named_modules():
@@ -41,11 +41,11 @@ class Bops:
         return float(total)
 
     def foreseen(self, parts: Parts) -> np.ndarray:
-        """Return the multiply-adds times their widths."""
-        rounded = (parts.macs * (parts.weight_bits * parts.activation_bits).astype(float)).sum((0, 2))
-        total: np.ndarray = rounded + parts.product_macs * FLOAT_BITS**2
+        """Return the multiply-adds times the widths of their operands, in layers and in products."""
+        in_layers = (parts.macs * (parts.weight_bits * parts.activation_bits).astype(float)).sum((0, 2))
+        total: np.ndarray = in_layers + parts.product_macs * FLOAT_BITS**2
         return total
 
     def __repr__(self) -> str:
-        """Name the shape of the example."""
+        """Return a text with the shape of one example."""
         return f"Bops({tuple(self.example.shape[1:])})"

@@ -1,4 +1,4 @@
-"""Inputs with their labels, whole in memory."""
+"""Inputs with their labels, in memory."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Examples:
-    """Labelled inputs.
+    """Labelled inputs in memory.
 
-    One tensor in memory and batches by slicing: for small inputs, a loader with workers costs more than the network.
+    Batches are slices of one tensor: for small inputs, a loader with workers takes more time than the network.
 
     Parameters
     ----------
     inputs
-        As the network takes them, shape (N, ...).
+        Inputs of the network, shape (N, ...).
     labels
-        Class indices (N,), or whatever the study's loss compares outputs with: class maps (N, H, W), numbers (N, ...).
+        Class indices (N,), or the targets of the loss of the study: class maps (N, H, W), numbers (N, ...).
     """
 
     inputs: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
-        """Check the kinds and the lengths."""
+        """Check the types and the lengths."""
         for name in ("inputs", "labels"):
             if not isinstance(getattr(self, name), Tensor):
                 kind = type(getattr(self, name)).__name__
                 raise ValueError(f"{name} must be a tensor, but got {kind}; torch.as_tensor makes one")
         if len(self.inputs) != len(self.labels) or not len(self.inputs):
             raise ValueError(
-                f"inputs and labels must be equally many and not empty, but got {len(self.inputs)} and "
+                f"inputs and labels must have the same length and not be empty, but got {len(self.inputs)} and "
                 f"{len(self.labels)}"
             )
 
     @classmethod
     def of(cls, source: Dataset[Any] | DataLoader[Any]) -> Examples:
-        """Read a dataset or a loader of (input, label) pairs to its end, once, into memory.
+        """Read all (input, label) pairs of a dataset or a loader into memory, once.
 
         Parameters
         ----------
         source
-            A map-style dataset, or a loader; a loader's own order and transforms are taken as they come.
+            A map-style dataset, or a loader; the order and the transforms of a loader are kept.
         """
         loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=256)
         inputs, labels = zip(*((torch.as_tensor(x), torch.as_tensor(y)) for x, y in loader), strict=True)
@@ -62,46 +62,46 @@ class Examples:
 
     @property
     def classified(self) -> bool:
-        """Whether the labels are classes, that is integers."""
+        """Whether the labels are integers, that is classes."""
         return not self.labels.is_floating_point()
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of examples."""
         return len(self.inputs)
 
     def __repr__(self) -> str:
-        """Name size, shape and content, alike in every process."""
+        """Return a text with count, shape and a digest of the content, the same in every process."""
         digest = hashlib.sha256(self.inputs.contiguous().numpy().tobytes())
         digest.update(self.labels.contiguous().numpy().tobytes())
         return f"Examples({len(self)} of {tuple(self.inputs.shape[1:])}, sha256 {digest.hexdigest()[:12]})"
 
     def batches(self, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs and labels in order, at most `size` at a time."""
+        """Yield batches of inputs and labels in order, of at most `size` examples."""
         yield from zip(self.inputs.split(size), self.labels.split(size), strict=True)
 
     def take(self, indices: Tensor) -> Examples:
-        """Return those examples, in that order."""
+        """Return the examples at these indices, in this order."""
         return Examples(self.inputs[indices], self.labels[indices])
 
 
 def outputs(model: nn.Module, inputs: Tensor, size: int = 256) -> Tensor:
-    """Return the network's outputs on the CPU, shape (N, ...), without gradients, on the device where it lies.
+    """Return the outputs of the network, shape (N, ...), on the CPU; compute them on its own device, without gradients.
 
     Parameters
     ----------
     model
-        Any network of one output tensor; its mode is left as it is.
+        Any network with one output tensor; its mode is not changed.
     inputs
-        Shape (N, ...).
+        Inputs, shape (N, ...).
     size
-        How many at a time.
+        Examples in a batch.
     """
     device = device_of(model)
     with torch.no_grad():
-        return torch.cat([model(part.to(device)).cpu() for part in inputs.split(size)])
+        return torch.cat([model(batch.to(device)).cpu() for batch in inputs.split(size)])
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where the network's tensors lie; the CPU if it has none."""
+    """Return the device of the network; the CPU if it has no tensors."""
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device

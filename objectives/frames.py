@@ -1,4 +1,4 @@
-"""Whether a network keeps up with a camera: the time of a frame, by the clock, as frames come one by one."""
+"""The wall-clock time of single frames: whether a network keeps up with a camera."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, ClassVar
 
 from objectives.objective import Limit
-from objectives.runtimes.runtime import executable
+from objectives.runtimes.runtime import export_and_load
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,23 +16,24 @@ if TYPE_CHECKING:
     from objectives.objective import Direction
     from objectives.runtimes.runtime import Runtime
 
-WARM_UP = 20  # frames that are not counted: files are prepared and caches filled by them
+WARM_UP_FRAMES = 20  # frames executed before timing, to fill caches and prepare the file (chosen); also the least count
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class FrameTime:
-    """Milliseconds within which 95% of the frames are answered, by the clock: a camera does not wait for other work.
+    """Wall-clock milliseconds in which 95% of the frames are processed.
 
-    The file is executed on one frame after another, from first to last and over again until enough were seen.
+    Wall-clock time, because a camera does not wait for other work on the machine. The file is executed on one frame
+    after another, in order and from the start again, until `count` frames were timed.
 
     Parameters
     ----------
     runtime
-        What executes the file.
+        The runtime that executes the file.
     frames
-        Inputs in the order in which they come, shape (N, ...).
+        Inputs in the order in which they arrive, shape (N, ...).
     count
-        How many frames are timed.
+        Number of frames that are timed.
     """
 
     runtime: Runtime
@@ -44,36 +45,36 @@ class FrameTime:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.count < WARM_UP or not len(self.frames):
+        if self.count < WARM_UP_FRAMES or not len(self.frames):
             raise ValueError(
-                f"at least {WARM_UP} frames must be timed, of at least one, but got count={self.count} and "
+                f"count must be at least {WARM_UP_FRAMES} and frames not empty, but got count={self.count} and "
                 f"{len(self.frames)} frames"
             )
 
     def __call__(self, model: nn.Module) -> float:
-        """Return the 95th percentile of a finished network, in evaluation mode."""
-        run = executable(self.runtime, model, self.frames)
+        """Return the 95th percentile of the frame times of a finished network, in evaluation mode, in milliseconds."""
+        run = export_and_load(self.runtime, model, self.frames)
         stream = self.frames.detach().cpu().split(1)
         times = []
-        for number in range(WARM_UP + self.count):
+        for number in range(WARM_UP_FRAMES + self.count):
             started = time.perf_counter()
             run(stream[number % len(stream)])
             times.append(1e3 * (time.perf_counter() - started))
-        return quantiles(times[WARM_UP:], n=20)[-1]
+        return quantiles(times[WARM_UP_FRAMES:], n=20)[-1]
 
     def __repr__(self) -> str:
-        """Name what the value depends on, without tensors."""
+        """Return a text with all that the value depends on, without tensors."""
         return f"FrameTime({self.runtime!r}, {tuple(self.frames.shape)}, count={self.count})"
 
 
 def fps(runtime: Runtime, frames: Tensor, at_least: float) -> Limit:
-    """Return the limit that 95% of the frames are answered in time for so many frames a second.
+    """Return the limit that 95% of the frames take at most 1/`at_least` seconds.
 
     Parameters
     ----------
     runtime, frames
         See `FrameTime`.
     at_least
-        Frames a second, as the camera gives them.
+        Frame rate of the camera, in frames a second.
     """
     return Limit(FrameTime(runtime, frames), at_most=1000 / at_least)

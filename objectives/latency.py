@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from objectives.runtimes.runtime import executable
-from objectives.runtimes.timing import BLOCK_MS, ROUNDS, LatencyRatio, compare
+from objectives.runtimes.runtime import export_and_load
+from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Latency:
-    """Milliseconds a batch on a runtime: CPU time, median, relative to the reference.
+    """CPU milliseconds a batch on a runtime, the median, measured relative to the reference.
 
-    The candidate and the reference are executed from their files in turns, block by block, and the median of the
-    ratios of their CPU times is multiplied by the milliseconds of the reference, which are measured once a process.
-    CPU time does not see pre-emption and the ratio does not see the frequency, so values of different moments can be
-    compared.
+    The files of the candidate and of the reference are executed in turns, block by block. The median of the ratios of
+    their CPU times is multiplied by the milliseconds of the reference, which are measured once per process. CPU time
+    does not include pre-emption, and the clock frequency cancels in the ratio, so values measured at different times
+    can be compared.
 
     Parameters
     ----------
     runtime
-        What executes the files; with one thread, unless the CPU times of several are wanted.
+        The runtime that executes the files; with one thread, unless the CPU time summed over several is wanted.
     reference
         The network to compare with, in evaluation mode: the teacher.
     example
-        One batch, shape (B, ...); its size is the batch that is timed.
+        One batch, shape (B, ...), as it is timed.
     rounds
-        Blocks timed of each file. 40 give the median to about 3%, 80 to 1.6%.
+        Number of blocks timed of each file. The error of the median is about 3% for 40 and 1.6% for 80.
     block_ms
-        Least CPU time of a block.
+        Least CPU time of a block, in milliseconds.
     """
 
     runtime: Runtime
     reference: nn.Module
     example: Tensor
-    rounds: int = ROUNDS
+    rounds: int = TIMING_ROUNDS
     block_ms: float = BLOCK_MS
     _baselines: dict[int, tuple[Run, float]] = field(default_factory=dict, init=False)
     name: ClassVar[str] = "latency_ms"
@@ -63,25 +63,25 @@ class Latency:
             )
 
     def __call__(self, model: nn.Module) -> float:
-        """Return the milliseconds a batch of a finished network, in evaluation mode."""
+        """Return the CPU milliseconds a batch of a finished network, in evaluation mode."""
         return self.share(model) * self._baseline()[1]
 
     def share(self, model: nn.Module) -> float:
-        """Return the time of a finished network, in evaluation mode, over that of the reference."""
+        """Return the CPU time of a finished network, in evaluation mode, divided by that of the reference."""
         reference, _ = self._baseline()
-        return self._compare(executable(self.runtime, model, self.example), reference).ratio
+        return self._compare(export_and_load(self.runtime, model, self.example), reference).ratio
 
     def __repr__(self) -> str:
-        """Name what the value depends on, without tensors or addresses."""
+        """Return a text with all that the value depends on, without tensors or addresses."""
         return (
             f"Latency({self.runtime!r}, {type(self.reference).__name__}, {tuple(self.example.shape)}, "
             f"rounds={self.rounds}, block_ms={self.block_ms:g})"
         )
 
     def _baseline(self) -> tuple[Run, float]:
-        """Return the reference and its milliseconds a batch, exported and timed once in this process."""
+        """Return the reference and its milliseconds a batch; it is exported and timed once in this process."""
         if os.getpid() not in self._baselines:
-            reference = executable(self.runtime, copy.deepcopy(self.reference).eval(), self.example)
+            reference = export_and_load(self.runtime, copy.deepcopy(self.reference).eval(), self.example)
             self._baselines[os.getpid()] = (reference, self._compare(reference, reference).reference_cpu_ms)
         return self._baselines[os.getpid()]
 
@@ -92,14 +92,14 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class LatencyShare:
-    """Time on a runtime as a share of the reference's: 0.5 is twice as fast.
+    """CPU time on a runtime as a share of that of the reference: 0.5 is twice as fast.
 
-    What a limit that is to hold on every machine, and in every run, is best put on.
+    Use it for a limit that should hold on every machine and in every run.
 
     Parameters
     ----------
     latency
-        How it is measured, and beside what.
+        The measurement, with its runtime and its reference.
     """
 
     latency: Latency

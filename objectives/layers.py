@@ -1,4 +1,4 @@
-"""What a finished layer tells of itself, and what is told of many that are not built yet."""
+"""The attributes of finished layers that costs read, and the layers of many networks as arrays."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
 
-FLOAT_BITS = 32  # width of a number that is not rounded
+FLOAT_BITS = 32  # bits of a number that is not quantized
 
 
 @runtime_checkable
 class LowPrecision(Protocol):
-    """A module whose weight is stored, and whose input is rounded, at these widths (32: not at all)."""
+    """A layer with a quantized weight or input; widths in bits, 32 if not quantized."""
 
     weight_bits: int
     activation_bits: int
@@ -20,20 +20,20 @@ class LowPrecision(Protocol):
 
 @runtime_checkable
 class Factored(Protocol):
-    """A module that computes one layer by so many thinner ones."""
+    """A module that replaces one layer by `split_into` thinner ones."""
 
     split_into: int
 
 
 @runtime_checkable
 class LeftOut(Protocol):
-    """A module that stands for a part of a branch that is left out, and with it so many sums."""
+    """A module that replaces a part of a branch that is left out, with `sums_left_out` sums of the network."""
 
     sums_left_out: int
 
 
 class Parts(Protocol):
-    """The layers of N networks in numbers, arrays that broadcast to (parts, N, layers) unless said otherwise."""
+    """The layers of N networks as arrays that broadcast to (parts, N, layers) unless a shape is given."""
 
     @property
     def macs(self) -> np.ndarray:
@@ -42,75 +42,75 @@ class Parts(Protocol):
 
     @property
     def weights(self) -> np.ndarray:
-        """Numbers in the weight."""
+        """Elements of the weight."""
         ...
 
     @property
     def biases(self) -> np.ndarray:
-        """Numbers in the bias."""
+        """Elements of the bias."""
         ...
 
     @property
     def outputs(self) -> np.ndarray:
-        """Output channels, 0 where there is no such layer."""
+        """Output channels, 0 where the part does not exist."""
         ...
 
     @property
     def inputs(self) -> np.ndarray:
-        """Input channels of a group, 0 where there is no such layer."""
+        """Input channels of a group of the convolution, 0 where the part does not exist."""
         ...
 
     @property
     def weight_bits(self) -> np.ndarray:
-        """Width of a weight, 32 for a float."""
+        """Bits of a weight, 32 for a float."""
         ...
 
     @property
     def activation_bits(self) -> np.ndarray:
-        """Width of an input, 32 for a float."""
+        """Bits of an input, 32 for a float."""
         ...
 
     @property
     def levels(self) -> np.ndarray:
-        """Entries of the weight's codebook, 0 where codes are integers."""
+        """Entries of the codebook of the weight, 0 where the codes are integers."""
         ...
 
     @property
     def linear(self) -> np.ndarray:
-        """Whether it is a linear layer."""
+        """Whether the part is a linear layer."""
         ...
 
     @property
     def padded(self) -> np.ndarray:
-        """Whether it is a convolution with padding."""
+        """Whether the part is a convolution with padding."""
         ...
 
     @property
     def strided(self) -> np.ndarray:
-        """Whether it is a convolution with a stride."""
+        """Whether the part is a convolution with a stride."""
         ...
 
     @property
     def grouped(self) -> np.ndarray:
-        """Whether it is a convolution of several groups."""
+        """Whether the part is a convolution of several groups."""
         ...
 
     @property
     def product_macs(self) -> np.ndarray:
-        """Multiply-adds outside of layers, shape (N,), but for a constant."""
+        """Multiply-adds outside of layers, shape (N,), up to a constant."""
         ...
 
     @property
     def parameters(self) -> np.ndarray:
-        """Numbers held outside of layers, shape (N,), but for a constant."""
+        """Parameters outside of layers, shape (N,), up to a constant."""
         ...
 
     @property
     def held(self) -> np.ndarray:
-        """Tensors of those numbers, shape (N,), but for a constant."""
+        """Parameter tensors outside of layers, shape (N,), up to a constant."""
         ...
 
     @property
     def sums(self) -> np.ndarray:
-        """Sums of branches, shape (N,), but for a constant."""
+        """Sums of branches, shape (N,), up to a constant."""
         ...

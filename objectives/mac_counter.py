@@ -13,7 +13,7 @@ from torch import Tensor
 from objectives.examples import device_of
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # fvcore scripts its losses while it is imported
+    warnings.simplefilter("ignore", FutureWarning)  # fvcore uses torch.jit.script at import
     from fvcore.nn import FlopCountAnalysis
 if TYPE_CHECKING:
     from collections import Counter
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# fvcore also estimates norms, pooling and upsampling; multiply-adds are those of convolutions and matrix products.
+# Operators that fvcore estimates too. Only multiply-adds of convolutions and matrix products are counted here.
 NOT_COUNTED = (
     "aten::batch_norm", "aten::group_norm", "aten::layer_norm", "aten::instance_norm", "aten::norm",
     "aten::upsample_nearest2d", "aten::upsample_bilinear2d", "aten::adaptive_avg_pool2d", "aten::grid_sampler",
@@ -29,12 +29,12 @@ NOT_COUNTED = (
 
 
 def count(model: nn.Module, example: Tensor) -> Counter[str]:
-    """Return the multiply-adds of one example for every module, its submodules included; "" is the network.
+    """Return the multiply-adds of one example for every module with its submodules; the key "" is the network.
 
     Parameters
     ----------
     model
-        Any network; a copy is traced, since fvcore leaves hooks behind when a forward fails.
+        Any network; a copy is traced, since fvcore does not remove its hooks when a forward pass fails.
     example
         Inputs, shape (B, ...); the first is used.
     """
@@ -43,12 +43,12 @@ def count(model: nn.Module, example: Tensor) -> Counter[str]:
     analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
     analysis.tracer_warnings("none")
     for operation in NOT_COUNTED:
-        analysis.set_op_handle(operation, _nothing)  # None would leave the built-in estimate in place
+        analysis.set_op_handle(operation, _zero)  # None would keep the built-in estimate
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
     analysis.set_op_handle("aten::baddbmm", _batched_product)
     analysis.set_op_handle("aten::_convolution_mode", _same_convolution)
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, in which fvcore sees nothing
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path is one opaque operator, which fvcore cannot count
     try:
         with torch.no_grad():
             counts: Counter[str] = analysis.by_module()
@@ -57,7 +57,7 @@ def count(model: nn.Module, example: Tensor) -> Counter[str]:
     return counts
 
 
-def _nothing(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001 - the signature is fvcore's
+def _zero(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001 - the signature is fvcore's
     return 0
 
 
@@ -66,14 +66,14 @@ def _shape(value: Any) -> list[int]:  # noqa: ANN401 - a torch._C.Value
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count queries (..., L, E) times keys (..., S, E), and their weights times values (..., S, V)."""
+    """Count queries (..., L, E) times keys (..., S, E), and attention weights (..., L, S) times values (..., S, V)."""
     queries, keys, values = (_shape(value) for value in inputs[:3])
     del outputs
     return math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
 
 
 def _same_convolution(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count a convolution with padding="same", for which fvcore has no handle."""
+    """Count a convolution with padding="same", which fvcore does not count."""
     return math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[1])[1:])
 
 

@@ -1,4 +1,4 @@
-"""Multiply-adds, counted by fvcore."""
+"""Multiply-adds of a network as an objective."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Macs:
-    """Multiply-adds of one example, 1 a multiply-add, over convolutions, linear layers and matrix products.
+    """Multiply-adds of one example in convolutions, linear layers and matrix products; each counts 1, not 2.
 
     Parameters
     ----------
@@ -35,10 +35,10 @@ class Macs:
         return float(count(model, self.example)[""])
 
     def foreseen(self, parts: Parts) -> np.ndarray:
-        """Return the sum over the parts and the products."""
+        """Return the sum over the parts and the matrix products."""
         total: np.ndarray = parts.macs.sum((0, 2)) + parts.product_macs
         return total
 
     def __repr__(self) -> str:
-        """Name the shape of the example."""
+        """Return a text with the shape of one example."""
         return f"Macs({tuple(self.example.shape[1:])})"

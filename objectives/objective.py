@@ -1,4 +1,4 @@
-"""What an objective is, and what a limit on one is."""
+"""The protocols of objectives, and limits on them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Direction = Literal["minimize", "maximize"]
 class Objective(Protocol):
     """One number measured on a finished network, the form that is shipped.
 
-    Implementations are frozen dataclasses whose `repr` is the same in every process: it is part of the definition that
-    a stored study is compared with.
+    Implementations are frozen dataclasses whose `repr` is the same in every process: it is part of the definition
+    against which a stored study is checked.
     """
 
     @property
@@ -34,11 +34,11 @@ class Objective(Protocol):
 
     @property
     def is_cost(self) -> bool:
-        """Whether the value depends on the structure alone and so is known before any training."""
+        """Whether the value depends on the structure alone, so that it is known before any training."""
         ...
 
     def __call__(self, model: nn.Module) -> float:
-        """Measure a finished network, in evaluation mode, on the device where it lies."""
+        """Measure a finished network, in evaluation mode, on its own device."""
         ...
 
 
@@ -52,26 +52,26 @@ class Metric(Objective, Protocol):
 
 
 class CostFormula(Protocol):
-    """What tells a cost from the shapes of the layers, of many networks at once and before any is built."""
+    """A formula for the cost of many networks at once, from the shapes of their layers, before any network is built."""
 
     def foreseen(self, parts: Parts) -> np.ndarray:
-        """Return the cost of each network, shape (N,), but for a constant that all networks of one teacher share."""
+        """Return the cost of each network, shape (N,), up to a constant that all networks of one teacher share."""
         ...
 
 
 @runtime_checkable
 class Foreseeable(Objective, CostFormula, Protocol):
-    """A cost that tells itself."""
+    """A cost that has an exact formula."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What must hold of one objective; exactly one of the two bounds is given.
+    """A bound on one objective; exactly one of the two bounds is given.
 
     Parameters
     ----------
     objective
-        What is limited; it need not be among the objectives of the study.
+        The objective that is limited; it need not be among the objectives of the study.
     at_most, at_least
         The bound, positive.
     """
@@ -92,15 +92,15 @@ class Limit:
 
     @property
     def bound(self) -> float:
-        """The number of whichever bound was given."""
+        """The bound that was given."""
         bound = self.at_least if self.at_most is None else self.at_most
         assert bound is not None
         return float(bound)
 
     def excess(self, value: float) -> float:
-        """Return by how much the value misses the bound, relative to it; zero or less where the limit holds."""
+        """Return by how much the value misses the bound, relative to the bound; at most zero where the limit holds."""
         return (value - self.bound) / self.bound if self.at_least is None else (self.bound - value) / self.bound
 
     def __str__(self) -> str:
-        """Word the limit."""
+        """Return the limit as an inequality, such as `macs <= 200`."""
         return f"{self.objective.name} {'<=' if self.at_least is None else '>='} {self.bound:g}"

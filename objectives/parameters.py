@@ -1,4 +1,4 @@
-"""How many numbers the network holds."""
+"""The number of parameters of a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Weights and biases of the finished network, whatever their width; a folded BatchNorm counts as its bias."""
+    """Number of weights and biases of the finished network, at any bit width; a folded BatchNorm counts as its bias."""
 
     name: ClassVar[str] = "parameters"
     direction: ClassVar[Direction] = "minimize"
@@ -26,6 +26,6 @@ class Parameters:
         return float(sum(parameter.numel() for parameter in model.parameters()))
 
     def foreseen(self, parts: Parts) -> np.ndarray:
-        """Return weights and biases."""
+        """Return the number of weights and biases, in layers and outside of them."""
         total: np.ndarray = (parts.weights + parts.biases).sum((0, 2)) + parts.parameters
         return total

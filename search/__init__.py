@@ -1,4 +1,4 @@
-"""Run a study, look at its front, confirm it, export from it."""
+"""The search: specify a study, run it, confirm and export its front. These are the names for a study file."""
 
 from search.proposals.draft_start import DraftStart
 from search.proposals.table_start import TableStart

@@ -1,4 +1,4 @@
-"""The way back from an exported folder to a torch network: `from search.export import rebuild`."""
+"""Rebuild the torch network of an exported folder: `from search.export import rebuild`."""
 
 from search.results.export import rebuild
 

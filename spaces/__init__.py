@@ -1,6 +1,6 @@
-"""What may be done to a network, and how it is done.
+"""Spaces and plans: which compressions may be chosen for a network, and the steps that apply them.
 
-A `Space` is a row of axes; each axis proposes one frozen `Step`; the steps of one proposal and a `Recovery` make a
+A `Space` holds axes in order. For each trial every axis proposes one frozen `Step`; these steps and a `Recovery` make a
 `Plan`, which turns the teacher into a smaller network.
 """
 

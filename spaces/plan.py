@@ -1,4 +1,4 @@
-"""What was decided, as frozen data, and the space that decides it."""
+"""Plans, the steps and recoveries that they consist of, and the space from which they are drawn."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
     from torch import Tensor, nn
 
-    from spaces.costs.architectures import Frame
+    from spaces.costs.frame import Frame
     from spaces.network.anatomy import Anatomy
 
 
 class Choice(NamedTuple):
-    """What a step chooses for one layer.
+    """The choice of a step for one layer.
 
     Attributes
     ----------
     value
-        The number that was chosen.
+        The chosen number.
     strength
-        How strongly it compresses, from 0 (not at all) to 1 (as far as the axis goes).
+        How strongly it compresses, from 0 (not at all) to 1 (the most that the axis offers).
     word
-        The number as a picture shows it, such as `50%`.
+        The number as a plot shows it, such as `50%`.
     """
 
     value: float
@@ -37,49 +37,49 @@ class Choice(NamedTuple):
 
 
 class Step(Protocol):
-    """One decided act on a network."""
+    """One act on a model."""
 
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
-        """Return a new model; the given one is not changed.
+        """Return a new model; `model` is not changed.
 
         Parameters
         ----------
         model
-            The network so far, its layers under the names of the teacher.
+            The network after the earlier steps; its layers have the names of the teacher's layers.
         example
             Calibration inputs, shape (B, ...), without labels.
         """
         ...
 
     def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
-        """Write what the step chooses into a row of a batch of architectures, from which costs are computed."""
+        """Write the choices of the step into one row of a batch of architectures, from which costs are computed."""
         ...
 
     def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
-        """Return what was chosen for each layer, by the title of the choice, such as `weight bits`."""
+        """Return the choice for each layer, by the title of the choice, such as `weight bits`."""
         ...
 
     def words(self) -> str:
-        """Say in a few words what is done, empty where nothing is."""
+        """Summarize the step in a few words; return an empty string where it changes nothing."""
         ...
 
 
 @runtime_checkable
 class Removing(Protocol):
-    """A step that takes layers out of the network."""
+    """A step that removes layers from the network."""
 
     @property
     def removed(self) -> frozenset[str]:
-        """The layers that are not there after it."""
+        """Names of the layers that the step removes."""
         ...
 
 
 @runtime_checkable
 class Sparing(Protocol):
-    """A step that can be told of layers that another one removes, so that plans are equal which do the same."""
+    """A step that can drop its choices for layers that another step removes, so that equivalent plans are equal."""
 
-    def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Step:
-        """Return the step without what it would do to these layers."""
+    def sparing(self, removed: frozenset[str], anatomy: Anatomy) -> Step:
+        """Return the step without its choices for the removed layers."""
         ...
 
 
@@ -87,47 +87,47 @@ class Recovery(Protocol):
     """How accuracy is won back."""
 
     def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of the student's outputs (B, classes), given the teacher's and the labels (B,)."""
+        """Return the scalar loss of the student's outputs (B, classes), given the teacher's outputs and labels (B,)."""
         ...
 
     def words(self) -> str:
-        """Say in a few words what is done."""
+        """Summarize the recovery in a few words."""
         ...
 
 
 class Axis(Protocol):
-    """One way of making a network smaller, layer by layer."""
+    """What may be searched: one way to compress a network, layer by layer."""
 
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Step:
         """Draw a step from the trial; which parameters exist depends on the anatomy alone."""
         ...
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
-        """Return the parameters that compress every layer alike, from 0 (leave it) to 1 (as far as the axis goes)."""
+        """Return the parameters that compress all layers equally, from strength 0 (not at all) to 1 (the most)."""
         ...
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
-        """Say for every layer what the axis can do, or `no: ` and why not."""
+        """Return for every layer what the axis can do, or `no: ` and the reason why it does nothing."""
         ...
 
 
 class RecoveryAxis(Protocol):
-    """What may vary in how accuracy is won back."""
+    """Which recoveries may be chosen."""
 
     def suggest(self, trial: BaseTrial) -> Recovery:
         """Draw a recovery from the trial."""
         ...
 
     def usual(self) -> dict[str, float]:
-        """Return the parameters that one would take without a search."""
+        """Return the default parameters, for use without a search."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps, in order, and the recovery that follows them.
+    """What was chosen: the steps, in order, and the recovery that follows them.
 
-    Equal plans are equal and hash alike, whichever trial drew them.
+    Plans with equal steps and recoveries are equal and have the same hash, whichever trials drew them.
     """
 
     steps: tuple[Step, ...]
@@ -143,26 +143,26 @@ class Plan:
         example
             Calibration inputs, shape (B, ...).
         """
-        doing = [step for step in self.steps if step.words()]
-        for step in doing:  # what does nothing is not asked for a copy, of which all would have to be found out again
+        active = [step for step in self.steps if step.words()]
+        for step in active:  # an inactive step would only return a copy, for which no results are cached
             model = step.apply(model, example)
-        return model if doing else copy.deepcopy(model)
+        return model if active else copy.deepcopy(model)
 
     def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
-        """Return what was chosen for each layer, by the title of the choice."""
+        """Return the choices of all steps for each layer, by the title of the choice."""
         return {title: chosen for step in self.steps for title, chosen in step.choices(anatomy).items()}
 
     def words(self) -> str:
-        """Say in one line what is done to the network, and how accuracy is won back."""
-        done = "; ".join(filter(None, (step.words() for step in self.steps))) or "nothing removed"
-        return f"{done}; distil {self.recovery.words()}"
+        """Summarize the steps and the recovery in one line."""
+        steps = "; ".join(filter(None, (step.words() for step in self.steps))) or "nothing removed"
+        return f"{steps}; distil {self.recovery.words()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The axes in the order in which their steps are applied, and the axis of the recovery.
+    """The axes, in the order in which their steps are applied, and the axis of the recovery.
 
-    Prune first, then factorize what is left, then quantize: each later step works on what the earlier ones left.
+    Prune first, then factorize, then quantize: each step acts on the network that the earlier steps left.
 
     Examples
     --------
@@ -174,15 +174,15 @@ class Space:
     recovery: RecoveryAxis
 
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Plan:
-        """Draw a plan. With Optuna's `FixedTrial(params)` this rebuilds a past one."""
+        """Draw a plan; with Optuna's `FixedTrial(params)`, rebuild an earlier plan."""
         steps = [axis.suggest(trial, anatomy) for axis in self.steps]
-        gone = frozenset[str]().union(*(step.removed for step in steps if isinstance(step, Removing)))
-        if gone:
-            steps = [step.sparing(gone, anatomy) if isinstance(step, Sparing) else step for step in steps]
+        removed = frozenset[str]().union(*(step.removed for step in steps if isinstance(step, Removing)))
+        if removed:
+            steps = [step.sparing(removed, anatomy) if isinstance(step, Sparing) else step for step in steps]
         return Plan(tuple(steps), self.recovery.suggest(trial))
 
     def uniform(self, anatomy: Anatomy, strengths: tuple[float, ...]) -> dict[str, float]:
-        """Return the parameters of the plan with one strength an axis, each in [0, 1]."""
+        """Return the parameters of a plan that compresses all layers equally, with one strength in [0, 1] per axis."""
         params: dict[str, float] = {}
         for axis, strength in zip(self.steps, strengths, strict=True):
             params |= axis.uniform(anatomy, strength)
@@ -190,27 +190,27 @@ class Space:
 
 
 def nearest_offered(value: float, offered: tuple[float, ...]) -> float:
-    """Return the offered value nearest to `value`.
+    """Return the offered value that is nearest to `value`.
 
-    Parameters are ordinal ranges, so that a sampler knows 4 lies between 2 and 8; what lies between the rungs of the
-    ladder is taken to the nearest rung.
+    Parameters are numeric ranges, so that a sampler knows that 4 lies between 2 and 8; values between two offered ones
+    are rounded to the nearest.
     """
-    return min(offered, key=lambda rung: abs(rung - value))
+    return min(offered, key=lambda option: abs(option - value))
 
 
 def summarize(pairs: tuple[tuple[str, object], ...], most: int = 4) -> str:
-    """Word what was chosen for the layers, the rarest choices named, the commonest counted."""
-    groups: dict[str, list[str]] = {}
+    """Summarize the choices for layers, rare choices first: up to `most` layers by name, more by their number."""
+    layers_by_choice: dict[str, list[str]] = {}
     for name, choice in pairs:
-        groups.setdefault(str(choice), []).append(name)
+        layers_by_choice.setdefault(str(choice), []).append(name)
     parts = []
-    for choice, names in sorted(groups.items(), key=lambda item: len(item[1])):
+    for choice, names in sorted(layers_by_choice.items(), key=lambda item: len(item[1])):
         parts.append(f"{choice} {', '.join(names)}" if len(names) <= most else f"{choice} ({len(names)} layers)")
     return ", ".join(parts)
 
 
 def architectures_of(frame: Frame, plans: Sequence[Plan | None]) -> Architectures:
-    """Return the architectures of plans, a row a plan; None is the teacher."""
+    """Return the architectures of plans, one row for each plan; None stands for the teacher."""
     architectures = Architectures(frame, len(plans))
     for row, plan in enumerate(plans):
         for step in plan.steps if plan is not None else ():

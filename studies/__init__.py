@@ -1,1 +1,1 @@
-"""Studies that come with the project; your own can lie anywhere."""
+"""The studies and benchmarks of this project; your own studies can be in any folder."""

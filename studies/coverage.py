@@ -1,11 +1,11 @@
-"""Which networks can be compressed, by which axis, and why the rest cannot: one row a network.
+"""Report which networks each axis can compress, and why it cannot compress the rest: one row per network.
 
     python -m studies.coverage                     every classification and video builder of torchvision
-    python -m studies.coverage resnet18 swin_t     these
+    python -m studies.coverage resnet18 swin_t     these two
     python -m studies.coverage --no-export vgg     every builder whose name contains `vgg`, without the ONNX file
-    python -m studies.coverage timm:levit_128s     one of timm, where that is installed
+    python -m studies.coverage timm:levit_128s     a network of timm, if timm is installed
 
-The weights are random: what is measured is structure, time and agreement, not accuracy.
+The weights are random: the rows show structure, time and agreement, not accuracy.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from objectives import Objective
     from spaces import Anatomy, Axis
 
-LARGEST = 100e6  # parameters
-HIDES = 1e-4
-STRENGTH = 0.4  # of every axis, in the plan that is applied
-SMALLEST = {"inception_v3": 299, "alexnet": 96, "vit": 224, "swin": 224, "maxvit": 224}  # else 64
-TIMM = "timm:"
+MAX_PARAMETERS = 100e6  # larger networks are skipped
+NEAR_ZERO = 1e-4  # largest absolute value in a tensor below which the tensor is initialized again
+STRENGTH = 0.4  # of every axis in the plan that is applied, in [0, 1]
+DEFAULT_SIZE = 64  # pixels: height and width of the inputs
+SIZES = {"inception_v3": 299, "alexnet": 96, "vit": 224, "swin": 224, "maxvit": 224}  # pixels, by beginning of the name
+TIMM_PREFIX = "timm:"
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
+MOST_REASONS = 3  # reasons of refusals in a row of the table
 SPACE = Space(
     steps=(
         PruneRatios(importance=Magnitude(), refit=False),
@@ -55,53 +57,53 @@ SPACE = Space(
 )
 
 
-COLUMNS = (
+TABLE_COLUMNS = (
     "model",
-    "prune_percent",  # share of the multiply-adds in layers on which the axis can act
+    "prune_percent",  # percentage of the multiply-adds in layers on which the axis can act
     "rank_percent",
     "bits_percent",
-    "trace_s",  # CPU seconds to look at the network
-    "apply_s",  # and to build the compressed one
-    "foreseen",  # whether the costs of the compressed one were told exactly before it was built
-    "macs_left",  # of the compressed network, as a share of the teacher's
-    "parameters_left",
-    "trains",  # whether gradients reach every weight of the compressed network, but for modules idle in the teacher
-    "untouched",  # whether the teacher is to the bit what it was
-    "agreement",  # largest difference between the exported file and torch, as a share of the largest output
-    "refused",  # how often each reason was given, the commonest first
+    "trace_s",  # CPU seconds to trace the network
+    "apply_s",  # CPU seconds to build the compressed network
+    "foreseen",  # whether the costs computed before building equal those of the compressed network
+    "macs_left",  # of the compressed network, as a fraction of the teacher's
+    "parameters_left",  # the same
+    "trains",  # whether gradients reach every weight of the compressed network, except modules unused in the teacher
+    "untouched",  # whether the teacher is unchanged, bit for bit
+    "agreement",  # largest difference between the exported file and torch, relative to the largest output
+    "refused",  # the most frequent reasons of refusals, each with its count
 )
 
 
 def build(name: str) -> nn.Module:
-    """Return the network of that name with random weights of which none starts at nothing."""
+    """Return the network of that name with random weights, none of them initialized to zero."""
     torch.manual_seed(0)
-    if name.startswith(TIMM):
-        model: nn.Module = importlib.import_module("timm").create_model(name.removeprefix(TIMM))
+    if name.startswith(TIMM_PREFIX):
+        model: nn.Module = importlib.import_module("timm").create_model(name.removeprefix(TIMM_PREFIX))
     else:
         extra: dict[str, Any] = {"init_weights": True} if name in {"inception_v3", "googlenet"} else {}
         model = torchvision.models.get_model(name, weights=None, **extra)
-    for parameter in model.parameters():  # a head or a scale that starts at nothing hides whatever is before it
-        if float(parameter.detach().abs().max()) < HIDES:
+    for parameter in model.parameters():  # a zero head or scale would hide every error in the layers before it
+        if float(parameter.detach().abs().max()) < NEAR_ZERO:
             torch.nn.init.normal_(parameter, std=0.02)
     return model.eval()
 
 
 def example(name: str) -> Tensor:
-    """Return two inputs of the smallest size at which the network makes sense; for timm, of its own size."""
-    if name.startswith(TIMM):
-        size = importlib.import_module("timm").create_model(name.removeprefix(TIMM)).default_cfg["input_size"]
+    """Return two inputs of the smallest size that suits the network; a network of timm gets its own input size."""
+    if name.startswith(TIMM_PREFIX):
+        size = importlib.import_module("timm").create_model(name.removeprefix(TIMM_PREFIX)).default_cfg["input_size"]
         return torch.randn(2, *size)
     if name in VIDEO:
         return torch.randn(2, 3, *((16, 224, 224) if name == "s3d" else (8, 64, 64)))
-    size = next((size for key, size in SMALLEST.items() if name.startswith(key)), 64)
+    size = next((size for key, size in SIZES.items() if name.startswith(key)), DEFAULT_SIZE)
     return torch.randn(2, 3, size, size)
 
 
-def look(name: str, *, export: bool) -> tuple[str, ...]:
-    """Trace, compress, and export one network; return its row."""
+def coverage(name: str, *, export: bool) -> tuple[str, ...]:
+    """Trace, compress and export one network; return its row of the table."""
     inputs = example(name)
     model = unfuse_attention(build(name), inputs)
-    untouched = copy.deepcopy(model.state_dict())
+    state_before = copy.deepcopy(model.state_dict())
     started = time.process_time()
     anatomy = trace(model, inputs)
     traced = time.process_time()
@@ -110,85 +112,84 @@ def look(name: str, *, export: bool) -> tuple[str, ...]:
     applied = time.process_time()
     finished, teacher = deployed(smaller, inputs), deployed(model, inputs)
     costs: tuple[Objective, ...] = (Macs(inputs), Bops(inputs), Parameters())
-    foreseen = CostModel(anatomy, teacher, costs).exact([plan])
+    computed = CostModel(anatomy, teacher, costs).exact([plan])
     before, after = ({cost.name: cost(network) for cost in costs} for network in (teacher, finished))
-    said = [reason for axis in SPACE.steps for reason in axis.acts_on(anatomy).values() if reason.startswith("no: ")]
+    refusals = [text for axis in SPACE.steps for text in axis.acts_on(anatomy).values() if text.startswith("no: ")]
     numbers = (
-        *(share(anatomy, axis, before["macs"]) for axis in SPACE.steps),
+        *(acting_percent(anatomy, axis, before["macs"]) for axis in SPACE.steps),
         traced - started,
         applied - traced,
     )
     left = (after["macs"] / before["macs"], after["parameters"] / before["parameters"])
-    exact = all(float(foreseen[name][0]) == value for name, value in after.items())
-    unused = tuple(name.rpartition(".")[0] for name in idle(model, inputs))
-    trains = all(name.startswith(unused) for name in idle(smaller, inputs))
-    alike = all(torch.equal(tensor, untouched[key]) for key, tensor in model.state_dict().items())
+    exact = all(float(computed[name][0]) == value for name, value in after.items())
+    unused = tuple(name.rpartition(".")[0] for name in without_gradient(model, inputs))
+    trains = all(name.startswith(unused) for name in without_gradient(smaller, inputs))
+    unchanged = all(torch.equal(tensor, state_before[key]) for key, tensor in model.state_dict().items())
     agreed = f"{agreement(finished, inputs):.1e}" if export else ""
-    refused = "; ".join(f"{count} x {reason[4:]}" for reason, count in Counter(said).most_common(3))
-    held = ("yes" if held else "NO" for held in (trains, alike))
-    return (name, *map(_short, numbers), "exact" if exact else "NOT", *map(_short, left), *held, agreed, refused)
+    reasons = "; ".join(f"{count} x {text[4:]}" for text, count in Counter(refusals).most_common(MOST_REASONS))
+    answers = ("yes" if holds else "NO" for holds in (trains, unchanged))
+    return (name, *map(_short, numbers), "exact" if exact else "NOT", *map(_short, left), *answers, agreed, reasons)
 
 
 def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def idle(model: nn.Module, inputs: Tensor) -> list[str]:
-    """Return the parameters that get no finite gradient in training."""
-    tried = copy.deepcopy(model).train()
+def without_gradient(model: nn.Module, inputs: Tensor) -> list[str]:
+    """Return the names of the parameters that get no gradient in training, or one that is not finite."""
+    training = copy.deepcopy(model).train()
     with torch.enable_grad():
-        torch.stack([output.square().mean() for output in tensors(tried(inputs))]).sum().backward()
-    grads = {name: parameter.grad for name, parameter in tried.named_parameters()}
+        torch.stack([output.square().mean() for output in tensors(training(inputs))]).sum().backward()
+    grads = {name: parameter.grad for name, parameter in training.named_parameters()}
     return [name for name, grad in grads.items() if grad is None or not bool(grad.isfinite().all())]
 
 
-def share(anatomy: Anatomy, axis: Axis, total: float) -> float:
-    """Return the percentage of all multiply-adds that lie in layers whose inputs or outputs the axis can thin."""
-    said = axis.acts_on(anatomy)
-    reached = {name for name, words in said.items() if not words.startswith("no: ")}
-    if isinstance(axis, PruneRatios):  # a layer whose inputs go has fewer multiply-adds too
-        reached |= {member.layer for group in anatomy.groups for member in group.consumers}
-    return 100 * sum(x.macs for x in anatomy.layers if x.name in reached) / total
+def acting_percent(anatomy: Anatomy, axis: Axis, total: float) -> float:
+    """Return the percentage of all multiply-adds in layers whose multiply-adds the axis can reduce."""
+    acting = {name for name, text in axis.acts_on(anatomy).items() if not text.startswith("no: ")}
+    if isinstance(axis, PruneRatios):  # removed input channels reduce the multiply-adds of a layer too
+        acting |= {member.layer for group in anatomy.groups for member in group.consumers}
+    return 100 * sum(layer.macs for layer in anatomy.layers if layer.name in acting) / total
 
 
 def agreement(model: nn.Module, inputs: Tensor) -> float:
-    """Return the largest difference between the exported file, read back, and the network, relative to its outputs."""
+    """Return the largest difference between the exported file and the network, relative to the largest output."""
     runtime = OnnxRuntime()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
         runtime.export(model, inputs, path)
-        want, got = model(inputs), runtime.load(path)(inputs)
-    return float((want - got).abs().max() / want.abs().max())
+        expected, answered = model(inputs), runtime.load(path)(inputs)
+    return float((expected - answered).abs().max() / expected.abs().max())
 
 
 def builders(wanted: list[str]) -> list[str]:
-    """Return the names of the builders that are asked for and not too large, then those of timm."""
-    others = [name for name in wanted if name.startswith(TIMM)]
-    wanted = [name for name in wanted if name not in others]
-    if others and not wanted:
-        return others
+    """Return the names of the wanted builders: those of torchvision that are not too large, then those of timm."""
+    of_timm = [name for name in wanted if name.startswith(TIMM_PREFIX)]
+    wanted = [name for name in wanted if name not in of_timm]
+    if of_timm and not wanted:
+        return of_timm
     names = [*torchvision.models.list_models(module=torchvision.models), *VIDEO]
     chosen = [name for name in names if not wanted or name in wanted or any(word in name for word in wanted)]
     sizes = {name: torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] for name in chosen}
-    return [name for name in chosen if sizes[name] <= LARGEST] + others
+    return [name for name in chosen if sizes[name] <= MAX_PARAMETERS] + of_timm
 
 
 def main() -> None:
-    """Print the table as CSV, a row as soon as it is known."""
+    """Print the table as CSV, each row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="builders, or parts of their names")
-    parser.add_argument("--no-export", action="store_true", help="leave out the ONNX file, the slowest part")
+    parser.add_argument("names", nargs="*", help="names of builders, or parts of such names (default: all)")
+    parser.add_argument("--no-export", action="store_true", help="do not write the ONNX file, which takes longest")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")  # torchvision's own
+    warnings.filterwarnings("ignore")  # torchvision and the exporters warn about their own code
     table = csv.writer(sys.stdout)
-    table.writerow(COLUMNS)
+    table.writerow(TABLE_COLUMNS)
     for name in builders(options.names):
         try:
-            table.writerow(look(name, export=not options.no_export))
-        except Exception as error:  # noqa: BLE001 - a network that fails is a row, not the end of the table
+            table.writerow(coverage(name, export=not options.no_export))
+        except Exception as error:  # noqa: BLE001 - one network that fails must not end the table
             reason = f"FAILED {type(error).__name__}: {first_line(error)[:200]}"
-            table.writerow([name, *[""] * (len(COLUMNS) - 2), reason])
+            table.writerow([name, *[""] * (len(TABLE_COLUMNS) - 2), reason])
         sys.stdout.flush()
 
 

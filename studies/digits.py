@@ -1,4 +1,4 @@
-"""The demo: scikit-learn's digits (1,797 images of 8x8, inside the package) and a small residual network.
+"""The demo study: scikit-learn's digits (1,797 images of 8x8, part of that package) and a small residual network.
 
 slimfront run studies/digits.py:study
 """
@@ -9,15 +9,16 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+from torch.nn import functional as F  # noqa: N812 - torch's usual name
 
 from objectives import Examples, Limit, Macs, SizeBytes, Top1
 from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 
-TEACHER = Recipe(epochs=30, batch_size=64, learning_rate=3e-3)
-MACS_LEFT = 0.4  # of the teacher's
+TEACHER_RECIPE = Recipe(epochs=30, batch_size=64, learning_rate=3e-3)
+LARGEST_PIXEL = 16  # of the data set
+MACS_SHARE = 0.4  # the limit on multiply-adds, as a share of the teacher's
 
 
 class Net(nn.Module):
@@ -42,7 +43,7 @@ class Net(nn.Module):
 
 
 def splits(seed: int = 0) -> Splits:
-    """Return 60% training, 20% validation and 20% test images (B, 1, 8, 8) in [0, 1], every digit in each alike."""
+    """Return 60% training, 20% validation and 20% test images (B, 1, 8, 8) in [0, 1], stratified by digit."""
     images, labels = load_digits(return_X_y=True)
     rest, test, rest_labels, test_labels = train_test_split(
         images, labels, test_size=0.2, stratify=labels, random_state=seed
@@ -56,36 +57,36 @@ def splits(seed: int = 0) -> Splits:
 
 
 def study(trials: int = 30, runtime: str = "onnx") -> StudySpec:
-    """Search for top-1 against the size of the file, with at most 40% of the teacher's multiply-adds.
+    """Search for high top-1 and a small file, with at most 40% of the teacher's multiply-adds.
 
     Parameters
     ----------
     trials
-        Trained candidates.
+        Number of candidates to train.
     runtime
-        What the files are for: onnx, litert or executorch.
+        The runtime that executes the files: onnx, litert or executorch.
     """
-    executing = named(runtime)
+    file_runtime = named(runtime)
     data = splits()
     torch.manual_seed(0)
-    teacher = trained(Net(), data.train, TEACHER)
+    teacher = trained(Net(), data.train, TEACHER_RECIPE)
     macs = Macs(data.validation.inputs)
     return StudySpec(
         name="digits" if runtime == "onnx" else f"digits-{runtime}",
         teacher=teacher,
         splits=data,
         space=Space(
-            steps=(PruneRatios(), Ranks(), BitWidths(runtime=executing)),
+            steps=(PruneRatios(), Ranks(), BitWidths(runtime=file_runtime)),
             recovery=Temperatures(),
         ),
-        objectives=(Top1(data.validation), SizeBytes(executing)),
-        limits=(Limit(macs, at_most=MACS_LEFT * macs(teacher)),),
+        objectives=(Top1(data.validation), SizeBytes(file_runtime)),
+        limits=(Limit(macs, at_most=MACS_SHARE * macs(teacher)),),
         recipe=Recipe(epochs=10, batch_size=64),
         budget=Budget(trials=trials),
-        runtime=executing,
+        runtime=file_runtime,
     )
 
 
 def _examples(images: object, labels: object) -> Examples:
-    pixels = torch.as_tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    pixels = torch.as_tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / LARGEST_PIXEL
     return Examples(pixels, torch.as_tensor(labels, dtype=torch.int64))

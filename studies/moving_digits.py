@@ -1,4 +1,4 @@
-"""Video at a camera's pace: which way a digit moves, on clips made of scikit-learn's digits.
+"""A video study at a camera's frame rate: classify the direction in which one of scikit-learn's digits moves.
 
 slimfront run studies/moving_digits.py:study
 slimfront run studies/moving_digits.py:study --set volume=true
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+from torch.nn import functional as F  # noqa: N812 - torch's usual name
 
 from objectives import Examples, SizeBytes, Top1, fps
 from objectives.runtimes import named
@@ -16,14 +16,17 @@ from search import Budget, Recipe, Splits, StudySpec, trained
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 from studies import digits
 
-FRAMES, SIDE = 6, 16  # of a clip: how many, and how wide and high
-WAYS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))  # rows, columns a frame
-NOISE = 0.25  # standard deviation that a camera adds to pixels in [0, 1]
-TEACHER = Recipe(epochs=20, batch_size=64, learning_rate=3e-3)
+FRAMES = 6  # of a clip
+SIDE = 16  # pixels: height and width of a clip
+DIRECTIONS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))  # rows, columns per frame
+NOISE = 0.25  # standard deviation of the simulated camera noise, for pixels in [0, 1]
+CLIPS_PER_DIGIT = 4  # made of each image of the training split
+TIMED_CLIPS = 50  # clips on which the frame time is measured
+TEACHER_RECIPE = Recipe(epochs=20, batch_size=64, learning_rate=3e-3)
 
 
 class Stacked(nn.Module):
-    """The frames of a clip as channels of one image: three convolutions and a linear head."""
+    """A network that takes the frames of a clip as the channels of one image: three convolutions and a linear head."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -33,10 +36,10 @@ class Stacked(nn.Module):
         self.first_norm = nn.BatchNorm2d(width)
         self.second = nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False)
         self.second_norm = nn.BatchNorm2d(2 * width)
-        self.head = nn.Linear(2 * width, len(WAYS))
+        self.head = nn.Linear(2 * width, len(DIRECTIONS))
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Return the logits (B, ways) of clips (B, frames, H, W)."""
+        """Return the logits (B, directions) of clips (B, frames, H, W)."""
         clips = F.relu(self.stem_norm(self.stem(clips)))
         clips = F.relu(self.first_norm(self.first(clips)))
         clips = F.relu(self.second_norm(self.second(clips)))
@@ -44,7 +47,7 @@ class Stacked(nn.Module):
 
 
 class Volume(nn.Module):
-    """Convolutions in time and space: three of 3x3x3 and a linear head."""
+    """A network that convolves in time and space: three 3x3x3 convolutions and a linear head."""
 
     def __init__(self, width: int = 12) -> None:
         super().__init__()
@@ -54,10 +57,10 @@ class Volume(nn.Module):
         self.first_norm = nn.BatchNorm3d(width)
         self.second = nn.Conv3d(width, 2 * width, 3, 2, 1, bias=False)
         self.second_norm = nn.BatchNorm3d(2 * width)
-        self.head = nn.Linear(2 * width, len(WAYS))
+        self.head = nn.Linear(2 * width, len(DIRECTIONS))
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Return the logits (B, ways) of clips (B, 1, frames, H, W)."""
+        """Return the logits (B, directions) of clips (B, 1, frames, H, W)."""
         clips = F.relu(self.stem_norm(self.stem(clips)))
         clips = F.relu(self.first_norm(self.first(clips)))
         clips = F.relu(self.second_norm(self.second(clips)))
@@ -65,59 +68,61 @@ class Volume(nn.Module):
 
 
 def study(trials: int = 20, runtime: str = "onnx", rate: float = 200.0, *, volume: bool = False) -> StudySpec:
-    """Search for top-1 against the size of the file, at no less than so many frames a second.
+    """Search for high top-1 and a small file, with a limit on the time per clip.
 
     Parameters
     ----------
     trials
-        Trained candidates.
+        Number of candidates to train.
     runtime
-        What the files are for: onnx, litert or executorch.
+        The runtime that executes the files: onnx, litert or executorch.
     rate
-        Clips that must be answered in a second, each within its time; a camera gives one with every frame.
+        Clips per second. 95% of the clips must be answered before the next one comes; a camera completes one clip with
+        every frame.
     volume
-        Whether the network convolves in time too.
+        Whether the network convolves in time as well as in space.
     """
-    executing = named(runtime)
-    found = splits(volume=volume)
+    file_runtime = named(runtime)
+    data_splits = splits(volume=volume)
     torch.manual_seed(0)
-    teacher = trained(Volume() if volume else Stacked(), found.train, TEACHER)
+    teacher = trained(Volume() if volume else Stacked(), data_splits.train, TEACHER_RECIPE)
     return StudySpec(
         name=f"moving-digits{'-volume' if volume else ''}{'' if runtime == 'onnx' else f'-{runtime}'}",
         teacher=teacher,
-        splits=found,
-        space=Space(steps=(PruneRatios(), Ranks(), BitWidths(runtime=executing)), recovery=Temperatures()),
-        objectives=(Top1(found.validation), SizeBytes(executing)),
-        limits=(fps(executing, found.validation.inputs[:50], at_least=rate),),
+        splits=data_splits,
+        space=Space(steps=(PruneRatios(), Ranks(), BitWidths(runtime=file_runtime)), recovery=Temperatures()),
+        objectives=(Top1(data_splits.validation), SizeBytes(file_runtime)),
+        limits=(fps(file_runtime, data_splits.validation.inputs[:TIMED_CLIPS], at_least=rate),),
         recipe=Recipe(epochs=4, batch_size=64),
         budget=Budget(trials=trials),
-        runtime=executing,
+        runtime=file_runtime,
     )
 
 
 def splits(*, volume: bool = False) -> Splits:
-    """Return clips (B, frames, H, W), with a channel for `volume`, made of the digits study: four of each to train on.
+    """Return clips (B, frames, H, W), or (B, 1, frames, H, W) for `volume`, made of the splits of the digits study.
 
-    A digit is in one split only. Where it starts, the way that it takes and the noise are drawn once, seeded.
+    Each training image gives four clips, each other image one, so every digit is in one split only. The start, the
+    direction and the noise of each clip are drawn once, with a fixed seed.
     """
     images = digits.splits()
-    dice = torch.Generator().manual_seed(0)
-    parts = (images.train.inputs.repeat(4, 1, 1, 1), images.validation.inputs, images.test.inputs)
-    return Splits(*(_clips(part, dice, volume=volume) for part in parts))
+    generator = torch.Generator().manual_seed(0)
+    parts = (images.train.inputs.repeat(CLIPS_PER_DIGIT, 1, 1, 1), images.validation.inputs, images.test.inputs)
+    return Splits(*(_clips(part, generator, volume=volume) for part in parts))
 
 
-def _clips(images: Tensor, dice: torch.Generator, *, volume: bool) -> Examples:
+def _clips(images: Tensor, generator: torch.Generator, *, volume: bool) -> Examples:
     count, _, side, _ = images.shape
-    ways = torch.randint(len(WAYS), (count,), generator=dice)
-    steps = torch.tensor(WAYS)[ways]
-    room = SIDE - side  # what a digit can move; it starts where its way does not lead out of the frame
-    path = FRAMES - 1
-    starts = torch.randint(0, room - path + 1, (count, 2), generator=dice) + (steps < 0) * path
+    labels = torch.randint(len(DIRECTIONS), (count,), generator=generator)
+    steps = torch.tensor(DIRECTIONS)[labels]
+    path = FRAMES - 1  # pixels that a digit moves along an axis
+    room = SIDE - side - path  # pixels: range of the starts from which a digit stays inside of the frame
+    starts = torch.randint(0, room + 1, (count, 2), generator=generator) + (steps < 0) * path
     clips = torch.zeros(count, FRAMES, SIDE, SIDE)
     for frame in range(FRAMES):
         corner = starts + frame * steps
         rows = corner[:, :1, None] + torch.arange(side)[None, :, None]
         columns = corner[:, 1:, None] + torch.arange(side)[None, None, :]
         clips[torch.arange(count)[:, None, None], frame, rows, columns] = images[:, 0]
-    clips += NOISE * torch.randn(clips.shape, generator=dice)
-    return Examples(clips[:, None] if volume else clips, ways)
+    clips += NOISE * torch.randn(clips.shape, generator=generator)
+    return Examples(clips[:, None] if volume else clips, labels)

@@ -1,13 +1,13 @@
-"""How much smaller and faster a study's files are than what the runtime's own converter makes of the teacher.
+"""Compare a study's files with the teacher in floating point and at 8 bits, as the runtime's own tools convert it.
 
     python -m studies.runtime_benchmark studies/digits.py:study
     python -m studies.runtime_benchmark studies/digits.py:study --set runtime=litert
 
-The study must have been run. Beside its verified files: the teacher in floating point, and the teacher at 8 bits as
-the runtime's own tools round it after training (ONNX Runtime's quantize_static; PT2E for LiteRT and ExecuTorch), on as
-many calibration inputs. All are measured on the whole validation split, each in a process of its own; latency is CPU
-time over the teacher's file, interleaved. `runtime_benchmark.csv` in the study's folder says the same of every file,
-with the day and the machine.
+Run the study first. The benchmark takes its verified files as they are. The runtime's own tools quantize the teacher
+after training (ONNX Runtime's quantize_static; PT2E for LiteRT and ExecuTorch), on 128 calibration inputs. Every file
+is measured on the whole validation split, in a process of its own. Latency is CPU time over that of the teacher's file,
+interleaved. The table is printed and written to `runtime_benchmark.csv` in the study's folder, with the date and the
+machine.
 """
 
 from __future__ import annotations
@@ -47,45 +47,46 @@ if TYPE_CHECKING:
     from objectives.runtimes import Runtime
     from search import StudySpec
 
-SEEN = 128  # calibration inputs
-# what a member is to reach: points lost at most, share of the 8-bit file, share of the teacher's time
-POINTS, BYTES, TIME = 1.0, 0.25, 0.5
+CALIBRATION_INPUTS = 128  # for the runtime's own tools
+MAX_LOSS = 1.0  # the aim: points of top-1 below the teacher
+MAX_SIZE = 0.25  # the aim: bytes over those of the 8-bit file
+MAX_LATENCY = 0.5  # the aim: latency over the teacher's
 
 
 def by_onnx_runtime(teacher: nn.Module, inputs: Tensor, path: Path) -> None:
-    """Round the teacher by quantize_static, weights by channel."""
+    """Quantize the teacher with quantize_static, weights per channel."""
     tools: Any = importlib.import_module("onnxruntime.quantization")
 
     class Reader(tools.CalibrationDataReader):  # type: ignore[misc]
-        """Gives one input after another."""
+        """The calibration inputs, one by one."""
 
         def __init__(self) -> None:
-            self.left: Iterator[Tensor] = iter(inputs.split(1))
+            self.remaining: Iterator[Tensor] = iter(inputs.split(1))
 
         def get_next(self) -> dict[str, Any] | None:
-            """Return the next input, None after the last."""
-            one = next(self.left, None)
-            return None if one is None else {"x": one.numpy()}
+            """Return the next input, or None after the last one."""
+            example = next(self.remaining, None)
+            return None if example is None else {"x": example.numpy()}
 
-    whole = path.with_suffix(".float")
-    named("onnx").export(teacher, inputs, whole)
-    tools.quantize_static(str(whole), str(path), Reader(), per_channel=True)
+    float_path = path.with_suffix(".float")
+    named("onnx").export(teacher, inputs, float_path)
+    tools.quantize_static(str(float_path), str(path), Reader(), per_channel=True)
 
 
 def by_litert(teacher: nn.Module, inputs: Tensor, path: Path) -> None:
-    """Round the teacher by PT2E with LiteRT's quantizer, weights by channel."""
+    """Quantize the teacher with PT2E and LiteRT's quantizer, weights per channel."""
     tools: Any = importlib.import_module("litert_torch.quantize.pt2e_quantizer")
     config: Any = importlib.import_module("litert_torch.quantize.quant_config")
     quantizer = tools.PT2EQuantizer().set_global(tools.get_symmetric_quantization_config(is_per_channel=True))
-    rounded = _by_pt2e(teacher, inputs, quantizer, fold_quantize=False)
+    quantized = _by_pt2e(teacher, inputs, quantizer, fold_quantize=False)
     converted = importlib.import_module("litert_torch").convert(
-        rounded, (inputs[:1],), quant_config=config.QuantConfig(pt2e_quantizer=quantizer)
+        quantized, (inputs[:1],), quant_config=config.QuantConfig(pt2e_quantizer=quantizer)
     )
     converted.export(str(path))
 
 
 def by_executorch(teacher: nn.Module, inputs: Tensor, path: Path) -> None:
-    """Round the teacher by PT2E with XNNPACK's quantizer, weights by channel."""
+    """Quantize the teacher with PT2E and XNNPACK's quantizer, weights per channel."""
     tools: Any = importlib.import_module("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     quantizer = tools.XNNPACKQuantizer().set_global(tools.get_symmetric_quantization_config(is_per_channel=True))
     program = torch.export.export(_by_pt2e(teacher, inputs, quantizer), (inputs[:1],), strict=False)
@@ -100,12 +101,12 @@ def _by_pt2e(teacher: nn.Module, inputs: Tensor, quantizer: object, **settings: 
     tools: Any = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
     program = torch.export.export(teacher, (inputs[:1],), strict=False)
     prepared = tools.prepare_pt2e(program.module(check_guards=False), quantizer)
-    for one in inputs.split(1):
-        prepared(one)
+    for example in inputs.split(1):
+        prepared(example)
     return tools.convert_pt2e(prepared, **settings)  # type: ignore[no-any-return]
 
 
-BY: dict[str, Callable[[nn.Module, Tensor, Path], None]] = {
+QUANTIZERS: dict[str, Callable[[nn.Module, Tensor, Path], None]] = {  # by the name of the runtime
     "onnx": by_onnx_runtime,
     "litert": by_litert,
     "executorch": by_executorch,
@@ -113,7 +114,7 @@ BY: dict[str, Callable[[nn.Module, Tensor, Path], None]] = {
 
 
 def measured(runtime: Runtime, path: Path, reference: Path, spec: StudySpec) -> dict[str, float]:
-    """Return validation top-1, bytes and the latency ratio of a file, measured in a process of its own."""
+    """Measure validation top-1, bytes and the latency ratio of a file in a process of its own."""
     with IsolatedProcess(runtime, path) as file:
         top1 = Top1(spec.splits.validation)(FromFile(file))
         ratio = file.compare(reference, spec.example()[:1]).ratio
@@ -121,30 +122,33 @@ def measured(runtime: Runtime, path: Path, reference: Path, spec: StudySpec) -> 
 
 
 def verdict(rows: dict[str, dict[str, float]]) -> str:
-    """Say which member reaches all that it is to, or how near the nearest comes."""
-    teacher, rounded = rows["teacher"], rows["8 bits"]
+    """Say which member reaches the aim, or which one comes closest to it."""
+    teacher, quantized = rows["teacher"], rows["8 bits"]
     shares = {
         name: (
-            max(0.0, teacher["top1"] - row["top1"]) / POINTS,
-            row["bytes"] / rounded["bytes"] / BYTES,
-            row["latency_ratio"] / TIME,
+            max(0.0, teacher["top1"] - row["top1"]) / MAX_LOSS,
+            row["bytes"] / quantized["bytes"] / MAX_SIZE,
+            row["latency_ratio"] / MAX_LATENCY,
         )
         for name, row in rows.items()
-        if row is not teacher and row is not rounded
+        if row is not teacher and row is not quantized
     }
     if not shares:
-        return "no member is verified on this runtime: slimfront confirm --runtime NAME --seeds 0 does it"
+        return (
+            "no member of the front has a verified file for this runtime; verify them with: slimfront confirm "
+            "--runtime NAME --seeds 0"
+        )
     best = min(shares, key=lambda name: max(shares[name]))
-    lost, size, time = shares[best]
+    loss, size, latency = shares[best]
     return (
-        f"{'reached' if max(shares[best]) <= 1 else 'missed'} (at most {POINTS:g} point, {BYTES:g} of the 8-bit file, "
-        f"{TIME:g} of the teacher's time): member {best} loses {lost * POINTS:.2f} points, takes {size * BYTES:.3f} of "
-        f"the 8-bit file and {time * TIME:.2f} of the time"
+        f"aim {'reached' if max(shares[best]) <= 1 else 'missed'} (at most {MAX_LOSS:g} point lost, {MAX_SIZE:g} of "
+        f"the 8-bit file, {MAX_LATENCY:g} of the teacher's latency): member {best} loses {loss * MAX_LOSS:.2f} points "
+        f"and takes {size * MAX_SIZE:.3f} of the 8-bit file and {latency * MAX_LATENCY:.2f} of the latency"
     )
 
 
 def recorded(table: pd.DataFrame, spec: StudySpec) -> pd.DataFrame:
-    """Return the table with what it is of: the study, the runtime, how many inputs, the day and the machine."""
+    """Return the table with the study, the runtime, the number of inputs, the date and the machine."""
     return table.assign(
         study=spec.name,
         runtime=spec.runtime.name,
@@ -155,13 +159,13 @@ def recorded(table: pd.DataFrame, spec: StudySpec) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Measure, and print the table and the verdict."""
+    """Measure the files, print the table and the verdict, and write the table to the study's folder."""
     pd.set_option("display.width", None, "display.max_columns", None)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="as for slimfront")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--folder")
-    parser.add_argument("--runtime", choices=RUNTIMES, help="whose verified files (default: the study's runtime)")
+    parser.add_argument("study", help="file.py:function or package.module:function that returns a StudySpec")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of that function")
+    parser.add_argument("--folder", help="the study's files (default: runs/<name of the study>)")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="the runtime of the files (default: the study's)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     spec = resolved(load(options.study, options.set))
@@ -175,7 +179,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / f"model.{spec.runtime.suffix}"
         with silence(), torch.no_grad():
-            BY[spec.runtime.name](subject.finished, spec.example()[:SEEN], path)
+            QUANTIZERS[spec.runtime.name](subject.finished, spec.example()[:CALIBRATION_INPUTS], path)
         rows["8 bits"] = measured(spec.runtime, path, reference, spec)
     for trial, record in with_records(front(study), spec.runtime, folder):
         if record:

@@ -1,17 +1,17 @@
-"""Which search finds the best front in the same CPU time: ours, Optuna's samplers, one axis alone, one after another.
+"""Compare searches at equal CPU time: the default, Optuna's samplers, one axis alone, one axis after another.
 
     python -m studies.search_benchmark --cpu-seconds 100 --seeds 3 --jobs 2
     python -m studies.search_benchmark --methods ours tpe --out runs/search-benchmark
 
-The residual network on Fashion-MNIST, top-1 against bit operations. Every run has the same CPU time for all that it
-does after the teacher is loaded: tables, drafts, Optuna, training, measuring. Its front is measured twice, on
-validation and test: as the search left it, which is what its user gets; and, at most six members spread over the costs,
-after one training that is the same for all, which tells how good the plans are.
+The study is the residual network on Fashion-MNIST, top-1 against bit operations. Every run gets the same CPU time for
+everything after the teacher is loaded: tables, drafts, Optuna, training, measuring. Its front is measured twice, on
+validation and test: as the search left it, which is what a user gets, and after a final training that is equal for all
+searches, which shows how good the plans are. The final training takes at most six members, spread over the costs.
 
 The hypervolume is that of accuracy over the logarithm of the cost, between the teacher and 10 points below it, and
-between the teacher's bit operations and a thousandth of them: 1 is a network of the teacher's accuracy that costs a
-thousandth. What is done before is kept; a run that exists is not repeated.
-`runs.csv` says of every run when, on which machine and in which time it found what.
+between the teacher's bit operations and a thousandth of them: 1 is a network with the teacher's accuracy at a
+thousandth of its cost. Finished runs are kept and not repeated. `runs.csv` lists for every run the date, the machine,
+the time and the front that it found.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from search.study.front import front, spent
 from search.study.storage import open_study
 from spaces import BitWidths, PruneRatios, Ranks
 from studies.fashion_mnist import residual
-from studies.fronts import SHARE, SPLITS, along, hypervolume, profile, runs_of, summary
+from studies.fronts import PROFILE_PREFIX, SPLITS, accuracy_at_costs, hypervolume, profile, runs_table, summary
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -65,14 +65,26 @@ if TYPE_CHECKING:
     from search import StudySpec
     from spaces import Plan
 
-MEMBERS = 6
-FINAL_RATE = 2e-3  # the same for all fronts, whatever their searches took
-LOSES = 1.0  # points that a stage of the sequential pipeline may lose of validation accuracy
+MEMBERS = 6  # of a front, at most, that get the final training
+FINAL_RATE = 2e-3  # learning rate of the final training, equal for all fronts (fitted: studies/LOG.md)
+STAGE_LOSS = 1.0  # points of validation top-1 below the teacher at which `one_after_another` still goes on
 
 
 @dataclass(frozen=True)
 class Found:
-    """A plan on the front of a search, the bench whose teacher it is for, and what the search trained of it."""
+    """A member of the front that a search found.
+
+    Attributes
+    ----------
+    plan
+        The plan.
+    context
+        The context of the study; it holds the teacher that the plan compresses.
+    accuracy
+        Validation top-1 in the search, in percent; NaN if the search did not train the plan.
+    weights
+        The file of the trained weights; None if there are none.
+    """
 
     plan: Plan
     context: Context
@@ -80,7 +92,7 @@ class Found:
     weights: Path | None = None
 
     def network(self) -> nn.Module:
-        """Return the network as the search left it: trained, or only scored."""
+        """Return the network as the search left it: with trained weights if there are any."""
         student = self.context.build(self.plan)
         if self.weights is not None:
             student.load_state_dict(load_file(self.weights))
@@ -91,13 +103,13 @@ Search = Callable[["StudySpec", float, Path], tuple[list[Found], dict[str, float
 
 
 def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
-    """Search for so many CPU seconds; return the front and what was done."""
+    """Search for this many CPU seconds; return the front and the statistics of the run."""
     started = time.process_time()
-    study, context = _opened(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)), folder)
+    study, context = _new_study(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)), folder)
     measure_teacher(study, context)
     if not run(study, context, folder):
-        sys.exit("stopped by a signal: half a search is no record")
-    said = _said(study, context, started)
+        sys.exit("a signal stopped the search; an unfinished search writes no record")
+    statistics = _statistics(study, context, started)
     return [
         Found(
             context.plan(trial.params),
@@ -106,51 +118,54 @@ def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found]
             state_path(folder, trial.number),
         )
         for trial in front(study)
-    ], said
+    ], statistics
 
 
 def drafted(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
-    """Spend all of the time on the table and the draft; nothing is trained."""
+    """Spend all of the time on the table and the draft, without training."""
     started = time.process_time()
-    study, context = _opened(spec, folder)
+    study, context = _new_study(spec, folder)
     clock = BudgetClock(Budget(trials=None, cpu_seconds=seconds))
     plans = DraftStart(plans=MEMBERS, share=1.0)(context, study, clock)
-    said = _said(study, context, started)
-    return [Found(context.plan(params), context) for params in plans], said
+    statistics = _statistics(study, context, started)
+    return [Found(context.plan(params), context) for params in plans], statistics
 
 
-def _opened(spec: StudySpec, folder: Path) -> tuple[Study, Context]:
+def _new_study(spec: StudySpec, folder: Path) -> tuple[Study, Context]:
     folder.mkdir(parents=True, exist_ok=True)
     spec = resolved(spec)
     return open_study(spec, folder, None, create=True), Context(spec, Subject(spec, torch.device("cpu")))
 
 
-def _said(study: Study, context: Context, started: float) -> dict[str, float]:
+def _statistics(study: Study, context: Context, started: float) -> dict[str, float]:
+    """Return the number of plans in the draft and of trained ones, CPU seconds, and the CPU profile."""
     draft = draft_of(study)
     return {
         "drafted": 0 if draft is None else len(draft.trials),
         "trained": spent(study),
         "cpu_seconds": time.process_time() - started,
-        **{SHARE + name: seconds for name, seconds in context.cpu_profile.seconds.items()},
+        **{PROFILE_PREFIX + name: seconds for name, seconds in context.cpu_profile.seconds.items()},
     }
 
 
 def one_after_another(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found], dict[str, float]]:
-    """Prune, then factorize what that left, then quantize, a third of the time each.
+    """Prune, then factorize the pruned network, then quantize the result; each stage gets a third of the time.
 
-    Of the first two stages the cheapest member goes on that loses at most a point; the front is that of the last.
+    The teacher of the second and the third stage is the cheapest member of the stage before that is at most
+    `STAGE_LOSS` points below the first teacher, or the most accurate one if there is none. The front is that of the
+    last stage.
     """
     total: dict[str, float] = {}
     members: list[Found] = []
-    least = spec.objectives[0](spec.teacher) - LOSES
+    least = spec.objectives[0](spec.teacher) - STAGE_LOSS
     for stage, axis in enumerate(spec.space.steps):
         if members:
-            good = [member for member in members if member.accuracy >= least]
-            chosen = good[-1] if good else members[0]  # the front begins with the most accurate
+            accurate = [member for member in members if member.accuracy >= least]
+            chosen = accurate[-1] if accurate else members[0]  # the front is sorted, the most accurate first
             spec = replace(spec, teacher=chosen.network())
-        one = replace(spec, space=replace(spec.space, steps=(axis,)))
-        members, said = searched(one, seconds / len(spec.space.steps), folder / str(stage))
-        total = {name: total.get(name, 0) + value for name, value in said.items()}
+        stage_spec = replace(spec, space=replace(spec.space, steps=(axis,)))
+        members, statistics = searched(stage_spec, seconds / len(spec.space.steps), folder / str(stage))
+        total = {name: total.get(name, 0) + value for name, value in statistics.items()}
     return members, total
 
 
@@ -185,13 +200,13 @@ METHODS: dict[str, Search] = {
 
 
 def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path) -> dict[str, Any]:
-    """Search, train the front by the final recipe, and measure it; return the record of the run."""
+    """Search, measure the front, train its members by the final recipe, measure them again; return the record."""
     spec = replace(residual(), seed=seed)
-    members, said = METHODS[method](spec, seconds, folder)
+    members, statistics = METHODS[method](spec, seconds, folder)
     costs = [_cost(member) for member in members]
     found = [_point(spec, member, member.network()) for member in members]
     points = []
-    for member in (members[at] for at in _spread(np.log(costs), MEMBERS)):
+    for member in (members[index] for index in _spread(np.log(costs), MEMBERS)):
         student = member.context.build(member.plan)
         member.context.train(student, member.plan, final, seed_of(spec, key_of(member.plan), 1))
         points.append(_point(spec, member, student))
@@ -202,7 +217,7 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
         "budget": seconds,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine.words(),
-        **said,
+        **statistics,
         "front": len(members),
         **{f"{split}_found": hypervolume(found, teacher, split) for split in SPLITS},
         **{split: hypervolume(points, teacher, split) for split in SPLITS},
@@ -223,27 +238,27 @@ def _values(spec: StudySpec, finished: nn.Module) -> dict[str, float]:
 
 
 def _cost(member: Found) -> float:
-    (bops,) = (x for x in member.context.spec.objectives if x.is_cost)
+    (bops,) = (objective for objective in member.context.spec.objectives if objective.is_cost)
     return member.context.cost_model.predict(member.plan).exact[bops.name]
 
 
-def _spread(logs: np.ndarray, count: int) -> list[int]:
-    """Return as many places, the ends and what lies nearest to even distances between them."""
-    wanted = np.linspace(logs.min(), logs.max(), min(count, len(logs)))
-    return sorted({int(np.abs(logs - place).argmin()) for place in wanted})
+def _spread(log_costs: np.ndarray, count: int) -> list[int]:
+    """Return at most `count` indices of costs that are about evenly spaced, both ends included."""
+    wanted = np.linspace(log_costs.min(), log_costs.max(), min(count, len(log_costs)))
+    return sorted({int(np.abs(log_costs - cost).argmin()) for cost in wanted})
 
 
 def main() -> None:
-    """Run every method with every seed that is not there yet, each in a process of its own; print the table."""
+    """Make every missing run of a method and a seed, each in a process of its own; print the tables."""
     pd.set_option("display.width", None, "display.max_columns", None)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--cpu-seconds", type=float, default=100.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--final-epochs", type=float, default=0.5, help="of the training that all fronts get")
-    parser.add_argument("--out", type=Path, default=Path("runs/search-benchmark"))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS, help="searches (default: all)")
+    parser.add_argument("--cpu-seconds", type=float, default=100.0, help="of each run (default: 100)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per method (default: 3)")
+    parser.add_argument("--final-epochs", type=float, default=0.5, help="of the final training (default: 0.5)")
+    parser.add_argument("--out", type=Path, default=Path("runs/search-benchmark"), help="folder of the records")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time; more make CPU time a little dearer for all"
+        "--jobs", type=int, default=1, help="runs at the same time; with more, each does a little less per CPU second"
     )
     parser.add_argument("--only", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -258,24 +273,27 @@ def main() -> None:
             record = measured(method, seed, options.cpu_seconds, final, Path(scratch))
         save_json(folder / f"{method}-{seed}.json", record)
         return
-    waiting = [(method, seed) for seed in range(options.seeds) for method in options.methods]
-    waiting = [(method, seed) for method, seed in waiting if not (folder / f"{method}-{seed}.json").exists()]
-    given = ["--cpu-seconds", str(options.cpu_seconds), "--final-epochs", str(options.final_epochs)]
-    command = [sys.executable, "-m", "studies.search_benchmark", *given, "--out", str(options.out)]
+    wanted = [(method, seed) for seed in range(options.seeds) for method in options.methods]
+    missing = [(method, seed) for method, seed in wanted if not (folder / f"{method}-{seed}.json").exists()]
+    settings = ["--cpu-seconds", str(options.cpu_seconds), "--final-epochs", str(options.final_epochs)]
+    command = [sys.executable, "-m", "studies.search_benchmark", *settings, "--out", str(options.out)]
     with ThreadPoolExecutor(options.jobs) as pool:
         runs = {
             (method, seed): pool.submit(subprocess.run, [*command, "--only", method, str(seed)], check=False)
-            for method, seed in waiting
+            for method, seed in missing
         }
     records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
-    runs_of(records).to_csv(folder / "runs.csv", index=False)
+    runs_table(records).to_csv(folder / "runs.csv", index=False)
     sys.stdout.write(f"{summary(records)}\n")
-    for when in ("found", "points"):
-        sys.stdout.write(f"\ntest top-1 at a share of the teacher's cost, of {when}:\n{along(records, when=when)}\n")
-    sys.stdout.write(f"\nshare of the CPU time, in percent:\n{profile(records)}\n")
+    for column, title in (("found", "as found"), ("points", "after the final training")):
+        table = accuracy_at_costs(records, front=column)
+        sys.stdout.write(f"\ntest top-1 at fractions of the teacher's cost, {title}:\n{table}\n")
+    sys.stdout.write(f"\nCPU profile, in percent:\n{profile(records)}\n")
     failed = [f"{method} with seed {seed}" for (method, seed), ended in runs.items() if ended.result().returncode]
     if failed:
-        sys.exit(f"these runs failed and are missing from the table: {', '.join(failed)}; start again to repeat them")
+        sys.exit(
+            f"these runs failed and are missing from the tables: {', '.join(failed)}; the same command repeats them"
+        )
 
 
 if __name__ == "__main__":

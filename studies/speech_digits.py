@@ -1,4 +1,4 @@
-"""Spoken digits for small boards: the Free Spoken Digit Dataset and a depthwise-separable network.
+"""Studies of spoken digits for small boards: the Free Spoken Digit Dataset and a depthwise-separable network.
 
 slimfront run studies/speech_digits.py:study --set data=FOLDER_OF_THE_RECORDINGS
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+from torch.nn import functional as F  # noqa: N812 - torch's usual name
 
 from objectives import Examples, Latency, LatencyShare, Limit, Macs, SizeBytes, Top1
 from objectives.runtimes import named
@@ -24,11 +24,15 @@ from search import Budget, Recipe, Splits, StudySpec, trained
 from search.study.errors import UserError
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
 
-FOLDER = "FSDD"  # the environment variable that names the folder of the .wav files
+FOLDER_VARIABLE = "FSDD"  # environment variable with the folder of the .wav files
 CACHE = Path("runs/features")
-RATE, SECONDS = 8000, 1.0
-WINDOW, HOP, MELS = 320, 160, 20  # 40 ms and 20 ms: 49 frames, as in MLPerf Tiny
-TEST_BELOW, VALIDATION_BELOW = 5, 10  # index of a speaker's recording: 0-4 is its authors' test set
+SAMPLE_RATE, CLIP_SECONDS = 8000, 1.0  # Hz, and the length to which a recording is cut or padded
+LARGEST_SAMPLE = 32768  # absolute value in a 16-bit recording
+WINDOW, HOP = 320, 160  # samples: 40 ms and 20 ms, which give 49 frames, as in MLPerf Tiny
+MELS = 20  # bands
+TEST_BELOW, VALIDATION_BELOW = 5, 10  # indices of a speaker's recordings: 0-4 are the test set of the data's authors
+MOST_SHIFT = 5  # frames, in the augmentation
+WIDEST_MASKS = 8, 4  # frames and bands, in the augmentation
 
 
 class DsCnn(nn.Module):
@@ -58,54 +62,54 @@ def _separable(width: int) -> nn.Sequential:
 
 
 def shift_and_mask(features: Tensor, generator: Generator) -> Tensor:
-    """Return features (B, 1, T, M) moved by up to 5 frames, a stripe of frames and one of bands of each set to zero.
+    """Return features (B, 1, T, M), shifted by up to 5 frames, with a stripe of frames and one of bands set to zero.
 
     References
     ----------
     Park et al. 2019, SpecAugment, arXiv:1904.08779, §2.
     """
     count, _, frames, mels = features.shape
-    moved = torch.randint(-5, 6, (count, 1), generator=generator) + torch.arange(frames)
+    moved = torch.randint(-MOST_SHIFT, MOST_SHIFT + 1, (count, 1), generator=generator) + torch.arange(frames)
     features = features[torch.arange(count)[:, None], :, moved.clamp(0, frames - 1)].transpose(1, 2)
-    for size, widest, axis in ((frames, 8, 2), (mels, 4, 3)):
+    for size, widest, shape in zip((frames, mels), WIDEST_MASKS, ((frames, 1), (1, mels)), strict=True):
         start = torch.randint(0, size, (count, 1), generator=generator)
         width = torch.randint(0, widest + 1, (count, 1), generator=generator)
         place = torch.arange(size)
-        hidden = (place >= start) & (place < start + width)
-        features = features.masked_fill(hidden.reshape(count, 1, *([size, 1] if axis == 2 else [1, size])), 0.0)  # noqa: PLR2004
+        masked = (place >= start) & (place < start + width)
+        features = features.masked_fill(masked.reshape(count, 1, *shape), 0.0)
     return features
 
 
 def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
-    """Search for top-1 against the size of the file and the multiply-adds.
+    """Search for high top-1, a small file and few multiply-adds.
 
     Parameters
     ----------
     data
-        Folder of the recordings, by default that of the environment variable FSDD.
+        Folder of the recordings; by default the folder in the environment variable FSDD.
     trials
-        Trained candidates.
+        Number of candidates to train.
     runtime
-        What the files are for: onnx, litert or executorch.
+        The runtime that executes the files: onnx, litert or executorch.
     """
-    executing = named(runtime)
-    found = splits(data)
+    file_runtime = named(runtime)
+    data_splits = splits(data)
     torch.manual_seed(0)
     recipe = Recipe(epochs=40, batch_size=64, learning_rate=4e-3, weight_decay=0.02, augment=shift_and_mask)
-    teacher = trained(DsCnn(), found.train, recipe, smoothing=0.05)
+    teacher = trained(DsCnn(), data_splits.train, recipe, smoothing=0.05)
     return StudySpec(
         name="speech-digits" if runtime == "onnx" else f"speech-digits-{runtime}",
         teacher=teacher,
-        splits=found,
+        splits=data_splits,
         space=Space(
-            steps=(PruneRatios(), Ranks(), BitWidths(runtime=executing)),
+            steps=(PruneRatios(), Ranks(), BitWidths(runtime=file_runtime)),
             recovery=Temperatures(),
         ),
-        objectives=(Top1(found.validation), SizeBytes(executing), Macs(found.validation.inputs)),
+        objectives=(Top1(data_splits.validation), SizeBytes(file_runtime), Macs(data_splits.validation.inputs)),
         recipe=Recipe(epochs=4, batch_size=64),
         confirmation=Recipe(epochs=12, batch_size=64),
         budget=Budget(trials=trials),
-        runtime=executing,
+        runtime=file_runtime,
     )
 
 
@@ -117,18 +121,18 @@ def deployed(
     highest: float = 0.75,
     least: float = 90.0,
 ) -> StudySpec:
-    """Search for small files that take at most half of the teacher's time on a runtime.
+    """Search for small files with at most half of the teacher's latency on a runtime.
 
     Parameters
     ----------
     data, trials, runtime
-        As of `study`.
+        See `study`.
     share
-        Of the teacher's time, batch 1, one thread.
+        The limit on latency, as a share of the teacher's; batch 1, one thread.
     highest
-        Share of its channels that a layer may lose.
+        The largest pruning ratio.
     least
-        Top-1, in percent, after the training of the search, which is a fifteenth of the confirmation's.
+        The limit on top-1, in percent, after the training of the search, which is a fifteenth of the confirmation's.
     """
     spec = study(data, trials, runtime)
     latency = LatencyShare(Latency(spec.runtime, spec.teacher, spec.splits.validation.inputs[:1]))
@@ -153,7 +157,7 @@ def deployed(
 def splits(data: str = "") -> Splits:
     """Return recordings 10-49 of every speaker and digit for training, 5-9 for validation, 0-4 for test.
 
-    Inputs are log-mel features (B, 1, 49, 20), standardized by the training set.
+    Inputs are log-mel features (B, 1, 49, 20), standardized with the mean and the deviation of the training set.
 
     Raises
     ------
@@ -168,48 +172,51 @@ def splits(data: str = "") -> Splits:
 
 
 def _folder(data: str) -> Path:
-    named = data or os.environ.get(FOLDER, "")
-    folder = Path(named) / "recordings" if (Path(named) / "recordings").is_dir() else Path(named)
-    if not named or not any(folder.glob("*_*_*.wav")):
+    given = data or os.environ.get(FOLDER_VARIABLE, "")
+    folder = Path(given) / "recordings" if (Path(given) / "recordings").is_dir() else Path(given)
+    if not given or not any(folder.glob("*_*_*.wav")):
         raise UserError(
-            f"no recordings such as 0_george_0.wav in {named or 'the current folder'}; clone the Free Spoken Digit "
-            f"Dataset and name its folder with --set data=FOLDER or the environment variable {FOLDER}"
+            f"no recordings such as 0_george_0.wav in {given or 'the current folder'}; clone the Free Spoken Digit "
+            f"Dataset and give its folder with --set data=FOLDER or the environment variable {FOLDER_VARIABLE}"
         )
     return folder
 
 
 def _features(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log-mel features (N, 1, T, M), digits (N,) and recording indices (N,), cached on disk."""
+    """Return log-mel features (N, 1, T, M), digits (N,) and indices of recordings (N,); all are cached on disk."""
     paths = sorted(folder.glob("*_*_*.wav"))
-    stamp = "".join(f"{path.name}{path.stat().st_size}" for path in paths) + f"{RATE}{SECONDS}{WINDOW}{HOP}{MELS}"
+    stamp = (
+        "".join(f"{path.name}{path.stat().st_size}" for path in paths)
+        + f"{SAMPLE_RATE}{CLIP_SECONDS}{WINDOW}{HOP}{MELS}"
+    )
     cached = CACHE / f"fsdd-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.safetensors"
     if not cached.exists():
         signals = torch.stack([_signal(path) for path in paths])
         names = [path.stem.split("_") for path in paths]
         cached.parent.mkdir(parents=True, exist_ok=True)
-        found = {
+        features = {
             "inputs": log_mel(signals)[:, None].contiguous(),
             "labels": torch.tensor([int(digit) for digit, _, _ in names]),
             "indices": torch.tensor([int(index) for _, _, index in names]),
         }
         unfinished = cached.with_suffix(f".{os.getpid()}")
-        save_file(found, unfinished)
+        save_file(features, unfinished)
         unfinished.replace(cached)
-    found = load_file(cached)
-    return found["inputs"], found["labels"], found["indices"]
+    features = load_file(cached)
+    return features["inputs"], features["labels"], features["indices"]
 
 
 def _signal(path: Path) -> Tensor:
-    """Return one second of a mono 16-bit recording in [-1, 1], cut or padded evenly at both ends."""
+    """Return one second of a mono 16-bit recording in [-1, 1], cut or padded by the same length at both ends."""
     with wave.open(str(path)) as file:
-        if file.getframerate() != RATE or file.getnchannels() != 1 or file.getsampwidth() != 2:  # noqa: PLR2004
-            raise UserError(f"recordings must be mono, 16 bit and {RATE} Hz, but {path} is not; convert it")
+        if file.getframerate() != SAMPLE_RATE or file.getnchannels() != 1 or file.getsampwidth() != 2:  # noqa: PLR2004
+            raise UserError(f"recordings must be mono, 16 bit and {SAMPLE_RATE} Hz, but {path} is not; convert it")
         samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-    signal = torch.from_numpy(samples.astype(np.float32)) / 32768
-    missing = int(RATE * SECONDS) - len(signal)
+    signal = torch.from_numpy(samples.astype(np.float32)) / LARGEST_SAMPLE
+    missing = int(SAMPLE_RATE * CLIP_SECONDS) - len(signal)
     if missing >= 0:
         return F.pad(signal, (missing // 2, missing - missing // 2))
-    return signal[-missing // 2 : -missing // 2 + int(RATE * SECONDS)]
+    return signal[-missing // 2 : -missing // 2 + int(SAMPLE_RATE * CLIP_SECONDS)]
 
 
 def log_mel(signals: Tensor) -> Tensor:
@@ -221,10 +228,10 @@ def log_mel(signals: Tensor) -> Tensor:
 
 
 def mel_filters() -> Tensor:
-    """Return triangular filters (frequencies, mels), evenly spaced on the mel scale from 20 Hz to half the rate."""
-    edges = torch.linspace(_mel(20.0), _mel(RATE / 2), MELS + 2)
+    """Return triangular filters (frequencies, mels), evenly spaced on the mel scale from 20 Hz to half of the rate."""
+    edges = torch.linspace(_mel(20.0), _mel(SAMPLE_RATE / 2), MELS + 2)
     hertz = 700 * (10 ** (edges / 2595) - 1)
-    frequencies = torch.linspace(0, RATE / 2, WINDOW // 2 + 1)[:, None]
+    frequencies = torch.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]
     rising = (frequencies - hertz[:-2]) / (hertz[1:-1] - hertz[:-2])
     falling = (hertz[2:] - frequencies) / (hertz[2:] - hertz[1:-1])
     return torch.minimum(rising, falling).clamp_min(0)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from search.evaluation.profiling import FOLDER
+from search.evaluation.profiling import MEASUREMENTS_VARIABLE
 
 FRESH = itertools.count()
 torch.set_num_threads(1)
@@ -16,4 +16,4 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setenv(FOLDER, str(tmp_path_factory.getbasetemp() / f"measured-{next(FRESH)}"))
+    monkeypatch.setenv(MEASUREMENTS_VARIABLE, str(tmp_path_factory.getbasetemp() / f"measured-{next(FRESH)}"))

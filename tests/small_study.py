@@ -1,6 +1,6 @@
-"""A study as a user would write it, outside the project: two convolutions, 8x8 images that can be learnt in a second.
+"""A study as a user would write it: two convolutions on 8x8 images, trained in about a second.
 
-The tests of the command copy this file to a folder of their own and run it from there.
+The tests of the command line copy this file to a separate folder and run it there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Net(nn.Module):
 
 
 def examples(count: int, seed: int) -> Examples:
-    """Return noisy copies of one pattern a class."""
+    """Return noisy copies of one pattern per class."""
     patterns = torch.randn(CLASSES, 1, 8, 8, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
@@ -68,7 +68,7 @@ def splits() -> Splits:
 
 @functools.cache
 def teacher() -> nn.Module:
-    """Return the trained network, in evaluation mode."""
+    """Return the trained teacher, in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Net()
@@ -84,7 +84,7 @@ def teacher() -> nn.Module:
 
 
 def study(trials: int = 4, share: float = 0.6, epochs: int = 1) -> StudySpec:
-    """Search for top-1 against the size of the file, with at most a share of the teacher's multiply-adds."""
+    """Return a study of top-1 against file size, with at most a share of the teacher's multiply-adds."""
     data = splits()
     macs = Macs(data.validation.inputs)
     return StudySpec(
@@ -104,12 +104,12 @@ def study(trials: int = 4, share: float = 0.6, epochs: int = 1) -> StudySpec:
 
 
 def context(spec: StudySpec) -> Context:
-    """Return what the trials of a study share."""
+    """Return the context of a study."""
     return Context(spec, Subject(spec, torch.device("cpu")))
 
 
 def searched(spec: StudySpec, folder: Path) -> Study:
-    """Start the study in the folder, or go on with it, and return it."""
+    """Run or resume the study in the folder, and return it."""
     folder.mkdir(exist_ok=True)
     spec = resolved(spec)
     study = open_study(spec, folder, None, create=True)
@@ -120,15 +120,15 @@ def searched(spec: StudySpec, folder: Path) -> Study:
 
 
 def watched(patch: pytest.MonkeyPatch, before: Callable[[int], None] | None = None) -> list[tuple[int, int]]:
-    """Note epochs and seed of every training from now on; call `before` with the number of each, from 1."""
-    noted: list[tuple[int, int]] = []
+    """Record epochs and seed of every later training; call `before` with the number of each, from 1."""
+    trainings: list[tuple[int, int]] = []
 
-    def note(*given: Any) -> None:
-        recipe, seed = given[4:6]
-        noted.append((recipe.epochs, seed))
+    def record(*arguments: Any) -> None:
+        recipe, seed = arguments[4:6]
+        trainings.append((recipe.epochs, seed))
         if before is not None:
-            before(len(noted))
-        fine_tune(*given)
+            before(len(trainings))
+        fine_tune(*arguments)
 
-    patch.setattr("search.evaluation.context.fine_tune", note)
-    return noted
+    patch.setattr("search.evaluation.context.fine_tune", record)
+    return trainings

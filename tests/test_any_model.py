@@ -1,4 +1,4 @@
-"""Whatever a user brings goes from the trace to a verified file, and what stays is named."""
+"""Networks of users are traced, compressed, exported and verified; layers that are kept have a reason."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from search.training.fine_tuning import TeacherOutputs, fine_tune
 from spaces import BitWidths, Depth, Distill, PruneRatios, Ranks, Space, Temperatures, deployed, trace, unfuse_attention
 from spaces.network.layers import CONVOLUTIONS, TRANSPOSED
 from spaces.network.tensors import tensors
-from tests.nets import scrambled
+from spaces.testing.networks import scrambled
 from tests.user_nets import (
     CLASSES,
-    NETS,
+    NETWORKS,
     Auxiliary,
     ChannelsLast,
     DeepSupervision,
@@ -56,19 +56,19 @@ SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures
 BRANCHES = {ZeroShortcut: 1, Mobile: 1, VisionTransformer: 3, ChannelsLast: 1, Paddings: 1, Einsum: 1,
             TorchTransformer: 4, FlowControl: 4, Shuffled: 2}  # fmt: skip
 SLOW_TO_EXPORT = (VisionTransformer, Recurrent)
-BEHIND = {"side.0", "side_head"}  # layers that run in training only
+TRAINING_ONLY = {"side.0", "side_head"}  # layers that run in training only
 
 _BUILT: dict[type[UserNet], tuple[nn.Module, nn.Module]] = {}
 
 
 def teacher(kind: type[UserNet]) -> nn.Module:
-    """Return the network as a study takes it."""
+    """Return the network with its attention unfused, as a study prepares it."""
     torch.manual_seed(1)
     return unfuse_attention(scrambled(kind()), examples(kind))
 
 
 def compressed(kind: type[UserNet]) -> tuple[nn.Module, nn.Module]:
-    """Return the teacher, part of it in training mode, and what half the strength of every axis makes of it."""
+    """Return the teacher, with its last child in training mode, and the teacher compressed by half."""
     if kind not in _BUILT:
         net = teacher(kind)
         list(net.children())[-1].train()
@@ -77,49 +77,50 @@ def compressed(kind: type[UserNet]) -> tuple[nn.Module, nn.Module]:
 
 
 def half(net: nn.Module, inputs: Tensor) -> nn.Module:
+    """Return the network compressed with half the strength of every axis."""
     anatomy = trace(net, inputs)
     return SPACE.suggest(FixedTrial(SPACE.uniform(anatomy, (0.5, 0.5, 0.5))), anatomy).apply(net, inputs)
 
 
-def said_no(anatomy: Anatomy) -> dict[str, dict[str, str]]:
-    """Return the reasons of each axis, by layer."""
+def refusals_by_axis(anatomy: Anatomy) -> dict[str, dict[str, str]]:
+    """Return the reasons of the layers that each axis refuses."""
     return {
         type(axis).__name__: {name: words for name, words in axis.acts_on(anatomy).items() if words.startswith("no: ")}
         for axis in SPACE.steps
     }
 
 
-def trained_once(net: nn.Module, inputs: Tensor) -> dict[str, Tensor | None]:
-    """Return the gradients of a copy in training mode, by the parameter's name."""
-    compressible_copy = copy.deepcopy(net).train()
-    found = [output.square().mean() for output in tensors(compressible_copy(inputs)) if output.requires_grad]
+def gradients(net: nn.Module, inputs: Tensor) -> dict[str, Tensor | None]:
+    """Return the gradients of a copy in training mode, by the name of the parameter."""
+    training_copy = copy.deepcopy(net).train()
+    found = [output.square().mean() for output in tensors(training_copy(inputs)) if output.requires_grad]
     torch.stack(found).sum().backward()
-    return {name: parameter.grad for name, parameter in compressible_copy.named_parameters() if parameter.requires_grad}
+    return {name: parameter.grad for name, parameter in training_copy.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("kind", NETS)
-def test_every_layer_is_offered_or_refused_with_a_reason_and_the_rest_is_named(kind: type[UserNet]) -> None:
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_layer_is_searched_or_refused_and_all_other_modules_are_listed(kind: type[UserNet]) -> None:
     net = teacher(kind)
     anatomy = trace(net, examples(kind))
     kinds = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
     layers = {name for name, module in net.named_modules() if isinstance(module, kinds)}
-    assert {layer.name for layer in anatomy.layers} == layers - BEHIND
+    assert {layer.name for layer in anatomy.layers} == layers - TRAINING_ONLY
     for axis in SPACE.steps:
-        said = axis.acts_on(anatomy)
-        assert set(said) == {layer.name for layer in anatomy.layers}
-        offered = {name.partition("/")[2].partition("#")[0] for name in axis.uniform(anatomy, 0.5)}
-        for name, words in said.items():
+        texts = axis.acts_on(anatomy)
+        assert set(texts) == {layer.name for layer in anatomy.layers}
+        searched = {name.partition("/")[2].partition("#")[0] for name in axis.uniform(anatomy, 0.5)}
+        for name, words in texts.items():
             assert not words.startswith("no: ") or len(words) > len("no: ")
-            assert name in offered or words.startswith("no: ") or isinstance(axis, PruneRatios)
+            assert name in searched or words.startswith("no: ") or isinstance(axis, PruneRatios)
     owners = {name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))}
     assert owners == {layer.name for layer in anatomy.layers if layer.name in owners} | {x for x, _ in anatomy.others}
     assert anatomy.groups
     assert len(anatomy.branches) == BRANCHES.get(kind, 0)
-    assert len(said_no(anatomy)["BitWidths"]) < len(anatomy.layers)
+    assert len(refusals_by_axis(anatomy)["BitWidths"]) < len(anatomy.layers)
 
 
-@pytest.mark.parametrize("kind", NETS)
-def test_half_of_everything_runs_trains_and_costs_less(kind: type[UserNet]) -> None:
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_network_compressed_by_half_runs_trains_and_costs_less(kind: type[UserNet]) -> None:
     inputs, (given, smaller) = examples(kind), compressed(kind)
     net = teacher(kind)
     assert net.state_dict().keys() == given.state_dict().keys()
@@ -131,8 +132,8 @@ def test_half_of_everything_runs_trains_and_costs_less(kind: type[UserNet]) -> N
         assert model(inputs).shape == net(inputs).shape
         assert model(inputs).isfinite().all()
     assert Macs(inputs)(finished) < 0.9 * Macs(inputs)(net)
-    want, got = trained_once(net, inputs), trained_once(smaller, inputs)
-    idle = {name for name, grad in want.items() if grad is None}
+    expected, got = gradients(net, inputs), gradients(smaller, inputs)
+    idle = {name for name, grad in expected.items() if grad is None}
     for name, grad in got.items():
         if name not in idle:
             assert grad is not None, name
@@ -141,7 +142,9 @@ def test_half_of_everything_runs_trains_and_costs_less(kind: type[UserNet]) -> N
 
 @pytest.mark.parametrize("kind", BRANCHES)
 @pytest.mark.parametrize("strength", [0.0, 0.5], ids=["alone", "with all axes"])
-def test_without_its_branches_it_runs_trains_and_costs_what_was_told(kind: type[UserNet], strength: float) -> None:
+def test_without_its_branches_it_runs_trains_and_costs_the_predicted_amount(
+    kind: type[UserNet], strength: float
+) -> None:
     net, inputs = teacher(kind), examples(kind)
     anatomy = trace(net, inputs)
     space = Space((PruneRatios(), Depth(), Ranks(), BitWidths()), Temperatures())
@@ -151,81 +154,81 @@ def test_without_its_branches_it_runs_trains_and_costs_what_was_told(kind: type[
     finished = deployed(smaller, inputs)
     assert finished(inputs).isfinite().all()
     costs = Macs(inputs), Bops(inputs), Parameters(), SizeBytes()
-    told = CostModel(trace(net, inputs), deployed(net, inputs), costs).predict(plan).exact
-    assert told == pytest.approx({cost.name: cost(finished) for cost in costs})
+    predicted = CostModel(trace(net, inputs), deployed(net, inputs), costs).predict(plan).exact
+    assert predicted == pytest.approx({cost.name: cost(finished) for cost in costs})
     lite = SizeBytes(LiteRt())
-    told = CostModel(trace(net, inputs), deployed(net, inputs), (lite,)).predict(plan).exact
-    assert told == {"size_bytes": pytest.approx(lite(finished))}
-    want = trained_once(net, inputs)
-    assert all(grad is not None or want[name] is None for name, grad in trained_once(smaller, inputs).items())
+    predicted = CostModel(trace(net, inputs), deployed(net, inputs), (lite,)).predict(plan).exact
+    assert predicted == {"size_bytes": pytest.approx(lite(finished))}
+    expected = gradients(net, inputs)
+    assert all(grad is not None or expected[name] is None for name, grad in gradients(smaller, inputs).items())
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW_TO_EXPORT else kind for kind in NETS]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW_TO_EXPORT else kind for kind in NETWORKS]
 )
-def test_the_file_answers_as_the_network(kind: type[UserNet], tmp_path: Path) -> None:
+def test_the_file_has_the_same_outputs_as_the_network(kind: type[UserNet], tmp_path: Path) -> None:
     inputs = examples(kind)
     finished = deployed(compressed(kind)[1], inputs)
     runtime, path = OnnxRuntime(), tmp_path / "model.onnx"
     runtime.export(finished, inputs, path)
     with torch.no_grad():
-        want = finished(inputs)
+        expected = finished(inputs)
     got = runtime.load(path)(inputs)
-    assert got.shape == want.shape
-    # a value on the edge of two levels may fall to either side, in torch and in the file: few do, and by one level
-    off = (want - got).abs() / want.abs().max()
+    assert got.shape == expected.shape
+    # a value midway between two levels may be rounded either way, in torch and in the file: few are, by one level
+    off = (expected - got).abs() / expected.abs().max()
     assert off.median() < 1e-5
     assert off.square().mean().sqrt() < 0.01
 
 
 @pytest.mark.parametrize("kind", [Auxiliary, DeepSupervision])
-def test_in_training_all_heads_answer_as_those_of_the_teacher_do(kind: type[UserNet]) -> None:
+def test_in_training_all_heads_have_outputs_like_those_of_the_teacher(kind: type[UserNet]) -> None:
     net, smaller = compressed(kind)
-    want, got = (copy.deepcopy(model).train()(examples(kind)) for model in (net, smaller))
-    assert type(want) is type(got)
-    assert [tensor.shape for tensor in tensors(want)] == [tensor.shape for tensor in tensors(got)]
+    expected, got = (copy.deepcopy(model).train()(examples(kind)) for model in (net, smaller))
+    assert type(expected) is type(got)
+    assert [tensor.shape for tensor in tensors(expected)] == [tensor.shape for tensor in tensors(got)]
     assert len(tensors(got)) == 2
 
 
 @pytest.mark.parametrize(("kind", "axis", "layer", "why"), [
     (Auxiliary, "PruneRatios", "head", "they are outputs of the network"),
     (DeepSupervision, "PruneRatios", "heads.low", "no weight of a layer reads them"),
-    (Recurrent, "PruneRatios", "two", "'gru' (GRU) is not cut"),
+    (Recurrent, "PruneRatios", "two", "'gru' (GRU) cannot be cut"),
     (Reparametrized, "Ranks", "two", "torch.nn.utils.parametrize.remove_parametrizations makes it a parameter"),
-    (Reparametrized, "PruneRatios", "four", "'head' (ParametrizedLinear) is not cut"),
+    (Reparametrized, "PruneRatios", "four", "'head' (ParametrizedLinear) cannot be cut"),
 ])  # fmt: skip
-def test_what_stays_is_told_why(kind: type[UserNet], axis: str, layer: str, why: str) -> None:
-    assert said_no(trace(teacher(kind), examples(kind)))[axis][layer].endswith(why)
+def test_refused_layers_have_a_reason(kind: type[UserNet], axis: str, layer: str, why: str) -> None:
+    assert refusals_by_axis(trace(teacher(kind), examples(kind)))[axis][layer].endswith(why)
 
 
-def _wrong(kind: type[nn.Module], tmp_path: Path, inputs: Tensor) -> tuple[float, float]:
-    """Return by what share the size of half a network is told wrong, as it is in a study, and by the layout alone."""
+def _size_errors(kind: type[nn.Module], tmp_path: Path, inputs: Tensor) -> tuple[float, float]:
+    """Return the relative errors of the size predicted in a study, and by the file layout alone, at half strength."""
     data = Examples(inputs, torch.arange(16) % CLASSES)
     spec = StudySpec(
         "any", scrambled(kind()), Splits(data, data, data), SPACE, objectives=(Top1(data), SizeBytes()),
         limits=(Limit(SizeBytes(), at_most=1e6),), runtime=OnnxRuntime(),
     )  # fmt: skip
     context, path = prepared(spec, torch.device("cpu"), tmp_path)
-    whole = path.stat().st_size
+    teacher_size = path.stat().st_size
     size = context.spec.objectives[1]
-    assert size(context.subject.finished) == pytest.approx(whole, abs=1)
+    assert size(context.subject.finished) == pytest.approx(teacher_size, abs=1)
     assert context.spec.limits[0].objective == size
     plan = context.plan(SPACE.uniform(context.subject.anatomy, (0.5, 0.5, 0.5)))
     finished, path = context.subject.finish(context.build(plan)), tmp_path / "smaller.onnx"
     spec.runtime.export(finished, inputs, path)
     assert context.cost_model.predict(plan).exact["size_bytes"] == pytest.approx(size(finished))
-    right, plain = (abs(told(finished) / path.stat().st_size - 1) for told in (size, SizeBytes()))
-    return right, plain
+    corrected, plain = (abs(objective(finished) / path.stat().st_size - 1) for objective in (size, SizeBytes()))
+    return corrected, plain
 
 
 @pytest.mark.parametrize("kind", [ChannelsLast, VisionTransformer])
-def test_sizes_are_told_with_what_lies_beside_the_layers(kind: type[UserNet], tmp_path: Path) -> None:
-    right, plain = _wrong(kind, tmp_path, examples(kind, 16))
-    assert right < min(0.04, plain / 2)
+def test_predicted_sizes_include_weights_outside_of_layers(kind: type[UserNet], tmp_path: Path) -> None:
+    corrected, plain = _size_errors(kind, tmp_path, examples(kind, 16))
+    assert corrected < min(0.04, plain / 2)
 
 
 class Perceptron(nn.Module):
-    """Layers and nothing else."""
+    """A network of layers only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,15 +238,15 @@ class Perceptron(nn.Module):
         return self.layers(x)  # type: ignore[no-any-return]
 
 
-def test_sizes_are_told_with_what_a_network_has_beside_its_layers_or_lacks(tmp_path: Path) -> None:
-    right, plain = _wrong(Perceptron, tmp_path, torch.randn(16, 20))
-    assert right < 0.03 < plain
-    right, _ = _wrong(Mobile, tmp_path, examples(Mobile))
-    assert right < 0.03
+def test_predicted_sizes_are_corrected_for_networks_with_and_without_other_modules(tmp_path: Path) -> None:
+    corrected, plain = _size_errors(Perceptron, tmp_path, torch.randn(16, 20))
+    assert corrected < 0.03 < plain
+    corrected, _ = _size_errors(Mobile, tmp_path, examples(Mobile))
+    assert corrected < 0.03
 
 
 @pytest.mark.parametrize("kind", [Auxiliary, DeepSupervision, Text])
-def test_a_study_of_it_trains_every_head_and_verifies_the_file(kind: type[UserNet], tmp_path: Path) -> None:
+def test_a_study_trains_every_head_and_verifies_the_file(kind: type[UserNet], tmp_path: Path) -> None:
     data = Examples(examples(kind, 48), torch.arange(48) % CLASSES)
     spec = StudySpec(
         "any", scrambled(kind()), Splits(data, data, data), SPACE, objectives=(Top1(data), SizeBytes()),
@@ -259,7 +262,7 @@ def test_a_study_of_it_trains_every_head_and_verifies_the_file(kind: type[UserNe
     )
 
 
-def test_heads_in_training_learn_alike() -> None:
+def test_all_heads_are_trained() -> None:
     net, inputs = compressed(DeepSupervision)[1], examples(DeepSupervision)
     data = Examples(inputs, torch.arange(16) % CLASSES)
     student = copy.deepcopy(net)

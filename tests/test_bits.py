@@ -1,4 +1,4 @@
-"""Quantizing keeps the contract of an axis, and says what is wrong."""
+"""Quantization fulfils the contract of an axis, and its errors name what is wrong."""
 
 from __future__ import annotations
 
@@ -10,48 +10,52 @@ from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 from objectives.runtimes import OnnxRuntime
-from spaces import BitWidths, Factorize, KMeans, PowersOfTwo, Quantize, trace
+from spaces import BitWidths, Depth, Factorize, KMeans, PowersOfTwo, PruneRatios, Quantize, Ranks, trace
 from spaces.axes.quantized_layers import QuantizedLayer
 from spaces.network.anatomy import Anatomy
 from spaces.network.layer_runs import describe
-from tests.contracts import AxisContract, values
-from tests.nets import Mlp, Net, Plain, Separable, Sequence, example, run, teacher
+from spaces.testing.axis_contract import AxisContract, values
+from spaces.testing.networks import Mlp, Net, Plain, Separable, Sequence, example, run, teacher
 
 
 class TestBitWidths(AxisContract):
+    before, after = (PruneRatios(), Depth(), Ranks()), ()
     axis = BitWidths()
 
 
 class TestBitWidthsOfARuntime(AxisContract):
+    before, after = (PruneRatios(), Depth(), Ranks()), ()
     axis = BitWidths(runtime=OnnxRuntime())
-    nets = (Plain, Separable)
+    networks = (Plain, Separable)
 
 
 class TestBitWidthsOfPowersOfTwo(AxisContract):
+    before, after = (PruneRatios(), Depth(), Ranks()), ()
     axis = BitWidths(grid=PowersOfTwo())
-    nets = (Plain, Sequence)
+    networks = (Plain, Sequence)
 
 
 class TestBitWidthsOfKMeans(AxisContract):
+    before, after = (PruneRatios(), Depth(), Ranks()), ()
     axis = BitWidths(grid=KMeans(), weights=(2, 4), activations=(8,))
-    nets = (Separable, Mlp)
+    networks = (Separable, Mlp)
 
 
-def test_a_split_layer_gives_its_widths_to_its_parts() -> None:
+def test_the_widths_of_a_factorized_layer_apply_to_its_factors() -> None:
     net = teacher(Plain)
     thinner = Factorize((("second", 0.25),)).apply(net, example(net))
-    rounded = Quantize((("second", 4, 8),)).apply(thinner, example(net))
+    quantized = Quantize((("second", 4, 8),)).apply(thinner, example(net))
     for name in ("second.reduce", "second.expand"):
-        part = rounded.get_submodule(name)
+        part = quantized.get_submodule(name)
         assert isinstance(part, QuantizedLayer)
         assert (part.weight_bits, part.activation_bits) == (4, 8)
 
 
-def test_one_of_both_may_be_left_alone() -> None:
+def test_weights_or_inputs_alone_may_be_quantized() -> None:
     net = teacher(Plain)
-    rounded = Quantize((("first", 4, 32), ("second", 32, 4), ("head", 32, 32))).apply(net, example(net))
-    assert isinstance(rounded.get_submodule("head"), nn.Linear)
-    assert torch.equal(rounded.get_parameter("second.layer.weight"), net.get_parameter("second.weight"))
+    quantized = Quantize((("first", 4, 32), ("second", 32, 4), ("head", 32, 32))).apply(net, example(net))
+    assert isinstance(quantized.get_submodule("head"), nn.Linear)
+    assert torch.equal(quantized.get_parameter("second.layer.weight"), net.get_parameter("second.weight"))
 
 
 class Twice(Net):
@@ -65,10 +69,10 @@ class Twice(Net):
         return run(10 * x, self.conv) + run(0.1 * x, self.conv)
 
 
-def test_the_inputs_of_all_calls_set_the_range() -> None:
+def test_inputs_are_calibrated_over_all_calls() -> None:
     net = Twice().eval()
-    rounded = Quantize((("conv", 32, 8),)).apply(net, example(net))
-    layer = rounded.get_submodule("conv")
+    quantized = Quantize((("conv", 32, 8),)).apply(net, example(net))
+    layer = quantized.get_submodule("conv")
     assert isinstance(layer, QuantizedLayer)
     assert 255 * layer.input_scale > 0.3 * 10 * (example(net).max() - example(net).min())
 
@@ -84,32 +88,32 @@ class Alias(Net):
         return run(x, self.one, self.other)
 
 
-def test_a_layer_with_two_names_is_rounded_under_both() -> None:
+def test_a_layer_with_two_names_is_quantized_under_both() -> None:
     net = Alias().eval()
     anatomy = trace(net, example(net))
     assert list(BitWidths().acts_on(anatomy)) == ["one"]
-    rounded = Quantize((("one", 2, 8),)).apply(net, example(net))
-    assert isinstance(rounded.one, QuantizedLayer)
-    assert rounded.other is rounded.one
+    quantized = Quantize((("one", 2, 8),)).apply(net, example(net))
+    assert isinstance(quantized.one, QuantizedLayer)
+    assert quantized.other is quantized.one
 
 
-def test_a_transposed_convolution_has_widths_unless_it_is_grouped() -> None:
-    layers = (describe("up", nn.ConvTranspose2d(4, 4, 2)), describe("apart", nn.ConvTranspose2d(4, 4, 2, groups=2)))
+def test_a_transposed_convolution_can_be_quantized_unless_it_is_grouped() -> None:
+    layers = (describe("up", nn.ConvTranspose2d(4, 4, 2)), describe("grouped", nn.ConvTranspose2d(4, 4, 2, groups=2)))
     anatomy = Anatomy(layers, (), (), (), ())
-    said = BitWidths().acts_on(anatomy)
-    assert said["up"] == "weights 2/3/4/5/6/7/8, inputs 4/5/6/7/8, or 32"
-    assert said["apart"] == "no: a transposed convolution of 2 groups is not rounded"
+    texts = BitWidths().acts_on(anatomy)
+    assert texts["up"] == "weights 2/3/4/5/6/7/8, inputs 4/5/6/7/8, or 32"
+    assert texts["grouped"] == "no: a transposed convolution of 2 groups cannot be quantized"
     assert set(BitWidths().uniform(anatomy, 1.0)) == {"weight_bits/up", "activation_bits/up"}
 
 
 def test_words_and_choices_name_the_layers() -> None:
-    act = Quantize((("first", 8, 32), ("second", 4, 8)))
-    assert act.words() == "weights 8 bit first, 4 bit second; inputs 8 bit second"
-    chosen = values(act.choices(Anatomy((), (), (), (), ())))
+    quantize = Quantize((("first", 8, 32), ("second", 4, 8)))
+    assert quantize.words() == "weights 8 bit first, 4 bit second; inputs 8 bit second"
+    chosen = values(quantize.choices(Anatomy((), (), (), (), ())))
     assert chosen == {"weight bits": {"first": 8, "second": 4}, "input bits": {"first": 32, "second": 8}}
 
 
-def test_only_restricts_the_parameters_and_says_so() -> None:
+def test_only_restricts_the_parameters_and_is_named_as_the_reason() -> None:
     net = teacher(Plain)
     anatomy = trace(net, example(net))
     axis = BitWidths(only=("second",))
@@ -117,7 +121,7 @@ def test_only_restricts_the_parameters_and_says_so() -> None:
     assert axis.acts_on(anatomy)["first"] == "no: first is not among only=('second',)"
 
 
-def test_wrong_names_and_widths_are_told() -> None:
+def test_errors_name_wrong_layers_and_widths() -> None:
     net = teacher(Plain)
     with pytest.raises(ValueError, match="no layer is called 'frist'; the nearest are: first"):
         Quantize((("frist", 4, 4),)).apply(net, example(net))
@@ -133,17 +137,17 @@ def test_wrong_names_and_widths_are_told() -> None:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Something that packs 4 and 8 bits, computes with 8-bit weights and inputs, and knows convolutions only."""
+    """A runtime that packs 4 and 8 bits, computes with 8-bit weights and inputs, and supports only convolutions."""
 
     pairs: tuple[tuple[int, int], ...] = ((4, 32), (8, 32), (8, 8))
 
     def precisions(self, kind: str, groups: int) -> tuple[tuple[int, int], ...]:
-        """Return the pairs for a convolution."""
+        """Return the pairs for a convolution, none for other layers."""
         return self.pairs if kind == "Conv2d" else ()
 
 
-def test_only_what_the_runtime_has_is_offered_in_pairs() -> None:
-    """One question a layer, from floating point to the narrowest weights; a layer without a pair is left alone."""
+def test_only_the_pairs_that_the_runtime_supports_are_offered() -> None:
+    """Each layer has one parameter, from floating point to the narrowest weights; none if it has no pair."""
     anatomy = trace(teacher(Plain), example(teacher(Plain)))
     axis = BitWidths(runtime=Kernels())
     untouched = axis.uniform(anatomy, 0.0)
@@ -151,13 +155,12 @@ def test_only_what_the_runtime_has_is_offered_in_pairs() -> None:
     found = [axis.suggest(FixedTrial(untouched | {"precision/first": at}), anatomy).widths for at in range(4)]
     assert [widths[0] for widths in found] == [("first", 32, 32), ("first", 8, 32), ("first", 8, 8), ("first", 4, 32)]
     assert {widths[1:] for widths in found} == {(("second", 32, 32),)}
-    said = axis.acts_on(anatomy)
-    assert said["first"] == "weights 4/8, inputs 8, or 32"
-    assert said["head"] == "no: Kernels has no narrow widths for Linear"
+    texts = axis.acts_on(anatomy)
+    assert texts["first"] == "weights 4/8, inputs 8, or 32"
+    assert texts["head"] == "no: Kernels supports no width below 32 bits for Linear"
 
 
-def test_the_widths_of_a_runtime_are_narrowed_by_those_that_are_asked_for() -> None:
-    """Both must offer a pair."""
+def test_a_pair_is_offered_only_if_both_the_runtime_and_the_axis_offer_it() -> None:
     anatomy = trace(teacher(Plain), example(teacher(Plain)))
     axis = BitWidths(weights=(4,), runtime=Kernels())
     assert axis.acts_on(anatomy)["first"] == "weights 4, or 32"

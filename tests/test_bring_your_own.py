@@ -1,4 +1,4 @@
-"""The README's study of one's own, typed as a user would: elsewhere, with a network and data of one's own."""
+"""The study in the README works as a user would type it: in another folder, with the user's network and data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parent.parent
-LONGEST = 30  # lines that a user has to write
+MOST_LINES = 30  # lines that a user has to write
 PROJECT = '''
 import torch
 from torch import nn
@@ -78,7 +78,7 @@ if __name__ == "__main__":
 
 
 def written() -> str:
-    """Return the study as the README shows it."""
+    """Return the study that the README shows."""
     found = re.search(r"```python\n(# my_study.py .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert found
     return found[1]
@@ -86,7 +86,7 @@ def written() -> str:
 
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Make the user's folder; return what runs a command in it."""
+    """Create the user's folder; return a function that runs Python in it."""
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "my_study.py").write_text(written())
     (folder / "my_project.py").write_text(PROJECT)
@@ -101,11 +101,11 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.
     return run
 
 
-def test_it_is_short() -> None:
-    assert len([line for line in written().splitlines() if line.strip()]) <= LONGEST
+def test_the_study_is_short() -> None:
+    assert len([line for line in written().splitlines() if line.strip()]) <= MOST_LINES
 
 
-def test_it_goes_from_the_users_folder_to_a_file_that_answers(
+def test_the_study_leads_to_a_file_that_onnx_runtime_executes(
     typed: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     study = ("my_study.py:study", "--format", "csv")

@@ -1,4 +1,4 @@
-"""What a person sees who types a command: the tables, the errors, and that stopping loses nothing."""
+"""The commands: their tables, their errors, and that stopping loses no finished work."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ BROKEN = "def study(:\n"
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a study's file, and the study when it has run."""
-    folder = tmp_path_factory.mktemp("done")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the file of a study that has been run."""
+    folder = tmp_path_factory.mktemp("finished")
     write(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -91,41 +91,44 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(folder: Path) -> None:
+    """Write the files of the studies to a folder."""
     shutil.copy(small_study.__file__, folder / "my_study.py")
     (folder / "variants.py").write_text(VARIANTS)
     (folder / "broken.py").write_text(BROKEN)
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder with a study's file, as the working directory."""
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with the file of a study that has not been run; it is the working directory."""
     write(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def there(done: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the folder of the study that has run; a command must leave what is in it as it was."""
-    monkeypatch.chdir(done)
-    before = content(done)
-    yield done
-    after = content(done)
+def finished_dir(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder of the study that has been run, as the working directory; commands must keep its files."""
+    monkeypatch.chdir(finished)
+    before = content(finished)
+    yield finished
+    after = content(finished)
     assert {path: after.get(path) for path in before} == before
 
 
 def content(folder: Path) -> dict[Path, bytes]:
-    """Return all files but verifications, which are made again where weights are others than before."""
+    """Return the content of all files except verification records, which are renewed when weights change."""
     left_out = {"__pycache__", "verified"}
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not left_out & {*path.parts}}
 
 
 def opened(folder: Path) -> optuna.Study:
+    """Return the stored study."""
     storage = JournalStorage(JournalFileBackend(str(folder / "runs" / "small" / "journal.log")))
     return optuna.load_study(study_name="small", storage=storage)
 
 
 def plans(study: optuna.Study) -> list[tuple[str, tuple[float, ...]]]:
+    """Return the digest of the plan and the values of every complete trial."""
     return [
         (trial.user_attrs[KEY], tuple(trial.values)) for trial in study.trials if trial.state == TrialState.COMPLETE
     ]
@@ -133,40 +136,46 @@ def plans(study: optuna.Study) -> list[tuple[str, tuple[float, ...]]]:
 
 @dataclasses.dataclass(frozen=True)
 class Renamed(OnnxRuntime):
-    """ONNX Runtime under another name, which needs no other extra."""
+    """ONNX Runtime under another name, so that no other extra is needed."""
 
     @property
     def name(self) -> str:
         return "renamed"
 
 
-VERBS = ("inspect", "run", "front", "report", "confirm", "export")
+COMMANDS = ("inspect", "run", "front", "report", "confirm", "export")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main([verb, "--help"])
+        main([command, "--help"])
     assert caught.value.code == 0
-    assert f"example: slimfront {verb} studies/digits.py:study" in " ".join(capsys.readouterr().out.split())
+    assert f"example: slimfront {command} studies/digits.py:study" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_command_itself_names_every_verb() -> None:
-    done = subprocess.run(
+def test_the_help_of_slimfront_names_every_command() -> None:
+    result = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "search", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert all(f"    {verb} " in done.stdout for verb in VERBS)
-    assert "slimfront run studies/digits.py:study" in " ".join(done.stdout.split())
+    assert all(f"    {command} " in result.stdout for command in COMMANDS)
+    assert "slimfront run studies/digits.py:study" in " ".join(result.stdout.split())
 
 
-# What is wrong, and what the one line on standard error says of it.
-BAD: dict[str, tuple[list[str], str]] = {
+# By name of the mistake: the arguments, and a part of the one line on standard error.
+ERRORS_BEFORE_RUN: dict[str, tuple[list[str], str]] = {
     "no such file": (["run", "nowhere.py:study"], "no file nowhere.py; give the path of the file with the study"),
     "no such module": (
         ["run", "nowhere.at:study"],
         "nowhere.at cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
     ),
-    "no function": (["run", "my_study.py"], "must be named as file.py:function or package.module:function"),
+    "no function": (
+        ["run", "my_study.py"],
+        (
+            "a study must be named as file.py:function or package.module:function, for example "
+            "studies/digits.py:study, but got 'my_study.py'"
+        ),
+    ),
     "unknown function": (["run", "my_study.py:studdy"], "no function is called 'studdy'; the nearest are: study"),
     "a syntax error": (["run", "broken.py:study"], "broken.py cannot be imported: SyntaxError: invalid syntax"),
     "no study": (["run", "variants.py:number"], "must return a StudySpec, but it returned int"),
@@ -199,7 +208,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "the name of the study": (
         ["run", "variants.py:named"],
-        "name must be of letters, digits, '.', '_' and '-', but got",
+        (
+            "a study's name must start with a letter or digit and consist of letters, digits, '.', '_' and '-', but "
+            "got 'a/b'; it becomes the name of a folder"
+        ),
     ),
     "a folder below a file": (["run", STUDY, "--folder", "my_study.py/x"], "cannot write to my_study.py/x: Not a dir"),
     "a budget of none": (["run", STUDY, "--trials", "0"], "a budget must be positive, but got trials=0"),
@@ -211,38 +223,40 @@ BAD: dict[str, tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_one_line_with_the_way_out(here: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments, says = BAD[what]
-    before = content(here)
+@pytest.mark.parametrize("mistake", ERRORS_BEFORE_RUN)
+def test_a_mistake_before_the_run_is_reported_in_one_line_and_changes_no_file(
+    workdir: Path, mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = ERRORS_BEFORE_RUN[mistake]
+    before = content(workdir)
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1
-    assert told.err.startswith("slimfront: ")
-    assert says in told.err
-    assert told.out == ""
-    after = content(here)
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("slimfront: ")
+    assert message in printed.err
+    assert printed.out == ""
+    after = content(workdir)
     assert {path: after.get(path) for path in before} == before
 
 
-def test_a_limit_that_is_too_low_is_named_before_anything_is_trained(
-    here: Path, capsys: pytest.CaptureFixture[str]
+def test_a_limit_that_no_plan_can_meet_is_reported_before_any_training(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "variants.py:tight"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "the limit macs <= 139.52 cannot be met: the smallest plan reaches macs" in last
     assert "loosen the limit to" in last
-    assert not (here / "runs" / "small" / "candidates").exists()
+    assert not (workdir / "runs" / "small" / "candidates").exists()
 
 
-def test_after_an_error_the_corrected_study_runs(here: Path) -> None:
+def test_after_an_error_the_corrected_study_runs(workdir: Path) -> None:
     assert main(["run", "variants.py:tight"]) == 2
     assert main(["run", "variants.py:layer"]) == 2
     assert main(["run", STUDY, "--trials", "1", "--unverified"]) == 0
 
 
-# The same, for a study that was run.
-BAD_AFTER: dict[str, tuple[list[str], str]] = {
+# The same for a study that has been run.
+ERRORS_AFTER_RUN: dict[str, tuple[list[str], str]] = {
     "another seed": (
         ["run", STUDY, "--seed", "3"],
         "stored with another definition: seed was 0, is 3; undo the change",
@@ -254,7 +268,13 @@ BAD_AFTER: dict[str, tuple[list[str], str]] = {
     "another limit": (["front", STUDY, "--set", "share=0.9"], "limits[0].at_most was 8371.199999999999, is 12556.8"),
     "another recipe": (["run", STUDY, "--set", "epochs=2"], "recipe.epochs was 1, is 2"),
     "no member": (["export", STUDY, "--pick", "77"], "trial 77 is not on the front; its members are"),
-    "no sentence": (["export", STUDY, "--pick", "the best"], "a pick must be 'knee', a number, or 'max NAME where"),
+    "no sentence": (
+        ["export", STUDY, "--pick", "the best"],
+        (
+            "a pick must be 'knee', the number of a trial, or 'max NAME' or 'min NAME', optionally followed by "
+            "'where NAME<=VALUE [and ...]', but got 'the best'"
+        ),
+    ),
     "no condition": (
         ["export", STUDY, "--pick", "max top1 where size_bytes<=1"],
         "no member of the front has size_bytes<=1",
@@ -263,11 +283,11 @@ BAD_AFTER: dict[str, tuple[list[str], str]] = {
     "fewer than no seeds": (["confirm", STUDY, "--seeds", "-1"], "--seeds must not be negative, but got -1"),
     "an export to a full folder": (
         ["export", STUDY, "--out", "runs"],
-        "runs holds what no export wrote, such as small",
+        "runs contains other files than an export, such as small; name another folder with --out",
     ),
     "an export that would replace another's files": (
         ["export", STUDY, "--out", ".", "--replace"],
-        "holds what no export",
+        "contains other files than an export, such as",
     ),
     "an export to a file": (
         ["export", STUDY, "--out", "my_study.py"],
@@ -278,18 +298,20 @@ BAD_AFTER: dict[str, tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BAD_AFTER)
-def test_bad_input_leaves_a_study_alone(there: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments, says = BAD_AFTER[what]
+@pytest.mark.parametrize("mistake", ERRORS_AFTER_RUN)
+def test_a_mistake_after_the_run_is_reported_in_one_line_and_changes_no_file(
+    finished_dir: Path, mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = ERRORS_AFTER_RUN[mistake]
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1
-    assert told.err.startswith("slimfront: ")
-    assert says in told.err
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("slimfront: ")
+    assert message in printed.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ([], "slimfront: the following arguments are required: COMMAND; see slimfront --help"),
         (["fly"], "slimfront: argument COMMAND: invalid choice: 'fly'"),
@@ -299,55 +321,55 @@ def test_bad_input_leaves_a_study_alone(there: Path, what: str, capsys: pytest.C
         (["front", STUDY, "--pick", "3"], "slimfront: unrecognized arguments: --pick 3; see slimfront --help"),
     ],
 )
-def test_a_command_that_is_mistyped_is_one_line(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+def test_a_mistyped_command_is_reported_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith(says)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert printed.startswith(message)
 
 
 @pytest.mark.parametrize("damage", ["a line of nonsense\n", '{"op_code": 99}\n', '{"op_code": 4, "trial_id": 7}\n'])
-def test_a_damaged_journal_is_named_and_kept(
-    done: Path, here: Path, damage: str, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_journal_is_reported_and_kept(
+    finished: Path, workdir: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(done / "runs", here / "runs")
-    journal = here / "runs" / "small" / "journal.log"
+    shutil.copytree(finished / "runs", workdir / "runs")
+    journal = workdir / "runs" / "small" / "journal.log"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join([*lines[:9], damage, *lines[9:]]))
-    before = content(here)
-    for verb in ("run", "front"):
-        assert main([verb, STUDY]) == 2
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1
-        assert told.startswith("slimfront: the storage runs/small/journal.log cannot be used (")
-        assert "if it is damaged, start anew in another --folder" in told
-    assert content(here) == before
+    before = content(workdir)
+    for command in ("run", "front"):
+        assert main([command, STUDY]) == 2
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        assert printed.startswith("slimfront: the storage runs/small/journal.log cannot be used (")
+        assert "if it is damaged, start again with another --folder (and --storage)" in printed
+    assert content(workdir) == before
 
 
-def test_a_record_that_was_half_written_is_done_again(here: Path) -> None:
+def test_a_trial_whose_record_is_incomplete_is_run_again(workdir: Path) -> None:
     assert main(["run", STUDY, "--unverified", "--trials", "2"]) == 0
-    journal = here / "runs" / "small" / "journal.log"
+    journal = workdir / "runs" / "small" / "journal.log"
     os.truncate(journal, journal.stat().st_size - 25)
     assert main(["run", STUDY, "--unverified", "--trials", "3"]) == 0
-    assert len(trained(opened(here))) == 3
+    assert len(trained(opened(workdir))) == 3
     assert main(["front", STUDY]) == 0
 
 
-def test_a_damaged_database_is_named_and_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "my.db").write_bytes(b"this is no database" * 99)
+def test_a_damaged_database_is_reported_and_kept(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workdir / "my.db").write_bytes(b"this is no database" * 99)
     assert main(["run", STUDY, "--storage", "sqlite:///my.db"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "the storage sqlite:///my.db cannot be used" in told
-    assert (here / "my.db").read_bytes() == b"this is no database" * 99
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "the storage sqlite:///my.db cannot be used" in printed
+    assert (workdir / "my.db").read_bytes() == b"this is no database" * 99
 
 
-def test_a_network_without_a_form_in_the_runtime_is_one_line(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_network_that_the_runtime_cannot_take_is_reported_in_one_line(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(*_: Any) -> None:
         raise ExportError("every operator of an exported model must have an ONNX form,\nbut Net fails")
@@ -359,19 +381,21 @@ def test_a_network_without_a_form_in_the_runtime_is_one_line(
     )
 
 
-def test_debug_shows_where_an_error_came_from(here: Path) -> None:
+def test_debug_raises_the_error(workdir: Path) -> None:
     with pytest.raises(ValueError, match=r"no file nowhere\.py"):
         main(["run", "nowhere.py:study", "--debug"])
 
 
-def test_a_study_may_be_called_like_a_module_of_ours(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "my_study.py").rename(here / "search.py")
+def test_a_study_file_may_have_the_name_of_a_package_of_slimfront(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workdir / "my_study.py").rename(workdir / "search.py")
     before = sys.modules["search"]
     assert main(["inspect", "search.py:study"]) == 0
     assert sys.modules["search"] is before
 
 
-def test_inspect_says_what_each_axis_can_do(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_what_each_axis_can_do(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", STUDY, "--format", "csv"]) == 0
     table = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("layer")
     assert list(table.index[:3]) == ["first", "second", "head"]
@@ -381,14 +405,16 @@ def test_inspect_says_what_each_axis_can_do(there: Path, capsys: pytest.CaptureF
     assert "inputs 8" in str(table.loc["head", "BitWidths"])
 
 
-def test_the_front_is_a_table_of_the_teacher_and_its_members(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_front_is_a_table_of_the_teacher_and_its_members(
+    finished_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["front", STUDY]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].split()[:4] == ["trial", "top1", "size_bytes", "macs"]
     assert "teacher: the network as it was given" in out
 
 
-def test_the_front_is_csv(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_front_is_csv(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["front", STUDY, "--format", "csv"]) == 0
     table = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert table["trial"][0] == "teacher"
@@ -398,23 +424,23 @@ def test_the_front_is_csv(there: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (table["macs"][1:] <= 0.6 * table["macs"][0]).all()
 
 
-def test_the_front_is_json(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_front_is_json(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["front", STUDY, "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["trial"] == "teacher"
     numbers = [int(row["trial"]) for row in rows[1:]]
-    assert rows[1]["top1"] == opened(there).trials[numbers[0]].values[0]  # noqa: PD011 - no pandas
-    assert rows[1]["plan"] == opened(there).trials[numbers[0]].user_attrs["plan"]
+    assert rows[1]["top1"] == opened(finished_dir).trials[numbers[0]].values[0]  # noqa: PD011 - no pandas
+    assert rows[1]["plan"] == opened(finished_dir).trials[numbers[0]].user_attrs["plan"]
 
 
-def test_report_names_its_files(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_prints_the_paths_of_its_files(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", STUDY, "--out", "pictures"]) == 0
     named = capsys.readouterr().out.split()
     assert "pictures/front.png" in named
     assert all(Path(name).is_file() for name in named)
 
 
-def test_confirm_prints_mean_and_spread_on_test(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_confirm_prints_mean_and_spread_on_test(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["confirm", STUDY, "--pick", "knee", "--seeds", "2", "--format", "csv"]) == 0
     teacher, row = pd.read_csv(io.StringIO(capsys.readouterr().out)).to_dict("records")
     assert teacher["trial"] == "teacher"
@@ -424,7 +450,7 @@ def test_confirm_prints_mean_and_spread_on_test(there: Path, capsys: pytest.Capt
 
 
 def test_files_of_another_runtime_are_verified_without_any_training(
-    there: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("search.cli.confirm", None)
     monkeypatch.setitem(RUNTIMES, "litert", Renamed)
@@ -434,13 +460,13 @@ def test_files_of_another_runtime_are_verified_without_any_training(
     assert members["file_bytes"].gt(0).all()
     assert set(members["file_front"]) <= {"yes", "no"}
     assert "yes" in set(members["file_front"])
-    records = sorted((there / "runs" / "small" / "verified" / "renamed").iterdir())
+    records = sorted((finished_dir / "runs" / "small" / "verified" / "renamed").iterdir())
     assert {path.stem for path in records} == {str(name) for name in members.index}
 
 
 @pytest.mark.parametrize("words", ["knee", "max top1 where size_bytes<=2500"])
-def test_export_writes_and_prints_what_it_measured(
-    there: Path, tmp_path: Path, words: str, capsys: pytest.CaptureFixture[str]
+def test_export_writes_and_prints_its_measurements(
+    finished_dir: Path, tmp_path: Path, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert main(["export", STUDY, "--pick", words, "--out", str(out)]) == 0
@@ -451,8 +477,8 @@ def test_export_writes_and_prints_what_it_measured(
     assert str(out / "model.onnx") in printed
 
 
-def test_an_export_is_replaced_only_where_that_is_asked(
-    there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_export_is_replaced_only_with_the_option_replace(
+    finished_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert main(["export", STUDY, "--out", str(out)]) == 0
@@ -464,11 +490,11 @@ def test_an_export_is_replaced_only_where_that_is_asked(
     assert content(out).keys() == before.keys()
 
 
-def test_a_database_is_a_storage(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_database_can_be_the_storage(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage = ["--storage", "sqlite:///my.db", "--unverified"]
     assert main(["run", STUDY, "--trials", "2", *storage]) == 0
     assert main(["run", STUDY, "--trials", "3", *storage]) == 0
-    assert not (here / "runs" / "small" / "journal.log").exists()
+    assert not (workdir / "runs" / "small" / "journal.log").exists()
     capsys.readouterr()
     assert main(["front", STUDY, "--format", "csv", *storage[:2]]) == 0
     table = pd.read_csv(io.StringIO(capsys.readouterr().out))
@@ -478,21 +504,21 @@ def test_a_database_is_a_storage(here: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("sampler", ["draft", "nsga2", "stratified"])
-def test_a_sampler_is_chosen_by_a_word(here: Path, sampler: str) -> None:
+def test_a_sampler_can_be_chosen_by_name(workdir: Path, sampler: str) -> None:
     assert main(["run", STUDY, "--sampler", sampler, "--trials", "7", "--unverified"]) == 0
-    assert len(trained(opened(here))) == 7
+    assert len(trained(opened(workdir))) == 7
 
 
-def test_another_folder_holds_another_study(here: Path) -> None:
+def test_another_folder_holds_another_study(workdir: Path) -> None:
     assert main(["run", STUDY, "--folder", "a", "--trials", "1", "--unverified"]) == 0
     assert main(["run", STUDY, "--folder", "b", "--trials", "1", "--seed", "9", "--unverified"]) == 0
-    assert (here / "a" / "candidates" / "0.safetensors").exists()
-    assert (here / "b" / "candidates" / "0.safetensors").exists()
-    assert not (here / "runs").exists()
+    assert (workdir / "a" / "candidates" / "0.safetensors").exists()
+    assert (workdir / "b" / "candidates" / "0.safetensors").exists()
+    assert not (workdir / "runs").exists()
 
 
 def started(folder: Path, *, trials: int) -> subprocess.Popen[str]:
-    """Run the command in a process of its own, with networks that take a while to train."""
+    """Start the command in its own process, with trainings that take a while."""
     command = [sys.executable, "-m", "search", "run", STUDY, "--unverified", "--trials", str(trials)]
     return subprocess.Popen(
         [*command, "--set", "epochs=25"], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -501,7 +527,7 @@ def started(folder: Path, *, trials: int) -> subprocess.Popen[str]:
 
 
 def wait_for(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
-    """Wait until that trial is being trained."""
+    """Wait until a trial is being trained."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (folder / "runs" / "small" / "journal.log").exists():
@@ -513,7 +539,7 @@ def wait_for(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
 
 
 def finish(monkeypatch: pytest.MonkeyPatch, trials: int) -> list[tuple[int, int]]:
-    """Go on in this process; return the trainings."""
+    """Continue the study in this process; return the epochs and the seed of each training."""
     seeds = small_study.watched(monkeypatch)
     assert main(["run", STUDY, "--unverified", "--trials", str(trials), "--set", "epochs=25"]) == 0
     return seeds
@@ -521,7 +547,7 @@ def finish(monkeypatch: pytest.MonkeyPatch, trials: int) -> list[tuple[int, int]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, tuple[float, ...]]]:
-    """Return plans and values of the study that was not interrupted."""
+    """Return the plans and values of the study without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     write(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -530,55 +556,55 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, tuple[flo
     return plans(opened(folder))
 
 
-def test_ctrl_c_says_how_to_go_on_and_nothing_is_trained_twice(
-    here: Path, monkeypatch: pytest.MonkeyPatch, whole: list[tuple[str, tuple[float, ...]]]
+def test_ctrl_c_prints_how_to_continue_and_nothing_is_trained_twice(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, whole: list[tuple[str, tuple[float, ...]]]
 ) -> None:
-    process = started(here, trials=7)
-    wait_for(here, 2, process)
+    process = started(workdir, trials=7)
+    wait_for(workdir, 2, process)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "Traceback" not in told
-    assert "stopping after the trial under way" in told
-    assert f"go on with: slimfront run {STUDY} --unverified --trials 7 --set epochs=25" in told
-    before = len(trained(opened(here)))
+    assert "Traceback" not in printed
+    assert "stopping after the trial under way" in printed
+    assert f"continue with: slimfront run {STUDY} --unverified --trials 7 --set epochs=25" in printed
+    before = len(trained(opened(workdir)))
     assert 3 <= before < 7
     seeds = finish(monkeypatch, 7)
     assert len(seeds) == 7 - before
-    study = opened(here)
+    study = opened(workdir)
     assert not [trial for trial in study.trials if trial.state in {TrialState.FAIL, TrialState.RUNNING}]
     assert plans(study) == whole
 
 
-def test_a_killed_trial_is_given_up_and_its_plan_run_again(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+def test_the_plan_of_a_killed_trial_is_run_again(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     whole: list[tuple[str, tuple[float, ...]]],
 ) -> None:  # fmt: skip
-    process = started(here, trials=7)
-    wait_for(here, 1, process)
+    process = started(workdir, trials=7)
+    wait_for(workdir, 1, process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    killed = next(trial for trial in opened(here).trials if trial.state == TrialState.RUNNING)
-    before = len(trained(opened(here)))
+    killed = next(trial for trial in opened(workdir).trials if trial.state == TrialState.RUNNING)
+    before = len(trained(opened(workdir)))
     seeds = finish(monkeypatch, 7)
     assert "1 trial(s) of a process that is gone: will be run again" in capsys.readouterr().err
-    study = opened(here)
+    study = opened(workdir)
     assert study.trials[killed.number].state == TrialState.FAIL
     assert REASON not in study.trials[killed.number].user_attrs
     again = [trial for trial in trained(study) if trial.user_attrs[KEY] == killed.user_attrs[KEY]]
     assert len(again) == 1
     assert len(seeds) == 7 - before
-    anchors = {key for key, _ in whole[:6]}
-    assert anchors <= {trial.user_attrs[KEY] for trial in study.trials}
+    initial_designs = {key for key, _ in whole[:6]}
+    assert initial_designs <= {trial.user_attrs[KEY] for trial in study.trials}
     values = {trial.user_attrs[KEY]: tuple(trial.values) for trial in trained(study)}
     assert all(values[key] == value for key, value in whole if key in values)
 
 
-def test_a_finished_study_says_how_to_go_on(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_study_prints_how_to_continue(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", STUDY]) == 0
     assert "4 of 4 trials are done; --trials asks for more" in capsys.readouterr().err
 
 
-def test_no_plan_is_trained_twice(done: Path) -> None:
-    keys = [trial.user_attrs[KEY] for trial in trained(opened(done))]
+def test_no_plan_is_trained_twice(finished: Path) -> None:
+    keys = [trial.user_attrs[KEY] for trial in trained(opened(finished))]
     assert len(keys) == len(set(keys)) == 4

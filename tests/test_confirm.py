@@ -1,4 +1,4 @@
-"""Confirmation: longer, over seeds, and the only reader of the test split."""
+"""Confirmation: longer trainings with several seeds; only they read the test split."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Sealed(Examples):
-    """Examples that may be read only once the seal is broken."""
+    """Examples that fail when they are read while `sealed` is true."""
 
     sealed = True
 
@@ -63,7 +63,7 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> StudySpec:
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Note the epochs and the seed of every training."""
+    """Record the epochs and the seed of every training."""
     return watched(monkeypatch)
 
 
@@ -96,7 +96,7 @@ def test_only_confirm_reads_the_test_split(sealed: StudySpec, tmp_path: Path, mo
     assert "test_top1" in confirm([member], shared, tmp_path, 1)[0]
 
 
-def test_a_member_is_trained_longer_over_seeds(
+def test_a_member_is_trained_for_longer_with_every_seed(
     found: Study, home: Path, tmp_path: Path, trainings: list[tuple[int, int]]
 ) -> None:
     confirm(front(found)[:1], context(study(4)), tmp_path, 3)
@@ -116,8 +116,8 @@ def test_mean_and_spread_are_those_of_the_seeds(found: Study, tmp_path: Path) ->
     member = front(found)[-1]
     (record,) = confirm([member], context(study(4)), tmp_path, 3)
     runs = [
-        json.loads((tmp_path / "confirmed" / f"{member.number}-seed{turn}.json").read_text())["values"]
-        for turn in range(3)
+        json.loads((tmp_path / "confirmed" / f"{member.number}-seed{seed_number}.json").read_text())["values"]
+        for seed_number in range(3)
     ]
     assert record["n"] == 3
     for name in ("validation_top1", "test_top1"):
@@ -125,7 +125,7 @@ def test_mean_and_spread_are_those_of_the_seeds(found: Study, tmp_path: Path) ->
         assert record[name] == {"mean": statistics.fmean(column), "spread": statistics.stdev(column)}
 
 
-def test_the_values_are_those_of_the_kept_weights(found: Study, tmp_path: Path) -> None:
+def test_the_values_are_those_of_the_stored_weights(found: Study, tmp_path: Path) -> None:
     shared, member = context(study(4)), front(found)[0]
     (record,) = confirm([member], shared, tmp_path, 1)
     network = shared.subject.finish(restored(member, shared, weights_of(tmp_path, member))[1])
@@ -134,14 +134,14 @@ def test_the_values_are_those_of_the_kept_weights(found: Study, tmp_path: Path) 
     assert record["test_top1"]["mean"] == dataclasses.replace(top1, examples=splits().test)(network)  # type: ignore[type-var]
 
 
-def test_the_teacher_is_measured_beside_the_members(found: Study, tmp_path: Path) -> None:
+def test_the_teacher_is_measured_like_the_members(found: Study, tmp_path: Path) -> None:
     confirm(front(found)[:1], context(study(4)), tmp_path, 1)
     content = json.loads((tmp_path / "confirmed" / "front.json").read_text())
     assert content["teacher"].keys() == {"validation_top1", "test_top1"}
     assert [record["trial"] for record in content["members"]] == [front(found)[0].number]
 
 
-def test_a_stopped_confirmation_goes_on_where_it_was(
+def test_a_stopped_confirmation_continues_where_it_stopped(
     found: Study, tmp_path: Path, trainings: list[tuple[int, int]]
 ) -> None:
     members = front(found)[:2]
@@ -154,7 +154,7 @@ def test_a_stopped_confirmation_goes_on_where_it_was(
     assert [record["trial"] for record in again] == [record["trial"] for record in first]
 
 
-def test_another_recipe_is_confirmed_anew(found: Study, tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
+def test_another_recipe_is_confirmed_again(found: Study, tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
     member = front(found)[:1]
     confirm(member, context(study(4)), tmp_path, 1)
     confirm(member, context(dataclasses.replace(study(4), confirmation=Recipe(2, 32))), tmp_path, 1)
@@ -176,7 +176,7 @@ def test_a_training_that_diverges_is_left_out(
     assert weights_of(tmp_path, member) == state_path(tmp_path, member.number)
 
 
-def test_the_table_says_who_is_kept(found: Study) -> None:
+def test_the_table_shows_which_members_are_kept(found: Study) -> None:
     def record(trial: int, top1: float, size: float) -> dict[str, Any]:
         costs = {"size_bytes": size, "macs": 1.0, "top1": 0.0}
         return {"trial": trial, "n": 2, "searched": costs, "validation_top1": {"mean": top1, "spread": 0.5}}

@@ -1,4 +1,4 @@
-"""The CPU time of a run is charged to what it does."""
+"""The CPU profile charges CPU time to activities."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from search.study.cpu_profile import ELSE, TRAINING, CpuProfile
 
 
 def work(seconds: float) -> None:
-    """Use so much CPU time."""
+    """Use CPU time."""
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
 
 
-def test_what_is_done_inside_of_another_activity_counts_for_itself() -> None:
+def test_a_nested_activity_is_charged_for_its_own_time() -> None:
     profile = CpuProfile()
     work(0.02)
     with profile.charge(TRAINING):
@@ -30,7 +30,7 @@ def test_what_is_done_inside_of_another_activity_counts_for_itself() -> None:
     assert {part.rpartition(" ")[0] for part in words.partition(": ")[2].split(", ")} == {"measuring", TRAINING, ELSE}
 
 
-def test_an_activity_that_fails_ends() -> None:
+def test_an_activity_that_fails_is_not_charged_further() -> None:
     profile = CpuProfile()
     with pytest.raises(ValueError, match="broken"), profile.charge(TRAINING):
         raise ValueError("broken")

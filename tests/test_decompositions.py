@@ -1,4 +1,4 @@
-"""Products of thinner layers: exact at full rank, best below it, and as costly as they say."""
+"""Decompositions reproduce the layer at full rank, approximate it best below, and cost what they report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "grouped in one dimension": (nn.Conv1d(8, 8, 3, padding=2, dilation=2, groups=2), (8, 8, 16)),
     "grouped in three dimensions": (nn.Conv3d(8, 6, 2, padding=1, groups=2), (8, 8, 3, 5, 5)),
 }
-APART: dict[str, tuple[nn.Module, tuple[int, ...]]] = {  # what one input channel a group goes to
+DEPTHWISE: dict[str, tuple[nn.Module, tuple[int, ...]]] = {  # convolutions with one input channel in each group
     "depthwise": (nn.Conv2d(6, 6, 5, padding=2, groups=6), (8, 6, 8, 8)),
     "depthwise and strided": (nn.Conv2d(6, 6, (5, 3), (2, 1), (2, 1), groups=6, bias=False), (8, 6, 8, 8)),
     "depthwise and reflected": (nn.Conv2d(6, 6, 5, padding=2, padding_mode="reflect", groups=6), (8, 6, 8, 8)),
@@ -48,14 +48,14 @@ APART: dict[str, tuple[nn.Module, tuple[int, ...]]] = {  # what one input channe
 }
 DECOMPOSITIONS: tuple[Decomposition, ...] = (Svd(), SpatialSvd(), Tucker2())
 each_layer = pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS.keys())
-each_layer_and_apart = pytest.mark.parametrize(
-    ("layer", "shape"), (LAYERS | APART).values(), ids=(LAYERS | APART).keys()
+each_layer_and_depthwise = pytest.mark.parametrize(
+    ("layer", "shape"), (LAYERS | DEPTHWISE).values(), ids=(LAYERS | DEPTHWISE).keys()
 )
 each_decomposition = pytest.mark.parametrize("decomposition", DECOMPOSITIONS, ids=repr)
 
 
 def inputs_of(shape: tuple[int, ...]) -> Tensor:
-    """Return inputs whose channels go together, some weaker than others."""
+    """Return inputs whose channels are correlated, with different strengths."""
     channel = 1 if len(shape) > 3 or shape[-1] == 16 else len(shape) - 1
     torch.manual_seed(4)
     mix = torch.randn(shape[channel], shape[channel]) * torch.logspace(0, -1.5, shape[channel])
@@ -65,13 +65,13 @@ def inputs_of(shape: tuple[int, ...]) -> Tensor:
 def split(
     decomposition: Decomposition, layer: nn.Module, inputs: Tensor, fraction: float, seen: Moments | None = None
 ) -> nn.Sequential:
-    """Split a layer by what it sees, or by what is given instead."""
+    """Split a layer by the moments of its inputs, or by the given moments."""
     seen = seen or moments(nn.Sequential(layer), inputs, ["0"]).get("0")
     return decomposition.split(layer, describe("0", layer), seen, fraction)
 
 
 def white(seen: Moments) -> Moments:
-    """Return moments of inputs that have nothing to do with each other."""
+    """Return moments of uncorrelated inputs."""
     identity = torch.eye(seen.mean_GD.shape[1]).expand_as(seen.second_GDD)
     return Moments(torch.zeros_like(seen.mean_GD), identity, seen.block)
 
@@ -83,7 +83,7 @@ def error(parts: nn.Module, layer: nn.Module, inputs: Tensor) -> float:
 
 
 @each_decomposition
-@each_layer_and_apart
+@each_layer_and_depthwise
 def test_full_rank_reproduces_the_layer(decomposition: Decomposition, layer: nn.Module, shape: tuple[int, ...]) -> None:
     inputs = inputs_of(shape)
     before = copy.deepcopy(layer.state_dict())
@@ -93,7 +93,7 @@ def test_full_rank_reproduces_the_layer(decomposition: Decomposition, layer: nn.
 
 
 @each_decomposition
-@each_layer_and_apart
+@each_layer_and_depthwise
 def test_the_error_falls_as_the_rank_grows(
     decomposition: Decomposition, layer: nn.Module, shape: tuple[int, ...]
 ) -> None:
@@ -105,7 +105,7 @@ def test_the_error_falls_as_the_rank_grows(
 
 @each_decomposition
 @each_layer
-def test_what_the_layer_sees_lowers_the_error(
+def test_whitening_by_the_inputs_lowers_the_error(
     decomposition: Decomposition, layer: nn.Module, shape: tuple[int, ...]
 ) -> None:
     inputs = inputs_of(shape)
@@ -136,7 +136,9 @@ def test_svd_is_the_best_approximation_of_the_outputs(
 
 @each_decomposition
 @pytest.mark.parametrize("wide", [False, True])
-def test_pooled_positions_do_too(decomposition: Decomposition, *, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitening_lowers_the_error_also_with_pooled_positions(
+    decomposition: Decomposition, *, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(statistics, "MOST_COLUMNS", 10)
     layer, shape = LAYERS["wide" if wide else "padded"]
     inputs = inputs_of(shape)
@@ -148,9 +150,9 @@ def test_pooled_positions_do_too(decomposition: Decomposition, *, wide: bool, mo
 
 
 @each_decomposition
-@each_layer_and_apart
+@each_layer_and_depthwise
 @pytest.mark.parametrize("fraction", [0.25, 0.6, 1.0])
-def test_the_multiply_adds_are_those_that_fvcore_counts(
+def test_multiply_adds_are_those_that_fvcore_counts(
     decomposition: Decomposition, layer: nn.Module, shape: tuple[int, ...], fraction: float
 ) -> None:
     inputs = inputs_of(shape)
@@ -160,8 +162,10 @@ def test_the_multiply_adds_are_those_that_fvcore_counts(
 
 
 @each_decomposition
-@each_layer_and_apart
-def test_only_the_last_part_has_a_bias(decomposition: Decomposition, layer: nn.Module, shape: tuple[int, ...]) -> None:
+@each_layer_and_depthwise
+def test_only_the_last_factor_has_a_bias(
+    decomposition: Decomposition, layer: nn.Module, shape: tuple[int, ...]
+) -> None:
     *first, last = split(decomposition, layer, inputs_of(shape), 0.5)
     assert first
     assert all(part.bias is None for part in first)
@@ -172,8 +176,8 @@ def test_only_the_last_part_has_a_bias(decomposition: Decomposition, layer: nn.M
         assert want is not got
 
 
-def test_a_depthwise_kernel_becomes_a_tall_and_a_wide_one_by_its_own_svd() -> None:
-    layer, shape = APART["depthwise"]
+def test_each_depthwise_kernel_is_split_into_a_tall_and_a_wide_one_by_its_svd() -> None:
+    layer, shape = DEPTHWISE["depthwise"]
     kernels = layer.get_parameter("weight").detach()[:, 0]
     left, values, right = torch.linalg.svd(kernels)
     for decomposition in DECOMPOSITIONS:
@@ -201,14 +205,14 @@ def test_the_error_is_that_of_a_full_singular_value_decomposition(
 
 
 @each_decomposition
-@each_layer_and_apart
-def test_what_is_remembered_of_a_layer_serves_every_rank_and_is_not_shared(
+@each_layer_and_depthwise
+def test_cached_factors_serve_every_rank_and_are_not_shared(
     decomposition: Decomposition, layer: nn.Module, shape: tuple[int, ...]
 ) -> None:
-    inputs, anew = inputs_of(shape), copy.deepcopy(layer)
+    inputs, uncached = inputs_of(shape), copy.deepcopy(layer)
     seen = moments(nn.Sequential(layer), inputs, ["0"]).get("0")
     first, second = (split(decomposition, layer, inputs, fraction, seen) for fraction in (1.0, 0.5))
-    want = split(decomposition, anew, inputs, 0.5, seen).state_dict()
+    want = split(decomposition, uncached, inputs, 0.5, seen).state_dict()
     with torch.no_grad():
         for parameter in [*first.parameters(), *second.parameters()]:
             parameter.zero_()
@@ -216,7 +220,7 @@ def test_what_is_remembered_of_a_layer_serves_every_rank_and_is_not_shared(
     assert all(torch.equal(again[name], value) for name, value in want.items())
 
 
-def test_parts_have_the_ranks_of_the_fraction() -> None:
+def test_factors_have_the_ranks_of_the_fraction() -> None:
     layer, shape = LAYERS["wide"]
     shapes = {
         decomposition: [
@@ -229,7 +233,7 @@ def test_parts_have_the_ranks_of_the_fraction() -> None:
     assert shapes[Tucker2()] == [(8, 32, 1, 1), (10, 8, 3, 3), (40, 10, 1, 1)]
 
 
-def test_parts_of_grouped_layers_have_the_ranks_of_the_fraction_in_every_group() -> None:
+def test_factors_of_grouped_layers_have_the_ranks_of_the_fraction_in_every_group() -> None:
     layer, shape = LAYERS["grouped, wide and strided"]
     shapes = {
         decomposition: [
@@ -248,16 +252,16 @@ def test_a_rank_is_never_zero() -> None:
     assert math.isclose(rank_of(1, 0.5), 1)
 
 
-class MadeOtherwise(nn.Conv2d):
-    """A convolution whose class takes arguments of its own, as those of torchvision's video networks."""
+class OtherArguments(nn.Conv2d):
+    """A convolution whose class has another constructor, as in torchvision's video networks."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, padding=1)
 
 
 @pytest.mark.parametrize("decomposition", DECOMPOSITIONS, ids=repr)
-def test_a_layer_of_a_class_of_its_own_is_split_into_torchs(decomposition: Decomposition) -> None:
-    layer = MadeOtherwise(32)
+def test_a_layer_of_a_subclass_is_split_into_layers_of_torch(decomposition: Decomposition) -> None:
+    layer = OtherArguments(32)
     inputs = inputs_of((8, 32, 8, 8))
     parts = split(decomposition, layer, inputs, 1.0)
     assert {type(part) for part in parts} == {nn.Conv2d}

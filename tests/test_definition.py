@@ -1,4 +1,4 @@
-"""What a stored definition holds, and how a change is named."""
+"""The definition of a study: which settings it contains, and how a change is reported."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ def mirrored(images: Tensor, generator: Generator) -> Tensor:
 
 
 def space(**axes: Any) -> Space:
-    """Return the small study's space with some axes replaced."""
+    """Return the space of the small study with some axes replaced."""
     usual = {"prune": PruneRatios(), "ranks": Ranks(), "bits": BitWidths(weights=(2, 4, 8), activations=(8,))}
     return Space(steps=tuple({**usual, **axes}.values()), recovery=Temperatures())
 
 
+# By reported difference: the change of the small study.
 CHANGES: dict[str, dict[str, Any]] = {
     "seed was 0, is 1": {"seed": 1},
     "calibration was 64, is 32": {"calibration": 32},
@@ -63,32 +64,32 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("words", CHANGES)
-def test_a_change_is_named(words: str) -> None:
+def test_a_change_is_reported(words: str) -> None:
     before = resolved(study())
     assert words in differences(define(before), define(dataclasses.replace(before, **CHANGES[words])))
 
 
-def test_other_data_is_named() -> None:
+def test_other_data_is_reported() -> None:
     other = dataclasses.replace(study(), splits=dataclasses.replace(splits(), train=examples(192, 7)))
     assert [words.split(" was ")[0] for words in differences(define(study()), define(other))] == ["splits.train"]
 
 
-def test_another_teacher_is_named() -> None:
+def test_another_teacher_is_reported() -> None:
     other = copy.deepcopy(teacher())
     next(other.parameters()).data[0] += 1e-6
     assert fingerprint(other) != fingerprint(teacher())
-    named = differences(define(study()), define(dataclasses.replace(study(), teacher=other)))
-    assert [words.split(" was ")[0] for words in named] == ["teacher"]
+    reported = differences(define(study()), define(dataclasses.replace(study(), teacher=other)))
+    assert [words.split(" was ")[0] for words in reported] == ["teacher"]
 
 
 @pytest.mark.parametrize(
     "after", [{"budget": Budget(99)}, {"confirmation": Recipe(9)}, {"runtime": OnnxRuntime(threads=2)}]
 )
-def test_what_comes_after_a_trial_is_no_change(after: dict[str, Any]) -> None:
+def test_settings_without_effect_on_a_trial_are_not_compared(after: dict[str, Any]) -> None:
     assert define(dataclasses.replace(study(), **after)) == define(study())
 
 
-def test_the_test_split_is_not_read() -> None:
+def test_the_test_split_is_not_compared() -> None:
     other = dataclasses.replace(study(), splits=dataclasses.replace(splits(), test=examples(10, 7)))
     assert define(other) == define(study())
 
@@ -101,7 +102,7 @@ def test_the_definition_is_the_same_in_another_process() -> None:
     assert "0x" not in elsewhere
 
 
-def test_a_partial_is_defined_by_what_it_was_given() -> None:
+def test_a_partial_is_defined_by_its_arguments() -> None:
     make = functools.partial(optuna.samplers.TPESampler, n_startup_trials=4)
     other = functools.partial(optuna.samplers.TPESampler, n_startup_trials=5)
     assert define_value(make) != define_value(other)
@@ -113,16 +114,20 @@ def test_a_tensor_is_defined_by_its_content() -> None:
     assert define_value(torch.arange(3)) != define_value(torch.arange(3).flip(0))
 
 
-def test_a_stored_study_of_another_definition_is_refused(tmp_path: Path) -> None:
+def test_a_stored_study_with_another_definition_is_not_opened(tmp_path: Path) -> None:
     searched(study(1), tmp_path)
     before = (tmp_path / "journal.log").read_bytes()
     changed = dataclasses.replace(study(1), seed=3)
-    with pytest.raises(UserError, match="stored with another definition: seed was 0, is 3; undo the change, or give"):
+    message = (
+        "the study 'small' was stored with another definition: seed was 0, is 3; undo the change, or give the new "
+        "study another name or --folder"
+    )
+    with pytest.raises(UserError, match=message):
         open_study(resolved(changed), tmp_path, None, create=True)
     assert (tmp_path / "journal.log").read_bytes() == before
 
 
-def test_only_three_changes_are_spelt_out(tmp_path: Path) -> None:
+def test_an_error_quotes_only_three_changes(tmp_path: Path) -> None:
     searched(study(1), tmp_path)
     changed = dataclasses.replace(study(1), seed=3, calibration=9, limits=(), recipe=Recipe(7, 7, 7))
     with pytest.raises(UserError, match=r"recipe.epochs was 1, is 7|and \d+ more; undo"):
@@ -139,26 +144,29 @@ def test_a_study_does_not_mix_with_the_files_of_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "a b"])
-def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"name must be of letters, digits, '.', '_' and '-', but got"):
+def test_a_name_that_cannot_be_a_folder_is_an_error(name: str) -> None:
+    message = (
+        r"a study's name must start with a letter or digit and consist of letters, digits, '.', '_' and '-', but got"
+    )
+    with pytest.raises(UserError, match=message):
         folder_of(dataclasses.replace(study(), name=name), None)
 
 
-def test_two_objectives_of_one_name_are_measured_once() -> None:
+def test_an_objective_that_is_also_limited_is_measured_once() -> None:
     macs = Macs(splits().validation.inputs)
     spec = dataclasses.replace(study(), objectives=(macs, SizeBytes()), limits=(Limit(macs, at_most=9.0),))
     assert [objective.name for objective in spec.measured] == ["macs", "size_bytes"]
     assert spec.costs == spec.measured
 
 
-def test_the_calibration_inputs_are_a_seeded_draw_of_the_training_set() -> None:
+def test_the_calibration_inputs_are_a_seeded_sample_of_the_training_set() -> None:
     first, again, other = study(), study(), dataclasses.replace(study(), seed=1)
     assert first.example().shape == (64, 1, 8, 8)
     assert first.example().equal(again.example())
     assert not first.example().equal(other.example())
 
 
-def test_structure_is_part_of_a_fingerprint() -> None:
+def test_the_structure_is_part_of_a_fingerprint() -> None:
     shaped: Callable[[], Net] = Net
     torch.manual_seed(0)
     one = shaped()

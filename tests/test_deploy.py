@@ -1,4 +1,4 @@
-"""The network that is shipped answers as the one that was trained."""
+"""The deployed network has the same outputs as the trained one."""
 
 from __future__ import annotations
 
@@ -29,8 +29,20 @@ from spaces import (
     trace,
 )
 from spaces.axes.quantized_layers import PackedLayer
-from tests.contracts import step
-from tests.nets import NETS, Grouped, Mlp, Net, Residual, Separable, Sequence, example, run, scrambled, teacher
+from spaces.testing.axis_contract import step
+from spaces.testing.networks import (
+    NETWORKS,
+    Grouped,
+    Mlp,
+    Net,
+    Residual,
+    Separable,
+    Sequence,
+    example,
+    run,
+    scrambled,
+    teacher,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +55,7 @@ each_grid = pytest.mark.parametrize("grid", GRIDS, ids=repr)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def rounded(net: Net, grid: Grid, weights: int = 4, activations: int = 32) -> nn.Module:
+def quantized(net: Net, grid: Grid, weights: int = 4, activations: int = 32) -> nn.Module:
     """Return the network with all of its layers quantized."""
     widths = tuple((layer.name, weights, activations) for layer in trace(net, example(net)).layers)
     return Quantize(widths, grid).apply(net, example(net))
@@ -54,40 +66,40 @@ def norms(net: nn.Module) -> list[str]:
     return [name for name, module in net.named_modules() if isinstance(module, NORMS)]
 
 
-@pytest.mark.parametrize("kind", NETS)
-def test_a_float_network_answers_alike(kind: type[Net]) -> None:
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_outputs_of_a_float_network_are_the_same(kind: type[Net]) -> None:
     net = teacher(kind)
     finished = deployed(net, example(net))
     torch.testing.assert_close(finished(example(net)), net(example(net)), atol=1e-5, rtol=1e-4)
 
 
 @each_grid
-@pytest.mark.parametrize("kind", NETS)
-def test_a_quantized_network_answers_alike(kind: type[Net], grid: Grid) -> None:
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_outputs_of_a_quantized_network_are_the_same(kind: type[Net], grid: Grid) -> None:
     net = teacher(kind)
-    trained = rounded(net, grid)
+    trained = quantized(net, grid)
     finished = deployed(trained, example(net))
     torch.testing.assert_close(finished(example(net)), trained(example(net)), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", NETS)
-def test_rounded_inputs_may_fall_to_the_other_side_but_rarely(kind: type[Net]) -> None:
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_few_rounded_inputs_fall_on_another_level(kind: type[Net]) -> None:
     net = teacher(kind)
-    trained = rounded(net, Uniform(), 8, 8)
-    want = trained(example(net))
-    off = (deployed(trained, example(net))(example(net)) - want).abs()
-    assert off.median() < 1e-3 * want.abs().max()
-    assert off.max() < 5e-2 * want.abs().max()
+    trained = quantized(net, Uniform(), 8, 8)
+    expected = trained(example(net))
+    off = (deployed(trained, example(net))(example(net)) - expected).abs()
+    assert off.median() < 1e-3 * expected.abs().max()
+    assert off.max() < 5e-2 * expected.abs().max()
 
 
 @each_grid
-def test_gains_of_zero_silence_their_channels(grid: Grid) -> None:
+def test_gains_of_zero_give_channels_of_zeros(grid: Grid) -> None:
     net = copy.deepcopy(teacher(Residual))
     with torch.no_grad():
         for name in norms(net):
             net.get_parameter(f"{name}.weight")[::2] = 0
         net.get_parameter("block1.conv1.weight")[2] = 0
-    for model in (net, rounded(net, grid)):
+    for model in (net, quantized(net, grid)):
         finished = deployed(model, example(net))
         assert norms(finished) == []
         torch.testing.assert_close(finished(example(net)), model(example(net)), atol=1e-4, rtol=1e-3)
@@ -97,7 +109,7 @@ def test_gains_of_zero_silence_their_channels(grid: Grid) -> None:
                 assert module.scale.all()
 
 
-def test_weights_midway_between_two_levels_stay_where_they_were() -> None:
+def test_weights_midway_between_two_levels_keep_their_level() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     net.get_parameter("1.weight").data.fill_(-0.7)
     inputs = torch.randn(4, 3, 6, 6)
@@ -109,32 +121,32 @@ def test_weights_midway_between_two_levels_stay_where_they_were() -> None:
     torch.testing.assert_close(finished(inputs), trained(inputs), atol=1e-5, rtol=1e-4)
 
 
-def test_inputs_on_the_edge_of_two_levels_keep_no_norm() -> None:
+def test_norms_are_folded_where_inputs_lie_midway_between_two_levels() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1)).eval()
     net.get_parameter("1.weight").data.fill_(0.7)
     inputs = torch.randn(2, 3, 20, 20)
     trained = Quantize((("0", 4, 4), ("3", 8, 8))).apply(net, inputs)
-    # all outputs of the first layer are multiples of this, and every other one falls between two levels of the next
+    # all outputs of the first layer are multiples of this; every other one is midway between two levels of the next
     trained.get_buffer("0.weight_scale").fill_(0.7)
     smallest = 0.7 / 7 * trained.get_buffer("0.input_scale") * 0.7 / (1 + 1e-5) ** 0.5
     trained.get_buffer("3.input_scale").copy_(2 * smallest)
     finished = deployed(trained, inputs)
     assert norms(finished) == []
-    want = trained(inputs)
-    off = (finished(inputs) - want).abs().max() / want.abs().max()
-    assert 1e-3 < off < 0.1  # some fell to the other side
+    expected = trained(inputs)
+    off = (finished(inputs) - expected).abs().max() / expected.abs().max()
+    assert 1e-3 < off < 0.1  # some were rounded to another level
 
 
 def test_uniform_scales_stay_positive_under_negative_gains() -> None:
     net = teacher(Residual)
     assert (net.get_parameter("bn.weight") < 0).any()
-    finished = deployed(rounded(net, Uniform()), example(net))
+    finished = deployed(quantized(net, Uniform()), example(net))
     packed = finished.get_submodule("stem")
     assert isinstance(packed, PackedLayer)
     assert (packed.scale > 0).all()
 
 
-def test_every_norm_behind_a_layer_is_gone() -> None:
+def test_every_norm_after_a_layer_is_folded() -> None:
     for kind in (Residual, Mlp, Sequence):
         net = teacher(kind)
         assert norms(net)
@@ -142,34 +154,34 @@ def test_every_norm_behind_a_layer_is_gone() -> None:
 
 
 class EarlyReader(Net):
-    """Reads the output of its first convolution before and after the norm; its second norm is an ordinary one."""
+    """A network that reads its first convolution before and after the norm; its second norm is an ordinary one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.read_early = nn.BatchNorm2d(8)
         self.second = nn.Conv2d(8, 8, 3, padding=1)
-        self.usual = nn.BatchNorm2d(8)
+        self.norm_after = nn.BatchNorm2d(8)
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        x = x + self.usual(self.second(F.relu(self.read_early(x))))
+        x = x + self.norm_after(self.second(F.relu(self.read_early(x))))
         return run(x.mean((2, 3)), self.head)
 
 
 @pytest.mark.parametrize("bits", [32, 8])
-def test_a_norm_whose_input_is_read_elsewhere_stays_and_the_others_go(bits: int) -> None:
+def test_a_norm_whose_input_is_also_read_elsewhere_is_kept_and_the_others_are_folded(bits: int) -> None:
     net = scrambled(EarlyReader())
-    trained = rounded(net, Uniform(), bits, bits)
+    trained = quantized(net, Uniform(), bits, bits)
     finished = deployed(trained, example(net))
     assert norms(finished) == ["read_early"]
-    want = trained(example(net))
-    assert (finished(example(net)) - want).abs().max() < 5e-2 * want.abs().max()
+    expected = trained(example(net))
+    assert (finished(example(net)) - expected).abs().max() < 5e-2 * expected.abs().max()
 
 
 class Shared(Net):
-    """Calls a convolution and a norm twice."""
+    """A network that calls a convolution and a norm twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +195,7 @@ class Shared(Net):
         return run(x, self.other, self.free).mean((2, 3))
 
 
-def test_what_is_called_twice_or_has_no_statistics_is_not_folded() -> None:
+def test_norms_that_are_called_twice_or_have_no_statistics_are_not_folded() -> None:
     net = Shared().eval()
     net.get_buffer("norm.running_mean").normal_()
     finished = deployed(net, example(net))
@@ -192,38 +204,38 @@ def test_what_is_called_twice_or_has_no_statistics_is_not_folded() -> None:
 
 
 class Activating(nn.BatchNorm2d):
-    """Calls a child after it, as timm's norms do."""
+    """A norm that applies a child afterwards, as timm's norms do."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.act = nn.LeakyReLU(0.999)  # nearly nothing: the answers alone would not give it away
+        self.act = nn.LeakyReLU(0.999)  # nearly an identity: the outputs alone would not reveal it
 
     def forward(self, x: Tensor) -> Tensor:
         return run(super().forward(x), self.act)
 
 
 class Doubling(nn.BatchNorm2d):
-    """Does more than its children say."""
+    """A norm that does more than its children."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 1.0001 * super().forward(x)
 
 
-@pytest.mark.parametrize(("kind", "left"), [(Activating, []), (Doubling, ["1"])])
-def test_a_norm_of_an_own_class_is_folded_where_only_its_children_are_left(
-    kind: type[nn.BatchNorm2d], left: list[str]
+@pytest.mark.parametrize(("kind", "kept"), [(Activating, []), (Doubling, ["1"])])
+def test_a_norm_of_a_custom_class_is_folded_if_it_only_applies_its_children(
+    kind: type[nn.BatchNorm2d], kept: list[str]
 ) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4)).eval()
     net.get_buffer("1.running_mean").normal_()
     inputs = torch.randn(4, 3, 6, 6)
     finished = deployed(net, inputs)
-    assert norms(finished) == left
+    assert norms(finished) == kept
     torch.testing.assert_close(finished(inputs), net(inputs), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_norms_with_and_without_gain_and_convolutions_with_and_without_bias(*, affine: bool, bias: bool) -> None:
+def test_norms_are_folded_with_and_without_gain_and_bias(*, affine: bool, bias: bool) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=bias), nn.BatchNorm2d(4, affine=affine)).eval()
     net.get_buffer("1.running_mean").normal_()
     net.get_buffer("1.running_var").uniform_(0.5, 2)
@@ -235,15 +247,15 @@ def test_norms_with_and_without_gain_and_convolutions_with_and_without_bias(*, a
 
 @pytest.mark.parametrize("decomposition", [Svd(), SpatialSvd(), Tucker2()], ids=repr)
 @pytest.mark.parametrize(("kind", "layer"), [(Grouped, "grouped"), (Separable, "depthwise")])
-def test_parts_of_grouped_layers_are_rounded_folded_and_exported(
+def test_parts_of_grouped_layers_are_quantized_folded_and_exported(
     kind: type[Net], layer: str, decomposition: Decomposition, tmp_path: Path
 ) -> None:
     net = teacher(kind)
-    thinner = Factorize(((layer, 0.3),), decomposition).apply(net, example(net))
-    parts = [name for name, _ in thinner.get_submodule(layer).named_children()]
+    factorized = Factorize(((layer, 0.3),), decomposition).apply(net, example(net))
+    parts = [name for name, _ in factorized.get_submodule(layer).named_children()]
     assert parts == ["reduce", "expand"]
     widths = tuple((name, 4, 32) for name in (layer, "stem", "head"))
-    for model in (thinner, Quantize(widths).apply(thinner, example(net))):
+    for model in (factorized, Quantize(widths).apply(factorized, example(net))):
         finished = deployed(model, example(net))
         assert norms(finished) == []
         torch.testing.assert_close(finished(example(net)), model(example(net)), atol=1e-4, rtol=1e-3)
@@ -259,7 +271,7 @@ def test_parts_of_grouped_layers_are_rounded_folded_and_exported(
 
 
 class Upward(Net):
-    """Makes a map larger, then reads it."""
+    """A network of transposed convolutions that enlarges a map and then reads it."""
 
     shape = (3, 6, 6)
 
@@ -268,18 +280,18 @@ class Upward(Net):
         self.up = nn.ConvTranspose2d(3, 8, 3, stride=2, padding=1, output_padding=1, bias=False)
         self.bn = nn.BatchNorm2d(8)
         self.again = nn.ConvTranspose2d(8, 6, 2, stride=2, groups=groups)
-        self.usual = nn.BatchNorm2d(6)
+        self.norm_after = nn.BatchNorm2d(6)
         self.head = nn.Conv2d(6, 5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.up(x)))
-        return run(F.relu(self.usual(self.again(x))), self.head)
+        return run(F.relu(self.norm_after(self.again(x))), self.head)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("activations", [32, 8])
 @each_grid
-def test_transposed_convolutions_are_rounded_folded_and_exported(
+def test_transposed_convolutions_are_quantized_folded_and_exported(
     grid: Grid, activations: int, groups: int, tmp_path: Path
 ) -> None:
     torch.manual_seed(7)
@@ -289,8 +301,10 @@ def test_transposed_convolutions_are_rounded_folded_and_exported(
     for model in (net, trained):
         finished = deployed(model, example(net))
         assert norms(finished) == []
-        want, got = model(example(net)), finished(example(net))
-        assert (got - want).abs().max() <= (1e-3 if activations == 32 or model is net else 5e-2) * want.abs().max()
+        expected, got = model(example(net)), finished(example(net))
+        assert (got - expected).abs().max() <= (
+            1e-3 if activations == 32 or model is net else 5e-2
+        ) * expected.abs().max()
         OnnxRuntime().export(finished, example(net), tmp_path / "model.onnx")
         read = OnnxRuntime().load(tmp_path / "model.onnx")(example(net))
         assert (read - got).abs().max() <= (1e-4 if activations == 32 else 5e-2) * got.abs().max()
@@ -302,9 +316,9 @@ def test_transposed_convolutions_are_rounded_folded_and_exported(
 
 
 @each_grid
-def test_weights_are_bytes(grid: Grid) -> None:
+def test_weights_are_stored_as_bytes(grid: Grid) -> None:
     net = teacher(Residual)
-    finished = deployed(rounded(net, grid), example(net))
+    finished = deployed(quantized(net, grid), example(net))
     packed = [module for module in finished.modules() if isinstance(module, PackedLayer)]
     assert len(packed) == len(trace(net, example(net)).layers)
     stored = dict(finished.named_parameters())
@@ -314,9 +328,9 @@ def test_weights_are_bytes(grid: Grid) -> None:
             assert f"{name}.layer.weight" not in stored
 
 
-def test_the_trained_network_stays_as_it_was() -> None:
+def test_the_trained_network_is_not_changed() -> None:
     net = teacher(Residual)
-    trained = rounded(net, Uniform(), 4, 8).train()
+    trained = quantized(net, Uniform(), 4, 8).train()
     before = copy.deepcopy(trained.state_dict())
     finished = deployed(trained, example(net))
     assert trained.training
@@ -326,7 +340,7 @@ def test_the_trained_network_stays_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("kind", [Residual, Mlp])
-def test_a_whole_plan_is_deployed(kind: type[Net]) -> None:
+def test_a_plan_of_several_steps_is_deployed(kind: type[Net]) -> None:
     net = teacher(kind)
     axes = (PruneRatios(), Ranks(), BitWidths(activations=(32,)))
     model = Plan(tuple(step(axis, net, 0.5) for axis in axes), Distill()).apply(net, example(net))
@@ -336,7 +350,7 @@ def test_a_whole_plan_is_deployed(kind: type[Net]) -> None:
 
 
 class Drawing(nn.Module):
-    """Draws numbers in evaluation too, and has no BatchNorm to fold."""
+    """A network that draws random numbers in evaluation mode, and has no BatchNorm to fold."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -346,7 +360,7 @@ class Drawing(nn.Module):
         return self.only(x) + torch.rand(5)  # type: ignore[no-any-return]
 
 
-def test_a_network_that_draws_numbers_and_has_nothing_to_fold_is_finished() -> None:
+def test_a_network_with_random_outputs_and_nothing_to_fold_is_deployed() -> None:
     net, x = Drawing().eval(), torch.randn(4, 6)
     finished = deployed(Quantize((("only", 8, 8),)).apply(net, x), x)
     assert isinstance(finished.get_submodule("only"), PackedLayer)

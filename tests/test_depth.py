@@ -1,4 +1,4 @@
-"""Leaving branches out keeps the contract of an axis; which can be left out is found, and what is left is exact."""
+"""Depth fulfils the contract of an axis, finds the branches that can be left out, and leaves an exact network."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ from spaces import (
     Distill,
     Plan,
     PruneRatios,
+    Ranks,
     Skip,
     Space,
     Temperatures,
     deployed,
     trace,
 )
-from spaces.axes.refit import readjust
+from spaces.axes.refit import refit_to_new_inputs
 from spaces.dependency.branches import branches_of
 from spaces.network.layer_runs import layers_of
 from spaces.network.layers import LAYER_TYPES
 from spaces.network.omission import ZeroOutput
 from spaces.network.statistics import rows_of
-from tests.contracts import ORDER, AxisContract, drawn, step, values
-from tests.nets import CLASSES, Net, Padded, Residual, example, run, teacher
+from spaces.testing.axis_contract import AxisContract, drawn, step, values
+from spaces.testing.networks import CLASSES, Net, Padded, Residual, example, run, teacher
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
+ORDER = PruneRatios(), Depth(), Ranks(), BitWidths()
+
 
 class Inverted(Net):
-    """A block of MobileNetV3: expanded, depthwise, squeezed and excited, projected; and one within another."""
+    """A block of MobileNetV3 (expand, depthwise, squeeze and excite, project), and a residual block within another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +73,7 @@ class Inverted(Net):
 
 
 class Scale(nn.Module):
-    """A module with weights of a kind that is not known."""
+    """A module of an unknown class with weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +84,7 @@ class Scale(nn.Module):
 
 
 class Stubborn(Net):
-    """Sums that no branch can be left out of: each side holds what is used twice, or has weights and is not known."""
+    """Sums of which no branch can be left out: each side holds a module used twice, or an unknown one with weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ class Stubborn(Net):
 
 
 class Blocks(Net):
-    """BatchNorm apart from layers; then tokens, attention with a table of positions, linear layers with a scale."""
+    """A BatchNorm that cannot be folded; then tokens, attention with a table of positions, and scaled linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,15 +138,16 @@ class Blocks(Net):
         return run(x.mean(1), self.head)
 
 
-NETS = (Residual, Inverted, Blocks)
+NETWORKS = (Residual, Inverted, Blocks)
 
 
 class TestDepth(AxisContract):
+    before = (PruneRatios(),)
     axis = Depth()
-    nets = NETS
+    networks = NETWORKS
 
 
-def test_branches_are_found_with_all_that_is_in_them_and_only_the_inner_of_two() -> None:
+def test_branches_are_found_with_their_contents_and_only_the_inner_one_of_two() -> None:
     net = teacher(Inverted)
     assert trace(net, example(net)).branches == (
         Branch(
@@ -166,7 +170,7 @@ def test_branches_of_tokens_are_found_with_norms_tables_and_scales() -> None:
     )
 
 
-def test_a_network_without_its_branches_is_what_lies_between_them() -> None:
+def test_without_its_branches_a_network_consists_of_the_layers_between_them() -> None:
     net = teacher(Blocks)
     less = step(Depth(refit=False), net, 1.0).apply(net, example(net)).eval()
     with torch.no_grad():
@@ -177,30 +181,30 @@ def test_a_network_without_its_branches_is_what_lies_between_them() -> None:
     assert set(less.state_dict()) == {name for name in net.state_dict() if name.partition(".")[0] in left}
 
 
-def test_a_shortcut_with_a_convolution_stays_and_one_without_weights_too() -> None:
+def test_shortcuts_are_kept_with_and_without_a_convolution() -> None:
     residual, padded = teacher(Residual), teacher(Padded)
     assert [branch.name for branch in trace(residual, example(residual)).branches] == ["block1.conv1", "block2.conv1"]
     assert [branch.layers for branch in trace(padded, example(padded)).branches] == [("conv1", "conv2")]
 
 
-def test_what_no_sum_can_do_without_is_not_offered_and_says_so() -> None:
+def test_branches_that_cannot_be_left_out_are_not_offered_for_a_reason() -> None:
     net = teacher(Stubborn)
     anatomy = trace(net, example(net))
     assert all(branch.straight for branch in anatomy.branches)
-    kept = {name: said for name, said in Depth().acts_on(anatomy).items() if said.startswith("no: ")}
+    kept = {name: text for name, text in Depth().acts_on(anatomy).items() if text.startswith("no: ")}
     assert list(kept) == ["stem", "twice", "bare", "head"]
-    assert set(kept.values()) == {"no: it is in no branch of a sum, and what it is given cannot take its place"}
+    assert set(kept.values()) == {"no: it is in no branch that has a shortcut, and its input cannot replace its output"}
 
 
 class Odd(nn.LayerNorm):
-    """Wants a scale beside its input."""
+    """A norm that needs a scale as a second input."""
 
     def forward(self, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
         return super().forward(x) * scale
 
 
 class Shown(nn.Linear):
-    """A layer with a module in it, whose weights are seen as bare parameters."""
+    """A layer that holds a module, so that its own weights are traced as bare parameters."""
 
     def __init__(self) -> None:
         super().__init__(8, 8)
@@ -211,7 +215,7 @@ class Shown(nn.Linear):
 
 
 class Trap(Net):
-    """Sums of which what is left out would be missing elsewhere, or give no numbers; each kind of trap by its name."""
+    """Sums whose branches are needed elsewhere, or give NaN or errors when left out; `kind` names the trap."""
 
     shape = (6, 10)
     kind = ""
@@ -251,18 +255,20 @@ class Trap(Net):
 
 
 @pytest.mark.parametrize("kind", ["tied", "norm", "inside", "bound", "odd", "dtype", "divided", "shared"])
-def test_what_others_need_and_what_gives_no_numbers_is_not_left_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_branches_that_are_needed_elsewhere_or_give_no_numbers_are_kept(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Trap, "kind", kind)
     torch.manual_seed(0)
     net = Trap().eval()
     found = trace(net, example(net)).branches
-    left = [branch for branch in found if not branch.straight]
-    assert [(branch.name, branch.others) for branch in left] == ([("b", ())] if kind == "shared" else [])
+    with_shortcut = [branch for branch in found if not branch.straight]
+    assert [(branch.name, branch.others) for branch in with_shortcut] == ([("b", ())] if kind == "shared" else [])
     straight = [branch.name for branch in found if branch.straight]
-    assert straight == ([] if kind in ("odd", "dtype", "divided") else ["a"]), "what it is given, in its place"
+    assert straight == ([] if kind in ("odd", "dtype", "divided") else ["a"]), "the input replaces the output"
 
 
-def test_costs_of_a_network_without_groups_are_foreseen() -> None:
+def test_costs_of_a_network_without_groups_are_predicted() -> None:
     net = nn.Sequential()
     net.add_module("norm", nn.LayerNorm(10))
     net.add_module("layer", nn.Linear(10, 10))
@@ -279,11 +285,11 @@ def test_costs_of_a_network_without_groups_are_foreseen() -> None:
     assert trace(small, inputs).groups == ()
     less = Plan((Skip(tuple((branch, True) for branch in trace(small, inputs).branches)),), Distill())
     finished = deployed(less.apply(small, inputs), inputs)
-    told = CostModel(trace(small, inputs), deployed(small, inputs), (Parameters(),)).predict(less).exact
-    assert told == {"parameters": Parameters()(finished)} == {"parameters": 11 * CLASSES}
+    exact = CostModel(trace(small, inputs), deployed(small, inputs), (Parameters(),)).predict(less).exact
+    assert exact == {"parameters": Parameters()(finished)} == {"parameters": 11 * CLASSES}
 
 
-def test_a_network_that_cannot_be_followed_has_no_branches() -> None:
+def test_a_network_that_cannot_be_traced_has_no_branches() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -292,7 +298,7 @@ def test_a_network_that_cannot_be_followed_has_no_branches() -> None:
         def forward(self, x: Tensor) -> Tensor:
             x = x + self.layer(x)
             if torch.utils._python_dispatch._get_current_dispatch_mode_stack():
-                raise RuntimeError("not so")
+                raise RuntimeError("tracing is not supported")
             return x
 
     net = Counting().eval()
@@ -302,7 +308,7 @@ def test_a_network_that_cannot_be_followed_has_no_branches() -> None:
 
 
 class Between(Net):
-    """Sums that share a tensor: of the three layers two may go, and never both sides of a sum."""
+    """Two sums that share a tensor: two of the three layers can be left out, but never both sides of a sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,7 +320,7 @@ class Between(Net):
         return run((a + b).mean((2, 3)), self.head) + run((b + c).mean((2, 3)), self.other)
 
 
-def test_of_no_sum_both_sides_are_offered() -> None:
+def test_both_sides_of_a_sum_are_never_offered() -> None:
     net = teacher(Between)
     names = {branch.name for branch in trace(net, example(net)).branches}
     assert names
@@ -323,7 +329,7 @@ def test_of_no_sum_both_sides_are_offered() -> None:
 
 
 class Windows(Net):
-    """Layers that meet the batch in another place, and strides, dilation and padding of every kind."""
+    """Layers with another batch dimension, and with strides, dilation and padding."""
 
     shape = (6, 17)
 
@@ -344,16 +350,16 @@ class Windows(Net):
 
 
 @pytest.mark.parametrize("kind", [Windows, Inverted, Residual])
-def test_zeros_have_the_shape_of_what_they_stand_for(kind: type[Net]) -> None:
+def test_zeros_have_the_shape_of_the_outputs_that_they_replace(kind: type[Net]) -> None:
     net = copy.deepcopy(teacher(kind))
-    left = step(Depth(), net, 1.0).apply(net, example(net)).eval()
-    gone = [name for name, module in left.named_modules() if isinstance(module, ZeroOutput)]
+    shallower = step(Depth(), net, 1.0).apply(net, example(net)).eval()
+    replaced = [name for name, module in shallower.named_modules() if isinstance(module, ZeroOutput)]
     inputs = example(net)
     larger = inputs.repeat(1, 1, *[2] * (inputs.dim() - 2))[:3]
     for given in (inputs[:5], larger):
-        shapes = [_shapes(model, gone, given) for model in (net, left)]
+        shapes = [_shapes(model, replaced, given) for model in (net, shallower)]
         assert shapes[0] == shapes[1]
-        assert len(shapes[0]) == len(gone) > 0
+        assert len(shapes[0]) == len(replaced) > 0
 
 
 def _shapes(model: nn.Module, names: list[str], given: Tensor) -> dict[str, torch.Size]:
@@ -371,20 +377,20 @@ def _shapes(model: nn.Module, names: list[str], given: Tensor) -> dict[str, torc
 
 
 class Tied(Net):
-    """What reads the sum has the weight of another layer, or reads before it too."""
+    """The layers that read the sum share their weight with another layer, or are also called before it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 1)
         self.inside = nn.Conv2d(8, 8, 3, padding=1)
         self.reader = nn.Conv2d(8, 8, 1)
-        self.alike = nn.Conv2d(8, 8, 1)
-        self.alike.weight = self.reader.weight
+        self.sharing = nn.Conv2d(8, 8, 1)
+        self.sharing.weight = self.reader.weight
         self.often = nn.Conv2d(8, 8, 1)
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.alike(F.relu(self.often(F.relu(self.first(x)))))
+        x = self.sharing(F.relu(self.often(F.relu(self.first(x)))))
         x = x + self.inside(F.relu(x))
         return run((self.reader(x) + self.often(x)).mean((2, 3)), self.head)
 
@@ -395,30 +401,30 @@ def test_readers_that_others_share_are_not_refitted() -> None:
     assert branch.readers == ()
 
 
-def test_a_branch_of_layers_that_are_split_or_rounded_already_is_refused() -> None:
+def test_a_branch_whose_layers_are_already_factorized_or_quantized_is_refused() -> None:
     net = teacher(Residual)
-    rounded = step(BitWidths(), net, 1.0).apply(net, example(net))
+    quantized = step(BitWidths(), net, 1.0).apply(net, example(net))
     with pytest.raises(ValueError, match="before ranks and bits, but got QuantizedLayer"):
-        step(Depth(), net, 1.0).apply(rounded, example(net))
+        step(Depth(), net, 1.0).apply(quantized, example(net))
 
 
-def test_what_goes_around_a_branch_is_all_that_is_left() -> None:
+def test_only_the_shortcut_is_left_of_a_sum() -> None:
     net = teacher(Residual)
-    left = step(Depth(only=("block1.conv1",)), net, 1.0).apply(net, example(net)).eval()
+    shallower = step(Depth(only=("block1.conv1",)), net, 1.0).apply(net, example(net)).eval()
     seen: list[Tensor] = []
-    left.get_submodule("block1").register_forward_hook(lambda _, given, output: seen.extend([*given, output]))
-    left(example(net))
+    shallower.get_submodule("block1").register_forward_hook(lambda _, given, output: seen.extend([*given, output]))
+    shallower(example(net))
     assert torch.equal(F.relu(seen[0]), seen[1])
-    kinds = [type(left.get_submodule(f"block1.{name}")) for name in ("conv1", "bn1", "conv2", "bn2")]
+    kinds = [type(shallower.get_submodule(f"block1.{name}")) for name in ("conv1", "bn1", "conv2", "bn2")]
     assert kinds == [ZeroOutput] * 4
-    assert not any(isinstance(module, ZeroOutput) for module in left.get_submodule("block2").modules())
+    assert not any(isinstance(module, ZeroOutput) for module in shallower.get_submodule("block2").modules())
 
 
-def test_what_reads_the_rest_is_refitted_to_what_it_gave() -> None:
+def test_layers_that_read_the_sum_are_refitted_to_their_former_outputs() -> None:
     net = teacher(Residual)
     inputs = example(net, 64)
 
-    def given(model: nn.Module, reader: str) -> Tensor:
+    def outputs(model: nn.Module, reader: str) -> Tensor:
         seen: list[Tensor] = []
         handle = model.get_submodule(reader).register_forward_hook(lambda _, __, output: seen.append(output.detach()))
         model.eval()(inputs)
@@ -429,44 +435,44 @@ def test_what_reads_the_rest_is_refitted_to_what_it_gave() -> None:
         step(Depth(only=("block1.conv1",), refit=refit), net, 1.0).apply(net, inputs) for refit in (False, True)
     )
     for reader in ("block2.conv1", "block2.down.0"):
-        want = given(net, reader)
-        off = [float((given(model, reader) - want).norm() / want.norm()) for model in (plain, fitted)]
-        assert off[1] < 0.95 * off[0]
-        assert off[1] < 1
+        want = outputs(net, reader)
+        errors = [float((outputs(model, reader) - want).norm() / want.norm()) for model in (plain, fitted)]
+        assert errors[1] < 0.95 * errors[0]
+        assert errors[1] < 1
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
-def test_weights_follow_inputs_that_were_mixed(groups: int, *, bias: bool) -> None:
+def test_weights_are_refitted_to_inputs_that_were_mixed(groups: int, *, bias: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 6, 3, groups=groups, bias=bias).requires_grad_(requires_grad=False)
     other = copy.deepcopy(layer)
     x = torch.randn(64, 8, 6, 6)
     size = 8 // groups
-    turned = torch.block_diag(*torch.linalg.qr(torch.randn(groups, size, size))[0])
-    moved = torch.einsum("ij,bjhw->bihw", turned, x) + (1.0 if bias else 0.0)
+    rotation = torch.block_diag(*torch.linalg.qr(torch.randn(groups, size, size))[0])
+    mixed = torch.einsum("ij,bjhw->bihw", rotation, x) + (1.0 if bias else 0.0)
     before, block = rows_of(layer, x)
-    readjust(other, before, rows_of(layer, moved)[0], block)
+    refit_to_new_inputs(other, before, rows_of(layer, mixed)[0], block)
     want = layer(x)
-    assert float((other(moved) - want).norm() / want.norm()) < 0.02
-    assert float((layer(moved) - want).norm() / want.norm()) > 0.5
+    assert float((other(mixed) - want).norm() / want.norm()) < 0.02
+    assert float((layer(mixed) - want).norm() / want.norm()) > 0.5
 
 
-def test_batch_norms_behind_it_are_put_right() -> None:
+def test_statistics_of_later_batch_norms_are_reestimated() -> None:
     net = teacher(Residual)
-    left = step(Depth(only=("block1.conv1",)), net, 1.0).apply(net, example(net))
-    behind = left.get_submodule("block2.bn1")
+    shallower = step(Depth(only=("block1.conv1",)), net, 1.0).apply(net, example(net))
+    later = shallower.get_submodule("block2.bn1")
     seen: list[Tensor] = []
-    behind.register_forward_hook(lambda _, given, __: seen.append(given[0]))
-    left.eval()(example(net))
+    later.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    shallower.eval()(example(net))
     mean = seen[0].mean((0, 2, 3))
-    assert torch.allclose(behind.get_buffer("running_mean"), mean, atol=1e-3)
+    assert torch.allclose(later.get_buffer("running_mean"), mean, atol=1e-3)
     assert not torch.allclose(net.get_buffer("block2.bn1.running_mean"), mean, atol=0.1)
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", NETWORKS)
 @pytest.mark.parametrize("seed", range(6))
-def test_costs_of_all_axes_together_are_foreseen(net: type[Net], seed: int) -> None:
+def test_costs_of_all_axes_together_are_predicted(net: type[Net], seed: int) -> None:
     model = teacher(net)
     inputs = example(model)
     plan = Plan(tuple(drawn(axis, model, seed)[0] for axis in ORDER), Distill())
@@ -476,17 +482,17 @@ def test_costs_of_all_axes_together_are_foreseen(net: type[Net], seed: int) -> N
     assert cost_model.predict(plan).exact == pytest.approx({cost.name: cost(finished) for cost in exact})
 
 
-def test_the_same_parameters_give_an_equal_step_whatever_was_pruned_before() -> None:
+def test_a_step_of_the_teacher_applies_to_the_pruned_network() -> None:
     net = teacher(Inverted)
     pruned = step(PruneRatios(), net, 1.0).apply(net, example(net))
-    act = step(Depth(), net, 1.0)
-    assert act.words() == "without expand, outer, inner"
-    left = act.apply(pruned, example(net))
-    names = {name for name, module in left.named_modules() if isinstance(module, LAYER_TYPES)}
+    skip = step(Depth(), net, 1.0)
+    assert skip.words() == "without expand, outer, inner"
+    shallower = skip.apply(pruned, example(net))
+    names = {name for name, module in shallower.named_modules() if isinstance(module, LAYER_TYPES)}
     assert names == {"stem", "head"}
 
 
-def test_a_name_that_is_not_there_is_named() -> None:
+def test_an_unknown_branch_lists_the_nearest() -> None:
     net = teacher(Residual)
     with pytest.raises(
         ValueError, match=r"no branch is called 'block3.conv1'; the nearest are: block2.conv1, block1.conv1"
@@ -494,7 +500,7 @@ def test_a_name_that_is_not_there_is_named() -> None:
         Depth(only=("block3.conv1",)).uniform(trace(net, example(net)), 1.0)
 
 
-def test_plans_that_differ_only_in_what_is_left_out_are_equal() -> None:
+def test_plans_that_differ_only_inside_left_out_branches_are_equal() -> None:
     net = teacher(Residual)
     anatomy = trace(net, example(net))
     space = Space(ORDER, Temperatures())
@@ -504,14 +510,14 @@ def test_plans_that_differ_only_in_what_is_left_out_are_equal() -> None:
     plan = space.suggest(FixedTrial(without), anatomy)
     for name, value in inside.items():
         assert space.suggest(FixedTrial(without | {name: value}), anatomy) == plan
-        there = without | {"skip/block1.conv1": 0, "skip/block2.conv1": 0}
-        assert space.suggest(FixedTrial(there | {name: value}), anatomy) != space.suggest(FixedTrial(there), anatomy)
+        kept = without | {"skip/block1.conv1": 0, "skip/block2.conv1": 0}
+        assert space.suggest(FixedTrial(kept | {name: value}), anatomy) != space.suggest(FixedTrial(kept), anatomy)
     for name, value in outside.items():
         assert name in without
         assert space.suggest(FixedTrial(without | {name: value}), anatomy) != plan
 
 
-def test_nothing_left_out_says_nothing() -> None:
+def test_a_step_that_leaves_nothing_out_has_no_words() -> None:
     net = teacher(Residual)
     none = step(Depth(), net, 0.0)
     assert isinstance(none, Skip)

@@ -1,4 +1,4 @@
-"""The loss against its closed forms, and what its ranges say."""
+"""The distillation loss equals its closed forms, and the ranges of its parameters are checked."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from spaces import Distill, Temperatures
 
 @pytest.fixture
 def outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the student's, the teacher's and labels."""
+    """Return outputs of a student, outputs of a teacher, and labels."""
     return torch.randn(6, 4, requires_grad=True), 3 * torch.randn(6, 4), torch.randint(0, 4, (6,))
 
 
-def test_no_weight_is_cross_entropy(outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+def test_weight_zero_is_cross_entropy(outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     student, teacher, labels = outputs
     assert torch.equal(Distill(7.0, 0.0).loss(student, teacher, labels), F.cross_entropy(student, labels))
 
 
-def test_full_weight_is_nothing_where_student_and_teacher_agree(
+def test_the_loss_at_weight_one_is_zero_where_student_and_teacher_agree(
     outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     student, _, labels = outputs
     assert Distill(4.0, 1.0).loss(student, student.detach() + 2, labels).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_the_loss_is_the_sum_that_its_docstring_says(
+def test_the_loss_is_the_weighted_sum_of_its_docstring(
     outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     student, teacher, labels = outputs
@@ -52,7 +52,7 @@ def test_the_gradient_is_scaled_by_the_temperature(
     torch.testing.assert_close(student.grad, want.detach(), atol=1e-4, rtol=1e-3)
 
 
-def test_the_gradient_of_high_temperatures_is_that_of_matching_logits(
+def test_the_gradient_at_high_temperatures_is_that_of_matching_logits(
     outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     student, teacher, labels = outputs
@@ -62,7 +62,7 @@ def test_the_gradient_of_high_temperatures_is_that_of_matching_logits(
 
 
 @given(st.floats(0.01, 20), st.floats(0.01, 20), st.floats(0, 1))
-def test_what_is_usual_lies_in_the_ranges(one: float, other: float, heaviest: float) -> None:
+def test_the_usual_parameters_lie_in_the_ranges(one: float, other: float, heaviest: float) -> None:
     axis = Temperatures(min(one, other), max(one, other), heaviest)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -72,11 +72,11 @@ def test_what_is_usual_lies_in_the_ranges(one: float, other: float, heaviest: fl
     assert drawn == axis.suggest(FixedTrial(axis.usual()))
 
 
-def test_usually_it_is_four_and_seven_tenths() -> None:
+def test_the_usual_temperature_is_four_and_the_usual_weight_seven_tenths() -> None:
     assert Temperatures().suggest(FixedTrial(Temperatures().usual())) == Distill() == Distill(4.0, 0.7)
 
 
-def test_words_say_temperature_and_weight() -> None:
+def test_words_name_temperature_and_weight() -> None:
     assert Distill(4.0, 0.7).words() == "T=4, weight 0.7"
     assert Distill(4.0, 0.0).words() == "labels only"
 

@@ -1,4 +1,4 @@
-"""A draft of plans that are scored before any training."""
+"""The draft: plans that are scored before any training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from optuna.trial import FixedTrial
 
 from search import Budget, DraftStart
 from search.evaluation.context import Context
-from search.evaluation.proxy_loss import SCORED
-from search.evaluation.subject import FEW
+from search.evaluation.proxy_loss import PROXY_INPUTS
+from search.evaluation.subject import ROUGH_INPUTS
 from search.loop.run import run
 from search.loop.schedule import affordable
 from search.proposals.defaults import resolved
-from search.proposals.draft_records import LEAST_LOSS, NOT_FINITE, draft_of, plausible
+from search.proposals.draft_records import MIN_LOSS, NON_FINITE_LOSS, draft_of, plausible
 from search.proposals.lagrangian import lagrangian_search, search_within_limits
-from search.proposals.limits import hold
+from search.proposals.limits import meet_limits
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.short_training import FIRST_TRAINED, SHORT_STEPS, ShortTraining
 from search.proposals.uniform_start import uniform_designs
@@ -53,7 +53,7 @@ def began(seed: int = 0) -> tuple[optuna.Study, list[dict[str, float]]]:
     return main, DraftStart(plans=5, scored=40)(shared(), main, BudgetClock(Budget()))
 
 
-def test_the_draft_is_a_study_of_its_own_whose_values_are_the_loss_and_the_costs() -> None:
+def test_the_draft_is_a_separate_study_whose_values_are_the_loss_and_the_costs() -> None:
     main, _ = began()
     draft = draft_of(main)
     assert draft is not None
@@ -68,29 +68,29 @@ def test_the_draft_is_a_study_of_its_own_whose_values_are_the_loss_and_the_costs
         assert shared().cost_model.predict(plan).exact["macs"] <= shared().spec.limits[0].bound
 
 
-def test_it_finds_what_the_table_alone_does_not() -> None:
+def test_the_draft_finds_better_plans_than_the_table_alone() -> None:
     draft = draft_of(began()[0])
     assert draft is not None
     values = np.array([trial.values for trial in draft.trials])
-    seeds, changed = values[:13], values[13:]
+    seeds, mutants = values[:13], values[13:]
 
     def volume(points: np.ndarray) -> float:
         edges = np.linspace(np.log(values[:, 1].min()), np.log(values[:, 1].max()), 200)
         return float(np.mean([min([x for x, c in points if np.log(c) <= edge], default=4.0) for edge in edges]))
 
-    assert volume(np.vstack([seeds, changed])) < volume(seeds)
+    assert volume(np.vstack([seeds, mutants])) < volume(seeds)
 
 
-def test_a_study_starts_with_the_best_of_it_spread_over_the_costs() -> None:
+def test_a_study_starts_with_the_best_plans_of_the_draft_spread_over_the_costs() -> None:
     main, plans = began()
     draft = draft_of(main)
     assert draft is not None
     assert 3 <= len(plans) <= 5
     drawn = [shared().spec.space.suggest(FixedTrial(params), shared().subject.anatomy) for params in plans]
-    costs_of_uniform = shared().cost_model.exact(drawn)
-    sizes = costs_of_uniform["size_bytes"].tolist()
+    costs = shared().cost_model.exact(drawn)
+    sizes = costs["size_bytes"].tolist()
     assert sizes == sorted(sizes, reverse=True)
-    assert costs_of_uniform["macs"][0] > 1.5 * costs_of_uniform["macs"][-1]
+    assert costs["macs"][0] > 1.5 * costs["macs"][-1]
     values = np.array([trial.values for trial in draft.trials])
     best = [not ((values <= one).all(1) & (values < one).any(1)).any() for one in values]
     logs = np.log(values[np.array(best) & plausible(values[:, 0]), 1])
@@ -101,7 +101,7 @@ def test_a_study_starts_with_the_best_of_it_spread_over_the_costs() -> None:
     assert DraftStart(plans=5, scored=40)(shared(), again, BudgetClock(Budget())) == plans
 
 
-def test_a_draft_goes_on_where_it_was() -> None:
+def test_a_draft_resumes_from_the_storage() -> None:
     main = optuna.create_study(study_name="pieces", storage=optuna.storages.InMemoryStorage())
     for scored in (5, 17, 40):
         plans = DraftStart(plans=5, scored=scored)(shared(), main, BudgetClock(Budget()))
@@ -112,14 +112,14 @@ def test_a_draft_goes_on_where_it_was() -> None:
     assert len({tuple(trial.params.items()) for trial in draft.trials}) == 40
 
 
-def test_what_another_worker_measured_alone_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_another_worker_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     main = optuna.create_study(study_name="shared", storage=optuna.storages.InMemoryStorage())
     first = DraftStart(plans=5, scored=20)(shared(), main, BudgetClock(Budget()))
-    monkeypatch.setattr("search.proposals.sensitivity_table._losses", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("search.proposals.sensitivity_table._measure_losses", lambda *_: pytest.fail("measured again"))
     assert DraftStart(plans=5, scored=20)(shared(), main, BudgetClock(Budget())) == first
 
 
-def test_where_no_cost_is_foreseen_or_the_table_takes_too_long_uniform_plans_are_taken() -> None:
+def test_uniform_plans_replace_the_draft_if_no_cost_is_known_or_the_table_takes_too_long() -> None:
     main = optuna.create_study(study_name="none", storage=optuna.storages.InMemoryStorage())
     assert DraftStart(seconds=0)(shared(), main, BudgetClock(Budget())) == uniform_designs(shared())
     (top1, _) = shared().spec.objectives
@@ -129,61 +129,60 @@ def test_where_no_cost_is_foreseen_or_the_table_takes_too_long_uniform_plans_are
 
 
 @functools.cache
-def deep() -> Context:
+def with_depth() -> Context:
     small = spec()
     space = Space((PruneRatios(), Depth(), BitWidths(weights=(2, 4, 8), activations=(8,))), Temperatures())
     return context(dataclasses.replace(small, teacher=Residual(8).eval(), space=space, limits=()))
 
 
-def test_where_layers_can_be_left_out_what_leads_is_trained_for_a_few_steps() -> None:
+def test_leading_plans_are_trained_for_a_few_steps_if_layers_can_be_left_out() -> None:
     main = optuna.create_study(study_name="deep", storage=optuna.storages.InMemoryStorage())
-    DraftStart(plans=5, scored=30)(deep(), main, BudgetClock(Budget()))
+    DraftStart(plans=5, scored=30)(with_depth(), main, BudgetClock(Budget()))
     draft = draft_of(main)
     assert draft is not None
     values = np.array([trial.values for trial in draft.trials])
-    mended = np.array([SHORT_TRAINING in trial.user_attrs for trial in draft.trials])
+    trained = np.array([SHORT_TRAINING in trial.user_attrs for trial in draft.trials])
     best = np.array([not ((values <= one).all(1) & (values < one).any(1)).any() for one in values])
-    assert 2 < mended.sum() <= FIRST_TRAINED + len(mended) / ShortTraining(deep()).every + 1
-    assert mended[0], "the first one leads"
-    assert mended[best].mean() > 2 * mended[~best].mean()
-    leading = draft.trials[np.flatnonzero(mended & best)[0]]
-    plan = deep().plan(leading.params)
-    before, after = deep().proxy_loss(deep().subject.build_roughly(plan)), ShortTraining(deep())(plan)
-    assert max(LEAST_LOSS, after) == pytest.approx(max(LEAST_LOSS, leading.values[0]))
-    assert leading.user_attrs[SHORT_TRAINING] == pytest.approx(max(LEAST_LOSS, after) / max(LEAST_LOSS, before))
+    assert 2 < trained.sum() <= FIRST_TRAINED + len(trained) / ShortTraining(with_depth()).every + 1
+    assert trained[0], "the first plan is always on the front"
+    assert trained[best].mean() > 2 * trained[~best].mean()
+    leading = draft.trials[np.flatnonzero(trained & best)[0]]
+    plan = with_depth().plan(leading.params)
+    before, after = with_depth().proxy_loss(with_depth().subject.build_roughly(plan)), ShortTraining(with_depth())(plan)
+    assert max(MIN_LOSS, after) == pytest.approx(max(MIN_LOSS, leading.values[0]))
+    assert leading.user_attrs[SHORT_TRAINING] == pytest.approx(max(MIN_LOSS, after) / max(MIN_LOSS, before))
 
 
-def test_what_training_would_leave_is_told_from_plans_that_leave_out_as_many_layers_and_lost_as_much() -> None:
-    mending = ShortTraining(deep())
-    assert mending.predict(0.5, 1.0) == 1.0
+def test_the_ratio_after_training_is_predicted_from_plans_with_similar_depth_and_loss() -> None:
+    proxy = ShortTraining(with_depth())
+    assert proxy.predict(0.5, 1.0) == 1.0
     for ratio in (0.4, 0.5, 0.6, 0.5, 0.5):
-        mending.note(0.2, 2.5, ratio)
-        mending.note(0.6, 2.5, 2 * ratio)
-        mending.note(0.2, 0.02, ratio / 5)
-    assert mending.predict(0.2, 2.2) == 0.5
-    assert mending.predict(0.6, 3.0) == 1.0
-    assert mending.predict(0.2, 0.03) == pytest.approx(0.1)
-    trained, batch = 15, deep().spec.recipe.batch_size
-    enough = (
-        (trained - FIRST_TRAINED) * SHORT_STEPS * batch / (FEW + SCORED)
-    )  # as many examples as these are trained on
-    assert [mending.due(scored) for scored in (0, int(enough), int(enough) + 1)] == [False, False, True]
+        proxy.note(0.2, 2.5, ratio)
+        proxy.note(0.6, 2.5, 2 * ratio)
+        proxy.note(0.2, 0.02, ratio / 5)
+    assert proxy.predict(0.2, 2.2) == 0.5
+    assert proxy.predict(0.6, 3.0) == 1.0
+    assert proxy.predict(0.2, 0.03) == pytest.approx(0.1)
+    trained, batch = 15, with_depth().spec.recipe.batch_size
+    # the number of plans whose scoring takes as many examples as the trainings after the first ones
+    balanced = (trained - FIRST_TRAINED) * SHORT_STEPS * batch / (ROUGH_INPUTS + PROXY_INPUTS)
+    assert [proxy.due(scored) for scored in (0, int(balanced), int(balanced) + 1)] == [False, False, True]
 
 
-def test_where_none_can_be_left_out_one_shot_losses_are_compared() -> None:
+def test_losses_before_training_are_compared_if_no_layer_can_be_left_out() -> None:
     draft = draft_of(began()[0])
     assert draft is not None
     assert not any(SHORT_TRAINING in trial.user_attrs for trial in draft.trials)
 
 
-def test_how_many_are_scored_follows_from_the_budget() -> None:
+def test_the_number_of_scored_plans_follows_from_the_budget() -> None:
     start = DraftStart()
-    assert [start._aim(BudgetClock(Budget(trials))) for trials in (1, 20, 500)] == [100, 240, 1000]
-    assert start._aim(BudgetClock(Budget(None, minutes=1))) == 1000
+    assert [start._target(BudgetClock(Budget(trials))) for trials in (1, 20, 500)] == [100, 240, 1000]
+    assert start._target(BudgetClock(Budget(None, minutes=1))) == 1000
 
 
-def test_what_answers_at_random_is_not_plausible() -> None:
-    assert plausible(np.array([0.0, 1.0, 1.4, 1.6, 3.0, NOT_FINITE])).tolist() == [
+def test_plans_that_answer_at_random_are_not_plausible() -> None:
+    assert plausible(np.array([0.0, 1.0, 1.4, 1.6, 3.0, NON_FINITE_LOSS])).tolist() == [
         True,
         True,
         True,
@@ -193,7 +192,7 @@ def test_what_answers_at_random_is_not_plausible() -> None:
     ]
 
 
-def test_a_whole_study_proposes_from_its_draft_and_the_same_twice(tmp_path: Path) -> None:
+def test_a_study_proposes_plans_from_its_draft_and_is_reproducible(tmp_path: Path) -> None:
     found = [searched(dataclasses.replace(spec(), budget=Budget(9)), tmp_path / name) for name in ("a", "b")]
     first, second = ([(trial.params, trial.values) for trial in one.trials] for one in found)
     assert first == second
@@ -204,21 +203,19 @@ def test_a_whole_study_proposes_from_its_draft_and_the_same_twice(tmp_path: Path
         assert tuple((name, trial.params[name]) for name in draft.trials[0].params) in known
 
 
-def test_a_run_keeps_to_its_time_and_shortens_trainings_for_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_shortens_trainings_to_stay_within_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timed = dataclasses.replace(
         study(epochs=400), start=DraftStart(plans=5), budget=Budget(trials=None, cpu_seconds=12.0)
     )
     clock = BudgetClock(timed.budget)
-    main, its = open_study(resolved(timed), tmp_path, None, create=True), context(timed)
-    assert run(main, its, tmp_path)
+    main, made = open_study(resolved(timed), tmp_path, None, create=True), context(timed)
+    assert run(main, made, tmp_path)
     assert 0.7 < clock.spent < 1.6
-    assert "of the recipe, to be in time" in capsys.readouterr().err
+    assert "of the recipe, to finish in time" in capsys.readouterr().err
     assert len([trial for trial in main.trials if trial.values]) >= 3
 
 
-def test_there_is_time_for_the_draft_where_learning_took_most_of_its_share() -> None:
+def test_the_draft_gets_time_even_if_measurements_took_most_of_its_share() -> None:
     main = optuna.create_study(study_name="late", storage=optuna.storages.InMemoryStorage())
     late = BudgetClock(Budget(None, cpu_seconds=30.0), cpu=time.process_time() - 15.0)
     DraftStart(plans=5, scored=400)(shared(), main, late)
@@ -228,7 +225,7 @@ def test_there_is_time_for_the_draft_where_learning_took_most_of_its_share() -> 
     assert late.spent < 0.8
 
 
-def test_a_recipe_that_fits_is_left_alone() -> None:
+def test_a_recipe_that_fits_the_time_is_unchanged() -> None:
     recipe, new = shared().spec.recipe, optuna.create_study()
     assert affordable(new, shared(), BudgetClock(Budget())) is recipe
     assert affordable(new, shared(), BudgetClock(Budget(None, minutes=1000))) is recipe
@@ -237,7 +234,7 @@ def test_a_recipe_that_fits_is_left_alone() -> None:
     assert short.steps(192) == 25
 
 
-def test_trainings_are_not_shortened_for_more_than_are_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_are_shortened_only_for_the_trials_that_remain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Context, "seconds_a_candidate", lambda *_: (1e-6, 100.0))
     recipe, new = shared().spec.recipe.of_length(1000), optuna.create_study()
     long = context(dataclasses.replace(spec(), recipe=recipe))
@@ -246,7 +243,7 @@ def test_trainings_are_not_shortened_for_more_than_are_to_come(monkeypatch: pyte
     assert affordable(new, long, BudgetClock(Budget(None, cpu_seconds=220.0))).epochs < recipe.epochs
 
 
-def test_a_space_that_is_used_up_ends_the_draft() -> None:
+def test_an_exhausted_space_ends_the_draft() -> None:
     tiny = Space(steps=(BitWidths(weights=(4, 8), activations=(8,), only=("head",)),), recovery=Temperatures())
     few = context(dataclasses.replace(study(), space=tiny, limits=()))
     main = optuna.create_study(study_name="tiny", storage=optuna.storages.InMemoryStorage())
@@ -257,15 +254,17 @@ def test_a_space_that_is_used_up_ends_the_draft() -> None:
     assert 1 <= len(plans) <= 6
 
 
-def test_where_no_sum_of_the_table_holds_the_limits_uniform_plans_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uniform_plans_replace_the_draft_if_no_table_sum_meets_the_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for module in ("lagrangian", "draft"):
         none = lambda _, costs: np.zeros(len(costs["macs"]), dtype=bool)  # noqa: E731
-        monkeypatch.setattr(f"search.proposals.{module}.hold", none)
+        monkeypatch.setattr(f"search.proposals.{module}.meet_limits", none)
     main = optuna.create_study(study_name="tight", storage=optuna.storages.InMemoryStorage())
     assert DraftStart(scored=10)(shared(), main, BudgetClock(Budget())) == uniform_designs(shared())
 
 
-def test_a_definition_that_changes_before_anything_is_trained_starts_a_new_draft(tmp_path: Path) -> None:
+def test_a_definition_changed_before_any_training_starts_a_new_draft(tmp_path: Path) -> None:
     main = open_study(resolved(spec()), tmp_path, None, create=True)
     DraftStart(scored=3)(shared(), main, BudgetClock(Budget()))
     assert draft_of(main) is not None
@@ -273,15 +272,15 @@ def test_a_definition_that_changes_before_anything_is_trained_starts_a_new_draft
     assert draft_of(again) is None
 
 
-@pytest.mark.parametrize(("given", "share"), [({"minutes": 1e-9}, True), ({"cpu_seconds": 1e-9}, True), ({}, False)])
-def test_a_clock_tells_what_is_spent(given: dict[str, float], *, share: bool) -> None:
-    clock = BudgetClock(Budget(trials=None if given else 4, **given))
-    assert (clock.spent > 1) == share == clock.timed
-    assert (clock.left == 0) == share
+@pytest.mark.parametrize(("bounds", "timed"), [({"minutes": 1e-9}, True), ({"cpu_seconds": 1e-9}, True), ({}, False)])
+def test_a_clock_reports_the_spent_share_of_a_timed_budget(bounds: dict[str, float], *, timed: bool) -> None:
+    clock = BudgetClock(Budget(trials=None if bounds else 4, **bounds))
+    assert (clock.spent > 1) == timed == clock.timed
+    assert (clock.left == 0) == timed
 
 
-def test_where_few_of_the_cheap_plans_hold_a_limit_plans_are_sought_that_do() -> None:
-    """Size is wanted, multiply-adds are limited: rounding makes files small and leaves all multiply-adds."""
+def test_the_search_includes_limited_costs_if_few_cheap_plans_meet_the_limits() -> None:
+    """Size is minimized and multiply-adds are limited: quantization makes files small but removes no multiply-adds."""
     made = study(4, share=0.2)
     tight = context(made)
     main = optuna.create_study(study_name="few", storage=optuna.storages.InMemoryStorage())
@@ -289,8 +288,8 @@ def test_where_few_of_the_cheap_plans_hold_a_limit_plans_are_sought_that_do() ->
     assert table is not None
     known = tight.cost_model.formulas
     cheap = lagrangian_search(table, [known["size_bytes"]])
-    held = hold(tight, tight.cost_model.of(table.combine(cheap)))
-    assert 2 * held.sum() < len(cheap)
+    feasible = meet_limits(tight, tight.cost_model.of(table.combine(cheap)))
+    assert 2 * feasible.sum() < len(cheap)
     found = search_within_limits(tight, table, ["size_bytes"])
-    assert len(found) > 1.5 * held.sum()
-    assert hold(tight, tight.cost_model.of(table.combine(found))).all()
+    assert len(found) > 1.5 * feasible.sum()
+    assert meet_limits(tight, tight.cost_model.of(table.combine(found))).all()

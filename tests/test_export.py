@@ -1,4 +1,4 @@
-"""What an export writes, that its numbers are true, and what happens where the file is not the network."""
+"""Export: the files, the truth of their measurements, and files that do not compute what the network does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from objectives.runtimes import OnnxRuntime, Precision
 from search.evaluation.reference import teacher_file
 from search.evaluation.trial import key_of
 from search.results.confirm import weights_of
-from search.results.export import export, rebuild, replaceable, restored, verify_front
+from search.results.export import ensure_replaceable, export, rebuild, restored, verify_front
 from search.results.file_records import record_path
 from search.results.verification import Disagreement, record_words, verify
 from search.study.errors import UserError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from search import StudySpec
     from search.evaluation.context import Context
 
-FILES = ["model.onnx", "plan.json", "state.safetensors", "verification.json"]
+EXPORTED_FILES = ["model.onnx", "plan.json", "state.safetensors", "verification.json"]
 IMAGES = splits().validation.inputs
 
 
@@ -71,23 +71,23 @@ def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "verification.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_an_export_is_four_files(exported: Path) -> None:
-    assert sorted(path.name for path in exported.iterdir()) == FILES
+def test_an_export_consists_of_four_files(exported: Path) -> None:
+    assert sorted(path.name for path in exported.iterdir()) == EXPORTED_FILES
 
 
-def test_nothing_unfinished_is_left(exported: Path, home: Path) -> None:
+def test_no_temporary_file_is_left(exported: Path, home: Path) -> None:
     assert not [path for path in home.rglob("*") if path.name.startswith(".")]
 
 
-def test_the_verification_is_true_of_the_file(exported: Path) -> None:
+def test_the_verification_agrees_with_the_file(exported: Path) -> None:
     record, labels = record_of(exported), splits().validation.labels
-    got = OnnxRuntime().load(exported / "model.onnx")(IMAGES)
+    actual = OnnxRuntime().load(exported / "model.onnx")(IMAGES)
     assert record["samples"] == len(labels)
-    assert record["top1_file"] == 100 * float((got.argmax(1) == labels).double().mean())
+    assert record["top1_file"] == 100 * float((actual.argmax(1) == labels).double().mean())
     assert record["file_bytes"] == (exported / "model.onnx").stat().st_size
-    want = rebuild(Net(), exported)(IMAGES)
-    assert record["top1_torch"] == 100 * float((want.argmax(1) == labels).double().mean())
-    assert record["agreement_percent"] == 100 * float((want.argmax(1) == got.argmax(1)).double().mean())
+    expected = rebuild(Net(), exported)(IMAGES)
+    assert record["top1_torch"] == 100 * float((expected.argmax(1) == labels).double().mean())
+    assert record["agreement_percent"] == 100 * float((expected.argmax(1) == actual.argmax(1)).double().mean())
     assert record["sqnr_db"] > 15
     assert record["latency"]["ratio"] > 0
 
@@ -101,7 +101,7 @@ def test_the_verification_names_its_study_and_trial(exported: Path, found: Study
     assert f"{record['file_bytes']:,} bytes" in words
 
 
-def test_the_teachers_file_answers_as_the_teacher(shared: Context, home: Path) -> None:
+def test_the_file_of_the_teacher_computes_what_the_teacher_does(shared: Context, home: Path) -> None:
     path = teacher_file(shared.subject, shared.spec.runtime, home)
     torch.testing.assert_close(
         OnnxRuntime().load(path)(IMAGES), shared.subject.model(IMAGES).detach(), rtol=1e-4, atol=1e-4
@@ -131,24 +131,26 @@ def test_every_candidate_is_rebuilt_from_its_plan(
     assert key_of(shared.plan(trial.params)) == trial.user_attrs[KEY]
     _, network = restored(trial, shared, state_path(home, trial.number))
     finished = shared.subject.finish(network)
-    told = study(8).objectives  # `found` was searched without the teacher's file, by which `shared` tells sizes
-    assert [objective(finished) for objective in told] == trial.values
+    objectives = study(8).objectives  # those of `found`: sizes in `shared` are calibrated on the teacher's file
+    assert [objective(finished) for objective in objectives] == trial.values
     assert load_file(state_path(home, trial.number)).keys() == network.state_dict().keys()
 
 
-def test_what_is_no_export_is_not_rebuilt(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"must hold plan.json and state.safetensors as export writes them"):
+def test_a_folder_without_an_export_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"must contain plan.json and state.safetensors as export writes them"):
         rebuild(Net(), tmp_path)
     (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(UserError, match=r"must hold plan.json"):
+    with pytest.raises(UserError, match=r"must contain plan.json"):
         rebuild(Net(), tmp_path)
 
 
-def test_missing_weights_are_named(found: Study, shared: Context, tmp_path: Path) -> None:
+def test_missing_weights_are_reported(found: Study, shared: Context, tmp_path: Path) -> None:
     trial = front(found)[0]
-    with pytest.raises(
-        UserError, match=r"the weights of trial \d+ are missing: .*/candidates/\d+.safetensors; --folder"
-    ):
+    message = (
+        r"the weights of trial \d+ are missing: .*/candidates/\d+.safetensors; "
+        r"name the folder of the study with --folder"
+    )
+    with pytest.raises(UserError, match=message):
         restored(trial, shared, state_path(tmp_path, trial.number))
 
 
@@ -160,7 +162,7 @@ def tamper(path: Path, change: Callable[[Any], Any]) -> None:
     onnx.save(model, path)
 
 
-def test_a_file_that_was_tampered_with_is_found_out(
+def test_a_changed_file_fails_its_verification(
     exported: Path, found: Study, shared: Context, home: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -168,13 +170,17 @@ def test_a_file_that_was_tampered_with_is_found_out(
     tamper(path, lambda raw: raw[::-1])
     trial = front(found)[0]
     _, network = restored(trial, shared, weights_of(home, trial))
-    with pytest.raises(Disagreement, match=r"its top1 is .* instead of .* and they agree on .*% of 100 samples"):
+    message = (
+        r"the exported file must give the outputs of the torch network, but its top1 is .* instead of .* and they "
+        r"agree on .*% of 100 samples; nothing was written"
+    )
+    with pytest.raises(Disagreement, match=message):
         verify(network, path, shared.spec, teacher_file(shared.subject, shared.spec.runtime, home))
 
 
 @dataclasses.dataclass(frozen=True)
 class Tampering:
-    """ONNX Runtime, but for a file that is not what the network computes."""
+    """ONNX Runtime, but its files do not compute what the network does."""
 
     honest: OnnxRuntime = dataclasses.field(default_factory=OnnxRuntime)
     name: str = "onnx"
@@ -198,50 +204,58 @@ def tampered(spec: StudySpec) -> Context:
     return context(dataclasses.replace(spec, runtime=Tampering()))
 
 
-def test_an_export_that_disagrees_leaves_nothing_behind(found: Study, home: Path, tmp_path: Path) -> None:
-    trial, liar = front(found)[0], tampered(study(8))
+def test_an_export_that_disagrees_leaves_no_file(found: Study, home: Path, tmp_path: Path) -> None:
+    trial, tampering = front(found)[0], tampered(study(8))
     with pytest.raises(Disagreement, match="nothing was written"):
         export(
             trial,
-            liar,
+            tampering,
             weights_of(home, trial),
             tmp_path / "export",
-            teacher_file(liar.subject, liar.spec.runtime, home),
+            teacher_file(tampering.subject, tampering.spec.runtime, home),
         )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_that_disagrees_leaves_an_earlier_one_alone(exported: Path, found: Study, home: Path) -> None:
+def test_an_export_that_disagrees_keeps_an_earlier_one(exported: Path, found: Study, home: Path) -> None:
     before = {path.name: path.read_bytes() for path in exported.iterdir()}
-    trial, liar = front(found)[0], tampered(study(8))
+    trial, tampering = front(found)[0], tampered(study(8))
     with pytest.raises(Disagreement):
-        export(trial, liar, weights_of(home, trial), exported, teacher_file(liar.subject, liar.spec.runtime, home))
+        export(
+            trial,
+            tampering,
+            weights_of(home, trial),
+            exported,
+            teacher_file(tampering.subject, tampering.spec.runtime, home),
+        )
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
 
 
-def test_the_front_is_verified_once_and_what_fails_is_named(
+def test_the_front_is_verified_once_and_failures_are_reported(
     found: Study, shared: Context, home: Path, tmp_path: Path
 ) -> None:
     member: FrozenTrial = front(found)[0]
     reference = teacher_file(shared.subject, shared.spec.runtime, tmp_path)
     shutil.copytree(home / "candidates", tmp_path / "candidates")
-    weighed = [(member, state_path(tmp_path, member.number))]
-    assert verify_front(weighed, tampered(study(8)), tmp_path, reference) != []
+    with_weights = [(member, state_path(tmp_path, member.number))]
+    assert verify_front(with_weights, tampered(study(8)), tmp_path, reference) != []
     assert not record_path(tmp_path, member, shared.spec.runtime).exists()
-    assert verify_front(weighed, shared, tmp_path, reference) == []
+    assert verify_front(with_weights, shared, tmp_path, reference) == []
     assert record_path(tmp_path, member, shared.spec.runtime).exists()
-    assert verify_front(weighed, tampered(study(8)), tmp_path, reference) == []
+    assert verify_front(with_weights, tampered(study(8)), tmp_path, reference) == []
 
 
 def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
-    replaceable(tmp_path / "new", replace=False)
-    replaceable(tmp_path, replace=False)
+    ensure_replaceable(tmp_path / "new", replace=False)
+    ensure_replaceable(tmp_path, replace=False)
     (tmp_path / "plan.json").touch()
     with pytest.raises(UserError, match="is not empty; name another folder with --out, or overwrite it with --replace"):
-        replaceable(tmp_path, replace=False)
-    replaceable(tmp_path, replace=True)
+        ensure_replaceable(tmp_path, replace=False)
+    ensure_replaceable(tmp_path, replace=True)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"holds what no export wrote, such as thesis.tex; name another folder"):
-        replaceable(tmp_path, replace=True)
+    with pytest.raises(
+        UserError, match=r"contains other files than an export, such as thesis.tex; name another folder"
+    ):
+        ensure_replaceable(tmp_path, replace=True)
     with pytest.raises(UserError, match="is a file; name a folder with --out"):
-        replaceable(tmp_path / "thesis.tex", replace=True)
+        ensure_replaceable(tmp_path / "thesis.tex", replace=True)

@@ -1,4 +1,4 @@
-"""Verification in a process of its own, and the front that the files leave."""
+"""Verification in a separate process, and the front of the files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from search.results.tables import files_note
 from search.study.files import save_json
 from search.study.front import front
 from search.study.records import PREDICTED, VALUES
-from tests.nets import Plain, example, teacher
+from spaces.testing.networks import Plain, example, teacher
 from tests.small_study import searched, study
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Dying(OnnxRuntime):
-    """A runtime whose files take their process with them."""
+    """A runtime whose files end the process that loads or runs them."""
 
     when: str = "loading"
 
@@ -49,7 +49,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_another_process_answers_as_this_one_would(file: Path) -> None:
+def test_a_file_computes_the_same_in_another_process(file: Path) -> None:
     inputs = example(teacher(Plain))
     with IsolatedProcess(OnnxRuntime(), file) as fresh:
         assert torch.equal(fresh(inputs), OnnxRuntime().load(file)(inputs))
@@ -59,14 +59,14 @@ def test_another_process_answers_as_this_one_would(file: Path) -> None:
     assert found.low <= found.ratio <= found.high
 
 
-def test_a_file_that_ends_its_process_ends_no_other(file: Path) -> None:
+def test_a_file_that_ends_its_process_is_an_error_here(file: Path) -> None:
     with pytest.raises(ExportError, match=r"executed model\.onnx with onnx ended: exit code 3"):
         IsolatedProcess(Dying(), file).__enter__()
     with IsolatedProcess(Dying(when="running"), file) as fresh, pytest.raises(ExportError, match="ended: exit code 3"):
         fresh(example(teacher(Plain)))
 
 
-def test_modules_of_a_user_do_not_take_the_place_of_ours(
+def test_modules_of_the_user_do_not_replace_those_of_slimfront(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("objectives", "search", "torch"):
@@ -77,7 +77,7 @@ def test_modules_of_a_user_do_not_take_the_place_of_ours(
         assert len(fresh(example(teacher(Plain))[:2])) == 2
 
 
-def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ExportError, match=r"executed model\.onnx with onnx ended: .*"):
         IsolatedProcess(OnnxRuntime(), tmp_path / "model.onnx").__enter__()
@@ -93,8 +93,8 @@ def found(home: Path) -> Study:
     return searched(study(8), home)
 
 
-def test_what_files_measure_decides_who_stays(found: Study, home: Path) -> None:
-    """A member that another file beats in everything leaves the verified front; one without a file is not there."""
+def test_measurements_on_files_decide_the_front_of_the_files(found: Study, home: Path) -> None:
+    """A member whose file is dominated leaves the front of the files; a member without a file is not in the table."""
     spec = study(8)
     members = front(found)
     assert len(members) >= 2
@@ -108,25 +108,29 @@ def test_what_files_measure_decides_who_stays(found: Study, home: Path) -> None:
     assert list(table["size_bytes"]) == [1000, 1001]
 
 
-def test_it_is_said_how_well_sizes_and_times_of_files_were_told(found: Study, tmp_path: Path) -> None:
+def test_the_note_reports_the_errors_of_predicted_sizes_and_times(found: Study, tmp_path: Path) -> None:
     net = teacher(Plain)
     share = LatencyShare(Latency(OnnxRuntime(), net, example(net)[:1]))
     spec = dataclasses.replace(study(8), reported=(share,))
     assert files_note(spec, with_records(front(found), spec.runtime, tmp_path)).startswith(
-        "no onnx file is verified yet"
+        "no onnx file is verified yet; verify without training: slimfront confirm --runtime onnx --seeds 0"
     )
     members = []
-    timed = {"cpu_ms": 1.0, "rounds": 40, "noisy": False, "threads": 1, "batch": 1, "reference_cpu_ms": 2}
+    timing = {"cpu_ms": 1.0, "rounds": 40, "noisy": False, "threads": 1, "batch": 1, "reference_cpu_ms": 2}
     for place in range(5):
         trial = copy.deepcopy(front(found)[0])
         trial.number = 100 + place
         trial.user_attrs[PREDICTED] = {share.name: 0.5 + place / 10}
-        told = {"file_bytes": trial.user_attrs[VALUES]["size_bytes"] * (1.25 if place == 3 else 1.0)}
+        size = {"file_bytes": trial.user_attrs[VALUES]["size_bytes"] * (1.25 if place == 3 else 1.0)}
         ratio = {"ratio": (0.5 + place / 10) / (1.0 if place else 0.8)}
-        members.append(Member(trial, {"runtime": "onnx", **told, "latency": timed | ratio}))
-    how, size, time = files_note(spec, members).splitlines()
-    assert how.endswith("onnx, 1 thread, batch 1; the teacher takes 2 ms")
-    assert size == "size_bytes was predicted within 20.0% of 5 files, median 0.0%"  # all the same: no ranks
-    assert time == "latency_share was predicted within 20.0% of 5 files, median 0.0%, rank correlation 0.90"
+        members.append(Member(trial, {"runtime": "onnx", **size, "latency": timing | ratio}))
+    timing_line, size_line, latency_line = files_note(spec, members).splitlines()
+    assert timing_line.endswith("onnx, 1 thread, batch 1; the teacher takes 2 ms")
+    # all sizes are equal, so there is no rank correlation
+    assert size_line == "size_bytes was predicted with an error of at most 20.0% on 5 files, median 0.0%"
+    assert (
+        latency_line
+        == "latency_share was predicted with an error of at most 20.0% on 5 files, median 0.0%, rank correlation 0.90"
+    )
     other = dataclasses.replace(spec, runtime=Dying())
     assert "size_bytes was predicted" not in files_note(other, members)

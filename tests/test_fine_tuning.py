@@ -1,4 +1,4 @@
-"""Training wins accuracy back, reproducibly, and says where it cannot."""
+"""Fine-tuning recovers accuracy reproducibly, and reports a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def student() -> nn.Module:
     return Net()
 
 
-class Counted(nn.Module):
-    """A teacher that counts the examples that it is asked about."""
+class CountingTeacher(nn.Module):
+    """A teacher that counts its input examples."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network = teacher()
-        self.asked = 0
+        self.seen = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        self.asked += len(images)
+        self.seen += len(images)
         return self.network(images)  # type: ignore[no-any-return]
 
 
@@ -69,25 +69,25 @@ def test_the_network_is_left_in_evaluation_mode() -> None:
     assert not network.training
 
 
-def test_the_teacher_is_asked_once_for_all_trainings() -> None:
-    counted = Counted()
-    shared = TeacherOutputs(counted, TRAIN)
+def test_teacher_outputs_are_computed_once_for_all_trainings() -> None:
+    counting = CountingTeacher()
+    shared = TeacherOutputs(counting, TRAIN)
     for seed in range(2):
         fine_tune(student(), shared, TRAIN, Distill(), RECIPE, seed)
-    assert counted.asked == len(TRAIN)
+    assert counting.seen == len(TRAIN)
 
 
-def test_remembered_answers_are_those_of_the_examples() -> None:
+def test_cached_outputs_belong_to_the_chosen_examples() -> None:
     chosen = torch.tensor([5, 3, 190])
-    answers = TeacherOutputs(teacher(), TRAIN).outputs_of(TRAIN.inputs[chosen], chosen)
-    torch.testing.assert_close(answers, teacher()(TRAIN.inputs[chosen]).detach())
+    cached = TeacherOutputs(teacher(), TRAIN).outputs_of(TRAIN.inputs[chosen], chosen)
+    torch.testing.assert_close(cached, teacher()(TRAIN.inputs[chosen]).detach())
 
 
-def test_the_teacher_sees_augmented_inputs_itself() -> None:
-    counted = Counted()
+def test_teacher_outputs_are_computed_again_for_augmented_inputs() -> None:
+    counting = CountingTeacher()
     recipe = Recipe(2, 32, 2e-3, augment=shifted)
-    fine_tune(student(), TeacherOutputs(counted, TRAIN), TRAIN, Distill(), recipe, 0)
-    assert counted.asked == 2 * len(TRAIN)
+    fine_tune(student(), TeacherOutputs(counting, TRAIN), TRAIN, Distill(), recipe, 0)
+    assert counting.seen == 2 * len(TRAIN)
 
 
 def test_the_teacher_is_not_changed() -> None:
@@ -104,14 +104,14 @@ def test_a_seed_gives_the_same_weights_bit_for_bit(recipe: Recipe) -> None:
     assert not first["head.weight"].equal(other["head.weight"])
 
 
-def test_training_that_leaves_the_numbers_is_said() -> None:
-    with pytest.raises(Diverged, match="the loss became nan within 6 of 12 steps; a lower learning rate may help"):
+def test_a_loss_that_is_not_finite_is_reported() -> None:
+    with pytest.raises(Diverged, match="the loss became nan within 6 of 12 steps; try a lower learning rate"):
         fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Nan(), RECIPE, 0)
 
 
 @dataclass(frozen=True)
 class Nan:
-    """A recovery whose loss is no number."""
+    """A recovery whose loss is NaN."""
 
     def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         return student.sum() * torch.nan
@@ -120,26 +120,26 @@ class Nan:
         return ""
 
 
-def test_a_recipe_of_an_infinite_learning_rate_diverges() -> None:
+def test_an_excessive_learning_rate_diverges() -> None:
     recipe = Recipe(epochs=3, batch_size=32, learning_rate=1e30, optimizer=torch.optim.SGD)
     with pytest.raises(Diverged):
         fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), recipe, 0)
 
 
-def test_progress_is_told_from_the_first_step_to_the_last() -> None:
-    told: list[float] = []
-    fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0, told.append)
-    assert told == [(step + 1) / 12 for step in range(12)]
+def test_progress_is_reported_after_every_step() -> None:
+    reported: list[float] = []
+    fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), RECIPE, 0, reported.append)
+    assert reported == [(step + 1) / 12 for step in range(12)]
 
 
-def test_a_batch_that_is_larger_than_the_training_set_is_the_training_set() -> None:
-    told: list[float] = []
+def test_a_batch_has_at_most_the_training_set() -> None:
+    reported: list[float] = []
     recipe = Recipe(3, 1000, 2e-3)
-    fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), recipe, 0, told.append)
-    assert len(told) == 3
+    fine_tune(student(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), recipe, 0, reported.append)
+    assert len(reported) == 3
 
 
-def test_frozen_parameters_stay() -> None:
+def test_frozen_parameters_are_not_changed() -> None:
     network = student()
     network.get_parameter("first.weight").requires_grad_(False)  # noqa: FBT003
     before = network.get_parameter("first.weight").clone()

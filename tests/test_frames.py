@@ -1,4 +1,4 @@
-"""The time of frames that come one by one."""
+"""The time of single frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Sleeping:
-    """A runtime that takes a millisecond a frame, and ten for each tenth frame."""
+    """A runtime that takes 1 ms for a frame, and 10 ms for every tenth frame."""
 
     name = suffix = "sleeping"
     threads = 1
@@ -26,15 +26,15 @@ class Sleeping:
     layout = OnnxRuntime().layout
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
-        """Round nothing."""
+        """Return no precisions."""
         return ()
 
     def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
-        """Write nothing that matters."""
+        """Write an empty file."""
         path.touch()
 
     def load(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Return what checks that one frame comes at a time, and sleeps."""
+        """Return a function that checks that it receives one frame, and sleeps."""
         seen: list[int] = []
 
         def run(frame: Tensor) -> Tensor:
@@ -46,19 +46,21 @@ class Sleeping:
         return run
 
 
-def test_the_slow_frames_are_what_counts() -> None:
-    """A tenth of the frames is slow: the 95th percentile is theirs, and the mean is not."""
-    found = FrameTime(Sleeping(), torch.arange(7).float()[:, None], count=100)(nn.Identity())
-    assert 10 <= found < 30
+def test_the_value_is_that_of_the_slow_frames() -> None:
+    """A tenth of the frames is slow: the 95th percentile is their time, the mean is not."""
+    result = FrameTime(Sleeping(), torch.arange(7).float()[:, None], count=100)(nn.Identity())
+    assert 10 <= result < 30
 
 
-def test_frames_a_second_are_a_limit_on_the_time_of_one() -> None:
+def test_fps_is_a_limit_on_the_time_of_a_frame() -> None:
     limit = fps(OnnxRuntime(), torch.zeros(3, 1), at_least=50)
     assert str(limit) == "frame_p95_ms <= 20"
     assert limit.excess(25.0) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(("frames", "count"), [(0, 100), (5, 3)])
-def test_a_percentile_of_next_to_nothing_is_refused(frames: int, count: int) -> None:
-    with pytest.raises(ValueError, match="at least 20 frames must be timed, of at least one"):
+def test_too_few_frames_are_an_error(frames: int, count: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"^count must be at least 20 and frames not empty, but got count={count} and {frames} frames$"
+    ):
         FrameTime(OnnxRuntime(), torch.zeros(frames, 1), count=count)

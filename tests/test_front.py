@@ -1,4 +1,4 @@
-"""Which trials are the front, and what the table of candidates says."""
+"""The Pareto front, and the table of candidates."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ if TYPE_CHECKING:
     Attributes = dict[str, object]
 
 SPEC = dataclasses.replace(study(), objectives=(Top1(splits().validation), SizeBytes()), limits=())
-DONE, REFUSED, FAILED = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
+COMPLETE, REJECTED, FAILED = (getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "PRUNED", "FAIL"))
 
 
-def add(to: optuna.Study, values: tuple[float, float] | None, attributes: Attributes, state: TrialState = DONE) -> None:
-    """Add a finished trial whose values were measured."""
+def add(
+    to: optuna.Study, values: tuple[float, float] | None, attributes: Attributes, state: TrialState = COMPLETE
+) -> None:
+    """Add a finished trial with measured values."""
     measured = dict(zip(("top1", "size_bytes"), values, strict=True)) if values else {}
     to.add_trial(
         optuna.trial.create_trial(
-            state=state, values=values if state == DONE else None, user_attrs={VALUES: measured, **attributes}
+            state=state, values=values if state == COMPLETE else None, user_attrs={VALUES: measured, **attributes}
         )
     )
 
 
 @pytest.fixture
 def found() -> optuna.Study:
-    """Return a study of which trials 1, 3 and 4 are the front, 7 in size being beaten."""
+    """Return a study whose front is trials 1, 3 and 4; trial 3 dominates trial 7."""
     study_of = optuna.create_study(directions=["maximize", "minimize"])
     add(study_of, (80, 500), {PLAN: "a", SECONDS: 1.5})
     add(study_of, (90, 400), {PLAN: "b", EXCESS: {"macs <= 3": -0.5}})
     add(study_of, (90, 400), {PLAN: "b", REPLAY: 1})
     add(study_of, (95, 900), {})
     add(study_of, (50, 100), {})
-    add(study_of, (99, 50), {REASON: "exceeds the limit macs <= 3", EXCESS: {"macs <= 3": 0.5}}, REFUSED)
+    add(study_of, (99, 50), {REASON: "exceeds the limit macs <= 3", EXCESS: {"macs <= 3": 0.5}}, REJECTED)
     add(study_of, None, {REASON: "the loss became nan"}, FAILED)
     add(study_of, (94, 900), {})
     return study_of
 
 
-def test_the_front_is_what_nothing_beats_the_best_first(found: optuna.Study) -> None:
+def test_the_front_holds_the_non_dominated_trials_with_the_best_first(found: optuna.Study) -> None:
     assert [trial.number for trial in front(found)] == [3, 1, 4]
 
 
@@ -65,7 +67,7 @@ def test_an_objective_to_minimize_starts_the_front_at_its_smallest() -> None:
     assert [trial.number for trial in front(study_of)] == [1, 2, 0]
 
 
-def test_replays_and_refusals_were_not_trained(found: optuna.Study) -> None:
+def test_replays_and_rejected_trials_do_not_count_as_trained(found: optuna.Study) -> None:
     assert [trial.number for trial in trained(found)] == [0, 1, 3, 4, 7]
 
 
@@ -81,13 +83,13 @@ def test_the_table_has_a_row_for_every_finished_trial(found: optuna.Study) -> No
     assert (table.loc[0, "top1"], table.loc[0, "size_bytes"], table.loc[0, "cpu_seconds"]) == (80, 500, 1.5)
 
 
-def test_a_study_without_trials_has_neither_front_nor_rows() -> None:
+def test_a_study_without_trials_has_an_empty_front_and_table() -> None:
     empty = optuna.create_study(directions=["maximize", "minimize"])
     assert front(empty) == []
     assert candidates(empty, SPEC).empty
 
 
-def test_the_reference_point_lies_beyond_the_worst(found: optuna.Study) -> None:
+def test_the_reference_point_is_worse_than_every_trial(found: optuna.Study) -> None:
     top1, size = reference_point(found)
     assert top1 == pytest.approx(95 - 1.1 * 45)
     assert size == pytest.approx(100 + 1.1 * 800)

@@ -30,14 +30,14 @@ def normal(weight_OX: Tensor) -> Tensor:
 
 
 def rounded(weight_OX: Tensor, grid: Grid, bits: int) -> Tensor:
-    """Return the weight at its levels."""
+    """Return the weight rounded to its levels."""
     levels = grid.levels(normal(weight_OX), bits)
     scale = scales(weight_OX, levels)[:, None]
     return levels[nearest(weight_OX / scale, levels)] * scale
 
 
 def sqnr(weight_OX: Tensor, grid: Grid, bits: int) -> float:
-    """Return the signal over the rounding noise, in dB."""
+    """Return the ratio of signal to rounding noise, in dB."""
     noise = (rounded(weight_OX, grid, bits) - weight_OX).square().mean()
     return 10 * math.log10(weight_OX.square().mean() / noise)
 
@@ -62,7 +62,7 @@ def test_powers_of_two_are_exact_and_symmetric(bits: int) -> None:
     assert all(later == 2 * earlier for earlier, later in itertools.pairwise(positive))
 
 
-def test_a_bit_more_is_six_decibels_more() -> None:
+def test_each_additional_bit_adds_about_six_decibels() -> None:
     weight = torch.randn(8, 512)
     ratios = [sqnr(weight, Uniform(), bits) for bits in range(3, 9)]
     gains = [more - less for less, more in itertools.pairwise(ratios)]
@@ -93,7 +93,7 @@ def test_values_are_rounded_to_the_nearest_level_and_zero_stays_zero(grid: Grid,
 
 @each_grid
 @each_width
-def test_scales_are_never_worse_than_the_largest_weight(grid: Grid, bits: int) -> None:
+def test_scales_are_never_worse_than_scaling_to_the_largest_weight(grid: Grid, bits: int) -> None:
     weight = torch.randn(6, 80) * torch.logspace(-2, 1, 6)[:, None]
     levels = grid.levels(normal(weight), bits)
     largest = weight.abs().amax(1, keepdim=True)
@@ -105,41 +105,41 @@ def test_scales_are_never_worse_than_the_largest_weight(grid: Grid, bits: int) -
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_a_codebook_beats_powers_of_two_on_two_humps(bits: int) -> None:
+def test_a_codebook_beats_powers_of_two_on_bimodal_weights(bits: int) -> None:
     weight = torch.cat([0.7 + 0.05 * torch.randn(4, 200), -0.3 + 0.05 * torch.randn(4, 200)], 1)
     errors = [(rounded(weight, grid, bits) - weight).square().mean() for grid in (KMeans(), PowersOfTwo())]
     assert errors[0] <= errors[1]
 
 
-def test_a_codebook_is_the_same_every_time_whatever_the_seed() -> None:
+def test_a_codebook_does_not_depend_on_the_seed() -> None:
     weight = normal(torch.randn(8, 300))
     first = KMeans().levels(weight, 4)
     torch.manual_seed(99)
     assert torch.equal(KMeans().levels(weight, 4), first)
 
 
-def test_a_codebook_has_its_full_length_whatever_the_weights_are() -> None:
+def test_a_codebook_has_its_full_length_also_for_few_distinct_weights() -> None:
     weight = torch.tensor([[1.0, 0.5, 0.5, -0.25, -0.25, -0.25]])
     levels = KMeans().levels(weight, 4)
-    assert len(levels) == 16  # so that the same plan on other weights has tensors of the same shapes
+    assert len(levels) == 16  # so that one plan gives tensors of the same shapes for any weights
     torch.testing.assert_close(levels.unique(), torch.tensor([-0.25, 0.5, 1.0]))
 
 
-def test_a_codebook_of_mostly_zeros_still_finds_the_rest() -> None:
+def test_a_codebook_of_mostly_zero_weights_fits_the_others_too() -> None:
     weight = torch.zeros(4, 200)
     weight[:, ::20] = normal(torch.randn(4, 10))
     assert sqnr(weight, KMeans(), 4) > 15
 
 
-def test_a_codebook_is_found_on_a_sample_of_large_layers() -> None:
+def test_a_codebook_of_a_sample_is_close_to_that_of_all_weights() -> None:
     weight = normal(torch.randn(16, 512))
-    few, all_of_them = KMeans(sample=512).levels(weight, 3), KMeans().levels(weight, 3)
-    torch.testing.assert_close(few, all_of_them, atol=0.1, rtol=0)
+    of_sample, of_all = KMeans(sample=512).levels(weight, 3), KMeans().levels(weight, 3)
+    torch.testing.assert_close(of_sample, of_all, atol=0.1, rtol=0)
 
 
 @each_grid
 @given(weight=weights, bits=st.integers(2, 8))
-def test_scales_are_positive_and_codes_in_range(grid: Grid, weight: Tensor, bits: int) -> None:
+def test_scales_are_positive_and_codes_are_in_range(grid: Grid, weight: Tensor, bits: int) -> None:
     levels = grid.levels(normal(weight), bits)
     scale = scales(weight, levels)
     assert (scale > 0).all()
@@ -149,7 +149,7 @@ def test_scales_are_positive_and_codes_in_range(grid: Grid, weight: Tensor, bits
 
 
 @given(weight=weights, bits=st.integers(2, 8), grid=st.sampled_from([Uniform(), PowersOfTwo()]))
-def test_rounding_twice_is_rounding_once(weight: Tensor, bits: int, grid: Grid) -> None:
+def test_rounding_twice_equals_rounding_once(weight: Tensor, bits: int, grid: Grid) -> None:
     levels = grid.levels(normal(weight), bits)
     scale = scales(weight, levels)[:, None]
     once = levels[nearest(weight / scale, levels)] * scale
@@ -158,7 +158,7 @@ def test_rounding_twice_is_rounding_once(weight: Tensor, bits: int, grid: Grid) 
 
 
 @each_grid
-def test_a_channel_of_zeros_is_left_at_zero(grid: Grid) -> None:
+def test_a_channel_of_zeros_stays_zero(grid: Grid) -> None:
     weight = torch.randn(3, 50)
     weight[1] = 0
     levels = grid.levels(weight / weight.abs().amax(1, keepdim=True).clamp_min(1e-8), 4)
@@ -168,13 +168,13 @@ def test_a_channel_of_zeros_is_left_at_zero(grid: Grid) -> None:
 
 
 @given(st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=50), st.integers(2, 6))
-def test_no_level_is_nearer_than_the_nearest(values: list[float], bits: int) -> None:
+def test_no_level_is_nearer_than_the_one_that_is_returned(values: list[float], bits: int) -> None:
     levels, tensor = Uniform().levels(torch.ones(1, 1), bits), torch.tensor(values)
     chosen = (levels[nearest(tensor, levels)] - tensor).abs()
     least = (levels[None] - tensor[:, None]).abs().amin(1)
     torch.testing.assert_close(chosen, least, atol=1e-6, rtol=0)
 
 
-def test_a_value_midway_goes_to_the_lower_level() -> None:
+def test_a_value_midway_is_rounded_to_the_lower_level() -> None:
     for levels in (torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 0.5])):
         assert nearest(torch.tensor([-9.0, -0.5, -0.4, 0.25, 9.0]), levels).tolist() == [0, 0, 1, 1, 2]

@@ -1,4 +1,4 @@
-"""Groups of channels are physically right, or refused by name."""
+"""Groups of channels are correct when they are cut, and all other layers are refused by name."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 from spaces import Magnitude, PruneRatios, SecondOrder, Taylor, trace
 from spaces.network.anatomy import Member
 from spaces.network.cutting import cut
-from tests.contracts import step
-from tests.nets import (
-    NETS,
+from spaces.testing.axis_contract import step
+from spaces.testing.networks import (
+    NETWORKS,
     Dense,
     Grouped,
     Net,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def each(count: int, start: int = 0) -> tuple[tuple[int, ...], ...]:
-    """Return one position a unit."""
+    """Return one position for each unit."""
     return tuple((position,) for position in range(start, start + count))
 
 
@@ -48,43 +48,43 @@ def members(net: nn.Module, anatomy: Anatomy, group: str) -> set[Member]:
     return {member for member in anatomy.group(group).members if member.layer in names}
 
 
-def without(net: nn.Module, gone: list[tuple[Group, set[int]]]) -> nn.Module:
-    """Return a copy whose consumers are given zeros where units are gone."""
+def without(net: nn.Module, removed: list[tuple[Group, set[int]]]) -> nn.Module:
+    """Return a copy whose consumers read zeros for the removed units."""
     masked = copy.deepcopy(net)
-    for group, units in gone:
+    for group, units in removed:
         for member in group.consumers:
-            dead = [position for unit in units for position in member.positions[unit]]
-            masked.get_submodule(member.layer).register_forward_pre_hook(_zeros(dead))
+            positions = [position for unit in units for position in member.positions[unit]]
+            masked.get_submodule(member.layer).register_forward_pre_hook(_zeros(positions))
     return masked
 
 
-def _zeros(dead: list[int]) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
+def _zeros(positions: list[int]) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
     def mask(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        given = inputs[0].clone().movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
-        given[dead] = 0
-        return given.movedim(0, -1 if isinstance(module, nn.Linear) else 1)
+        values = inputs[0].clone().movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
+        values[positions] = 0
+        return values.movedim(0, -1 if isinstance(module, nn.Linear) else 1)
 
     return mask
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", [kind for kind in NETS if kind is not Normed])
-def test_cutting_is_the_same_as_giving_zeros_to_the_consumers(kind: type[Net], seed: int) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in NETWORKS if kind is not Normed])
+def test_cutting_equals_zeros_at_the_consumers(kind: type[Net], seed: int) -> None:
     net = teacher(kind)
     dice = random.Random(seed)  # noqa: S311 - a test, not a secret
-    gone = [
+    removed = [
         (group, set(dice.sample(range(group.units), dice.randrange(1, group.units))))
         for group in trace(net, example(net)).groups
     ]
     smaller = copy.deepcopy(net)
-    cut(smaller, [(group, sorted(set(range(group.units)) - units)) for group, units in gone])
-    want = without(net, gone)(example(net))
-    torch.testing.assert_close(smaller(example(net)), want, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(want, net(example(net)), atol=1e-3)
+    cut(smaller, [(group, sorted(set(range(group.units)) - units)) for group, units in removed])
+    expected = without(net, removed)(example(net))
+    torch.testing.assert_close(smaller(example(net)), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected, net(example(net)), atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", NETS)
-def test_attributes_of_cut_modules_say_what_their_tensors_are(kind: type[Net]) -> None:
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_attributes_of_cut_modules_match_their_tensors(kind: type[Net]) -> None:
     net = teacher(kind)
     smaller = copy.deepcopy(net)
     cut(smaller, [(group, range(1, group.units)) for group in trace(net, example(net)).groups])
@@ -127,7 +127,7 @@ def test_a_concatenation_shifts_positions() -> None:
     assert members(net, anatomy, "grow2") == {Member("grow2", "out", 0, each(4)), Member("head", "in", 0, each(4, 10))}
 
 
-def test_a_flattened_map_gives_every_channel_all_of_its_pixels() -> None:
+def test_a_unit_of_a_flattened_map_has_all_pixels_of_its_channel() -> None:
     net = teacher(Plain)
     pixels = tuple(tuple(range(4 * channel, 4 * channel + 4)) for channel in range(12))
     assert Member("head", "in", 0, pixels) in members(net, trace(net, example(net)), "second")
@@ -142,7 +142,7 @@ def test_a_grouped_convolution_loses_one_channel_of_every_group() -> None:
     assert members(net, anatomy, "grouped") == {Member("grouped", "out", 0, pairs), Member("last", "in", 0, pairs)}
 
 
-def test_a_depthwise_convolution_goes_along() -> None:
+def test_a_depthwise_convolution_belongs_to_the_group_of_its_input() -> None:
     net = teacher(Separable)
     assert members(net, trace(net, example(net)), "stem") == {
         Member("stem", "out", 0, each(8)),
@@ -158,7 +158,7 @@ def test_a_group_norm_keeps_its_groups_equal() -> None:
     assert Member("conv", "in", 0, tuple((c, c + 4) for c in range(4))) in members(net, anatomy, "stem")
 
 
-def test_a_shortcut_padded_with_zeros_ties_the_channels_that_it_carries() -> None:
+def test_a_shortcut_padded_with_zeros_ties_the_channels_that_it_passes_on() -> None:
     net = teacher(Padded)
     anatomy = trace(net, example(net))
     assert [group.name for group in anatomy.groups] == ["stem", "conv1"]
@@ -173,7 +173,7 @@ def test_a_shortcut_padded_with_zeros_ties_the_channels_that_it_carries() -> Non
 
 
 class Custom(Net):
-    """Any modules, and any way through them."""
+    """A network of any modules and with any forward function."""
 
     def __init__(self, way: Callable[[Custom, Tensor], object], **modules: nn.Module | nn.Parameter) -> None:
         super().__init__()
@@ -189,14 +189,14 @@ class Custom(Net):
 
 
 def chain(x: Tensor, *modules: nn.Module) -> Tensor:
-    """Run one after the other."""
+    """Apply the modules one after the other, each with a ReLU."""
     for module in modules:
         x = F.relu(module(x))
     return x
 
 
 def custom(way: Callable[[Custom, Tensor], object], **modules: nn.Module | nn.Parameter) -> tuple[Net, Anatomy]:
-    """Return the network and its anatomy; on the way, every criterion has pruned it by half."""
+    """Return the network and its anatomy, after every importance criterion has pruned it by half."""
     net = scrambled(Custom(way, **modules))
     anatomy = trace(net, example(net))
     for importance in (Magnitude(), SecondOrder(), Taylor()):
@@ -208,7 +208,7 @@ def custom(way: Callable[[Custom, Tensor], object], **modules: nn.Module | nn.Pa
 
 
 def refused(anatomy: Anatomy) -> dict[str, str]:
-    """Return why layers are refused, but for those whose channels are outputs."""
+    """Return the reasons of refused layers, except those whose channels are outputs."""
     found = {refusal.layer: refusal.reason for refusal in anatomy.refusals}
     return {name: reason for name, reason in found.items() if not reason.endswith("they are outputs of the network")}
 
@@ -219,13 +219,13 @@ def conv(inputs: int, outputs: int, size: int = 1, groups: int = 1) -> nn.Conv2d
 
 
 @pytest.mark.parametrize("multiplier", [2, 4])
-def test_a_depthwise_convolution_with_a_multiplier_thins_its_outputs(multiplier: int) -> None:
+def test_outputs_of_a_depthwise_convolution_with_a_multiplier_are_pruned(multiplier: int) -> None:
     net, anatomy = custom(
         lambda m, x: m.last(chain(x, m.stem, m.wise)),
         stem=conv(3, 4), wise=conv(4, 4 * multiplier, 3, groups=4), last=conv(4 * multiplier, 5),
     )  # fmt: skip
     assert refused(anatomy) == {
-        "stem": "its channels stay: they can only go all at once: the groups of 'wise' must stay equal"
+        "stem": "its channels stay: they can only be removed all at once: the groups of 'wise' must keep equal sizes"
     }
     assert anatomy.group("wise").units == multiplier
     smaller = step(PruneRatios(), net, 0.5).apply(net, example(net)).get_submodule("wise")
@@ -258,12 +258,12 @@ def test_layers_that_share_a_weight_are_refused_by_name() -> None:
         lambda m, x: m.last(chain(x, m.stem, m.one, m.two, m.next)),
         stem=conv(3, 8), one=one, two=two, next=conv(8, 8), last=conv(8, 5),
     )  # fmt: skip
-    assert refused(anatomy)["one"] == "its channels stay: the weight of 'one' is also 'two.weight'"
+    assert refused(anatomy)["one"] == "its channels stay: the weight of 'one' is shared with 'two.weight'"
     assert set(refused(anatomy)) == {"stem", "one", "two"}
     assert [group.name for group in anatomy.groups] == ["next"]
 
 
-def test_transposed_convolutions_are_cut_too() -> None:
+def test_transposed_convolutions_are_cut() -> None:
     net, anatomy = custom(
         lambda m, x: m.last(chain(x, m.stem, m.up, m.more)),
         stem=conv(3, 8), up=nn.ConvTranspose2d(8, 6, 2, 2), more=nn.ConvTranspose2d(6, 8, 2, 2, groups=2),
@@ -276,7 +276,7 @@ def test_transposed_convolutions_are_cut_too() -> None:
     assert more.weight.shape[:2] == (more.in_channels, more.out_channels // 2)
 
 
-def test_halves_of_a_split_go_together() -> None:
+def test_halves_of_a_split_are_removed_together() -> None:
     def way(net: Custom, x: Tensor) -> object:
         left, right = net.stem(x).chunk(2, 1)
         return net.last(F.relu(net.one(left)) + F.relu(net.two(right)))
@@ -288,7 +288,7 @@ def test_halves_of_a_split_go_together() -> None:
 
 
 @pytest.mark.parametrize("reader", [nn.GroupNorm(2, 8), conv(8, 8, groups=2)])
-def test_what_fills_one_part_of_a_grouped_layer_goes_with_what_fills_the_other(reader: nn.Module) -> None:
+def test_layers_that_fill_the_parts_of_a_grouped_layer_form_one_group(reader: nn.Module) -> None:
     _, anatomy = custom(
         lambda m, x: m.last(chain(torch.cat([m.one(x), m.two(x)], 1), m.reader, m.next)),
         one=conv(3, 4), two=conv(3, 4), reader=reader, next=conv(8, 6), last=conv(6, 5),
@@ -297,7 +297,7 @@ def test_what_fills_one_part_of_a_grouped_layer_goes_with_what_fills_the_other(r
     assert {"one", "two"} <= set(anatomy.group("one").producers)
 
 
-def test_a_bare_parameter_is_cut_along() -> None:
+def test_a_bare_parameter_is_cut_with_its_channels() -> None:
     _, anatomy = custom(
         lambda m, x: m.last(F.relu(m.stem(x) * m.gain)),
         stem=conv(3, 8), gain=nn.Parameter(torch.rand(8, 1, 1)), last=conv(8, 5),
@@ -305,17 +305,19 @@ def test_a_bare_parameter_is_cut_along() -> None:
     assert Member("gain", "parameter", 0, each(8)) in anatomy.group("stem").members
 
 
-def test_a_bare_parameter_is_not_blamed_for_what_another_layer_ties() -> None:
+def test_the_reason_names_the_layer_that_ties_channels_and_not_a_bare_parameter() -> None:
     net = Custom(
         lambda m, x: m.last((m.stem(x) * m.gain + m.many(m.stem(x)).unflatten(1, (8, 2)).sum(2)).mean((2, 3))),
         stem=conv(3, 8), many=nn.Conv2d(8, 16, 3, padding=1, groups=8), last=nn.Linear(8, 5),
         gain=nn.Parameter(torch.ones(8, 1, 1)),
     ).eval()  # fmt: skip
-    (said,) = (refusal.reason for refusal in trace(net, example(net)).refusals if refusal.layer == "stem")
-    assert said == "its channels stay: they can only go all at once: the groups of 'many' must stay equal"
+    (reason,) = (refusal.reason for refusal in trace(net, example(net)).refusals if refusal.layer == "stem")
+    assert (
+        reason == "its channels stay: they can only be removed all at once: the groups of 'many' must keep equal sizes"
+    )
 
 
-def test_modules_that_nobody_can_cut_are_named() -> None:
+def test_modules_that_cannot_be_cut_are_named() -> None:
     class Opaque(nn.Bilinear):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             return super().forward(x, x)
@@ -324,10 +326,10 @@ def test_modules_that_nobody_can_cut_are_named() -> None:
         lambda m, x: m.last(m.strange(F.relu(m.stem(x.mean((2, 3)))))),
         stem=nn.Linear(3, 8), strange=Opaque(8, 8, 8), last=nn.Linear(8, 5),
     )  # fmt: skip
-    assert refused(anatomy) == {"stem": "its channels stay: 'strange' (Opaque) is not cut"}
+    assert refused(anatomy) == {"stem": "its channels stay: 'strange' (Opaque) cannot be cut"}
 
 
-def test_all_of_several_outputs_must_keep_their_shape() -> None:
+def test_all_outputs_keep_their_shape() -> None:
     net = scrambled(Custom(
         lambda m, x: {"features": m.stem(x), "scores": [m.last(chain(x, m.stem, m.next))]},
         stem=conv(3, 8), next=conv(8, 8), last=conv(8, 5),
@@ -339,20 +341,20 @@ def test_all_of_several_outputs_must_keep_their_shape() -> None:
     )
 
 
-def test_parameters_of_integers_disturb_nothing() -> None:
+def test_integer_parameters_change_no_groups() -> None:
     codes = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
     net = scrambled(Custom(lambda m, x: m.last(m.stem(x)), stem=conv(3, 8), last=conv(8, 5), codes=codes))
     assert [group.name for group in trace(net, example(net)).groups] == ["stem"]
 
 
-def test_outputs_that_are_detached_are_outputs() -> None:
+def test_detached_outputs_are_outputs() -> None:
     net = scrambled(Custom(lambda m, x: m.last(m.stem(x)).detach(), stem=conv(3, 8), last=conv(8, 5)))
     assert PruneRatios().acts_on(trace(net, example(net))) == {
         "stem": "2-8 of 8 units", "last": "no: its channels stay: they are outputs of the network"
     }  # fmt: skip
 
 
-def test_a_network_that_cannot_be_followed_is_told_for_every_layer() -> None:
+def test_a_network_that_cannot_be_followed_is_refused_layer_by_layer() -> None:
     class Fragile(Custom):
         def forward(self, x: Tensor) -> object:
             if torch._C._len_torch_dispatch_stack():
@@ -367,18 +369,20 @@ def test_a_network_that_cannot_be_followed_is_told_for_every_layer() -> None:
     )
 
 
-def test_a_group_that_does_not_hold_is_refused_and_the_others_are_offered() -> None:
+def test_a_group_whose_cut_fails_is_refused_and_the_others_are_kept() -> None:
     def way(net: Custom, x: Tensor) -> object:
         left, right = net.stem(x).split([3, 5], 1)
         return net.last(F.relu(net.next(F.relu(net.one(left) + net.two(right)))))
 
     _, anatomy = custom(way, stem=conv(3, 8), one=conv(3, 6), two=conv(5, 6), next=conv(6, 8), last=conv(8, 5))
     assert [group.name for group in anatomy.groups] == ["one", "next"]
-    assert refused(anatomy)["stem"].startswith("cutting it was tried and the forward failed: split_with_sizes expects")
+    assert refused(anatomy)["stem"].startswith(
+        "cutting it was tried, but the forward pass failed: split_with_sizes expects"
+    )
 
 
 def test_a_cut_that_changes_the_output_is_refused() -> None:
     net = scrambled(Custom(
         lambda m, x: m.last(F.relu(m.stem(x)) * m.stem.out_channels), stem=conv(3, 8), last=conv(8, 5)
     ))  # fmt: skip
-    assert refused(trace(net, example(net)))["stem"].startswith("cutting it was tried and the output is off by ")
+    assert refused(trace(net, example(net)))["stem"].startswith("cutting it was tried, but the output is wrong by ")

@@ -1,4 +1,4 @@
-"""In which order channels go."""
+"""The order in which the criteria of importance remove units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spaces.axes.refit import columns_of
 from spaces.network import statistics
 from spaces.network.anatomy import Group, Member
 from spaces.network.statistics import moments
-from tests.nets import NETS, Dense, Net, Plain, Residual, example, run, teacher
+from spaces.testing.networks import NETWORKS, Dense, Net, Plain, Residual, example, run, teacher
 
 if TYPE_CHECKING:
     from spaces.axes.importance import Importance
@@ -25,7 +25,7 @@ CRITERIA: tuple[Importance, ...] = (Magnitude(1), Magnitude(2), SecondOrder(), T
 
 
 class Pair(Net):
-    """A producer and a consumer without a norm between them."""
+    """A producing and a consuming linear layer without a norm between them."""
 
     shape = (6,)
 
@@ -39,7 +39,7 @@ class Pair(Net):
 
 
 class ConvPair(Net):
-    """The same of convolutions."""
+    """A producing and a consuming convolution without a norm between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class ConvPair(Net):
         return run(F.relu(self.make(x)), self.read).mean((2, 3))
 
 
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("importance", CRITERIA, ids=repr)
 def test_an_order_names_every_unit_once(importance: Importance, kind: type[Net]) -> None:
     net = teacher(kind)
@@ -60,7 +60,7 @@ def test_an_order_names_every_unit_once(importance: Importance, kind: type[Net])
 
 
 @pytest.mark.parametrize("importance", CRITERIA, ids=repr)
-def test_a_channel_of_zeros_goes_first(importance: Importance) -> None:
+def test_a_channel_of_zeros_is_removed_first(importance: Importance) -> None:
     net = Pair().eval()
     with torch.no_grad():
         net.get_parameter("make.weight")[5] = net.get_parameter("make.bias")[5] = 0
@@ -70,7 +70,7 @@ def test_a_channel_of_zeros_goes_first(importance: Importance) -> None:
 
 
 @pytest.mark.parametrize("kind", [Pair, ConvPair])
-def test_the_second_of_two_equal_channels_goes_first_and_the_first_takes_over(
+def test_one_of_two_equal_channels_is_removed_first_and_refitting_replaces_it_by_the_other(
     kind: type[Pair | ConvPair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics, "DAMPING", 1e-6)
@@ -90,7 +90,7 @@ def test_the_second_of_two_equal_channels_goes_first_and_the_first_takes_over(
     assert not torch.allclose(plain(inputs), net(inputs), atol=1e-2)
 
 
-def test_a_unit_that_no_consumer_reads_goes_first() -> None:
+def test_a_unit_that_no_consumer_reads_is_removed_first() -> None:
     net = Pair().eval()
     everywhere = tuple((channel,) for channel in range(8))
     read = Member("read", "in", 0, tuple(() if at == (3,) else at for at in everywhere))
@@ -99,7 +99,7 @@ def test_a_unit_that_no_consumer_reads_goes_first() -> None:
     assert Taylor().order(net, example(net), group)[0] == 3
 
 
-def test_second_order_removes_what_a_full_search_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_order_removes_the_unit_that_an_exhaustive_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "DAMPING", 1e-9)
     net = Pair(bias=False).eval()
     inputs = example(net, 128)
@@ -107,28 +107,28 @@ def test_second_order_removes_what_a_full_search_would(monkeypatch: pytest.Monke
     with torch.no_grad():
         seen, want = F.relu(net.make(inputs)).double(), net(inputs).double()
     losses = []
-    for gone in range(8):
-        left = seen[:, [channel for channel in range(8) if channel != gone]]
+    for removed in range(8):
+        left = seen[:, [channel for channel in range(8) if channel != removed]]
         losses.append(float((left @ torch.linalg.lstsq(left, want).solution - want).square().sum()))
     assert first == losses.index(min(losses))
 
 
 def greedy(model: Net, inputs: Tensor, group: Group) -> tuple[int, ...]:
-    """Return the order by the definition: the loss of a unit is what refitting cannot win back, all removals anew."""
+    """Return the order by definition: the losses after refitting are computed from scratch at every removal."""
     left: list[int] = list(range(group.units))
     order: list[int] = []
     seen = moments(model, inputs, [member.layer for member in group.consumers])
-    readers = [m for m in group.consumers if m.layer in seen and any(m.positions)]
+    consumers = [m for m in group.consumers if m.layer in seen and any(m.positions)]
 
-    def loss(gone: list[int]) -> float:
+    def loss(removed: list[int]) -> float:
         total = 0.0
-        for member in readers:
-            its = seen[member.layer]
-            second = its.second_GDD[0].double()
-            weight = columns_of(model.get_parameter(f"{member.layer}.weight").detach(), its.block).double()
-            lost = torch.zeros(len(second) // its.block, dtype=torch.bool)
-            lost[[position for unit in gone for position in member.positions[unit]]] = True
-            lost = lost.repeat_interleave(its.block)
+        for member in consumers:
+            found = seen[member.layer]
+            second = found.second_GDD[0].double()
+            weight = columns_of(model.get_parameter(f"{member.layer}.weight").detach(), found.block).double()
+            lost = torch.zeros(len(second) // found.block, dtype=torch.bool)
+            lost[[position for unit in removed for position in member.positions[unit]]] = True
+            lost = lost.repeat_interleave(found.block)
             own = torch.linalg.inv(torch.linalg.inv(second)[lost][:, lost])
             total += float((weight[:, lost] @ own * weight[:, lost]).sum() / ((weight @ second) * weight).sum())
         return total
@@ -141,11 +141,11 @@ def greedy(model: Net, inputs: Tensor, group: Group) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("kind", [Pair, ConvPair, Plain, Residual, Dense])
-@pytest.mark.parametrize("lazy", [1, 3, 32])
-def test_removals_that_are_worked_off_later_are_those_of_a_search_from_scratch(
-    kind: type[Net], lazy: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("removals", [1, 3, 32])
+def test_the_order_with_pending_updates_is_that_of_a_search_from_scratch(
+    kind: type[Net], removals: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importance, "LAZY", lazy)
+    monkeypatch.setattr(importance, "REMOVALS_PER_UPDATE", removals)
     torch.manual_seed(5)
     net = kind().eval()
     inputs = example(net, 64)
@@ -153,7 +153,7 @@ def test_removals_that_are_worked_off_later_are_those_of_a_search_from_scratch(
         assert SecondOrder().order(net, inputs, group) == greedy(net, inputs, group)
 
 
-def test_units_of_unequal_width_are_searched_too() -> None:
+def test_units_of_different_widths_are_ordered_correctly() -> None:
     torch.manual_seed(5)
     net = Pair().eval()
     positions = ((0,), (1, 2), (), (3, 4, 5), (6,), (7,))
@@ -165,7 +165,7 @@ def test_units_of_unequal_width_are_searched_too() -> None:
     assert order == greedy(net, inputs, group)
 
 
-def test_taylor_needs_neither_labels_nor_a_mode_and_leaves_nothing_behind() -> None:
+def test_taylor_needs_no_labels_and_restores_mode_gradients_and_hooks() -> None:
     net = copy.deepcopy(teacher(Residual)).train()
     group = trace(net, example(net)).group("stem")
     before = copy.deepcopy(net.state_dict())
@@ -177,7 +177,7 @@ def test_taylor_needs_neither_labels_nor_a_mode_and_leaves_nothing_behind() -> N
     assert Taylor().order(net, example(net), group) == first
 
 
-def test_taylor_leaves_no_hook_behind_a_failing_forward() -> None:
+def test_taylor_removes_its_hook_after_a_failing_forward() -> None:
     net = copy.deepcopy(teacher(Plain))
     group = trace(net, example(net)).group("first")
     with pytest.raises(RuntimeError):
@@ -185,7 +185,7 @@ def test_taylor_leaves_no_hook_behind_a_failing_forward() -> None:
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-def test_taylor_scores_are_the_squared_gradient_times_activation() -> None:
+def test_taylor_scores_are_the_squared_products_of_gradient_and_activation() -> None:
     torch.manual_seed(3)
     net = Pair().eval()
     inputs = example(net, 8)

@@ -1,4 +1,4 @@
-"""Costs that shapes do not tell are learned from measured networks."""
+"""Costs that cannot be computed from shapes are predicted by models fitted on measured networks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from search import Budget, DraftStart, UniformStart
 from search.costs.latency_model import LatencyModel, work
 from search.evaluation.context import Context
 from search.evaluation.profiling import (
-    LEAST_NETWORKS,
-    NETWORKS,
-    PLANS_A_ROUND,
-    ROUNDS,
+    MIN_PROFILED_NETWORKS,
+    PLANS_PER_ROUND,
+    PROFILED_NETWORKS,
+    PROMISING_ROUNDS,
     fit_before_search,
     measure_promising,
     refit,
@@ -51,17 +51,17 @@ if TYPE_CHECKING:
     from search import StudySpec
 
 
-TOO_LITTLE = 1e-9
+TOO_LITTLE = 1e-9  # CPU seconds
 
 
-def rows(shared: Context) -> int:
-    """Return from how many networks the cost is learned."""
+def fitted_networks(shared: Context) -> int:
+    """Return the number of networks that the model is fitted on."""
     return len(shared.cost_model.models["energy_nj"].values_N)
 
 
 @dataclasses.dataclass(frozen=True)
 class Energy:
-    """A cost that no outline tells: half for the work, which integers make cheaper, and half for the memory."""
+    """A cost without a formula: it depends on multiply-adds, parameters and quantized layers."""
 
     inputs: Tensor = dataclasses.field(repr=False)
     name: ClassVar[str] = "energy_nj"
@@ -71,8 +71,8 @@ class Energy:
 
     def __call__(self, model: nn.Module) -> float:
         self.calls.append(1)
-        rounded = sum(isinstance(layer, PackedLayer) for layer in model.modules())
-        return Macs(self.inputs)(model) / 100 + Parameters()(model) / 20 + 5 * rounded + 40
+        quantized = sum(isinstance(layer, PackedLayer) for layer in model.modules())
+        return Macs(self.inputs)(model) / 100 + Parameters()(model) / 20 + 5 * quantized + 40
 
 
 def spec(trials: int = 5) -> StudySpec:
@@ -81,50 +81,49 @@ def spec(trials: int = 5) -> StudySpec:
     return dataclasses.replace(made, objectives=(made.objectives[0], energy), limits=(), start=DraftStart(4, 30))
 
 
-def told_and_measured(shared: Context, count: int = 30) -> tuple[np.ndarray, np.ndarray]:
+def predicted_and_measured(shared: Context, count: int = 30) -> tuple[np.ndarray, np.ndarray]:
     space, anatomy = shared.spec.space, shared.subject.anatomy
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=5))
-    plans = [space.suggest(drawn.ask(), anatomy) for _ in range(count)]
-    told = shared.cost_model.of(architectures_of(shared.cost_model.frame, plans))["energy_nj"]
+    random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=5))
+    plans = [space.suggest(random.ask(), anatomy) for _ in range(count)]
+    predicted = shared.cost_model.of(architectures_of(shared.cost_model.frame, plans))["energy_nj"]
     (energy,) = shared.spec.costs
-    return told, np.array([energy(shared.subject.finish(shared.subject.build_roughly(plan))) for plan in plans])
+    return predicted, np.array([energy(shared.subject.finish(shared.subject.build_roughly(plan))) for plan in plans])
 
 
-def test_a_learned_cost_is_near_to_what_is_measured_on_networks_that_it_has_not_seen() -> None:
+def test_predictions_are_accurate_on_networks_that_the_model_was_not_fitted_on() -> None:
     shared = context(spec())
     fit_before_search(shared, 1e9)
-    told, measured = told_and_measured(shared)
-    assert np.median(np.abs(told / measured - 1)) < 0.05
-    assert spearmanr(told, measured)[0] > 0.95
-    assert shared.cost_model._formulas == {}  # so nothing is refused by it
+    predicted, measured = predicted_and_measured(shared)
+    assert np.median(np.abs(predicted / measured - 1)) < 0.05
+    assert spearmanr(predicted, measured)[0] > 0.95
+    assert shared.cost_model._formulas == {}  # so no plan is rejected for an exact cost
 
 
-def test_what_was_measured_is_not_measured_again_and_what_is_missing_is() -> None:
+def test_only_missing_measurements_are_made() -> None:
     Energy.calls.clear()
     fit_before_search(context(spec()), TOO_LITTLE)
     first = len(Energy.calls)
-    assert first < LEAST_NETWORKS
+    assert first < MIN_PROFILED_NETWORKS
     shared = context(spec())
     fit_before_search(shared, 1e9)
     assert "energy_nj" in shared.cost_model.formulas
-    teachers = 3  # one a run of measuring, one to put the ratios to scale
-    assert len(Energy.calls) == NETWORKS + teachers
+    teachers = 3  # one in each run of measuring, and one to scale the ratios
+    assert len(Energy.calls) == PROFILED_NETWORKS + teachers
     fit_before_search(context(spec()), 0.0)
-    assert len(Energy.calls) == NETWORKS + teachers + 1
+    assert len(Energy.calls) == PROFILED_NETWORKS + teachers + 1
 
 
-def test_too_little_time_leaves_a_cost_unknown_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cost_gets_no_model_if_there_is_too_little_time(capsys: pytest.CaptureFixture[str]) -> None:
     shared = context(spec())
     fit_before_search(shared, TOO_LITTLE)
     assert shared.cost_model.formulas == {}
-    assert "energy_nj is not predicted: measuring 8 networks would take too long" in capsys.readouterr().err.replace(
-        "\n", " "
-    )
+    message = "energy_nj is not predicted, because measuring 8 networks would take too long"
+    assert message in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_what_is_loaded_once_does_not_count_for_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A runtime takes seconds to load; 8 networks of a second each fit into 20 seconds with it."""
+def test_the_time_to_load_a_runtime_counts_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the runtime takes 10 seconds and each network one second, so 8 networks fit into 20 seconds."""
     measured, now = Energy.__call__, 0.0
 
     def slow(self: Energy, model: nn.Module) -> float:
@@ -136,49 +135,52 @@ def test_what_is_loaded_once_does_not_count_for_every_network(monkeypatch: pytes
     monkeypatch.setattr("search.evaluation.profiling.time.process_time", lambda: now)
     shared = context(spec())
     fit_before_search(shared, 20.0)
-    assert LEAST_NETWORKS <= rows(shared) - 1 <= 10
+    assert MIN_PROFILED_NETWORKS <= fitted_networks(shared) - 1 <= 10
 
 
-def test_a_cost_that_cannot_be_learned_is_named_and_the_study_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    class Nothing(Energy):
+def test_a_cost_that_cannot_be_predicted_is_reported_without_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    class ZeroOnCandidates(Energy):
         def __call__(self, model: nn.Module) -> float:
             return super().__call__(model) * float(isinstance(model.get_submodule("first"), nn.Conv2d))
 
     made = spec()
-    shared = context(dataclasses.replace(made, objectives=(made.objectives[0], Nothing(made.splits.validation.inputs))))
+    shared = context(
+        dataclasses.replace(made, objectives=(made.objectives[0], ZeroOnCandidates(made.splits.validation.inputs)))
+    )
     fit_before_search(shared, 1e9)
     assert shared.cost_model.formulas == {}
-    said = capsys.readouterr().err.replace("\n", " ")
-    assert "energy_nj is not predicted: measuring a network failed: a cost must be positive" in said
+    printed = capsys.readouterr().err.replace("\n", " ")
+    reason = "a cost must be positive and finite to be predicted, but one network has 0.0"
+    assert f"energy_nj is not predicted, because measuring a network failed: {reason}" in printed
 
 
-def test_a_study_of_it_has_a_draft_and_tells_how_well_it_was_told(tmp_path: Path) -> None:
+def test_a_study_with_a_predicted_cost_has_a_draft_and_reports_prediction_errors(tmp_path: Path) -> None:
     done = searched(spec(), tmp_path / "study")
     draft = draft_of(done)
     assert draft is not None
     assert draft.metric_names == [PROXY_LOSS, "energy_nj"]
     assert len(trained(done)) == 5
-    told = cost_prediction_errors(done)["energy_nj"]
-    assert told.trials >= 4
-    assert told.error < 0.05
+    errors = cost_prediction_errors(done)["energy_nj"]
+    assert errors.trials >= 4
+    assert errors.error < 0.05
 
 
-def test_what_is_measured_later_is_learned_from_too() -> None:
+def test_the_model_is_refitted_with_later_measurements() -> None:
     shared = context(spec())
     fit_before_search(shared, 1e9)
     plan = Plan((Quantize((("first", 4, 8),)),), Distill())
     before = shared.cost_model.predict(plan).modelled["energy_nj"]
     relative = shared.cost_model.over_teacher({"energy_nj": 3 * before, "size_bytes": 1.0})
     assert relative.keys() == {"energy_nj"}
-    for share in range(2 * NETWORKS):
-        none = Prune((("first", share / 1000),))  # less than one unit: another plan, and as much work
+    for share in range(2 * PROFILED_NETWORKS):
+        none = Prune((("first", share / 1000),))  # less than one unit: another plan with the same work
         for weight in (0.2, 0.8):
             shared.cost_model.observe(Plan((none, *plan.steps), Distill(weight=weight)), relative)
     assert shared.cost_model.predict(plan).modelled["energy_nj"] > 2 * before
-    assert rows(shared) == 1 + 3 * NETWORKS, "each once, however it is trained"
+    assert fitted_networks(shared) == 1 + 3 * PROFILED_NETWORKS, "each plan once, whatever its recovery"
 
 
-def test_a_network_is_measured_once_whatever_asks_and_however_it_is_trained() -> None:
+def test_a_network_is_measured_once_whatever_its_recovery() -> None:
     shared = context(spec())
     plan, other = (
         shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (strength,) * 3)) for strength in (0.5, 1.0)
@@ -194,50 +196,50 @@ def test_a_network_is_measured_once_whatever_asks_and_however_it_is_trained() ->
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_what_is_no_cost_is_not_learned_from(value: float) -> None:
+def test_invalid_costs_are_ignored(value: float) -> None:
     shared = context(spec())
     fit_before_search(shared, 1e9)
     shared.cost_model.observe(Plan((Quantize((("first", 4, 8),)),), Distill()), {"energy_nj": value})
-    assert rows(shared) == 1 + NETWORKS
+    assert fitted_networks(shared) == 1 + PROFILED_NETWORKS
 
 
-def test_plans_are_measured_before_the_draft_each_once() -> None:
+def test_promising_plans_are_measured_once_before_the_draft() -> None:
     made = spec()
     shared = context(made)
     main = optuna.create_study(storage=optuna.storages.InMemoryStorage())
     DraftStart(4, 30)(shared, main, BudgetClock(Budget()))
     ahead = main.user_attrs[AHEAD]
     plans = {shared.plan(params) for params, *_ in ahead}
-    assert PLANS_A_ROUND < len(plans) == len(ahead) <= (1 + ROUNDS) * PLANS_A_ROUND
-    assert rows(shared) == 1 + NETWORKS + len(plans)
+    assert PLANS_PER_ROUND < len(plans) == len(ahead) <= (1 + PROMISING_ROUNDS) * PLANS_PER_ROUND
+    assert fitted_networks(shared) == 1 + PROFILED_NETWORKS + len(plans)
     (energy,) = made.costs
-    params, relative, on = ahead[0]
+    params, relative, where = ahead[0]
     measured = energy(shared.subject.finish(shared.subject.build_roughly(shared.plan(params))))
     assert relative["energy_nj"] * energy(shared.subject.finished) == pytest.approx(measured)
-    assert on == machine.words()
+    assert where == machine.words()
 
 
-def test_no_more_plans_are_measured_than_there_is_time_for_and_one_that_fails_is_passed_over(
+def test_measuring_promising_plans_keeps_to_its_time_and_skips_failures(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = context(spec())
     fit_before_search(shared, 1e9)
     main = optuna.create_study(storage=optuna.storages.InMemoryStorage())
     space = shared.spec.space
-    some = [space.uniform(shared.subject.anatomy, (at / 10,) * len(space.steps)) for at in range(1, 4)]
+    plans = [space.uniform(shared.subject.anatomy, (at / 10,) * len(space.steps)) for at in range(1, 4)]
     monkeypatch.setattr(Energy, "__call__", lambda *_: 1 / 0)
-    measure_promising(main, shared, lambda _: some, 1e9)
-    assert rows(shared) == 1 + NETWORKS
-    assert "a plan could not be measured: " in capsys.readouterr().err
+    measure_promising(main, shared, lambda _: plans, 1e9)
+    assert fitted_networks(shared) == 1 + PROFILED_NETWORKS
+    assert "a promising plan could not be measured: " in capsys.readouterr().err
     monkeypatch.undo()
     main.set_user_attr(AHEAD, [])
-    measure_promising(main, shared, lambda _: some, 0.0)
+    measure_promising(main, shared, lambda _: plans, 0.0)
     assert len(main.user_attrs[AHEAD]) == 1
-    measure_promising(main, shared, lambda _: some, 1e9)
-    assert len(main.user_attrs[AHEAD]) == 1, "once a study"
+    measure_promising(main, shared, lambda _: plans, 1e9)
+    assert len(main.user_attrs[AHEAD]) == 1, "once per study"
 
 
-def test_a_study_that_goes_on_learns_from_what_it_measured_before(tmp_path: Path) -> None:
+def test_a_resumed_study_fits_its_model_on_earlier_measurements(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     done = searched(spec(5), folder)
     count = len(done.trials)
@@ -247,30 +249,30 @@ def test_a_study_that_goes_on_learns_from_what_it_measured_before(tmp_path: Path
     Energy.calls.clear()
     run(main, shared, folder)
     new = [trial for trial in main.trials[count:] if RELATIVE in trial.user_attrs]
-    assert len(Energy.calls) == 1 + len(new), "the teacher, and what is new"
+    assert len(Energy.calls) == 1 + len(new), "the teacher and the new networks"
     networks = {shared.plan(params).steps for params, *_ in main.user_attrs[AHEAD]}
     networks |= {shared.plan(trial.params).steps for trial in main.trials[:-1] if RELATIVE in trial.user_attrs}
     assert len(networks) > len(main.user_attrs[AHEAD])
-    assert rows(shared) == 1 + NETWORKS + len(networks)
+    assert fitted_networks(shared) == 1 + PROFILED_NETWORKS + len(networks)
 
 
-def test_what_another_machine_measured_is_not_learned_from() -> None:
+def test_measurements_from_another_machine_are_ignored() -> None:
     shared = context(spec())
     fit_before_search(shared, 1e9)
     foreign = optuna.create_study(storage=optuna.storages.InMemoryStorage())
     space = shared.spec.space
     params = [space.uniform(shared.subject.anatomy, (strength,) * len(space.steps)) for strength in (0.25, 0.5, 0.75)]
-    for on, here in (("another", 0), (machine.words(), 2)):
-        foreign.set_user_attr(AHEAD, [[params[0], {"energy_nj": 0.5}, on]])
-        enqueue(foreign, params[1 + (here > 0)])
+    for where, expected in (("another", 0), (machine.words(), 2)):
+        foreign.set_user_attr(AHEAD, [[params[0], {"energy_nj": 0.5}, where]])
+        enqueue(foreign, params[1 + (expected > 0)])
         trial = foreign.ask()
         space.suggest(trial, shared.subject.anatomy)
-        trial.set_user_attr(RELATIVE, [{"energy_nj": 0.4}, on])
+        trial.set_user_attr(RELATIVE, [{"energy_nj": 0.4}, where])
         refit(foreign, shared)
-        assert rows(shared) == 1 + NETWORKS + here
+        assert fitted_networks(shared) == 1 + PROFILED_NETWORKS + expected
 
 
-def test_nothing_is_measured_where_there_is_no_time_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_measured_if_no_time_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     Energy.calls.clear()
     shared = context(spec())
     fit_before_search(shared, 0.0)
@@ -279,7 +281,7 @@ def test_nothing_is_measured_where_there_is_no_time_for_it(capsys: pytest.Captur
     assert "not predicted" not in capsys.readouterr().err
 
 
-def test_what_is_surely_over_a_limit_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_predicted_to_exceed_a_limit_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = spec()
     energy = made.objectives[1]
     limit = Limit(energy, at_most=0.5 * energy(context(made).subject.finished))
@@ -287,19 +289,19 @@ def test_what_is_surely_over_a_limit_is_not_measured(tmp_path: Path, monkeypatch
     shared = context(limited)
     fit_before_search(shared, 1e9)
     main = open_study(resolved(limited), tmp_path, None, create=True)
-    whole = shared.spec.space.uniform(shared.subject.anatomy, (0.0,) * len(shared.spec.space.steps))
-    enqueue(main, whole)
+    unchanged = shared.spec.space.uniform(shared.subject.anatomy, (0.0,) * len(shared.spec.space.steps))
+    enqueue(main, unchanged)
     builds: list[object] = []
     monkeypatch.setattr(Context, "build", lambda _, plan: builds.append(plan))
     main.optimize(lambda trial: run_trial(trial, shared, tmp_path, limited.recipe, lambda _: None), n_trials=1)
     (trial,) = main.trials
     assert trial.state == TrialState.PRUNED
-    assert trial.user_attrs[REASON] == f"predicted to exceed the limit {limit}, and not measured"
+    assert trial.user_attrs[REASON] == f"predicted to exceed the limit {limit}, so it was not measured"
     assert trial.constraints[str(limit)] == pytest.approx(1.0, abs=0.1)
     assert not builds
 
 
-def test_limits_on_it_bound_the_draft() -> None:
+def test_limits_on_a_predicted_cost_bound_the_draft() -> None:
     made = spec()
     energy = made.objectives[1]
     limit = Limit(energy, at_most=0.6 * energy(context(made).subject.finished))
@@ -311,66 +313,70 @@ def test_limits_on_it_bound_the_draft() -> None:
         assert energy(shared.subject.finish(shared.build(plan))) <= 1.1 * limit.bound
 
 
-def test_work_of_layers_whose_weights_are_unpacked_is_counted_apart() -> None:
+def test_work_of_layers_with_unpacked_weights_is_counted_separately() -> None:
     shared = context(spec())
     pairs = (("first", 4, FLOAT_BITS), ("second", 4, 8), ("head", 8, 8))
     plan = Plan((Quantize(pairs),), Distill())
-    done = work(architectures_of(shared.cost_model.frame, [plan]).parts())[0]
+    counted = work(architectures_of(shared.cost_model.frame, [plan]).parts())[0]
     first, second = 8 * 9 * 64, 8 * 8 * 9 * 16
-    integer, floating = (second, 0), (first, 0)  # of whole convolutions, of grouped ones
-    assert done[10:15].tolist() == [0, *integer, *floating]
-    assert done[-6:-2].tolist() == [3, 2, 1, 1], "layers, with rounded inputs, unpacked between integers and not"
+    integer, floating = (second, 0), (first, 0)  # of dense convolutions, of grouped ones
+    assert counted[10:15].tolist() == [0, *integer, *floating]
+    assert counted[-6:-2].tolist() == [3, 2, 1, 1], (
+        "layers; with quantized inputs; unpacked integer; unpacked floating-point"
+    )
 
 
-def test_input_channels_between_integers_are_filled_up_and_those_of_floating_point_are_not() -> None:
+def test_input_channels_are_padded_in_integer_layers_only() -> None:
     shared = context(spec())
     plans = [
         Plan((Quantize(pairs),), Distill()) for pairs in ((("first", 8, 8),), (("second", 8, 8),), (("head", 8, 8),))
     ]
-    done = work(architectures_of(shared.cost_model.frame, [None, *plans]).parts())
+    counted = work(architectures_of(shared.cost_model.frame, [None, *plans]).parts())
     first, second = 8 * 9 * 64, 8 * 8 * 9 * 16
-    assert done[:, 8].tolist() == [0, 8 * first, second, 0], "the first has one input channel, the second eight"
+    assert counted[:, 8].tolist() == [0, 8 * first, second, 0], "the first has one input channel, the second eight"
     split = Plan((Factorize((("second", 0.25),)), Quantize((("second", 8, 8),))), Distill())
     model = split.apply(shared.subject.model, shared.subject.example)
     layers = [module for module in model.get_submodule("second").modules() if isinstance(module, nn.Conv2d)]
-    filled = {layer: -(-layer.in_channels // 8) * 8 / layer.in_channels for layer in layers}
-    wanted = sum(16 * layer.weight.numel() * filled[layer] for layer in layers)
+    padding = {layer: -(-layer.in_channels // 8) * 8 / layer.in_channels for layer in layers}
+    expected = sum(16 * layer.weight.numel() * padding[layer] for layer in layers)
     assert [layer.in_channels for layer in layers] == [8, 2]
-    assert work(architectures_of(shared.cost_model.frame, [split]).parts())[0, 8] == wanted
+    assert work(architectures_of(shared.cost_model.frame, [split]).parts())[0, 8] == expected
 
 
-def test_the_error_is_that_of_networks_that_were_not_learned_from() -> None:
+def test_the_error_is_measured_by_leaving_one_network_out() -> None:
     shared = context(spec())
     plans = [None, *(Plan((Quantize((("first", bits, FLOAT_BITS),)),), Distill()) for bits in (2, 4, 8))]
     parts = architectures_of(shared.cost_model.frame, plans).parts()
     assert LatencyModel("noise", work(parts), np.array([1.0, 5.0, 1.0, 5.0])).error > 0.6, (
-        "0.46 of what they are told from"
+        "0.46 without leaving networks out"
     )
 
 
-def test_what_is_measured_of_networks_that_are_alike_moves_what_is_told_of_their_like_alone() -> None:
-    dice = np.random.default_rng(0)
-    done = dice.uniform(1, 9, (20, 4))
-    prices = np.array([1.0, 0.5, 2.0, 0.1])
-    strange = np.array([2.0, 8.0, 1.0, 5.0])  # whose like take a fifth more than their work tells
-    alike = strange * dice.uniform(0.98, 1.02, (6, 4))
-    before = LatencyModel("ms", done, done @ prices)
-    after = LatencyModel("ms", np.vstack([done, alike]), np.concatenate([done @ prices, 1.2 * alike @ prices]))
-    assert before.predict(strange[None])[0] == pytest.approx(strange @ prices, rel=0.01)
-    assert after.predict(strange[None])[0] == pytest.approx(1.2 * strange @ prices, rel=0.03)
+def test_measurements_change_the_predictions_of_similar_networks_only() -> None:
+    rng = np.random.default_rng(0)
+    done = rng.uniform(1, 9, (20, 4))
+    coefficients = np.array([1.0, 0.5, 2.0, 0.1])
+    outlier = np.array([2.0, 8.0, 1.0, 5.0])  # similar networks cost 20% more than the linear model predicts
+    similar = outlier * rng.uniform(0.98, 1.02, (6, 4))
+    before = LatencyModel("ms", done, done @ coefficients)
+    after = LatencyModel(
+        "ms", np.vstack([done, similar]), np.concatenate([done @ coefficients, 1.2 * similar @ coefficients])
+    )
+    assert before.predict(outlier[None])[0] == pytest.approx(outlier @ coefficients, rel=0.01)
+    assert after.predict(outlier[None])[0] == pytest.approx(1.2 * outlier @ coefficients, rel=0.03)
     other = np.array([9.0, 1.0, 9.0, 1.0])
-    assert after.predict(other[None])[0] == pytest.approx(other @ prices, rel=0.08)
+    assert after.predict(other[None])[0] == pytest.approx(other @ coefficients, rel=0.08)
     assert after.error < 0.05
 
 
-def test_work_counts_the_layers_and_fills_channels_up_to_blocks() -> None:
+def test_work_counts_layers_and_pads_channels_to_blocks() -> None:
     shared = context(spec())
-    done = work(architectures_of(shared.cost_model.frame, [None]).parts())
-    assert done.shape == (1, 24)
+    counted = work(architectures_of(shared.cost_model.frame, [None]).parts())
+    assert counted.shape == (1, 24)
     first, second, head = 8 * 9 * 64, 8 * 8 * 9 * 16, 32 * 4
     weights = 32 * (8 * 9 + 8 * 8 * 9 + head)
     written = 8 * 64 + 8 * 16 + 4
-    assert done[0].tolist() == [
+    assert counted[0].tolist() == [
         *(first + second, 0, 0, 2 * head), *(2 * (first + second), 0, 0, 4 * head), 0,
         first + second + head, *[0] * 5, weights, written, 0, 3, 0, 0, 0, 0, 1,
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What each objective measures, against closed forms, hand counts and another counter."""
+"""The values of objectives against closed forms, counts by hand and another counter."""
 
 from __future__ import annotations
 
@@ -32,63 +32,68 @@ from objectives import (
 from objectives.examples import outputs
 from objectives.runtimes import OnnxRuntime
 from spaces import Quantize, deployed
-from tests.objective_contract import ObjectiveContract
+from spaces.testing import ObjectiveContract
 from tests.small_study import splits, teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Of the teacher, for one example: 64 pixels of 8 x 1 x 9, 16 pixels of 8 x 8 x 9, and 32 x 4.
+# Multiply-adds of the layers of the teacher for one example: 64 pixels of 8 x 1 x 9, 16 of 8 x 8 x 9, and 32 x 4.
 FIRST, SECOND, HEAD = 64 * 8 * 9, 16 * 8 * 8 * 9, 32 * 4
 INPUTS = splits().validation.inputs
 
 
-class TestTop1(ObjectiveContract):
+class Contract(ObjectiveContract):
+    def network(self) -> nn.Module:
+        return deployed(teacher(), splits().train.inputs[:8])
+
+
+class TestTop1(Contract):
     def make(self) -> Objective:
         return Top1(splits().validation)
 
 
-class TestTopK(ObjectiveContract):
+class TestTopK(Contract):
     def make(self) -> Objective:
         return TopK(splits().validation, 2)
 
 
-class TestLoss(ObjectiveContract):
+class TestLoss(Contract):
     def make(self) -> Objective:
         return Loss(splits().validation)
 
 
-class TestMacs(ObjectiveContract):
+class TestMacs(Contract):
     def make(self) -> Objective:
         return Macs(INPUTS)
 
 
-class TestBops(ObjectiveContract):
+class TestBops(Contract):
     def make(self) -> Objective:
         return Bops(INPUTS)
 
 
-class TestParameters(ObjectiveContract):
+class TestParameters(Contract):
     def make(self) -> Objective:
         return Parameters()
 
 
-class TestSizeBytes(ObjectiveContract):
+class TestSizeBytes(Contract):
     def make(self) -> Objective:
         return SizeBytes()
 
 
-class TestFrameTime(ObjectiveContract):
+class TestFrameTime(Contract):
     def make(self) -> Objective:
         return FrameTime(OnnxRuntime(), splits().train.inputs[:4], count=40)
 
 
-class TestLatency(ObjectiveContract):
+class TestLatency(Contract):
     def make(self) -> Objective:
         return Latency(OnnxRuntime(), teacher(), INPUTS[:1], rounds=3, block_ms=0.1)
 
 
-class TestLatencyShare(ObjectiveContract):
+class TestLatencyShare(Contract):
     def make(self) -> Objective:
         return LatencyShare(Latency(OnnxRuntime(), teacher(), INPUTS[:1], rounds=3, block_ms=0.1))
 
@@ -97,14 +102,14 @@ CONTRACTS = [TestTop1, TestTopK, TestLoss, TestMacs, TestBops, TestParameters, T
              TestLatencyShare]  # fmt: skip
 
 
-def test_the_texts_are_the_same_in_another_process() -> None:
+def test_reprs_are_the_same_in_another_process() -> None:
     code = "from tests.test_objectives import CONTRACTS; print(*(repr(c().make()) for c in CONTRACTS), sep='\\n')"
     command = [sys.executable, "-W", "ignore", "-c", code]
     elsewhere = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert elsewhere == [repr(contract().make()) for contract in CONTRACTS]
 
 
-class Fixed(nn.Module):
+class Identity(nn.Module):
     """A network whose outputs are its inputs."""
 
     def forward(self, scores: Tensor) -> Tensor:
@@ -116,30 +121,30 @@ FOUR = Examples(SCORES, torch.tensor([0, 1, 2, 2]))
 
 
 @pytest.mark.parametrize(("k", "percent"), [(1, 50.0), (2, 75.0), (3, 100.0), (5, 100.0)])
-def test_top_k_is_the_share_with_the_label_among_the_k_largest(k: int, percent: float) -> None:
-    assert TopK(FOUR, k)(Fixed()) == percent
+def test_top_k_is_the_share_of_examples_with_their_label_among_the_k_largest_outputs(k: int, percent: float) -> None:
+    assert TopK(FOUR, k)(Identity()) == percent
     assert TopK(FOUR, k).name == f"top{k}"
 
 
 def test_top_1_is_top_k_for_one() -> None:
-    assert Top1(FOUR)(Fixed()) == TopK(FOUR, 1)(Fixed())
+    assert Top1(FOUR)(Identity()) == TopK(FOUR, 1)(Identity())
 
 
-def test_the_loss_of_equal_scores_is_the_logarithm_of_the_classes() -> None:
+def test_the_loss_of_equal_scores_is_the_logarithm_of_the_number_of_classes() -> None:
     equal = Examples(torch.zeros(6, 5), torch.arange(6) % 5)
-    assert Loss(equal)(Fixed()) == pytest.approx(torch.tensor(5.0).log().item(), abs=1e-6)
+    assert Loss(equal)(Identity()) == pytest.approx(torch.tensor(5.0).log().item(), abs=1e-6)
 
 
-def test_the_loss_of_a_certain_answer_is_its_margin() -> None:
+def test_the_loss_of_a_confident_wrong_output_is_its_margin() -> None:
     wrong = Examples(torch.tensor([[50.0, 0.0]]), torch.tensor([1]))
-    assert Loss(wrong)(Fixed()) == pytest.approx(50.0)
+    assert Loss(wrong)(Identity()) == pytest.approx(50.0)
 
 
 @pytest.mark.parametrize("metric", [Top1(FOUR), TopK(FOUR, 2), Loss(FOUR)])
 def test_a_metric_can_be_measured_on_other_examples(metric: Metric) -> None:
     other = metric.on(FOUR.take(torch.tensor([3])))
     assert (other.name, other.direction) == (metric.name, metric.direction)
-    assert other(Fixed()) != metric(Fixed())
+    assert other(Identity()) != metric(Identity())
     assert isinstance(metric, Metric)
 
 
@@ -155,7 +160,7 @@ def test_multiply_adds_of_the_small_net_by_hand() -> None:
     assert Macs(INPUTS)(teacher()) == FIRST + SECOND + HEAD
 
 
-NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 64),
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), 64),
     "squeezenet1_1": (lambda: torchvision.models.squeezenet1_1(num_classes=10), 64),
@@ -165,17 +170,20 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_multiply_adds_are_those_that_torch_counts(name: str) -> None:
-    make, size = NETS[name]
+@pytest.mark.parametrize("name", NETWORKS)
+def test_multiply_adds_equal_the_count_of_torch(name: str) -> None:
+    make, size = NETWORKS[name]
     network, image = make().eval(), torch.randn(1, 3, size, size)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it knows no fused one of the CPU
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # it cannot count fused attention on the CPU
         network(image)
     assert Macs(image)(network) == counter.get_total_flops() / 2
 
 
 class Attention(nn.Module):
-    """One head, as torch's fused operator computes it."""
+    """One attention head, computed by the fused operator of torch."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         keys = tokens[:, :5]
@@ -194,7 +202,7 @@ def test_multiply_adds_of_multi_head_attention_by_hand() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_norms_and_pooling_are_no_multiply_adds() -> None:
+def test_norms_and_pooling_count_no_multiply_adds() -> None:
     network = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(2), nn.Upsample(scale_factor=2), nn.GroupNorm(1, 3))
     assert Macs(torch.randn(1, 3, 8, 8))(network.eval()) == 0
 
@@ -219,7 +227,7 @@ def test_parameters_by_hand() -> None:
     assert Parameters()(quantized(("first", 2, 8), ("second", 4, 32))) == folded
 
 
-def test_a_limit_says_by_how_much_it_is_missed() -> None:
+def test_the_excess_is_relative_to_the_bound() -> None:
     most = Limit(Macs(INPUTS), at_most=200)
     assert [most.excess(value) for value in (100, 200, 300)] == [-0.5, 0.0, 0.5]
     least = Limit(Top1(FOUR), at_least=80)
@@ -239,25 +247,29 @@ def test_a_limit_is_positive(bound: float) -> None:
         Limit(Macs(INPUTS), at_most=bound)
 
 
-def test_examples_are_equally_many_and_not_empty() -> None:
-    with pytest.raises(ValueError, match="equally many and not empty, but got 3 and 2"):
+def test_examples_have_as_many_labels_as_inputs_and_are_not_empty() -> None:
+    with pytest.raises(
+        ValueError, match=r"^inputs and labels must have the same length and not be empty, but got 3 and 2$"
+    ):
         Examples(torch.zeros(3, 1), torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match="but got 0 and 0"):
+    with pytest.raises(
+        ValueError, match=r"^inputs and labels must have the same length and not be empty, but got 0 and 0$"
+    ):
         Examples(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long))
 
 
-def test_the_text_of_examples_tells_other_content_apart() -> None:
+def test_the_repr_of_examples_depends_on_their_content() -> None:
     other = Examples(FOUR.inputs, FOUR.labels.flip(0))
     assert repr(FOUR) == repr(FOUR.take(torch.arange(4)))
     assert repr(FOUR) != repr(other)
 
 
-def test_batches_keep_the_order_and_the_rest() -> None:
+def test_batches_keep_the_order_and_include_the_last_partial_batch() -> None:
     batches = list(FOUR.batches(3))
     assert [len(inputs) for inputs, _ in batches] == [3, 1]
     assert torch.cat([labels for _, labels in batches]).equal(FOUR.labels)
 
 
-def test_outputs_come_in_order_whatever_the_batch() -> None:
-    assert outputs(Fixed(), SCORES, size=3).equal(SCORES)
+def test_outputs_keep_the_order_for_any_batch_size() -> None:
+    assert outputs(Identity(), SCORES, size=3).equal(SCORES)
     assert not outputs(teacher(), INPUTS).requires_grad

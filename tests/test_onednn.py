@@ -1,4 +1,4 @@
-"""A narrow stream before a strided 1x1 convolution is never trained in channels-last (oneDNN issue 6035)."""
+"""Few channels before a strided 1x1 convolution are never trained in channels-last layout (oneDNN issue 6035)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CALL = "from tests.test_onednn import train; train()"
 
 
 class Shortcut(nn.Module):
-    """A stream of 3 channels that a strided 1x1 convolution reads."""
+    """Three channels that are read by a strided 1x1 convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Shortcut(nn.Module):
 
 
 def train() -> Shortcut:
-    """Train such a network that is given, like its inputs, in the layout that corrupts the heap."""
+    """Train a network that is passed, like its inputs, in the layout that corrupts the heap."""
     torch.set_num_threads(1)
     student = Shortcut().to(memory_format=torch.channels_last)
     images = torch.randn(256, 3, 17, 17).contiguous(memory_format=torch.channels_last)
@@ -43,12 +43,12 @@ def train() -> Shortcut:
     return student
 
 
-def test_training_leaves_the_layout_that_corrupts_the_heap() -> None:
+def test_training_changes_the_layout_that_corrupts_the_heap() -> None:
     student = train()
     assert student.layouts == {True}
     assert student.shortcut.weight.is_contiguous()
 
 
-def test_a_process_that_trains_a_narrow_shortcut_ends_well() -> None:
+def test_a_process_that_trains_a_narrow_shortcut_exits_without_error() -> None:
     ended = subprocess.run([sys.executable, "-W", "ignore", "-c", CALL], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,4 @@
-"""What an exported .onnx file computes, how large it is, and what is said when there can be none."""
+"""The outputs and the size of exported .onnx files, and the errors of models that cannot be exported."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 OPS = torch.ops.quantized_decomposed
 RUNTIME = OnnxRuntime()
-EXACT = 100.0  # dB: nothing but the order of floating-point sums differs
-INTEGER = 38.0  # dB: integer kernels round a bias, and so now and then an output to the neighbouring level
+EXACT = 100.0  # dB: only the order of floating-point sums differs
+INTEGER = 38.0  # dB: integer kernels round a bias, which moves some outputs to the neighbouring level
 
 
 class Codes(nn.Module):
-    """A layer with uniform integer weights; random ones."""
+    """A layer with uniform integer weights, which are random."""
 
     def __init__(self, bits: int, operator: Callable[..., Tensor], shape: tuple[int, ...], **options: int) -> None:
         super().__init__()
@@ -42,13 +42,13 @@ class Codes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Dequantize the weight and apply the operator."""
-        given = (self.scale, self.zeros, self.axis, -self.limit, self.limit, torch.int8)
-        weight: Tensor = OPS.dequantize_per_channel(self.codes, *given)
+        grid = (self.scale, self.zeros, self.axis, -self.limit, self.limit, torch.int8)
+        weight: Tensor = OPS.dequantize_per_channel(self.codes, *grid)
         return self.operator(x, weight, self.bias, **self.options)
 
 
 class Codebook(nn.Module):
-    """A 3x3 convolution whose weights are entries of a table."""
+    """A 3x3 convolution whose weight consists of entries of a codebook."""
 
     def __init__(self, entries: int, channels: int) -> None:
         super().__init__()
@@ -61,27 +61,27 @@ class Codebook(nn.Module):
         self.register_buffer("scale", torch.rand(channels) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Look the weight up and convolve."""
+        """Look up the weight and apply the convolution."""
         weight: Tensor = self.codebook[self.codes.long()] * self.scale.view(-1, 1, 1, 1)
         return F.conv2d(x, weight, padding=1)
 
 
 class Levels(nn.Module):
-    """Quantize and dequantize activations."""
+    """A layer that quantizes and dequantizes activations."""
 
     def __init__(self, bits: int, largest: float, zero_point: int = 0) -> None:
         super().__init__()
         top = 2**bits - 1
-        self.given = (largest / (top - zero_point), zero_point, 0, top, torch.uint8)
+        self.grid = (largest / (top - zero_point), zero_point, 0, top, torch.uint8)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Round to the levels."""
-        rounded: Tensor = OPS.dequantize_per_tensor(OPS.quantize_per_tensor(x, *self.given), *self.given)
+        """Round the activations to the levels."""
+        rounded: Tensor = OPS.dequantize_per_tensor(OPS.quantize_per_tensor(x, *self.grid), *self.grid)
         return rounded
 
 
 class Residual(nn.Module):
-    """Two quantized convolutions around an addition."""
+    """A residual block of two quantized convolutions."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Residual(nn.Module):
         self.first, self.second = (Codes(bits, F.conv2d, (8, 8, 3, 3), padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what two convolutions made of the input to it."""
+        """Add the output of two convolutions to the input."""
         x = self.before(x)
         result: Tensor = self.inside(F.relu(x + self.second(self.inside(F.relu(self.first(x))))))
         return result
@@ -104,15 +104,15 @@ class Pair(nn.Module):
 
 
 class Bessel(nn.Module):
-    """A network with an operator that ONNX does not have."""
+    """A network with an operator that has no ONNX form."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the Bessel function."""
+        """Return the Bessel function of the input."""
         result: Tensor = torch.special.bessel_j0(x)
         return result
 
 
-def weights_only(bits: int) -> nn.Sequential:
+def weight_only_layers(bits: int) -> nn.Sequential:
     """Return one convolution of each kind and a linear layer, all with floating-point activations."""
     return nn.Sequential(
         Codes(bits, F.conv2d, (32, 4, 3, 3), padding=1),
@@ -126,7 +126,7 @@ def weights_only(bits: int) -> nn.Sequential:
 
 
 def chain(weight_bits: int, activation_bits: int) -> nn.Sequential:
-    """Return three convolutions with quantized activations on both sides, the last one depthwise."""
+    """Return three convolutions with quantized inputs and outputs, the last one depthwise."""
     return nn.Sequential(
         Levels(activation_bits, 4.0, 2 ** (activation_bits - 1)),
         Codes(weight_bits, F.conv2d, (16, 4, 3, 3), padding=1),
@@ -141,12 +141,12 @@ def chain(weight_bits: int, activation_bits: int) -> nn.Sequential:
 
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
-    """Return the power of the reference over that of the difference, in dB."""
+    """Return the power of the reference over the power of the difference, in dB."""
     return float(10 * torch.log10(reference.square().mean() / (reference - other).square().mean().clamp_min(1e-30)))
 
 
 def exported(model: nn.Module, shape: tuple[int, ...], folder: Path) -> tuple[Path, float]:
-    """Export a network and return its file and its agreement with torch, the worse of two batch sizes."""
+    """Export a network; return its file and the SQNR against torch, the lower of two batch sizes."""
     path = folder / "model.onnx"
     RUNTIME.export(model.eval(), torch.randn(1, *shape), path)
     run = RUNTIME.load(path)
@@ -155,7 +155,7 @@ def exported(model: nn.Module, shape: tuple[int, ...], folder: Path) -> tuple[Pa
 
 
 def executed(path: Path, folder: Path, precision: str) -> Counter[str]:
-    """Return the operators that ONNX Runtime makes of a file; "weight" is one that reads a constant at every run."""
+    """Count the operators that ONNX Runtime executes; one that reads a constant at every run counts as "weight"."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(folder / "optimized.onnx")
@@ -167,7 +167,7 @@ def executed(path: Path, folder: Path, precision: str) -> Counter[str]:
 
 
 def kinds(path: Path) -> Counter[int]:
-    """Return the types of the initializers with more than one element."""
+    """Count the types of the initializers with more than one dimension."""
     return Counter(tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) > 1)
 
 
@@ -177,9 +177,9 @@ def _seed() -> None:
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_weights_are_packed_to_their_bits_and_agree(bits: int, tmp_path: Path) -> None:
-    """The file is as large as the packed codes, scales and biases, and little more."""
-    model = weights_only(bits)
+def test_weights_are_packed_to_their_bits_and_outputs_agree(bits: int, tmp_path: Path) -> None:
+    """The file is little larger than the packed codes, scales and biases."""
+    model = weight_only_layers(bits)
     path, agreement = exported(model, (4, 12, 12), tmp_path)
     stored, kind = (2, TensorProto.INT2) if bits == 2 else (4, TensorProto.INT4) if bits <= 4 else (8, TensorProto.INT8)
     layers = [module for module in model if isinstance(module, Codes)]
@@ -193,8 +193,8 @@ def test_weights_are_packed_to_their_bits_and_agree(bits: int, tmp_path: Path) -
     ("entries", "kind"),
     [(4, TensorProto.UINT2), (16, TensorProto.UINT4), (17, TensorProto.UINT8), (256, TensorProto.UINT8)],
 )
-def test_codebooks_stay_tables_of_packed_indices(entries: int, kind: int, tmp_path: Path) -> None:
-    """Indices take 2, 4 or 8 bits, and the looked-up weight is not in the file."""
+def test_codebooks_are_stored_as_tables_and_packed_indices(entries: int, kind: int, tmp_path: Path) -> None:
+    """Indices take 2, 4 or 8 bits, and the file does not contain the dequantized weight."""
     path, agreement = exported(nn.Sequential(Codebook(entries, 8), nn.ReLU()), (8, 6, 6), tmp_path)
     bits = {4: 2, 16: 4}.get(entries, 8)
     assert agreement > EXACT
@@ -204,7 +204,7 @@ def test_codebooks_stay_tables_of_packed_indices(entries: int, kind: int, tmp_pa
 
 @pytest.mark.parametrize("bits", range(4, 9))
 def test_activations_saturate_at_their_width(bits: int, tmp_path: Path) -> None:
-    """Levels are those of torch, bit by bit, also far outside the range."""
+    """The levels equal those of torch exactly, also far outside the range."""
     model = nn.Sequential(Levels(bits, 3.0, 3), nn.Flatten()).eval()
     RUNTIME.export(model, torch.randn(2, 4, 5), tmp_path / "model.onnx")
     x = torch.randn(50, 4, 5) * 5
@@ -213,8 +213,8 @@ def test_activations_saturate_at_their_width(bits: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight_bits", [2, 4, 5, 8])
 @pytest.mark.parametrize("precision", ["0", "1"])
-def test_a_quantized_chain_runs_in_integer_kernels(weight_bits: int, precision: str, tmp_path: Path) -> None:
-    """All convolutions become integer ones, of packed weights too, with and without the x86 precision option."""
+def test_a_chain_of_quantized_layers_runs_in_integer_kernels(weight_bits: int, precision: str, tmp_path: Path) -> None:
+    """All convolutions become integer convolutions, also with packed weights, with and without the x86 option."""
     path, agreement = exported(chain(weight_bits, 8), (4, 16, 16), tmp_path)
     operators = executed(path, tmp_path, precision)
     assert agreement > INTEGER
@@ -224,8 +224,8 @@ def test_a_quantized_chain_runs_in_integer_kernels(weight_bits: int, precision: 
 
 
 @pytest.mark.parametrize("activation_bits", [4, 6])
-def test_coarse_activations_agree(activation_bits: int, tmp_path: Path) -> None:
-    """Where a rounded bias would show, floating-point kernels are taken, and their weights are not rounded."""
+def test_outputs_agree_for_activations_of_few_bits(activation_bits: int, tmp_path: Path) -> None:
+    """Floating-point kernels run where rounding the bias would matter, and their weights are not rounded."""
     path, agreement = exported(chain(4, activation_bits), (4, 16, 16), tmp_path)
     assert agreement > INTEGER
     assert executed(path, tmp_path, "1")["weight"] == 0
@@ -233,10 +233,10 @@ def test_coarse_activations_agree(activation_bits: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codebook", [True, False])
 def test_a_float_layer_between_quantizers_keeps_its_weight(
-    codebook: bool,  # noqa: FBT001 - a parameter of the test
+    codebook: bool,  # noqa: FBT001 - a test parameter
     tmp_path: Path,
 ) -> None:
-    """ONNX Runtime must not round it to 8 bits, which it does unless it is kept from it."""
+    """ONNX Runtime would round it to 8 bits without the guard."""
     layer = Codebook(16, 16) if codebook else nn.Conv2d(16, 16, 3)
     model = nn.Sequential(Levels(8, 4.0, 128), layer, nn.ReLU(), Levels(8, 3.0))
     assert exported(model, (16, 8, 8), tmp_path)[1] > 60
@@ -244,10 +244,10 @@ def test_a_float_layer_between_quantizers_keeps_its_weight(
 
 @pytest.mark.parametrize("between", [nn.MaxPool2d(2), nn.Flatten()], ids=["pool", "flatten"])
 @pytest.mark.parametrize("bits", [8, 32])
-def test_what_lies_between_a_layer_and_its_quantizer_does_not_matter(
+def test_operators_between_a_layer_and_its_quantizer_do_not_change_the_kernel(
     bits: int, between: nn.Module, tmp_path: Path
 ) -> None:
-    """ONNX Runtime moves quantizers across pooling and reshaping; the kernel is still the one that was meant."""
+    """ONNX Runtime moves quantizers across pooling and reshaping."""
     layer = nn.Conv2d(16, 16, 3) if bits == 32 else Codes(bits, F.conv2d, (16, 16, 3, 3))
     model = nn.Sequential(Levels(8, 4.0, 128), layer, nn.ReLU(), between, Levels(8, 3.0))
     path, agreement = exported(model, (16, 8, 8), tmp_path)
@@ -256,8 +256,8 @@ def test_what_lies_between_a_layer_and_its_quantizer_does_not_matter(
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_residual_block_agrees(bits: int, tmp_path: Path) -> None:
-    """The convolution before the addition is a float one, and its weight is prepared once."""
+def test_the_outputs_of_a_residual_block_agree(bits: int, tmp_path: Path) -> None:
+    """The convolution before the addition runs in floating point, and its weight is unpacked once."""
     path, agreement = exported(Residual(bits), (8, 8, 8), tmp_path)
     operators = executed(path, tmp_path, "1")
     assert agreement > INTEGER
@@ -276,11 +276,11 @@ def test_a_residual_block_agrees(bits: int, tmp_path: Path) -> None:
     ids=["conv1d", "conv3d", "transposed", "tokens"],
 )
 @pytest.mark.parametrize("quantized", [False, True])
-def test_other_layers_agree(
+def test_the_outputs_of_other_layers_agree(
     operator: Callable[..., Tensor],
     shape: tuple[int, ...],
     input_shape: tuple[int, ...],
-    quantized: bool,  # noqa: FBT001 - a parameter of the test
+    quantized: bool,  # noqa: FBT001 - a test parameter
     tmp_path: Path,
 ) -> None:
     """Convolutions in one and three dimensions, transposed ones, and linear layers on tokens."""
@@ -289,8 +289,8 @@ def test_other_layers_agree(
     assert exported(model, input_shape, tmp_path)[1] > (INTEGER if quantized else EXACT)
 
 
-def test_a_silent_channel_with_a_tiny_scale_agrees(tmp_path: Path) -> None:
-    """Its bias in units of that scale would not fit 32 bits."""
+def test_the_outputs_of_a_channel_with_a_tiny_scale_agree(tmp_path: Path) -> None:
+    """Its bias, in units of that scale, would exceed 32 bits."""
     model = chain(8, 8)
     with torch.no_grad():
         model[1].get_buffer("scale")[0] = torch.finfo(torch.float32).tiny
@@ -300,7 +300,7 @@ def test_a_silent_channel_with_a_tiny_scale_agrees(tmp_path: Path) -> None:
 def test_export_is_silent_and_changes_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
-    """No line on the terminal, no warning, the same state before and after, the same bytes twice."""
+    """Export prints nothing, warns of nothing, does not change the model, and writes the same bytes twice."""
     model = chain(4, 8).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for name in ("first", "second"):
@@ -312,26 +312,26 @@ def test_export_is_silent_and_changes_nothing(
 
 
 def test_an_operator_without_onnx_form_is_named(tmp_path: Path) -> None:
-    """The error is one line."""
+    """The error message is one line."""
     with pytest.raises(ExportError, match=r"^every operator .* but Bessel fails: .*bessel_j0[^\n]*$"):
         RUNTIME.export(Bessel().eval(), torch.randn(1, 3), tmp_path / "model.onnx")
 
 
-def test_two_outputs_are_refused(tmp_path: Path) -> None:
-    """A file has one output."""
+def test_two_outputs_are_an_error(tmp_path: Path) -> None:
+    """A file has one output tensor."""
     with pytest.raises(ExportError, match="must return one tensor to be exported, but Pair returns 2"):
         RUNTIME.export(Pair().eval(), torch.randn(1, 3), tmp_path / "model.onnx")
 
 
-def test_a_model_in_training_is_refused(tmp_path: Path) -> None:
-    """Dropout and BatchNorm would be exported as they train."""
+def test_a_model_in_training_mode_is_an_error(tmp_path: Path) -> None:
+    """Dropout and BatchNorm would be exported in training mode."""
     with pytest.raises(ExportError, match="must be in eval mode to be exported, but Linear is training"):
         RUNTIME.export(nn.Linear(3, 3), torch.randn(1, 3), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("module", ["onnx", "onnxruntime"])
-def test_a_missing_extra_is_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says what to install."""
+def test_a_missing_extra_is_named_in_the_error(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error contains the command that installs it."""
 
     def export_and_load() -> None:
         RUNTIME.export(nn.Linear(3, 3).eval(), torch.randn(1, 3), tmp_path / "model.onnx")

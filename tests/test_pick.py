@@ -1,4 +1,4 @@
-"""Which member a number, the knee or a sentence means."""
+"""Picking a member of the front by a number, the knee or a sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPEC = dataclasses.replace(
 
 @pytest.fixture
 def found() -> optuna.Study:
-    """Return a study with three members and a beaten trial."""
+    """Return a study with three members of the front and a dominated trial."""
     study_of = optuna.create_study(directions=["maximize", "minimize"])
     for top1, size, macs in ((95, 30000, 9e5), (90, 20000, 5e5), (60, 10000, 6e5), (50, 40000, 1e5)):
         values = {"top1": top1, "size_bytes": size, "macs": macs}
@@ -30,7 +30,7 @@ def found() -> optuna.Study:
 
 
 @pytest.mark.parametrize(
-    ("words", "number"),
+    ("selection", "number"),
     [
         ("knee", 1),
         ("2", 2),
@@ -46,22 +46,31 @@ def found() -> optuna.Study:
         ("min macs", 1),
     ],
 )
-def test_words_pick_a_member(found: optuna.Study, words: str, number: int) -> None:
-    assert pick(found, SPEC, words).number == number
+def test_a_selection_picks_a_member(found: optuna.Study, selection: str, number: int) -> None:
+    assert pick(found, SPEC, selection).number == number
 
 
 @pytest.mark.parametrize(
-    ("words", "error"),
+    ("selection", "error"),
     [
         ("3", "trial 3 is not on the front; its members are 0, 1, 2"),
         ("99", "trial 99 is not on the front"),
-        ("-1", "a pick must be 'knee', a number, or 'max NAME where NAME<=VALUE .and ....', but got '-1'"),
-        ("best", "a pick must be 'knee', a number"),
-        ("max top1 where", "a pick must be 'knee', a number"),
+        (
+            "-1",
+            (
+                r"a pick must be 'knee', the number of a trial, or 'max NAME' or 'min NAME', optionally followed by "
+                r"'where NAME<=VALUE \[and \.\.\.\]', but got '-1'"
+            ),
+        ),
+        ("best", "a pick must be 'knee', the number of a trial"),
+        ("max top1 where", "a pick must be 'knee', the number of a trial"),
         ("max top2", "no objective is called 'top2'; the nearest are: top1"),
         ("max top1 where size<=3", "no objective is called 'size'; the nearest are: size_bytes"),
-        ("max top1 where size_bytes<=20kB", "a condition must be like size_bytes<=20000, but got 'size_bytes<=20kB'"),
-        ("max top1 where size_bytes=20", "a condition must be like size_bytes<=20000"),
+        (
+            "max top1 where size_bytes<=20kB",
+            "a condition must be of the form size_bytes<=20000, but got 'size_bytes<=20kB'",
+        ),
+        ("max top1 where size_bytes=20", "a condition must be of the form size_bytes<=20000"),
         (
             "max top1 where size_bytes<=9000",
             "no member of the front has size_bytes<=9000; the nearest is trial 2 with size_bytes 10000",
@@ -72,9 +81,9 @@ def test_words_pick_a_member(found: optuna.Study, words: str, number: int) -> No
         ),
     ],
 )
-def test_words_that_mean_no_member_are_refused(found: optuna.Study, words: str, error: str) -> None:
+def test_a_selection_that_fits_no_member_is_an_error(found: optuna.Study, selection: str, error: str) -> None:
     with pytest.raises(UserError, match=error):
-        pick(found, SPEC, words)
+        pick(found, SPEC, selection)
 
 
 def test_the_knee_is_nearest_to_the_ideal_point() -> None:
@@ -86,14 +95,15 @@ def test_the_knee_is_nearest_to_the_ideal_point() -> None:
 
 def test_a_wide_range_of_costs_is_scaled_logarithmically() -> None:
     values = [(100.0, 10000.0), (90.0, 1500.0), (80.0, 100.0), (0.0, 10.0)]
-    # linear in the cost the second would win, by hypot(0.1, 0.149) to hypot(0.2, 0.009) = 0.200; now the third does
+    # on a linear scale the second point would win: hypot(0.1, 0.149) = 0.179 against hypot(0.2, 0.009) = 0.200;
+    # on the logarithmic scale the third point wins
     assert knee(values, [-1, 1]) == 2
 
 
-def test_the_knee_of_one_member_or_of_equal_values_is_there() -> None:
+def test_the_knee_is_defined_for_one_member_and_for_equal_values() -> None:
     assert knee([(3.0, 4.0)], [-1, 1]) == 0
     assert knee([(3.0, 4.0), (3.0, 2.0)], [-1, 1]) == 1
 
 
-def test_costs_of_zero_and_below_are_scaled_as_they_are() -> None:
+def test_costs_of_zero_and_below_are_scaled_linearly() -> None:
     assert knee([(1.5, 0.0), (2.0, 100.0), (0.0, -5.0)], [-1, 1]) == 0

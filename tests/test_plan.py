@@ -1,4 +1,4 @@
-"""A space draws plans, and a plan does its steps in order and says what they are."""
+"""A space draws plans; a plan applies its steps in order and describes them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from spaces.network.anatomy import Anatomy, Group, Member
 from spaces.network.layer_runs import describe
 from spaces.network.messages import unknown_name
 from spaces.plan import Choice, nearest_offered, summarize
-from tests.contracts import values
-from tests.nets import Plain, example, teacher
+from spaces.testing.axis_contract import values
+from spaces.testing.networks import Plain, example, teacher
 
 if TYPE_CHECKING:
     from spaces.costs.architectures import Architectures
@@ -40,7 +40,7 @@ SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures
 
 @dataclass(frozen=True)
 class Append:
-    """A step that adds a named module behind the network."""
+    """A step that appends a module of torch to the network."""
 
     module: str
 
@@ -64,7 +64,7 @@ def test_steps_are_applied_in_order() -> None:
     assert len(model) == 0
 
 
-def test_words_join_those_of_the_steps() -> None:
+def test_the_words_of_a_plan_join_those_of_its_steps() -> None:
     assert (
         Plan((Append("ReLU"), Append("Identity"), Append("Tanh")), Distill()).words()
         == "add ReLU; add Tanh; distil T=4, weight 0.7"
@@ -72,7 +72,7 @@ def test_words_join_those_of_the_steps() -> None:
     assert Plan((Append("Identity"),), Distill()).words() == "nothing removed; distil T=4, weight 0.7"
 
 
-def test_choices_join_those_of_the_steps() -> None:
+def test_the_choices_of_a_plan_join_those_of_its_steps() -> None:
     steps = (Prune((("a", 0.5),)), Factorize((("b", 0.25),)), Quantize((("c", 4, 8),)))
     group = Group("a", 2, (Member("a", "out", 0, ((0,), (1,))), Member("tied", "out", 0, ((0,), (1,)))))
     layers = (describe("a", nn.Linear(2, 2)), describe("tied", nn.Linear(2, 2)))
@@ -84,14 +84,14 @@ def test_choices_join_those_of_the_steps() -> None:
     }
 
 
-def test_a_space_draws_one_step_an_axis_in_its_order() -> None:
+def test_a_space_draws_one_step_for_each_axis_in_order() -> None:
     net = teacher(Plain)
     plan = SPACE.suggest(optuna.create_study().ask(), trace(net, example(net)))
     assert [type(step) for step in plan.steps] == [Prune, Factorize, Quantize]
     assert isinstance(plan.recovery, Distill)
 
 
-def test_a_past_plan_is_rebuilt_from_its_parameters() -> None:
+def test_an_earlier_plan_is_rebuilt_from_its_parameters() -> None:
     net = teacher(Plain)
     anatomy = trace(net, example(net))
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(5)).ask()
@@ -120,19 +120,19 @@ def test_every_axis_needs_a_strength() -> None:
 
 
 @pytest.mark.parametrize(("value", "nearest"), [(2, 2), (5.4, 4), (19, 8), (21, 32), (100, 32)])
-def test_values_between_the_rungs_go_to_the_nearest(value: float, nearest: float) -> None:
+def test_values_between_offered_ones_are_rounded_to_the_nearest(value: float, nearest: float) -> None:
     assert nearest_offered(value, (2, 4, 8, 32)) == nearest
 
 
 @given(st.floats(-1e6, 1e6), st.lists(st.floats(-1e6, 1e6), min_size=1).map(tuple))
-def test_a_snapped_value_is_offered_and_stays(value: float, offered: tuple[float, ...]) -> None:
-    rung = nearest_offered(value, offered)
-    assert rung in offered
-    assert nearest_offered(rung, offered) == rung
-    assert all(abs(rung - value) <= abs(other - value) for other in offered)
+def test_the_nearest_value_is_offered_and_its_own_nearest(value: float, offered: tuple[float, ...]) -> None:
+    nearest = nearest_offered(value, offered)
+    assert nearest in offered
+    assert nearest_offered(nearest, offered) == nearest
+    assert all(abs(nearest - value) <= abs(other - value) for other in offered)
 
 
-def test_rare_choices_are_named_and_common_ones_counted() -> None:
+def test_rare_choices_list_their_layers_and_common_ones_their_number() -> None:
     pairs = (*((f"conv{index}", "4 bit") for index in range(5)), ("head", "8 bit"))
     assert summarize(pairs) == "8 bit head, 4 bit (5 layers)"
     assert summarize(pairs, most=5) == "8 bit head, 4 bit conv0, conv1, conv2, conv3, conv4"

@@ -1,4 +1,4 @@
-"""Pruning keeps the contract of an axis, cuts what was asked for, and says what is wrong."""
+"""Pruning fulfils the contract of an axis, cuts the chosen units, and its errors name what is wrong."""
 
 from __future__ import annotations
 
@@ -12,36 +12,41 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 from torch import nn
 
-from spaces import Magnitude, Prune, PruneRatios, Taylor, trace
+from spaces import BitWidths, Depth, Magnitude, Prune, PruneRatios, Ranks, Taylor, trace
 from spaces.axes.prune import kept_units
 from spaces.network.statistics import reestimate
-from tests.contracts import AxisContract, step, values
-from tests.nets import Grouped, Mlp, Net, Padded, Plain, Residual, example, teacher
+from spaces.testing.axis_contract import AxisContract, step, values
+from spaces.testing.networks import Grouped, Mlp, Net, Padded, Plain, Residual, example, teacher
+
+AFTER = Depth(), Ranks(), BitWidths()
 
 
 class TestPruneRatios(AxisContract):
+    before, after = (), AFTER
     axis = PruneRatios()
 
 
 class TestPruneRatiosByMagnitude(AxisContract):
+    before, after = (), AFTER
     axis = PruneRatios(importance=Magnitude(1), refit=False)
-    nets = (Residual, Grouped)
+    networks = (Residual, Grouped)
 
 
 class TestPruneRatiosByTaylor(AxisContract):
+    before, after = (), AFTER
     axis = PruneRatios(importance=Taylor(), round_to=2)
-    nets = (Residual, Mlp)
+    networks = (Residual, Mlp)
 
 
 @given(st.integers(1, 512), st.floats(0, 0.999), st.sampled_from([1, 2, 8, 16]))
-def test_kept_units_are_a_multiple_where_there_are_enough(units: int, ratio: float, round_to: int) -> None:
+def test_the_number_of_kept_units_is_a_multiple_or_all_units(units: int, ratio: float, round_to: int) -> None:
     kept = kept_units(units, ratio, round_to)
     assert 1 <= kept <= units
     assert kept == units or kept % round_to == 0
     assert kept >= units - round(ratio * units)
 
 
-def test_as_many_channels_go_as_the_ratio_says() -> None:
+def test_the_ratio_determines_how_many_channels_are_removed() -> None:
     net = teacher(Plain)
     smaller = Prune((("first", 0.25), ("second", 0.5))).apply(net, example(net))
     shapes = {name: tuple(value.shape) for name, value in smaller.state_dict().items()}
@@ -53,19 +58,19 @@ def test_as_many_channels_go_as_the_ratio_says() -> None:
 
 
 @pytest.mark.parametrize(("kind", "group"), [(Plain, "first"), (Mlp, "second")])
-def test_refitting_brings_the_outputs_nearer_to_the_teacher(kind: type[Net], group: str) -> None:
+def test_refitting_brings_the_outputs_closer_to_the_teacher(kind: type[Net], group: str) -> None:
     net = copy.deepcopy(teacher(kind))
     inputs = example(net, 64)
     reestimate(net, inputs)
     ratios = ((group, 0.5),)
     with torch.no_grad():
-        raw, refitted = (
+        plain, refitted = (
             (Prune(ratios, importance=Magnitude(), refit=refit).apply(net, inputs)(inputs) - net(inputs))
             .square()
             .mean()
             for refit in (False, True)
         )
-    assert refitted < 0.7 * raw
+    assert refitted < 0.7 * plain
 
 
 def test_statistics_are_those_of_the_example() -> None:
@@ -77,11 +82,10 @@ def test_statistics_are_those_of_the_example() -> None:
 
 def test_the_mode_of_the_model_is_kept() -> None:
     net = teacher(Residual)
-    act = step(PruneRatios(), net, 0.5)
-    assert not act.apply(net, example(net)).training
+    assert not step(PruneRatios(), net, 0.5).apply(net, example(net)).training
 
 
-def test_the_ladder_of_tenths_is_one_that_optuna_takes() -> None:
+def test_optuna_accepts_ratios_in_steps_of_a_tenth() -> None:
     net = teacher(Plain)
     axis = PruneRatios(highest=0.7, step=0.1)
     anatomy = trace(net, example(net))
@@ -92,14 +96,14 @@ def test_the_ladder_of_tenths_is_one_that_optuna_takes() -> None:
 
 
 def test_words_and_choices_name_the_groups() -> None:
-    act = Prune((("first", 0.25), ("second", 0.0)))
-    assert act.words() == "channels -25% first"
+    prune = Prune((("first", 0.25), ("second", 0.0)))
+    assert prune.words() == "channels -25% first"
     net = teacher(Plain)
-    assert values(act.choices(trace(net, example(net)))) == {"channels removed": {"first": 0.25, "second": 0.0}}
+    assert values(prune.choices(trace(net, example(net)))) == {"channels removed": {"first": 0.25, "second": 0.0}}
     assert Prune((("first", 0.0),)).words() == ""
 
 
-def test_only_restricts_the_parameters_and_says_so() -> None:
+def test_only_restricts_the_parameters_and_is_named_as_the_reason() -> None:
     net = teacher(Plain)
     anatomy = trace(net, example(net))
     axis = PruneRatios(only=("second",))
@@ -107,7 +111,7 @@ def test_only_restricts_the_parameters_and_says_so() -> None:
     assert axis.acts_on(anatomy)["first"] == "no: first is not among only=('second',)"
 
 
-def test_layers_say_how_far_they_go_or_why_they_stay() -> None:
+def test_layers_have_a_range_of_units_or_a_reason() -> None:
     net = teacher(Padded)
     assert PruneRatios().acts_on(trace(net, example(net))) == {
         "stem": "2-8 of 8 units, together with conv2",
@@ -119,8 +123,8 @@ def test_layers_say_how_far_they_go_or_why_they_stay() -> None:
 
 def test_layers_of_one_group_name_each_other() -> None:
     net = teacher(Residual)
-    said = PruneRatios().acts_on(trace(net, example(net)))
-    assert said["stem"] == "2-8 of 8 units, together with block1.conv2"
+    texts = PruneRatios().acts_on(trace(net, example(net)))
+    assert texts["stem"] == "2-8 of 8 units, together with block1.conv2"
 
 
 def test_an_unknown_group_lists_the_nearest() -> None:
@@ -131,7 +135,7 @@ def test_an_unknown_group_lists_the_nearest() -> None:
         PruneRatios(only=("secnd",)).uniform(trace(net, example(net)), 0.5)
 
 
-def test_wrong_settings_name_the_rule_and_the_values() -> None:
+def test_errors_name_the_rule_and_the_wrong_values() -> None:
     with pytest.raises(ValueError, match=r"ratio must be in \[0, 1\), but got 1.0 for group 'stem'"):
         Prune((("stem", 1.0),))
     with pytest.raises(ValueError, match=r"0 < step <= highest < 1 must hold, but got step=0.5, highest=0.25"):
@@ -142,7 +146,7 @@ def test_wrong_settings_name_the_rule_and_the_values() -> None:
         Magnitude(3)
 
 
-def test_a_ratio_that_rounding_undoes_is_none() -> None:
+def test_a_ratio_that_rounding_undoes_is_the_plan_without_pruning() -> None:
     net = teacher(Residual)
     anatomy = trace(net, example(net))
     axis = PruneRatios(round_to=8)
@@ -153,7 +157,7 @@ def test_a_ratio_that_rounding_undoes_is_none() -> None:
     assert plan == axis.suggest(FixedTrial(axis.uniform(anatomy, 0.0)), anatomy)
 
 
-def test_ratios_that_rounding_makes_equal_are_one() -> None:
+def test_ratios_that_rounding_makes_equal_are_one_plan() -> None:
     net = teacher(Residual)
     anatomy, axis = trace(net, example(net)), PruneRatios(round_to=4, only=("stem",))
     drawn = [axis.suggest(FixedTrial({"prune/stem": ratio}), anatomy)

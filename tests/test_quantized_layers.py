@@ -1,4 +1,4 @@
-"""The layer that trains with rounded weights and inputs, and the one that holds the integers."""
+"""The layer that is trained with rounded weights and inputs, and its deployed form, which holds integers."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ each_layer = pytest.mark.parametrize(
 
 
 def calibrated(layer: nn.Module, inputs: Tensor, weight_bits: int, activation_bits: int, grid: Grid) -> QuantizedLayer:
-    """Return the layer, quantized on these inputs; the given one is not shared."""
+    """Return a copy of the layer, quantized and calibrated on these inputs."""
     quantized = QuantizedLayer(copy.deepcopy(layer), weight_bits, activation_bits, grid)
     quantized.calibrate(inputs)
     return quantized
 
 
 @each_layer
-def test_widths_of_32_are_the_layer_itself(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_widths_of_32_do_not_change_the_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
     inputs = torch.randn(shape)
     assert torch.equal(calibrated(layer, inputs, FLOAT_BITS, FLOAT_BITS, Uniform())(inputs), layer(inputs))
 
 
 @each_grid
 @each_layer
-def test_weights_lie_on_their_levels(layer: nn.Module, shape: tuple[int, ...], grid: Grid) -> None:
+def test_weights_are_rounded_to_their_levels(layer: nn.Module, shape: tuple[int, ...], grid: Grid) -> None:
     inputs = torch.randn(shape)
     quantized = calibrated(layer, inputs, 3, FLOAT_BITS, grid)
     float_layer = copy.deepcopy(layer)
@@ -64,7 +64,11 @@ def test_weights_lie_on_their_levels(layer: nn.Module, shape: tuple[int, ...], g
 
 
 def test_a_transposed_convolution_of_groups_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"only a transposed convolution of one group .*, but got ConvTranspose2d\(4"):
+    message = (
+        r"only a transposed convolution of one group can have a scale for every output channel, but got "
+        r"ConvTranspose2d\(4"
+    )
+    with pytest.raises(ValueError, match=message):
         QuantizedLayer(nn.ConvTranspose2d(4, 4, 2, groups=2), 8, 8, Uniform())
 
 
@@ -78,14 +82,14 @@ def test_quantizing_a_quantized_weight_changes_nothing(grid: Grid) -> None:
 
 
 @each_grid
-def test_eight_bits_are_nearly_the_layer(grid: Grid) -> None:
+def test_eight_bits_change_the_outputs_little(grid: Grid) -> None:
     layer, inputs = nn.Linear(64, 32), torch.randn(128, 64)
     quantized = calibrated(layer, inputs, 8, 8, grid)
     noise = (quantized(inputs) - layer(inputs)).square().mean() / layer(inputs).square().mean()
     assert noise < (1e-3 if grid != PowersOfTwo() else 3e-2)
 
 
-def test_gradients_of_weights_pass_straight_through() -> None:
+def test_gradients_of_weights_pass_through_the_rounding() -> None:
     quantized = calibrated(nn.Linear(6, 4), torch.randn(8, 6), 2, FLOAT_BITS, Uniform())
     inputs = torch.randn(8, 6)
     quantized(inputs).sum().backward()
@@ -93,7 +97,7 @@ def test_gradients_of_weights_pass_straight_through() -> None:
     torch.testing.assert_close(quantized.layer.get_parameter("weight").grad, inputs.sum(0).expand(4, 6))
 
 
-def test_gradients_of_inputs_pass_in_the_range_and_stop_outside() -> None:
+def test_gradients_of_inputs_pass_in_the_range_and_are_zero_outside() -> None:
     scale, zero = torch.tensor(0.1), torch.tensor(5)
     inputs = torch.tensor([-3.0, -0.51, -0.49, 0.0, 0.33, 0.99, 1.01, 7.0], requires_grad=True)
     output = _rounded_inputs(inputs, scale, zero, 15)
@@ -107,7 +111,7 @@ def test_gradients_of_inputs_pass_in_the_range_and_stop_outside() -> None:
     st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=60),
     st.integers(4, 8),
 )
-def test_inputs_have_so_many_values_and_zero_is_one_of_them(values: list[float], bits: int) -> None:
+def test_codes_of_inputs_fit_their_bits_and_zero_is_exact(values: list[float], bits: int) -> None:
     inputs = torch.tensor(values)
     layer = calibrated(nn.Linear(1, 1), inputs, FLOAT_BITS, bits, Uniform())
     assert layer.input_scale > 0
@@ -122,24 +126,24 @@ def test_inputs_have_so_many_values_and_zero_is_one_of_them(values: list[float],
     torch.testing.assert_close(twice, once)
 
 
-def test_inputs_that_are_never_negative_use_all_codes_above_zero() -> None:
+def test_inputs_that_are_never_negative_use_all_codes() -> None:
     layer = calibrated(nn.Linear(1, 1), torch.rand(1000), FLOAT_BITS, 8, Uniform())
     assert layer.input_zero == 0
     assert 0.9 < 255 * layer.input_scale <= 1.01
 
 
-def test_an_outlier_is_clipped_for_the_sake_of_the_rest() -> None:
+def test_an_outlier_is_clipped_where_that_lowers_the_total_error() -> None:
     inputs = torch.cat([torch.randn(10_000), torch.tensor([8.0])])
     layer = calibrated(nn.Linear(1, 1), inputs, FLOAT_BITS, 4, Uniform())
     assert 15 * layer.input_scale < 8 - inputs.min()
 
 
-def test_inputs_of_zeros_alone_stay_zero() -> None:
+def test_inputs_that_are_all_zero_stay_zero() -> None:
     layer = calibrated(nn.Linear(3, 2), torch.zeros(4, 3), FLOAT_BITS, 8, Uniform())
     assert torch.equal(layer(torch.zeros(4, 3)), layer.layer(torch.zeros(4, 3)))
 
 
-def test_calibrating_is_left_out_for_32_bits() -> None:
+def test_calibration_does_nothing_for_32_bits() -> None:
     layer = calibrated(nn.Linear(3, 2), torch.randn(4, 3), 8, FLOAT_BITS, Uniform())
     assert layer.input_scale == 1
     assert layer.input_zero == 0
@@ -148,7 +152,7 @@ def test_calibrating_is_left_out_for_32_bits() -> None:
 @each_grid
 @each_layer
 @pytest.mark.parametrize("widths", [(2, FLOAT_BITS), (8, 8), (FLOAT_BITS, 4), (5, 6)])
-def test_the_integers_compute_what_was_trained(
+def test_the_deployed_layer_computes_the_outputs_of_the_trained_one(
     layer: nn.Module, shape: tuple[int, ...], grid: Grid, widths: tuple[int, int]
 ) -> None:
     inputs = torch.randn(shape)
@@ -161,7 +165,7 @@ def test_the_integers_compute_what_was_trained(
 
 @each_grid
 @given(seed=st.integers(0, 999), bits=st.integers(2, 8))
-def test_codes_are_bytes_in_range(grid: Grid, seed: int, bits: int) -> None:
+def test_codes_are_single_bytes_in_range(grid: Grid, seed: int, bits: int) -> None:
     torch.manual_seed(seed)
     packed = PackedLayer(QuantizedLayer(nn.Linear(7, 3), bits, FLOAT_BITS, grid))
     assert packed.codes.dtype == (torch.int8 if grid.uniform else torch.uint8)
@@ -175,6 +179,6 @@ def test_codes_are_bytes_in_range(grid: Grid, seed: int, bits: int) -> None:
 
 
 @given(st.integers(1, 200_000))
-def test_about_as_many_values_as_wanted_are_kept(count: int) -> None:
+def test_a_subsample_has_about_the_requested_number_of_values(count: int) -> None:
     kept = len(subsample(torch.zeros(count), 1000))
     assert kept == count if count < 2000 else 1000 <= kept < 2000

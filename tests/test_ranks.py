@@ -1,4 +1,4 @@
-"""Factorizing keeps the contract of an axis, offers what saves, and says what is wrong."""
+"""Factorization fulfils the contract of an axis, offers only ranks that save, and its errors name what is wrong."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ import pytest
 import torch
 from torch import nn
 
-from spaces import Factorize, Ranks, SpatialSvd, Svd, Tucker2, trace
+from spaces import BitWidths, Factorize, Ranks, SpatialSvd, Svd, Tucker2, trace
 from spaces.axes.ranks import saves
 from spaces.costs.factors import shapes_of
 from spaces.network.anatomy import Anatomy, Layer
 from spaces.network.layer_runs import describe
-from tests.contracts import AxisContract, step, values
-from tests.nets import Grouped, Plain, Residual, Sequence, Wide, example, teacher
+from spaces.testing.axis_contract import AxisContract, step, values
+from spaces.testing.networks import Grouped, Plain, Residual, Sequence, Wide, example, teacher
 
 
 class TestRanks(AxisContract):
+    after = (BitWidths(),)
     axis = Ranks()
 
 
 class TestRanksBySvd(AxisContract):
+    after = (BitWidths(),)
     axis = Ranks(decomposition=Svd(), lowest=0.2, step=0.1)
-    nets = (Plain, Sequence)
+    networks = (Plain, Sequence)
 
 
 class TestRanksBySpatialSvd(AxisContract):
+    after = (BitWidths(),)
     axis = Ranks(decomposition=SpatialSvd())
-    nets = (Plain, Residual)
+    networks = (Plain, Residual)
 
 
 class TestRanksByTucker2(AxisContract):
+    after = (BitWidths(),)
     axis = Ranks(decomposition=Tucker2())
-    nets = (Wide,)
+    networks = (Wide,)
 
 
 @pytest.mark.parametrize("decomposition", [Svd(), SpatialSvd(), Tucker2()])
-def test_what_saves_nothing_is_not_offered(decomposition: Svd | SpatialSvd | Tucker2) -> None:
+def test_ranks_that_save_nothing_are_not_offered(decomposition: Svd | SpatialSvd | Tucker2) -> None:
     net = teacher(Residual)
     axis = Ranks(decomposition=decomposition)
     for layer in trace(net, example(net)).layers:
@@ -50,21 +54,21 @@ def test_what_saves_nothing_is_not_offered(decomposition: Svd | SpatialSvd | Tuc
             assert saves(decomposition, layer, eighth / 8) == cheaper
 
 
-def test_layers_with_nothing_to_offer_say_why() -> None:
+def test_layers_without_an_offered_rank_have_a_reason() -> None:
     net = teacher(Grouped)
-    said = Ranks(lowest=0.7, step=0.2).acts_on(trace(net, example(net)))
-    assert said["grouped"] == "70%-90% of the full rank, or all"
-    assert said["head"] == "no: no rank from the ladder saves multiply-adds"
-    assert said["last"] == "70%-90% of the full rank, or all"
+    texts = Ranks(lowest=0.7, step=0.2).acts_on(trace(net, example(net)))
+    assert texts["grouped"] == "70%-90% of the full rank, or all"
+    assert texts["head"] == "no: no rank in the range saves multiply-adds"
+    assert texts["last"] == "70%-90% of the full rank, or all"
 
 
 def depthwise(size: int, stride: int) -> Layer:
-    """Return the layer of a depthwise convolution."""
+    """Return the description of a depthwise convolution."""
     return describe("0", nn.Conv2d(16, 16, size, stride, groups=16))
 
 
 @pytest.mark.parametrize("decomposition", [Svd(), SpatialSvd(), Tucker2()])
-def test_depthwise_kernels_are_split_where_the_first_part_is_cheap_enough(
+def test_depthwise_kernels_are_split_where_the_first_factor_is_cheap_enough(
     decomposition: Svd | SpatialSvd | Tucker2,
 ) -> None:
     axis = Ranks(decomposition=decomposition)
@@ -75,17 +79,17 @@ def test_depthwise_kernels_are_split_where_the_first_part_is_cheap_enough(
     assert axis.offered(depthwise(1, 1)) == (1.0,)
 
 
-def test_a_transposed_convolution_is_not_split_and_says_so() -> None:
+def test_a_transposed_convolution_is_not_factorized_for_a_reason() -> None:
     layer = replace(depthwise(3, 1), name="up", kind="ConvTranspose2d", groups=1)
     anatomy = Anatomy((layer,), (), (), (), ())
-    assert Ranks().acts_on(anatomy) == {"up": "no: a transposed convolution is not split"}
+    assert Ranks().acts_on(anatomy) == {"up": "no: a transposed convolution cannot be factorized"}
     assert Ranks().uniform(anatomy, 1.0) == {}
     net = nn.Sequential(OrderedDict(up=nn.ConvTranspose2d(4, 4, 3)))
-    with pytest.raises(ValueError, match="only convolutions and linear layers can be split, but layer 'up'"):
+    with pytest.raises(ValueError, match="only convolutions and linear layers can be factorized, but layer 'up'"):
         Factorize((("up", 0.5),)).apply(net, torch.randn(2, 4, 5, 5))
 
 
-def test_a_rank_that_saves_nothing_on_what_is_left_leaves_the_layer_alone() -> None:
+def test_a_rank_that_saves_nothing_on_the_current_layer_leaves_it_unchanged() -> None:
     net = teacher(Plain)
     thinner = Factorize((("head", 0.99), ("second", 0.25))).apply(net, example(net))
     assert isinstance(thinner.get_submodule("head"), nn.Linear)
@@ -99,13 +103,13 @@ def test_the_mode_of_the_model_is_kept() -> None:
 
 
 def test_words_and_choices_name_the_layers() -> None:
-    act = Factorize((("second", 0.25), ("head", 1.0)))
-    assert act.words() == "rank 25% second"
-    assert values(act.choices(Anatomy((), (), (), (), ()))) == {"rank kept": {"second": 0.25, "head": 1.0}}
+    factorize = Factorize((("second", 0.25), ("head", 1.0)))
+    assert factorize.words() == "rank 25% second"
+    assert values(factorize.choices(Anatomy((), (), (), (), ()))) == {"rank kept": {"second": 0.25, "head": 1.0}}
     assert Factorize((("head", 1.0),)).words() == ""
 
 
-def test_only_restricts_the_parameters_and_says_so() -> None:
+def test_only_restricts_the_parameters_and_is_named_as_the_reason() -> None:
     net = teacher(Plain)
     anatomy = trace(net, example(net))
     axis = Ranks(only=("second",))
@@ -113,11 +117,11 @@ def test_only_restricts_the_parameters_and_says_so() -> None:
     assert axis.acts_on(anatomy)["first"] == "no: first is not among only=('second',)"
 
 
-def test_wrong_names_and_settings_are_told() -> None:
+def test_errors_name_wrong_layers_and_settings() -> None:
     net = teacher(Grouped)
     with pytest.raises(ValueError, match="no layer is called 'hed'; the nearest are: head"):
         Factorize((("hed", 0.5),)).apply(net, example(net))
-    with pytest.raises(ValueError, match="only convolutions and linear layers can be split, but layer 'bn'"):
+    with pytest.raises(ValueError, match="only convolutions and linear layers can be factorized, but layer 'bn'"):
         Factorize((("bn", 0.5),)).apply(net, example(net))
     with pytest.raises(ValueError, match="no layer is called 'hed'"):
         Ranks(only=("hed",)).uniform(trace(net, example(net)), 0.5)

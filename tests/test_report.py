@@ -1,4 +1,4 @@
-"""What a report holds."""
+"""The report: its pictures, its page and its table."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def page(home: Path, written: list[Path]) -> str:
     return (home / "report" / "front.html").read_text(encoding="utf-8")
 
 
-def test_the_files_that_are_named_are_the_files_that_are_there(home: Path, written: list[Path], found: Study) -> None:
+def test_the_returned_paths_are_the_files_of_the_report(home: Path, written: list[Path], found: Study) -> None:
     assert sorted(written) == sorted((home / "report").iterdir())
     names = {path.name for path in written}
     assert {"front.png", "front.html", "candidates.csv"} < names
     assert {f"plan-{trial.number}.png" for trial in front(found)} < names
 
 
-def test_pictures_are_png(written: list[Path]) -> None:
+def test_the_pictures_are_png_files(written: list[Path]) -> None:
     pictures = [path for path in written if path.suffix == ".png"]
     for path in pictures:
         content = path.read_bytes()
@@ -56,7 +56,7 @@ def test_pictures_are_png(written: list[Path]) -> None:
         assert len(content) > 5000
 
 
-def test_the_page_needs_no_network(page: str) -> None:
+def test_the_page_works_offline(page: str) -> None:
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)\s*=", page)
     assert "Plotly.newPlot" in page
 

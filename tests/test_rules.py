@@ -1,7 +1,8 @@
-"""What the project promises of itself: its map, its commands, its licences of style."""
+"""The rules of the project: its map in the README, its commands, its files and its dependencies."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -35,10 +36,10 @@ def test_the_tree_of_the_readme_names_every_module_once() -> None:
 
 def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text()
-    verbs = next(action.choices for action in _parser()._actions if action.choices)
-    assert verbs
-    for verb in verbs:
-        assert f"`slimfront {verb} " in readme
+    commands = next(action.choices for action in _parser()._actions if action.choices)
+    assert commands
+    for command in commands:
+        assert f"`slimfront {command} " in readme
 
 
 def test_files_stay_short() -> None:
@@ -48,8 +49,29 @@ def test_files_stay_short() -> None:
 
 
 @pytest.mark.parametrize("word", ["utils", "common", "helpers", "misc", "manager"])
-def test_no_module_is_a_drawer(word: str) -> None:
+def test_no_module_has_a_vague_name(word: str) -> None:
     assert not [path for path in _modules() if word in path.stem]
+
+
+def test_a_name_of_a_constant_means_one_thing() -> None:
+    """Packages that do not import each other may repeat a constant, with the same value."""
+    meanings: dict[str, set[str]] = {}
+    library = [path for path in _modules() if not path.is_relative_to(ROOT / "studies")]
+    for path in library:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+                for name in set(names) - {"__all__"}:
+                    meanings.setdefault(name, set()).add(ast.unparse(node.value))
+    assert {"FLOAT_BITS", "BYTE_BITS"} <= set(meanings)
+    assert not {name: values for name, values in meanings.items() if len(values) > 1}
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    rooms = [path for path in _modules() if path.name == "__init__.py"]
+    assert rooms
+    assert not [path for path in rooms if not ast.get_docstring(ast.parse(path.read_text()))]
 
 
 def test_runtimes_and_plots_are_not_loaded_by_the_space() -> None:
@@ -59,7 +81,7 @@ def test_runtimes_and_plots_are_not_loaded_by_the_space() -> None:
         assert f"'{heavy}'" not in loaded.stdout
 
 
-def test_every_dependency_says_who_needs_it() -> None:
+def test_every_dependency_has_a_comment_on_its_use() -> None:
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
     dependencies = [line for line in lines if re.match(r'\s+"[a-zA-Z-]+[><=]', line)]
     assert dependencies

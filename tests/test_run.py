@@ -1,4 +1,4 @@
-"""What the loop refuses, repeats, survives and counts."""
+"""The loop rejects, replays, survives and counts trials as it should."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ RANDOM = optuna.samplers.RandomSampler
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Note epochs and seed of every training."""
+    """Record epochs and seed of every training."""
     return watched(monkeypatch)
 
 
 def raising(error: BaseException, *numbers: int) -> Callable[[int], None]:
-    """Return what raises the error before the trainings of these numbers."""
+    """Return a function that raises the error before the trainings with these numbers."""
 
     def before(number: int) -> None:
         if number in numbers:
@@ -58,19 +58,19 @@ def raising(error: BaseException, *numbers: int) -> Callable[[int], None]:
 
 
 def pruning(trials: int, **settings: Any) -> StudySpec:
-    """Return a study of channels alone: two groups, so that plans repeat soon."""
+    """Return a study that only prunes: two groups, so that plans repeat soon."""
     space = Space(steps=(PruneRatios(),), recovery=Fixed())
     return dataclasses.replace(study(trials), space=space, limits=(), sampler=RANDOM, **settings)
 
 
-def free(trials: int, **settings: Any) -> StudySpec:
-    """Return the small study without its limit: its anchors need no measuring."""
+def without_limits(trials: int, **settings: Any) -> StudySpec:
+    """Return the small study without its limit, so that its initial designs need no measurements."""
     return dataclasses.replace(study(trials), limits=(), **settings)
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Nothing to choose in how accuracy is won back."""
+    """A search space of recoveries with one element."""
 
     recovery: Distill = dataclasses.field(default_factory=Distill)
 
@@ -85,24 +85,24 @@ def outcome(trial: FrozenTrial) -> tuple[object, ...]:
     return trial.user_attrs[PLAN], trial.user_attrs[KEY], trial.state, tuple(trial.values or ())
 
 
-def outcomes(of: optuna.Study) -> list[tuple[object, ...]]:
-    """Return what every trial came to, those aside that are run again."""
-    return [outcome(trial) for trial in of.trials if trial.state != TrialState.FAIL or REASON in trial.user_attrs]
+def outcomes(finished: optuna.Study) -> list[tuple[object, ...]]:
+    """Return the outcome of every trial, except those that were interrupted and run again."""
+    return [outcome(trial) for trial in finished.trials if trial.state != TrialState.FAIL or REASON in trial.user_attrs]
 
 
-def test_a_plan_over_a_limit_is_refused_before_training(tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
+def test_a_plan_over_a_limit_is_rejected_before_training(tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
     spec = dataclasses.replace(study(7, share=0.3), sampler=RANDOM)
     found = searched(spec, tmp_path)
-    refused = [trial for trial in found.trials if trial.state == TrialState.PRUNED and REPLAY not in trial.user_attrs]
-    assert refused
-    for trial in refused:
+    rejected = [trial for trial in found.trials if trial.state == TrialState.PRUNED and REPLAY not in trial.user_attrs]
+    assert rejected
+    for trial in rejected:
         assert trial.constraints[str(spec.limits[0])] == trial.user_attrs[EXCESS][str(spec.limits[0])] > 0
         assert trial.user_attrs[REASON] == f"exceeds the limit {spec.limits[0]}"
         assert not (tmp_path / "candidates" / f"{trial.number}.safetensors").exists()
     assert len(trainings) == len(trained(found)) == 7
 
 
-def test_a_trial_within_the_limits_says_so_to_the_sampler(tmp_path: Path) -> None:
+def test_a_trial_within_the_limits_is_reported_as_feasible(tmp_path: Path) -> None:
     found = searched(study(2), tmp_path)
     assert all(next(iter(trial.constraints.values())) <= 0 for trial in trained(found))
 
@@ -119,7 +119,7 @@ def test_the_same_plan_is_replayed_and_not_trained_again(tmp_path: Path, trainin
     assert len(trainings) == len({trial.user_attrs[KEY] for trial in found.trials}) == 4
 
 
-def test_the_budget_counts_what_was_trained(tmp_path: Path) -> None:
+def test_the_budget_counts_trained_trials_only(tmp_path: Path) -> None:
     found = searched(dataclasses.replace(study(7, share=0.3), sampler=RANDOM), tmp_path)
     assert len(trained(found)) == 7
     assert len(found.trials) > 7
@@ -134,17 +134,19 @@ def test_a_spent_budget_trains_nothing_more(tmp_path: Path, trainings: list[tupl
 def test_an_exhausted_space_ends_the_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search.loop.watch, "FRUITLESS", 20)
+    monkeypatch.setattr(search.loop.watch, "MAX_FRUITLESS", 20)
     spec = dataclasses.replace(pruning(9), space=Space(steps=(PruneRatios(highest=0.5, step=0.5),), recovery=Fixed()))
     assert len(trained(searched(spec, tmp_path))) == 4
-    assert "exceeded a limit or were known already" in capsys.readouterr().err
+    assert "stopping: the last 20 plans all exceeded a limit or had been evaluated before" in capsys.readouterr().err
 
 
 def test_training_that_diverges_fails_one_trial_and_the_study_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = watched(monkeypatch, raising(Diverged("the loss became nan"), 2, 8))  # an anchor, and a sampler's plan
-    found = searched(free(8), tmp_path)
+    calls = watched(
+        monkeypatch, raising(Diverged("the loss became nan"), 2, 8)
+    )  # an initial design, and a sampler's plan
+    found = searched(without_limits(8), tmp_path)
     failed = [trial for trial in found.trials if trial.state == TrialState.FAIL]
     assert [trial.user_attrs[REASON] for trial in failed] == ["the loss became nan"] * 2
     assert len(trained(found)) == 8
@@ -153,7 +155,7 @@ def test_training_that_diverges_fails_one_trial_and_the_study_goes_on(
 
 @dataclass(frozen=True)
 class Nan:
-    """A recovery whose loss is no number."""
+    """A recovery whose loss is NaN."""
 
     def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         return student.sum() * torch.nan
@@ -170,13 +172,13 @@ class Nan:
 
 def test_a_study_where_everything_fails_stops_with_the_reason(tmp_path: Path) -> None:
     spec = dataclasses.replace(pruning(4), space=Space(steps=(PruneRatios(),), recovery=Nan()))
-    with pytest.raises(UserError, match="first 3 trials all failed, the last with: the loss became nan within"):
+    with pytest.raises(UserError, match="first 3 trials all failed; the last error was: the loss became nan within"):
         searched(spec, tmp_path)
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A metric that fails."""
+    """A metric that fails on pruned networks."""
 
     message: str
     name: ClassVar[str] = "broken"
@@ -189,7 +191,7 @@ class Broken:
         return 0.0
 
 
-def test_a_trial_that_crashes_leaves_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_that_crashes_records_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = pruning(2)
     spec = dataclasses.replace(spec, objectives=(Top1(splits().validation), Broken("cannot [/open] it\nat all")))
     found = searched(spec, tmp_path)
@@ -200,13 +202,13 @@ def test_a_trial_that_crashes_leaves_its_reason(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("sampler", [optuna.samplers.TPESampler, optuna.samplers.NSGAIISampler, RANDOM])
 def test_the_same_seed_gives_the_same_plans_and_values(tmp_path: Path, sampler: type) -> None:
-    spec = free(9, sampler=sampler)
+    spec = without_limits(9, sampler=sampler)
     first, second = (outcomes(searched(spec, tmp_path / name)) for name in ("a", "b"))
     assert first == second
 
 
 def test_another_seed_gives_other_plans(tmp_path: Path) -> None:
-    first, second = (outcomes(searched(free(8, seed=seed), tmp_path / str(seed))) for seed in (0, 1))
+    first, second = (outcomes(searched(without_limits(8, seed=seed), tmp_path / str(seed))) for seed in (0, 1))
     assert first != second
 
 
@@ -214,7 +216,7 @@ def quick(*, startup: int) -> Callable[..., optuna.samplers.BaseSampler]:
     return functools.partial(optuna.samplers.TPESampler, n_startup_trials=startup)
 
 
-def test_a_study_in_pieces_is_the_study_in_one(tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
+def test_a_study_resumed_several_times_equals_one_run_at_once(tmp_path: Path, trainings: list[tuple[int, int]]) -> None:
     whole = dataclasses.replace(study(12), sampler=quick(startup=4))
     once = outcomes(searched(whole, tmp_path / "once"))
     assert len(trainings) == 12
@@ -224,10 +226,10 @@ def test_a_study_in_pieces_is_the_study_in_one(tmp_path: Path, trainings: list[t
     assert trainings[12:] == trainings[:12]
 
 
-def test_an_interrupted_trial_is_run_again_and_changes_nothing_else(
+def test_an_interrupted_trial_is_run_again_without_other_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = free(10, sampler=quick(startup=4))
+    spec = without_limits(10, sampler=quick(startup=4))
     once = searched(spec, tmp_path / "once")
     calls = watched(monkeypatch, raising(KeyboardInterrupt(), 8))
     stopped = searched(spec, tmp_path / "twice")
@@ -238,12 +240,12 @@ def test_an_interrupted_trial_is_run_again_and_changes_nothing_else(
     assert len(calls) == 11
 
 
-def test_an_anchor_that_was_interrupted_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_initial_design_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = watched(monkeypatch, raising(KeyboardInterrupt(), 2))
-    searched(free(4), tmp_path)
-    again = searched(free(6), tmp_path)
-    lost = next(trial for trial in again.trials if trial.state == TrialState.FAIL)
-    assert lost.user_attrs[KEY] in {trial.user_attrs[KEY] for trial in trained(again)}
+    searched(without_limits(4), tmp_path)
+    again = searched(without_limits(6), tmp_path)
+    interrupted = next(trial for trial in again.trials if trial.state == TrialState.FAIL)
+    assert interrupted.user_attrs[KEY] in {trial.user_attrs[KEY] for trial in trained(again)}
     assert len(calls) == 7
 
 
@@ -252,13 +254,13 @@ def test_ctrl_c_finishes_the_trial_and_stops(
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     watched(monkeypatch, lambda _: signal.raise_signal(signal.SIGINT))
-    found = searched(free(4), tmp_path)
+    found = searched(without_limits(4), tmp_path)
     assert len(trained(found)) == 1
     assert "stopping after the trial under way" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_anchors_hold_the_limits() -> None:
+def test_initial_designs_meet_the_limits() -> None:
     for share in (0.7, 0.3):
         shared = context(study(share=share))
         uniform = uniform_designs(shared)
@@ -269,7 +271,7 @@ def test_anchors_hold_the_limits() -> None:
             assert shared.measure(shared.build(plan), [limit.objective])[limit.objective.name] <= limit.bound
 
 
-def test_anchors_start_at_the_weakest_plan_within_the_limits() -> None:
+def test_initial_designs_start_at_the_weakest_plan_within_the_limits() -> None:
     shared = context(study(share=0.5))
     strengths = [
         max(value for name, value in params.items() if name.startswith("prune/")) for params in uniform_designs(shared)
@@ -277,13 +279,13 @@ def test_anchors_start_at_the_weakest_plan_within_the_limits() -> None:
     assert 0 < strengths[0] < 0.75
 
 
-def test_without_limits_the_first_anchor_leaves_the_network_alone() -> None:
+def test_without_limits_the_first_initial_design_changes_nothing() -> None:
     shared = context(dataclasses.replace(study(), limits=()))
     plan = shared.spec.space.suggest(optuna.trial.FixedTrial(uniform_designs(shared)[0]), shared.subject.anatomy)
     assert plan.words() == "nothing removed; distil T=4, weight 0.7"
 
 
-def test_an_unreachable_limit_is_named_with_the_smallest_value_and_the_nearest_plan(
+def test_an_unreachable_limit_is_reported_with_the_smallest_value_and_the_nearest_plan(
     tmp_path: Path, trainings: list[tuple[int, int]]
 ) -> None:
     spec = study(share=0.01)
@@ -297,7 +299,7 @@ def test_an_unreachable_limit_is_named_with_the_smallest_value_and_the_nearest_p
         f"the limit {spec.limits[0]} cannot be met: the smallest plan reaches macs {smallest:.10g}; the nearest plan "
         "is: channels -75%"
     )
-    assert f"loosen the limit to {smallest:.10g}" in str(caught.value)
+    assert str(caught.value).endswith(f"; loosen the limit to {smallest:.10g} or extend the ranges of the axes")
     assert not trainings
 
 
@@ -317,7 +319,7 @@ def test_a_limit_on_a_metric_is_applied_after_training(tmp_path: Path) -> None:
     assert all(trial.values[0] >= 90 for trial in front(found))
 
 
-def test_a_front_that_is_empty_names_the_nearest_trial(tmp_path: Path) -> None:
+def test_an_empty_front_is_reported_with_the_nearest_trial(tmp_path: Path) -> None:
     least = Limit(Top1(splits().validation), at_least=100.5)
     found = searched(dataclasses.replace(study(3), limits=(least,)), tmp_path)
     best = max(trained(found), key=lambda trial: trial.values[0])
@@ -325,24 +327,24 @@ def test_a_front_that_is_empty_names_the_nearest_trial(tmp_path: Path) -> None:
         need_front(found)
 
 
-def test_no_trials_are_no_front(tmp_path: Path) -> None:
+def test_a_study_without_trials_has_no_front(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trained candidate yet; run it for longer: slimfront run"):
         need_front(open_study(resolved(study()), tmp_path, None, create=True))
 
 
-def test_one_objective_is_enough(tmp_path: Path) -> None:
+def test_a_study_may_have_one_objective(tmp_path: Path) -> None:
     found = searched(dataclasses.replace(study(3), objectives=(SizeBytes(),)), tmp_path)
     assert len(front(found)) == 1
     assert front(found)[0].values[0] == min(trial.values[0] for trial in trained(found))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said() -> None:
-    with pytest.raises(UserError, match="there is none; take --device auto or cpu"):
+def test_a_missing_gpu_is_reported() -> None:
+    with pytest.raises(UserError, match="there is none; use --device auto or cpu"):
         device_named("cuda")
 
 
-def test_a_budget_and_a_recipe_are_positive() -> None:
+def test_budgets_and_recipes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="budget must be positive, but got trials=0"):
         Budget(trials=0)
     with pytest.raises(ValueError, match="minutes=-1"):
@@ -351,25 +353,25 @@ def test_a_budget_and_a_recipe_are_positive() -> None:
         Recipe(learning_rate=0)
 
 
-def test_minutes_end_a_run(tmp_path: Path) -> None:
-    spec = free(50, budget=Budget(trials=50, minutes=0.01))
+def test_a_run_ends_after_its_minutes(tmp_path: Path) -> None:
+    spec = without_limits(50, budget=Budget(trials=50, minutes=0.01))
     found = searched(spec, tmp_path)
     assert 1 <= len(trained(found)) < 50
 
 
-def test_time_left_is_told_from_what_trainings_took_and_not_from_the_draft(
+def test_the_time_left_is_estimated_from_trainings_and_not_from_the_draft(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    noted = watched(monkeypatch)
-    monkeypatch.setattr(BudgetClock, "spent", property(lambda _: 0.5 + 0.1 * len(noted)))  # half of it before the first
-    monkeypatch.setattr(
-        "search.loop.run.affordable", lambda _, context, __: context.spec.recipe
-    )  # which trains to see how long that takes
+    trainings = watched(monkeypatch)
+    # half of the time is spent before the first training
+    monkeypatch.setattr(BudgetClock, "spent", property(lambda _: 0.5 + 0.1 * len(trainings)))
+    # the original function trains a network to time it
+    monkeypatch.setattr("search.loop.run.affordable", lambda _, context, __: context.spec.recipe)
     monkeypatch.setattr("search.loop.watch.EVERY_SECONDS", 0)
-    found = searched(free(50, budget=Budget(trials=50, cpu_seconds=1000)), tmp_path)
+    found = searched(without_limits(50, budget=Budget(trials=50, cpu_seconds=1000)), tmp_path)
     assert len(trained(found)) == 5
-    said = [line.split(" trained")[0] for line in capsys.readouterr().err.splitlines() if " trained, " in line]
-    assert said == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+    printed = [line.split(" trained")[0] for line in capsys.readouterr().err.splitlines() if " trained, " in line]
+    assert printed == ["1/5", "2/5", "3/5", "4/5", "5/5"]
 
 
 def test_temperatures_are_part_of_the_plan(tmp_path: Path) -> None:
@@ -379,10 +381,10 @@ def test_temperatures_are_part_of_the_plan(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """An objective that is lost on everything but the teacher."""
+class NanOnCandidates:
+    """A cost that is NaN on every network except the teacher."""
 
-    name: ClassVar[str] = "lost"
+    name: ClassVar[str] = "nan_on_candidates"
     direction: ClassVar[str] = "minimize"
     is_cost: ClassVar[bool] = True
     whole: float = 0.0
@@ -392,22 +394,22 @@ class Lost:
         return count if count == self.whole else float("nan")
 
 
-def test_an_objective_that_is_not_finite_fails_its_trial_once_and_says_so(
+def test_an_objective_that_is_not_finite_fails_its_trial_once_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.loop.watch.FRUITLESS", 20)
+    monkeypatch.setattr("search.loop.watch.MAX_FRUITLESS", 20)
     spec = dataclasses.replace(study(3), limits=())
     whole = float(sum(p.numel() for p in context(spec).subject.finish(context(spec).subject.model).parameters()))
-    spec = dataclasses.replace(spec, objectives=(spec.objectives[0], Lost(whole)))  # type: ignore[arg-type]
+    spec = dataclasses.replace(spec, objectives=(spec.objectives[0], NanOnCandidates(whole)))  # type: ignore[arg-type]
     found = searched(spec, tmp_path)
     failed = found.get_trials(states=(TrialState.FAIL,))
     assert failed
-    assert {trial.user_attrs["reason"] for trial in failed} == {"the objective lost is nan"}
+    assert {trial.user_attrs["reason"] for trial in failed} == {"the objective nan_on_candidates is nan"}
     keys = [trial.user_attrs["plan_key"] for trial in failed if "replay_of" not in trial.user_attrs]
     assert len(keys) == len(set(keys))
 
 
-def test_two_objectives_of_one_name_that_differ_are_refused() -> None:
+def test_different_objectives_of_the_same_name_are_rejected() -> None:
     data = splits()
     with pytest.raises(ValueError, match="objectives of one name must be the same, but 'top1' is"):
         dataclasses.replace(study(), objectives=(Top1(data.validation), SizeBytes()), reported=(Top1(data.train),))

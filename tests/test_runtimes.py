@@ -1,4 +1,4 @@
-"""The runtimes against their contract, and what is true of one alone."""
+"""The runtimes against their contract, and properties of single runtimes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime, Runtime
 from spaces import Quantize, deployed, trace, unfuse_attention
-from tests.nets import CLASSES, Net, Plain, Residual, Separable, example, run, teacher
-from tests.runtime_contract import Attentive, RuntimeContract
+from spaces.testing import RuntimeContract
+from spaces.testing.networks import CLASSES, Net, Plain, Residual, Separable, example, run, teacher
+from spaces.testing.runtime_networks import Attentive
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 class Tokens(Net):
-    """Linear layers behind norms, as in transformers; each norm is read by one layer."""
+    """A network with linear layers after norms, as in transformers; one layer reads each norm."""
 
     shape = (6, 10)
 
@@ -53,7 +54,7 @@ class TestLiteRt(RuntimeContract):
         return LiteRt()
 
     def test_integer_layers_run_in_integer_kernels(self, tmp_path: Path) -> None:
-        """Between the first and the last layer of a quantized network nothing is a float."""
+        """A fully quantized network has no floating-point tensor in its file."""
         net = teacher(Residual)
         inputs = example(net, 64)
         names = [name for name, module in net.named_modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
@@ -66,9 +67,7 @@ class TestLiteRt(RuntimeContract):
         }
 
     @pytest.mark.parametrize("block", [Tokens, Attentive, Residual], ids=["Tokens", "Attentive", "Residual"])
-    def test_all_weights_are_integers_and_nothing_is_left_of_what_kept_them_so(
-        self, block: type[Net], tmp_path: Path
-    ) -> None:
+    def test_all_weights_are_integers_and_no_barrier_is_left(self, block: type[Net], tmp_path: Path) -> None:
         inputs = example(teacher(block), 64)
         net = unfuse_attention(teacher(block), inputs)
         names = [layer.name for layer in trace(net, inputs).layers]
@@ -79,8 +78,8 @@ class TestLiteRt(RuntimeContract):
         assert operators["DEQUANTIZE"] == len(names)
         assert operators["MAXIMUM"] == 0
 
-    def test_layers_of_both_kinds_are_kept_apart_by_nothing_either(self, tmp_path: Path) -> None:
-        """What integers give is read by layers that compute in floating point, and the other way round."""
+    def test_no_barrier_is_left_between_integer_and_float_layers(self, tmp_path: Path) -> None:
+        """Layers that compute in floating point read outputs of integer layers, and the other way round."""
         net, path = teacher(Residual), tmp_path / "model.tflite"
         inputs = example(net, 64)
         widths = {"block1.conv1": (4, 32), "block2.conv2": (8, 32)}
@@ -92,7 +91,9 @@ class TestLiteRt(RuntimeContract):
         graph = model.subgraphs[0]
         integers = {index for index, tensor in enumerate(graph.tensors) if tensor.type == schema.TensorType.INT8}
         maxima = {
-            at for at, code in enumerate(model.operatorCodes) if code.builtinCode == schema.BuiltinOperator.MAXIMUM
+            index
+            for index, code in enumerate(model.operatorCodes)
+            if code.builtinCode == schema.BuiltinOperator.MAXIMUM
         }
         used = {node.opcodeIndex for node in graph.operators}
         assert used == set(range(len(model.operatorCodes)))
@@ -108,10 +109,10 @@ class TestExecuTorch(RuntimeContract):
         return ExecuTorch()
 
     @pytest.mark.parametrize("block", [Plain, Separable, Residual], ids=lambda block: block.__name__)
-    def test_what_is_left_out_of_a_file_changes_no_answer(
+    def test_a_smaller_file_has_the_same_outputs(
         self, block: type[Net], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A flattened map, and one that is flattened where its mean is left; biases with and without equal numbers."""
+        """The networks flatten a feature map, or its mean; some of their biases are equal."""
         net = teacher(block)
         inputs = example(net, 64)
         names = [layer.name for layer in trace(net, inputs).layers]
@@ -125,11 +126,15 @@ class TestExecuTorch(RuntimeContract):
 
 
 @pytest.mark.parametrize("runtime", [LiteRt(), ExecuTorch()], ids=["litert", "executorch"])
-def test_inputs_of_fewer_bits_are_refused_where_no_kernel_takes_them(runtime: Runtime, tmp_path: Path) -> None:
-    """The error names the way out."""
+def test_inputs_of_fewer_than_8_bits_are_an_error_where_no_kernel_reads_them(runtime: Runtime, tmp_path: Path) -> None:
+    """The error names the setting that avoids it."""
     for module in ("litert_torch", "executorch"):
         pytest.importorskip(module)
     net = teacher(Plain)
     finished = deployed(Quantize((("second", 4, 6),)).apply(net, example(net)), example(net))
-    with pytest.raises(ExportError, match=r"rounded to 8 bits here, or not at all, but got 6 bits; BitWidths\(runtime"):
+    message = (
+        r"^this runtime rounds inputs of layers to 8 bits or not at all, but got 6 bits; "
+        r"BitWidths\(runtime=\.\.\.\) offers the widths that it supports$"
+    )
+    with pytest.raises(ExportError, match=message):
         runtime.export(finished, example(net), tmp_path / "model")

@@ -1,4 +1,4 @@
-"""The learning rate is found on the data, and what is best is trained on where there is time."""
+"""The learning rate is found by a range test, and the front is trained further if there is time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from search.study.queue import enqueue, fixed
 from search.study.records import ASKED, EPOCHS, RANGE, RATE, SECONDS, VALUES
 from search.study.storage import open_study
 from search.training.fine_tuning import TeacherOutputs, fine_tune
-from search.training.learning_rate import HIGHEST, LOWEST, MOST_STEPS, Rate, range_test
+from search.training.learning_rate import MAX_FITTED_STEPS, MAX_RATE, MIN_RATE, Rate, range_test
 from spaces import Distill, Plan
 from tests.small_study import Net, context, searched, splits, study, teacher, watched
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 TRAIN = splits().train
 
 
-def found(recipe: Recipe, seed: int = 0) -> float:
+def rate_found(recipe: Recipe, seed: int = 0) -> float:
     torch.manual_seed(3)
     return range_test(Net(), TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), recipe, seed)
 
@@ -48,15 +48,15 @@ def unrated(**settings: Any) -> Any:
     return dataclasses.replace(study(4), recipe=Recipe(epochs=1, batch_size=32), **settings)
 
 
-def test_the_rate_is_the_same_again_and_does_not_depend_on_the_epochs() -> None:
-    rate = found(Recipe(batch_size=32))
-    assert LOWEST < rate < HIGHEST
-    assert found(Recipe(batch_size=32)) == rate
-    assert found(Recipe(epochs=9, batch_size=32)) == rate
+def test_the_rate_is_reproducible_and_does_not_depend_on_the_epochs() -> None:
+    rate = rate_found(Recipe(batch_size=32))
+    assert MIN_RATE < rate < MAX_RATE
+    assert rate_found(Recipe(batch_size=32)) == rate
+    assert rate_found(Recipe(epochs=9, batch_size=32)) == rate
 
 
-def test_the_rate_is_stable_where_that_is_known() -> None:
-    """A quadratic whose gradient descent is stable below a rate of 0.2: the test must stay below it."""
+def test_the_rate_is_stable_on_a_quadratic() -> None:
+    """Gradient descent on this quadratic is stable only below a rate of 0.2."""
     examples = Examples(torch.randn(64, 4), torch.zeros(64, 1))
     network = nn.Linear(4, 1, bias=False)
     nn.init.constant_(network.weight, 3.0)
@@ -73,9 +73,9 @@ def test_the_rate_is_stable_where_that_is_known() -> None:
     assert 0.002 < rate < 0.2
 
 
-def test_the_rate_is_that_of_the_best_short_training() -> None:
-    """On the small study, trainings at a tenth and at ten times the rate end worse."""
-    rate = found(Recipe(batch_size=32))
+def test_the_rate_gives_the_best_short_training() -> None:
+    """On the small study, trainings at a tenth of the rate and at ten times the rate end with larger losses."""
+    rate = rate_found(Recipe(batch_size=32))
 
     def ending(rate: float) -> float:
         torch.manual_seed(3)
@@ -87,25 +87,25 @@ def test_the_rate_is_that_of_the_best_short_training() -> None:
     assert ending(rate) < min(ending(rate / 10), ending(10 * rate))
 
 
-def test_the_network_that_is_tested_is_not_changed() -> None:
+def test_the_range_test_does_not_change_the_network() -> None:
     network = Net()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     range_test(network, TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), Recipe(batch_size=32), 0)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_what_lost_more_or_has_more_steps_takes_a_higher_rate() -> None:
+def test_the_rate_grows_with_the_loss_and_the_number_of_steps() -> None:
     rate = Rate(rate=4e-3, loss=1.0, steps=25)
     assert rate.at(1.0, 25) == 4e-3
     assert rate.at(1.0, 100) == 8e-3
     assert rate.at(0.1, 25) == pytest.approx(4e-3 * 10**-0.65, rel=0.02)
     assert rate.at(-0.001, 25) == rate.at(0.0, 25) > 0, "as good as the teacher, or better"
-    assert rate.at(1.0, 10 * MOST_STEPS) == rate.at(1.0, MOST_STEPS)
+    assert rate.at(1.0, 10 * MAX_FITTED_STEPS) == rate.at(1.0, MAX_FITTED_STEPS)
 
 
-@pytest.mark.parametrize(("most", "chosen"), [(0.5, 0), (1.0, 0), (2.0, 1), (9.0, 2)])
-def test_the_test_is_made_on_the_smallest_network_that_is_not_past_training(
-    most: float, chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("bound", "chosen"), [(0.5, 0), (1.0, 0), (2.0, 1), (9.0, 2)])
+def test_the_range_test_uses_the_smallest_trainable_network(
+    bound: float, chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = unrated()
     main = open_study(resolved(made), tmp_path, None, create=True)
@@ -117,7 +117,7 @@ def test_the_test_is_made_on_the_smallest_network_that_is_not_past_training(
     losses = dict(zip((shared.plan(params) for params in starts), (1.0, 2.0, 9.0), strict=True))
     monkeypatch.setattr(shared.subject, "build_roughly", lambda plan: plan)
     monkeypatch.setattr("search.evaluation.proxy_loss.ProxyLoss.__call__", lambda _, plan: losses.get(plan, 0.0))
-    monkeypatch.setattr("search.loop.schedule.MOST_DAMAGE", most)
+    monkeypatch.setattr("search.loop.schedule.MAX_TRAINABLE_LOSS", bound)
     built: list[Plan] = []
 
     def build(plan: Plan) -> nn.Module:
@@ -129,26 +129,28 @@ def test_the_test_is_made_on_the_smallest_network_that_is_not_past_training(
     assert built == [shared.plan(starts[chosen])]
 
 
-def test_a_loss_that_is_never_finite_is_named() -> None:
+def test_the_range_test_reports_that_no_loss_is_finite() -> None:
     class Nan(Distill):
         def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
             return student.sum() * float("nan")
 
-    with pytest.raises(UserError, match="no loss of the range test is finite"):
+    with pytest.raises(
+        UserError, match="no loss of the range test is finite; check the data and the loss, or set a learning_rate"
+    ):
         range_test(Net(), TeacherOutputs(teacher(), TRAIN), TRAIN, Nan(), Recipe(batch_size=32), 0)
 
 
-def test_a_study_tests_once_and_all_its_trainings_take_their_rates_from_it(
+def test_all_learning_rates_of_a_study_follow_from_one_range_test(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = searched(unrated(), tmp_path)
-    assert capsys.readouterr().err.count("by a range test") == 1
+    assert capsys.readouterr().err.count("the range test found a learning rate of") == 1
     rate = Rate(*main.user_attrs[RANGE])
     rates = [trial.user_attrs[RATE] for trial in trained(main)]
     assert len(set(rates)) > 1
     assert all(rate.at(0.0, 6) <= each <= rate.at(10.0, 6) for each in rates)
     searched(unrated(budget=Budget(5)), tmp_path)
-    assert "by a range test" not in capsys.readouterr().err
+    assert "the range test found a learning rate of" not in capsys.readouterr().err
     shared = context(unrated())
     (record,) = confirm(front(main)[:1], shared, tmp_path, 1, range_tested(main, shared))
     assert record["n"] == 1
@@ -156,15 +158,13 @@ def test_a_study_tests_once_and_all_its_trainings_take_their_rates_from_it(
     assert stored["recipe"]["range_test"] == list(rate)
 
 
-def test_with_more_time_the_front_is_trained_on_from_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_more_time_the_front_is_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = study(4)
     main = searched(short, tmp_path)
     before = {trial.number: trial for trial in front(main)}
     assert not promote(main, 1.4)
     assert promote(main, 2.0) == len(before)
-    assert not promote(main, 2.0), "what waits already is not asked for twice"
+    assert not promote(main, 2.0), "a waiting trial is not enqueued twice"
     trainings = watched(monkeypatch)
     again = searched(dataclasses.replace(short, budget=Budget(16)), tmp_path)
     assert [epochs for epochs, _ in trainings if epochs != 1] == [2.0] * len(before)
@@ -173,7 +173,7 @@ def test_with_more_time_the_front_is_trained_on_from_where_it_was(
     assert {str(trial.params) for trial in longer} == {str(trial.params) for trial in before.values()}
 
 
-def test_a_longer_training_starts_with_the_weights_of_the_shorter(
+def test_a_longer_training_starts_from_the_weights_of_the_shorter_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main = searched(study(4), tmp_path)
@@ -181,12 +181,12 @@ def test_a_longer_training_starts_with_the_weights_of_the_shorter(
     promote(main, 3.0)
     seen: list[dict[str, Tensor]] = []
 
-    def look(student: nn.Module, *given: Any) -> None:
-        if given[3].epochs > 1:
+    def record(student: nn.Module, *arguments: Any) -> None:
+        if arguments[3].epochs > 1:
             seen.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
         student.eval()
 
-    monkeypatch.setattr("search.evaluation.context.fine_tune", look)
+    monkeypatch.setattr("search.evaluation.context.fine_tune", record)
     searched(study(16), tmp_path)
     stored = load_file(state_path(tmp_path, member.number))
     assert all(torch.equal(stored[name], tensor) for name, tensor in seen[0].items())
@@ -194,7 +194,7 @@ def test_a_longer_training_starts_with_the_weights_of_the_shorter(
 
 @dataclasses.dataclass
 class Drifting:
-    """A cost that is more at every measurement."""
+    """A cost that grows with every measurement."""
 
     name: ClassVar[str] = "drift"
     direction: ClassVar[Direction] = "minimize"
@@ -206,7 +206,7 @@ class Drifting:
         return 1.0 + Drifting.calls
 
 
-def test_costs_are_not_measured_again_of_a_network_that_is_trained_on(tmp_path: Path) -> None:
+def test_costs_are_not_measured_again_when_a_network_is_trained_further(tmp_path: Path) -> None:
     spec = dataclasses.replace(study(4), reported=(Drifting(),))
     main = searched(spec, tmp_path)
     before = {str(trial.params): trial.user_attrs[VALUES]["drift"] for trial in front(main)}
@@ -216,7 +216,7 @@ def test_costs_are_not_measured_again_of_a_network_that_is_trained_on(tmp_path: 
     assert {str(trial.params): trial.user_attrs[VALUES]["drift"] for trial in longer} == before
 
 
-def test_the_last_of_a_short_time_is_for_the_front(tmp_path: Path) -> None:
+def test_the_front_is_prolonged_to_the_full_recipe_if_time_allows(tmp_path: Path) -> None:
     main = searched(study(6), tmp_path)
     long = study(6, epochs=50)
     assert prolong(main, long, seconds=1e-6) == 0
@@ -227,7 +227,7 @@ def test_the_last_of_a_short_time_is_for_the_front(tmp_path: Path) -> None:
     assert asked == {50.0}
 
 
-def test_where_the_time_does_not_do_for_all_who_is_farthest_behind_is_trained_on(tmp_path: Path) -> None:
+def test_the_worst_member_of_the_front_is_prolonged_if_time_is_too_short_for_all(tmp_path: Path) -> None:
     main = searched(study(6), tmp_path)
     members = front(main)
     assert len(members) > 1

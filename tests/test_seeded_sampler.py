@@ -1,4 +1,4 @@
-"""A sampler that is made anew for every trial draws what it would have drawn."""
+"""A sampler that is created for every trial draws the same as in a study without interruption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "nsga2": functools.partial(optuna.samplers.NSGAIISampler, population_size=4),
     "random": optuna.samplers.RandomSampler,
 }
-NUMBERS = 10
+TRIALS = 10
 
 
 def opened(path: Path, sampler: str, seed: int = 0) -> optuna.Study:
@@ -40,54 +40,54 @@ def measure(trial: Trial) -> tuple[float, float]:
 
 
 def draws(study: optuna.Study) -> list[dict[str, Any]]:
-    """Return what was drawn, but for the trials that were cut short."""
+    """Return the parameters of all trials except interrupted ones."""
     return [trial.params for trial in study.trials if trial.state == TrialState.COMPLETE or REASON in trial.user_attrs]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_resumed_study_draws_on_as_if_it_had_not_stopped(tmp_path: Path, sampler: str) -> None:
+def test_a_resumed_study_draws_as_if_it_had_not_stopped(tmp_path: Path, sampler: str) -> None:
     once = opened(tmp_path / "once", sampler)
-    once.optimize(measure, NUMBERS)
-    for _ in range(NUMBERS // 2):
+    once.optimize(measure, TRIALS)
+    for _ in range(TRIALS // 2):
         opened(tmp_path / "pieces", sampler).optimize(measure, 2)
     assert draws(opened(tmp_path / "pieces", sampler)) == draws(once)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_trial_draws_something_else(tmp_path: Path, sampler: str) -> None:
+def test_trials_draw_different_parameters(tmp_path: Path, sampler: str) -> None:
     study = opened(tmp_path / "log", sampler)
-    study.optimize(measure, NUMBERS)
-    assert len({params["x"] for params in draws(study)}) > NUMBERS / 2
+    study.optimize(measure, TRIALS)
+    assert len({params["x"] for params in draws(study)}) > TRIALS / 2
     assert len({params["x"] for params in draws(study)[:3]}) == 3
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_another_seed_draws_something_else(tmp_path: Path, sampler: str) -> None:
+def test_seeds_draw_different_parameters(tmp_path: Path, sampler: str) -> None:
     studies = [opened(tmp_path / str(seed), sampler, seed) for seed in (0, 1)]
     for study in studies:
         study.optimize(measure, 2)
     assert draws(studies[0]) != draws(studies[1])
 
 
-def test_a_trial_that_was_cut_short_and_run_again_leaves_the_draws_as_they_were(tmp_path: Path) -> None:
+def test_an_interrupted_trial_that_is_run_again_does_not_change_the_draws(tmp_path: Path) -> None:
     once, twice = opened(tmp_path / "once", "tpe"), opened(tmp_path / "twice", "tpe")
-    once.optimize(measure, NUMBERS)
+    once.optimize(measure, TRIALS)
 
-    def cut_short(trial: Trial) -> tuple[float, float]:
+    def interrupted(trial: Trial) -> tuple[float, float]:
         measure(trial)
         if trial.number == 5:
             raise KeyboardInterrupt
         return measure(trial)
 
     with pytest.raises(KeyboardInterrupt):
-        twice.optimize(cut_short, NUMBERS)
+        twice.optimize(interrupted, TRIALS)
     twice.enqueue_trial(twice.trials[-1].params)
-    twice.optimize(measure, NUMBERS - 5)
+    twice.optimize(measure, TRIALS - 5)
     assert draws(twice) == draws(once)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_after_a_trial_that_failed_the_next_draws_something_else(tmp_path: Path, sampler: str) -> None:
+def test_the_trial_after_a_failed_one_draws_different_parameters(tmp_path: Path, sampler: str) -> None:
     def failing(trial: Trial) -> tuple[float, float]:
         values = measure(trial)
         if trial.number in {4, 5}:
@@ -100,7 +100,7 @@ def test_after_a_trial_that_failed_the_next_draws_something_else(tmp_path: Path,
     assert len({tuple(params.items()) for params in draws(study)[4:]}) == 3
 
 
-def test_two_workers_do_not_ask_for_the_same(tmp_path: Path) -> None:
+def test_two_workers_draw_different_parameters(tmp_path: Path) -> None:
     first, second = opened(tmp_path / "log", "tpe"), opened(tmp_path / "log", "tpe")
     drawn = [worker.ask().suggest_float("x", 0, 1) for worker in (first, second, first, second)]
     assert len(set(drawn)) == 4

@@ -1,4 +1,4 @@
-"""A table of single changes tells which plans to start with."""
+"""The sensitivity table, and the initial designs that are chosen from it."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ def table() -> SensitivityTable:
     return found
 
 
-def began(start: TableStart | UniformStart, its: Context | None = None) -> list[dict[str, float]]:
-    return start(its or shared(), optuna.create_study(), BudgetClock(Budget()))
+def began(start: TableStart | UniformStart, given: Context | None = None) -> list[dict[str, float]]:
+    return start(given or shared(), optuna.create_study(), BudgetClock(Budget()))
 
 
-def test_every_parameter_but_those_of_the_recovery_has_its_rungs() -> None:
+def test_the_table_has_all_values_of_every_parameter_except_those_of_the_recovery() -> None:
     trial = optuna.create_study().ask()
     shared().spec.space.suggest(trial, shared().subject.anatomy)
     assert sorted((*table().names, "distill/temperature", "distill/weight")) == sorted(trial.params)
     assert all(len(values) == len(losses) for values, losses in zip(table().values, table().losses, strict=True))
     named = dict(zip(table().names, table().values, strict=True))
     assert [*named["prune/first"]] == [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75]
-    rungs = [*named["weight_bits/head"]]
-    assert len(rungs) == 4  # 32, 8, 4, 2
+    bits = [*named["weight_bits/head"]]
+    assert len(bits) == 4  # 32, 8, 4, 2
     assert table().axes == tuple({"prune": 0, "rank": 1}.get(name.partition("/")[0], 2) for name in table().names)
 
 
-def test_leaving_all_alone_loses_nothing_and_more_never_loses_less() -> None:
+def test_the_first_value_adds_no_loss_and_losses_never_decrease() -> None:
     for losses in table().losses:
         assert losses[0] == 0
         assert (np.diff(losses) >= 0).all()
     assert max(losses[-1] for losses in table().losses) > 0.01
 
 
-def test_choices_are_outlined_as_their_plans_are() -> None:
+def test_costs_of_choices_equal_those_of_their_plans() -> None:
     random = np.random.default_rng(0)
     chosen = np.stack([random.integers(0, [len(values) for values in table().values]) for _ in range(5)])
     got = shared().cost_model.of(table().combine(chosen))
@@ -72,7 +72,7 @@ def test_choices_are_outlined_as_their_plans_are() -> None:
         np.testing.assert_array_equal(got[name], values)
 
 
-def test_the_best_sums_are_no_worse_than_any_uniform_row() -> None:
+def test_the_best_sums_are_no_worse_than_those_of_any_uniform_row() -> None:
     known = list(shared().cost_model._formulas.values())[:1]
     chosen = lagrangian_search(table(), known)
     assert len(np.unique(chosen, axis=0)) == len(chosen)
@@ -84,20 +84,20 @@ def test_the_best_sums_are_no_worse_than_any_uniform_row() -> None:
     for multiplier in MULTIPLIERS:
         assert (losses + multiplier * value).min() <= (rival_losses + multiplier * rivals).min() + 1e-9
     axes = np.array(table().axes)
-    alone = [set(axes[row > 0]) for row in chosen]
-    assert all({axis} in alone for axis in range(3))  # each axis alone is among them
+    sets = [set(axes[row > 0]) for row in chosen]
+    assert all({axis} in sets for axis in range(3))  # each axis alone is among them
 
 
-def held(spec: StudySpec, params: dict[str, float]) -> bool:
-    found = shared().spec.space.suggest(FixedTrial(params), shared().subject.anatomy)
-    foreseen = shared().cost_model.exact([found])
-    return all(limit.excess(foreseen[limit.objective.name][0]) <= 0 for limit in spec.limits)
+def is_feasible(spec: StudySpec, params: dict[str, float]) -> bool:
+    plan = shared().spec.space.suggest(FixedTrial(params), shared().subject.anatomy)
+    costs = shared().cost_model.exact([plan])
+    return all(limit.excess(costs[limit.objective.name][0]) <= 0 for limit in spec.limits)
 
 
-def test_a_study_starts_with_plans_that_hold_the_limits_and_are_spread_over_the_costs() -> None:
+def test_initial_designs_meet_the_limits_and_are_spread_over_the_costs() -> None:
     plans = began(TableStart(plans=8))
     assert 3 <= len(plans) <= 8
-    assert all(held(shared().spec, params) for params in plans)
+    assert all(is_feasible(shared().spec, params) for params in plans)
     drawn = [shared().spec.space.suggest(FixedTrial(params), shared().subject.anatomy) for params in plans]
     sizes = shared().cost_model.exact(drawn)["size_bytes"].tolist()
     assert sizes == sorted(sizes, reverse=True)
@@ -105,17 +105,17 @@ def test_a_study_starts_with_plans_that_hold_the_limits_and_are_spread_over_the_
     assert began(TableStart(plans=8)) == plans
 
 
-def test_a_table_that_takes_too_long_gives_way_to_uniform_plans() -> None:
+def test_uniform_plans_replace_a_table_that_takes_too_long() -> None:
     assert began(TableStart(seconds=0)) == uniform_designs(shared()) == began(UniformStart())
 
 
-def test_where_no_cost_is_foreseen_uniform_plans_are_taken() -> None:
+def test_uniform_plans_replace_the_table_if_no_cost_is_known_before_training() -> None:
     (top1, _) = shared().spec.objectives
     alone = context(dataclasses.replace(study(), objectives=(top1,), limits=()))
     assert began(TableStart(), alone) == uniform_designs(alone)
 
 
 @pytest.mark.parametrize("start", [TableStart(plans=3), UniformStart()])
-def test_the_start_belongs_to_the_definition(start: TableStart | UniformStart) -> None:
+def test_the_start_is_part_of_the_definition(start: TableStart | UniformStart) -> None:
     mine = dataclasses.replace(study(), start=start)
     assert bool(differences(define(study()), define(mine))) == (start != UniformStart())

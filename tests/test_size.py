@@ -1,4 +1,4 @@
-"""The predicted size against the file that is really written."""
+"""The predicted size of a file against the exported file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from spaces import Step
     from spaces.axes.grids import Grid
 
-SHARE, BYTES = 0.05, 150
+RELATIVE_ERROR, ABSOLUTE_ERROR = 0.05, 150  # largest errors of the prediction: of the file size, and in bytes
 IMAGES = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 torch.manual_seed(0)
-NETS = {"small": teacher(), "residual": Net(32)}
+NETWORKS = {"small": teacher(), "residual": Net(32)}
 for _ in range(3):
-    NETS["residual"](2 * IMAGES + 1)  # statistics that leave no bias at zero: the exporter drops such
-NETS["residual"].eval()
+    NETWORKS["residual"](
+        2 * IMAGES + 1
+    )  # BatchNorm statistics for which no bias is zero: the exporter drops zero biases
+NETWORKS["residual"].eval()
 
 
 def plans(network: nn.Module) -> dict[str, tuple[Step, ...]]:
-    """Return steps for every form that a layer may take in the file."""
+    """Return steps that bring layers into every form in which a file can store them."""
     anatomy = trace(network, IMAGES)
     names = [layer.name for layer in anatomy.layers]
     prune = Prune(tuple((group.name, 0.5) for group in anatomy.groups))
@@ -51,21 +53,21 @@ def plans(network: nn.Module) -> dict[str, tuple[Step, ...]]:
     }
 
 
-@pytest.mark.parametrize("plan", plans(NETS["small"]))
-@pytest.mark.parametrize("net", NETS)
-def test_the_size_is_that_of_the_file(net: str, plan: str, tmp_path: Path) -> None:
-    network = NETS[net]
+@pytest.mark.parametrize("plan", plans(NETWORKS["small"]))
+@pytest.mark.parametrize("net", NETWORKS)
+def test_the_predicted_size_is_that_of_the_file(net: str, plan: str, tmp_path: Path) -> None:
+    network = NETWORKS[net]
     for step in plans(network)[plan]:
         network = step.apply(network, IMAGES)
     finished = deployed(network, IMAGES)
     OnnxRuntime().export(finished, IMAGES[:1], tmp_path / "model.onnx")
     predicted, real = SizeBytes()(finished), (tmp_path / "model.onnx").stat().st_size
     print(f"{net}, {plan}: {predicted:.0f}, file {real}, {predicted / real - 1:+.1%}")  # noqa: T201
-    assert abs(predicted - real) <= max(BYTES, SHARE * real)
+    assert abs(predicted - real) <= max(ABSOLUTE_ERROR, RELATIVE_ERROR * real)
 
 
 @pytest.mark.parametrize("grid", [Uniform(), KMeans()])
-def test_a_transposed_convolution_is_as_large_as_one_that_is_not(grid: Grid) -> None:
+def test_a_transposed_convolution_is_as_large_as_a_convolution(grid: Grid) -> None:
     layers = (nn.Conv2d(4, 16, 3, stride=2, padding=1), nn.ConvTranspose2d(4, 16, 3, stride=2, padding=1))
-    straight, transposed = (SizeBytes()(PackedLayer(QuantizedLayer(layer, 4, 8, grid))) for layer in layers)
-    assert straight == transposed
+    plain, transposed = (SizeBytes()(PackedLayer(QuantizedLayer(layer, 4, 8, grid))) for layer in layers)
+    assert plain == transposed

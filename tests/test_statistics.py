@@ -1,4 +1,4 @@
-"""Moments and refitted weights are those of the closed forms."""
+"""Moments and refitted weights equal their closed forms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 from spaces.axes.refit import columns_of, refit, weight_of
 from spaces.network import statistics
 from spaces.network.statistics import inherit, inputs_of, moments, reestimate
-from tests.nets import Mlp, Residual, example, run, teacher
+from spaces.testing.networks import Mlp, Residual, example, run, teacher
 
 LAYERS = {
     "linear": (nn.Linear(5, 4), (64, 5)),
@@ -33,7 +33,7 @@ each_layer = pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LA
 
 
 def features(layer: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what the kernel meets, shape (N, D), read off the layer itself with one-hot kernels."""
+    """Return the inputs of every kernel application, shape (N, D), computed by the layer with one-hot kernels."""
     if isinstance(layer, nn.Linear):
         return inputs.reshape(-1, layer.in_features)
     weight = layer.get_parameter("weight")
@@ -47,7 +47,7 @@ def features(layer: nn.Module, inputs: Tensor) -> Tensor:
 
 
 @each_layer
-def test_moments_are_those_of_the_unfolded_inputs(
+def test_moments_equal_those_of_the_unfolded_inputs(
     layer: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics, "DAMPING", 0.0)
@@ -66,11 +66,11 @@ def test_the_diagonal_is_damped_by_a_share_of_its_mean() -> None:
     torch.testing.assert_close(moments(net, inputs, ["0"])["0"].second_GDD[0], damped)
 
 
-def test_channels_are_the_mean_over_the_kernel_positions() -> None:
+def test_moments_between_channels_are_means_over_the_kernel_positions() -> None:
     net, inputs = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(8, 3, 7, 7)
     seen = moments(net, inputs, ["0"])["0"]
-    want = torch.stack([seen.second_GDD[:, position::9, position::9] for position in range(9)]).mean(0)
-    torch.testing.assert_close(seen.channels_GII, want)
+    expected = torch.stack([seen.second_GDD[:, position::9, position::9] for position in range(9)]).mean(0)
+    torch.testing.assert_close(seen.channels_GII, expected)
 
 
 def test_wide_layers_pool_the_kernel_positions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_wide_layers_pool_the_kernel_positions(monkeypatch: pytest.MonkeyPatch) 
     assert seen.block == 1
 
 
-def test_all_calls_of_a_layer_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_calls_of_a_layer_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -103,7 +103,7 @@ def test_all_calls_of_a_layer_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("columns", [1152, 20])
 @pytest.mark.parametrize("bias", [True, False])
-def test_every_group_of_a_convolution_is_measured_and_refitted_as_a_layer_of_its_own(
+def test_every_group_of_a_convolution_is_measured_and_refitted_like_a_separate_layer(
     *, bias: bool, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics, "MOST_COLUMNS", columns)
@@ -126,7 +126,7 @@ def test_every_group_of_a_convolution_is_measured_and_refitted_as_a_layer_of_its
         torch.testing.assert_close(value, torch.cat([half.state_dict()[name] for half, _ in halves]))
 
 
-def test_depthwise_convolutions_are_left_out_and_hooks_removed() -> None:
+def test_depthwise_convolutions_are_omitted_and_hooks_are_removed() -> None:
     net = nn.Sequential(nn.Conv2d(4, 8, 1, groups=4), nn.Conv2d(8, 4, 1))
     assert set(moments(net, torch.randn(2, 4, 3, 3), ["0", "1"])) == {"1"}
     with pytest.raises(RuntimeError):
@@ -134,7 +134,7 @@ def test_depthwise_convolutions_are_left_out_and_hooks_removed() -> None:
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-def test_a_layer_is_measured_once_whatever_it_is_asked_with() -> None:
+def test_a_layer_is_measured_once_also_in_calls_with_other_layers() -> None:
     net, inputs = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(8, 4)
     first = moments(net, inputs, ["0"])["0"]
     both = moments(net, inputs, ["1", "0"])
@@ -143,7 +143,7 @@ def test_a_layer_is_measured_once_whatever_it_is_asked_with() -> None:
     assert moments(net, inputs.clone(), ["0"])["0"] is not first
 
 
-def test_what_was_measured_is_forgotten_when_the_weights_are_trained() -> None:
+def test_moments_are_measured_again_when_the_weights_change() -> None:
     net, inputs = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(8, 4)
     first = moments(net, inputs, ["1"])["1"]
     with torch.no_grad():
@@ -154,37 +154,37 @@ def test_what_was_measured_is_forgotten_when_the_weights_are_trained() -> None:
 
 @pytest.mark.parametrize("columns", [1152, 20])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_moments_without_some_channels_are_those_of_the_layer_that_has_the_others_only(
+def test_moments_without_some_channels_equal_those_of_a_layer_with_the_other_channels(
     groups: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics, "MOST_COLUMNS", columns)
     monkeypatch.setattr(statistics, "DAMPING", 0.0)
-    inputs, gone = torch.randn(4, 6, 7, 7), [1, 5]
-    kept = [channel for channel in range(6) if channel not in gone]
+    inputs, removed = torch.randn(4, 6, 7, 7), [1, 5]
+    kept = [channel for channel in range(6) if channel not in removed]
     whole = moments(nn.Sequential(nn.Conv2d(6, 8, 3, groups=groups)), inputs, ["0"])["0"]
     part = moments(nn.Sequential(nn.Conv2d(4, 8, 3, groups=groups)), inputs[:, kept], ["0"])["0"]
-    left = whole.without(gone)
-    assert (left.block, left.mean_GD.shape) == (part.block, part.mean_GD.shape)
-    torch.testing.assert_close(left.second_GDD, part.second_GDD)
-    torch.testing.assert_close(left.mean_GD, part.mean_GD)
+    reduced = whole.without(removed)
+    assert (reduced.block, reduced.mean_GD.shape) == (part.block, part.mean_GD.shape)
+    torch.testing.assert_close(reduced.second_GDD, part.second_GDD)
+    torch.testing.assert_close(reduced.mean_GD, part.mean_GD)
 
 
-def test_a_pruned_network_inherits_what_the_one_before_saw() -> None:
+def test_a_pruned_network_inherits_the_moments_of_the_original() -> None:
     net, smaller, inputs = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(3, 4)), torch.randn(16, 4)
     inherit(net, smaller, {"0": [2]})
     torch.testing.assert_close(moments(smaller, inputs, ["0"])["0"].mean_GD, inputs[:, [0, 1, 3]].mean(0, keepdim=True))
 
 
-def test_the_forward_that_puts_batch_norm_right_tells_what_layers_read() -> None:
+def test_reestimating_batch_norm_also_samples_the_inputs_of_layers() -> None:
     net = teacher(Residual)
     inputs = example(net)
     reestimate(net, inputs)
-    noted = inputs_of(net, inputs, ["stem", "head"])
-    other = inputs_of(copy.deepcopy(net), inputs, ["stem", "head"])  # which must run
-    for name, values in noted.items():
+    sampled = inputs_of(net, inputs, ["stem", "head"])
+    other = inputs_of(copy.deepcopy(net), inputs, ["stem", "head"])  # a copy has no samples, so it runs
+    for name, values in sampled.items():
         torch.testing.assert_close(
             values, other[name], rtol=0.05, atol=0.02
-        )  # the unbiased variance is a little larger
+        )  # running statistics use the unbiased variance, a little larger
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -196,15 +196,17 @@ def test_refitted_weights_are_the_least_squares_solution(
     layer = copy.deepcopy(layer)
     layer.register_parameter("bias", nn.Parameter(torch.randn(4)) if bias else None)
     inputs = torch.randn(shape) + 0.5
-    inputs = inputs + 0.5 * inputs.roll(1, -1 if isinstance(layer, nn.Linear) else 1)  # so that others can take over
+    inputs = inputs + 0.5 * inputs.roll(
+        1, -1 if isinstance(layer, nn.Linear) else 1
+    )  # so that other channels can replace the removed one
     rows = features(layer, inputs)
     weight = layer.get_parameter("weight")
     kept = torch.arange(weight.shape[1]).repeat_interleave(weight[0, 0].numel()) != 1
-    want = rows @ weight.detach().flatten(1).T
+    expected = rows @ weight.detach().flatten(1).T
     if bias:
-        want = want + layer.get_parameter("bias").detach()
-    known = np.concatenate([rows[:, kept].numpy(), np.ones((len(rows), int(bias)))], 1)
-    solution = np.linalg.lstsq(known, want.numpy(), rcond=None)[0]
+        expected = expected + layer.get_parameter("bias").detach()
+    columns = np.concatenate([rows[:, kept].numpy(), np.ones((len(rows), int(bias)))], 1)
+    solution = np.linalg.lstsq(columns, expected.numpy(), rcond=None)[0]
     refit(layer, moments(nn.Sequential(copy.deepcopy(layer)), inputs, ["0"])["0"], [1])
     got = weight.detach().flatten(1)
     assert not got[:, ~kept].any()
@@ -213,20 +215,20 @@ def test_refitted_weights_are_the_least_squares_solution(
         np.testing.assert_allclose(layer.get_parameter("bias").detach(), solution[-1], atol=2e-3)
 
 
-def test_pooled_positions_are_refitted_nearer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refitting_with_pooled_positions_reduces_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "MOST_COLUMNS", 8)
     layer, inputs = nn.Conv2d(4, 6, 3), torch.randn(16, 4, 8, 8)
     inputs[:, 1] = inputs[:, 0] + 0.1 * inputs[:, 1]
     net = nn.Sequential(layer)
     with torch.no_grad():
-        want, raw = net(inputs), copy.deepcopy(layer)
+        expected, raw = net(inputs), copy.deepcopy(layer)
         raw.weight[:, 1] = 0
         refit(layer, moments(copy.deepcopy(net), inputs, ["0"])["0"], [1])
-        assert (layer(inputs) - want).square().mean() < 0.1 * (raw(inputs) - want).square().mean()
+        assert (layer(inputs) - expected).square().mean() < 0.1 * (raw(inputs) - expected).square().mean()
 
 
 @pytest.mark.parametrize("block", [1, 9])
-def test_columns_go_back_into_the_weight(block: int) -> None:
+def test_columns_are_converted_back_into_the_weight(block: int) -> None:
     weight = torch.randn(4, 3, 3, 3)
     columns = columns_of(weight, block)
     assert columns.shape[1] == 3 * block
@@ -245,25 +247,25 @@ def test_statistics_become_the_mean_and_variance_of_the_batch() -> None:
     assert [module.training for module in net.modules()] == modes
 
 
-def test_several_batches_count_alike_and_a_last_single_one_not() -> None:
+def test_batches_are_weighted_equally_and_a_last_batch_of_one_is_dropped() -> None:
     norm, inputs = nn.BatchNorm1d(4), torch.randn(65, 4)
     reestimate(norm, inputs, batch=32)
     torch.testing.assert_close(norm.running_mean, inputs[:64].mean(0))
     torch.testing.assert_close(norm.running_var, (inputs[:32].var(0) + inputs[32:64].var(0)) / 2)
 
 
-def test_statistics_of_deep_norms_are_those_of_normalized_inputs() -> None:
+def test_statistics_of_deep_norms_are_computed_from_normalized_inputs() -> None:
     net = copy.deepcopy(teacher(Residual))
     reestimate(net, example(net))
-    given: list[Tensor] = []
-    handle = net.get_submodule("block2.bn2").register_forward_pre_hook(lambda _, x: given.append(x[0]))
-    compressible_copy = copy.deepcopy(net).train()
+    inputs: list[Tensor] = []
+    handle = net.get_submodule("block2.bn2").register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+    training_copy = copy.deepcopy(net).train()
     handle.remove()
-    compressible_copy(example(net))
-    torch.testing.assert_close(given[0].mean((0, 2, 3)), net.get_buffer("block2.bn2.running_mean"))
+    training_copy(example(net))
+    torch.testing.assert_close(inputs[0].mean((0, 2, 3)), net.get_buffer("block2.bn2.running_mean"))
 
 
-def test_one_example_has_no_variance_and_changes_nothing() -> None:
+def test_one_example_changes_no_statistics() -> None:
     net = copy.deepcopy(teacher(Mlp))
     before = F.softplus(net.get_buffer("bn.running_var"))
     reestimate(net, example(net)[:1])

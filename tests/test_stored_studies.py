@@ -1,4 +1,4 @@
-"""A study that an earlier version stored still opens: its definition does not depend on where a class lives."""
+"""A study that an earlier version stored can be opened: its definition does not depend on the modules of classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 if TYPE_CHECKING:
     from torch import Generator
 
-STORED = Path(__file__).parent / "stored" / "journal-0.1.log"  # written by version 0.1, with the study below
+STORED = Path(__file__).parent / "stored" / "journal-0.1.log"  # written by version 0.1 with the study below
 
 
 def flipped(inputs: Tensor, generator: Generator) -> Tensor:
@@ -34,7 +34,7 @@ def flipped(inputs: Tensor, generator: Generator) -> Tensor:
 
 
 def numbered(*shape: int) -> Tensor:
-    """Return numbers that no processor rounds otherwise."""
+    """Return numbers that every processor computes exactly."""
     return (torch.arange(torch.Size(shape).numel()) % 7 / 8).reshape(shape)
 
 
@@ -67,25 +67,25 @@ def test_a_study_of_version_0_1_opens_with_its_front(folder: Path, *, create: bo
     assert trial.params["prune/0"] == 0.375
 
 
-def test_what_differs_is_still_named(folder: Path) -> None:
+def test_a_difference_from_version_0_1_is_reported(folder: Path) -> None:
     other = dataclasses.replace(spec(), sampler=RandomSampler, recipe=Recipe(epochs=2.5, augment=flipped))
-    named = "recipe.epochs was 3, is 2.5; sampler was sampler.DraftSampler, is RandomSampler; undo"
-    with pytest.raises(UserError, match=named):
+    message = "recipe.epochs was 3, is 2.5; sampler was sampler.DraftSampler, is RandomSampler; undo"
+    with pytest.raises(UserError, match=message):
         open_study(resolved(other), folder, None, create=True)
 
 
-def test_a_name_is_the_same_with_and_without_its_module_and_a_number_is_not() -> None:
+def test_names_are_equal_with_and_without_their_module_but_numbers_are_not() -> None:
     assert differences({"optimizer": "adamw.AdamW"}, {"optimizer": "AdamW"}) == []
     assert differences({"make": "sampler.Made.inner"}, {"make": "Made.inner"}) == []
     assert differences({"epochs": "2.5"}, {"epochs": "5"}) == ["epochs was 2.5, is 5"]
 
 
-def test_no_definition_holds_the_name_of_a_module() -> None:
-    names = {value for value in define(resolved(spec())).values() if "AdamW" in value or "Draft" in value}
-    assert names == {"AdamW", "DraftSampler", "DraftStart"}
+def test_a_definition_contains_no_names_of_modules() -> None:
+    class_names = {value for value in define(resolved(spec())).values() if "AdamW" in value or "Draft" in value}
+    assert class_names == {"AdamW", "DraftSampler", "DraftStart"}
 
 
-def test_what_version_0_1_named_a_recipe_by_is_known() -> None:
+def test_the_definition_of_a_recipe_in_version_0_1_is_reproduced() -> None:
     recipe = Recipe(augment=flipped)
     assert define_value_with_modules(recipe) == define_value(recipe) | {
         "Recipe.optimizer": "adamw.AdamW",

@@ -1,4 +1,4 @@
-"""Layers that give the shape that they are given are left out where no shortcut is, and what is around them fits."""
+"""Straight branches, whose outputs have the shape of their inputs, are left out, and the layers around them fit."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch.nn import functional as F  # noqa: N812
 from objectives import Bops, Macs, Parameters, SizeBytes
 from search.costs.cost_model import CostModel
 from spaces import (
+    BitWidths,
     Branch,
     Depth,
     Distill,
     Plan,
     PruneRatios,
+    Ranks,
     Skip,
     Space,
     Temperatures,
@@ -23,25 +25,28 @@ from spaces import (
     trace,
 )
 from spaces.axes.prune import Prune
-from tests.contracts import ORDER, AxisContract, drawn, step
-from tests.nets import CLASSES, Net, Straight, example, run, teacher
+from spaces.testing.axis_contract import AxisContract, drawn, step
+from spaces.testing.networks import CLASSES, Net, Straight, example, run, teacher
+
+ORDER = PruneRatios(), Depth(), Ranks(), BitWidths()
 
 SPACE = Space(ORDER, Temperatures())
 NAMES = ("wise", "plain", "turn")
 
 
 def suggested(net: Net, params: dict[str, float], space: Space = SPACE) -> Plan:
-    """Return the plan that does nothing but what these parameters say."""
+    """Return the plan with these parameters; all others are set to change nothing."""
     anatomy = trace(net, example(net))
     return space.suggest(FixedTrial(space.uniform(anatomy, (0.0,) * len(space.steps)) | params), anatomy)
 
 
 class TestStraight(AxisContract):
+    before = (PruneRatios(),)
     axis = Depth()
-    nets = (Straight,)
+    networks = (Straight,)
 
 
-def test_layers_that_keep_the_shape_are_found_with_their_norms_and_depthwise_ones_with_their_readers() -> None:
+def test_straight_branches_hold_their_norms_and_depthwise_layers_the_layer_that_reads_them() -> None:
     net = teacher(Straight)
     assert trace(net, example(net)).branches == (
         Branch("wise", ("wise", "point"), ("bn1", "bn2"), ("plain",), straight=True, joins=("stem", "point")),
@@ -51,7 +56,7 @@ def test_layers_that_keep_the_shape_are_found_with_their_norms_and_depthwise_one
 
 
 class Crooked(Net):
-    """Layers that keep the shape and whose place what they are given cannot take."""
+    """Layers that keep the shape, but whose input cannot replace their output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,55 +73,55 @@ class Crooked(Net):
         z = self.early(x)
         x = F.relu(self.slow(F.relu(self.stem(x))))
         x = F.relu(self.other(F.relu(self.tied(x))))
-        y = self.mixed(x)  # whose channels are those of the product, which another layer began
+        y = self.mixed(x)  # its channels belong to the group of the product, which starts at another layer
         return run(F.relu(self.head((y * z).mean((2, 3)))), self.answer)
 
 
-def test_what_nothing_can_take_the_place_of_stays_and_says_so() -> None:
+def test_layers_that_their_input_cannot_replace_are_kept_for_a_reason() -> None:
     net = teacher(Crooked)
     anatomy = trace(net, example(net))
     assert anatomy.branches == ()
     assert set(Depth().acts_on(anatomy).values()) == {
-        "no: it is in no branch of a sum, and what it is given cannot take its place"
+        "no: it is in no branch that has a shortcut, and its input cannot replace its output"
     }
 
 
-def test_without_them_the_network_is_what_lies_around_them() -> None:
+def test_without_them_the_network_consists_of_the_layers_around_them() -> None:
     net = teacher(Straight)
     space = Space((Depth(refit=False),), Temperatures())
-    left = suggested(net, {f"skip/{name}": 1 for name in NAMES}, space).apply(net, example(net)).eval()
+    shallower = suggested(net, {f"skip/{name}": 1 for name in NAMES}, space).apply(net, example(net)).eval()
     with torch.no_grad():
-        x = F.relu(run(example(net), left.get_submodule("stem"), left.get_submodule("bn0")))
+        x = F.relu(run(example(net), shallower.get_submodule("stem"), shallower.get_submodule("bn0")))
         x = F.relu(run(x, net.get_submodule("wider")))
-        assert torch.equal(left(example(net)), run(x.mean((2, 3)), net.get_submodule("head")))
-    assert {name.partition(".")[0] for name in left.state_dict()} == {"stem", "bn0", "wider", "head"}
+        assert torch.equal(shallower(example(net)), run(x.mean((2, 3)), net.get_submodule("head")))
+    assert {name.partition(".")[0] for name in shallower.state_dict()} == {"stem", "bn0", "wider", "head"}
 
 
 @pytest.mark.parametrize(
     ("skipped", "norm", "reader"),
     [(("wise",), "bn0", "plain"), (("plain",), "bn2", "wider"), (("wise", "plain"), "bn0", "wider")],
 )
-def test_the_same_channels_go_before_and_behind_what_is_left_out(
+def test_the_same_channels_are_removed_before_and_after_a_left_out_branch(
     skipped: tuple[str, ...], norm: str, reader: str
 ) -> None:
     net = teacher(Straight)
     space = Space((PruneRatios(refit=False), Depth(refit=False)), Temperatures())
-    drawn_otherwise = {f"prune/{name}": 0.125 for name in ("point", "plain") if name in skipped or reader != "plain"}
-    params = {"prune/stem": 0.5, **drawn_otherwise, **{f"skip/{name}": 1 for name in skipped}}
-    left = suggested(net, params, space).apply(net, example(net))
-    gains, rest = (some.get_submodule(norm).get_parameter("weight").tolist() for some in (net, left))
-    kept = [gains.index(gain) for gain in rest]
+    other_ratios = {f"prune/{name}": 0.125 for name in ("point", "plain") if name in skipped or reader != "plain"}
+    params = {"prune/stem": 0.5, **other_ratios, **{f"skip/{name}": 1 for name in skipped}}
+    smaller = suggested(net, params, space).apply(net, example(net))
+    gains, kept_gains = (model.get_submodule(norm).get_parameter("weight").tolist() for model in (net, smaller))
+    kept = [gains.index(gain) for gain in kept_gains]
     assert len(kept) == (4 if norm == "bn0" else 7)
-    whole, rows = (some.get_submodule(reader).get_parameter("weight") for some in (net, left))
-    assert torch.equal(rows, whole[:, kept])
+    whole, cut = (model.get_submodule(reader).get_parameter("weight") for model in (net, smaller))
+    assert torch.equal(cut, whole[:, kept])
 
 
-def test_what_is_drawn_behind_what_is_left_out_makes_no_other_plan() -> None:
+def test_a_ratio_drawn_after_a_left_out_branch_makes_no_other_plan() -> None:
     net = teacher(Straight)
-    out = {"prune/stem": 0.5, "skip/wise": 1.0}
-    plan = suggested(net, out)
-    assert suggested(net, out | {"prune/point": 0.25}) == plan
-    assert suggested(net, out | {"prune/plain": 0.25}) != plan
+    params = {"prune/stem": 0.5, "skip/wise": 1.0}
+    plan = suggested(net, params)
+    assert suggested(net, params | {"prune/point": 0.25}) == plan
+    assert suggested(net, params | {"prune/plain": 0.25}) != plan
     prune = plan.steps[0]
     assert isinstance(prune, Prune)
     assert dict(prune.ratios)["point"] == dict(prune.ratios)["stem"] == 0.5
@@ -124,23 +129,23 @@ def test_what_is_drawn_behind_what_is_left_out_makes_no_other_plan() -> None:
 
 
 @pytest.mark.parametrize("only", ["stem", "point"])
-def test_channels_that_only_one_side_may_lose_are_lost_as_before_it(only: str) -> None:
+def test_where_only_one_side_may_be_pruned_the_side_before_the_branch_decides(only: str) -> None:
     net = teacher(Straight)
     space = Space((PruneRatios(only=(only,)), Depth()), Temperatures())
-    left = suggested(net, {f"prune/{only}": 0.5, "skip/wise": 1.0}, space).apply(net, example(net))
-    assert left.get_submodule("plain").get_parameter("weight").shape[1] == (4 if only == "stem" else 8)
+    smaller = suggested(net, {f"prune/{only}": 0.5, "skip/wise": 1.0}, space).apply(net, example(net))
+    assert smaller.get_submodule("plain").get_parameter("weight").shape[1] == (4 if only == "stem" else 8)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_costs_are_foreseen_also_of_plans_that_are_put_together_from_options(seed: int) -> None:
+def test_costs_are_predicted_also_for_plans_whose_steps_were_drawn_separately(seed: int) -> None:
     net = teacher(Straight)
     inputs = example(net)
     params: dict[str, float] = {}
     steps = []
     for axis in SPACE.steps:
-        step, its = drawn(axis, net, seed)
+        step, drawn_params = drawn(axis, net, seed)
         steps.append(step)
-        params |= its
+        params |= drawn_params
     plan = SPACE.suggest(FixedTrial(params | SPACE.recovery.usual()), trace(net, inputs))
     costs = Macs(inputs), Bops(inputs), Parameters(), SizeBytes()
     cost_model = CostModel(trace(net, inputs), deployed(net, inputs), costs)
@@ -153,24 +158,24 @@ def test_costs_are_foreseen_also_of_plans_that_are_put_together_from_options(see
         )
 
 
-def test_what_was_pruned_otherwise_on_both_sides_is_refused() -> None:
+def test_a_branch_that_was_pruned_differently_before_and_after_is_refused() -> None:
     net = teacher(Straight)
     pruned = Prune((("stem", 0.5),)).apply(net, example(net))
     with pytest.raises(ValueError, match="'wise' cannot be left out where it is given 4 channels and gives 8"):
         step(Depth(only=("wise",)), net, 1.0).apply(pruned, example(net))
 
 
-def test_what_is_split_or_rounded_already_is_refused() -> None:
+def test_a_branch_that_is_already_factorized_or_quantized_is_refused() -> None:
     net = teacher(Straight)
-    rounded = suggested(net, {"weight_bits/plain": 4}).apply(net, example(net))
+    quantized = suggested(net, {"weight_bits/plain": 4}).apply(net, example(net))
     with pytest.raises(ValueError, match="before ranks and bits, but got QuantizedLayer"):
-        step(Depth(only=("plain",)), net, 1.0).apply(rounded, example(net))
+        step(Depth(only=("plain",)), net, 1.0).apply(quantized, example(net))
 
 
-def test_what_reads_it_through_a_depthwise_layer_is_refitted() -> None:
-    """The one that reads it mixes no channels, so that the next that does takes up what is lost."""
+def test_a_layer_that_reads_the_branch_through_a_depthwise_layer_is_refitted() -> None:
+    """The depthwise layer mixes no channels, so the next layer that does is refitted."""
 
-    class Behind(Net):
+    class ReadThroughDepthwise(Net):
         def __init__(self) -> None:
             super().__init__()
             self.stem, self.gone = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
@@ -181,28 +186,28 @@ def test_what_reads_it_through_a_depthwise_layer_is_refitted() -> None:
             x = F.relu(self.wise(F.relu(self.gone(F.relu(self.stem(x))))))
             return run(F.relu(self.wider(x)).mean((2, 3)), self.head)
 
-    net = teacher(Behind)
+    net = teacher(ReadThroughDepthwise)
     inputs = example(net)
-    gone = next(branch for branch in trace(net, inputs).branches if branch.name == "gone")
-    assert gone.readers == ("wise", "wider")
-    off = []
+    branch = next(branch for branch in trace(net, inputs).branches if branch.name == "gone")
+    assert branch.readers == ("wise", "wider")
+    errors = []
     with torch.no_grad():
         for refit in (False, True):
-            left = Skip(((gone, True),), refit).apply(net, inputs).eval()
-            off.append(float((left(inputs) - net(inputs)).norm() / net(inputs).norm()))
-    assert off[1] < 0.9 * off[0]
+            shallower = Skip(((branch, True),), refit).apply(net, inputs).eval()
+            errors.append(float((shallower(inputs) - net(inputs)).norm() / net(inputs).norm()))
+    assert errors[1] < 0.9 * errors[0]
 
 
-def test_what_is_left_trains_also_where_activations_write_in_place() -> None:
+def test_the_network_can_be_trained_also_with_activations_in_place() -> None:
     net = teacher(Straight)
-    left = suggested(net, {f"skip/{name}": 1 for name in NAMES}).apply(net, example(net)).train()
-    left(example(net)).square().sum().backward()
-    grads = {name: parameter.grad for name, parameter in left.named_parameters()}
+    shallower = suggested(net, {f"skip/{name}": 1 for name in NAMES}).apply(net, example(net)).train()
+    shallower(example(net)).square().sum().backward()
+    grads = {name: parameter.grad for name, parameter in shallower.named_parameters()}
     assert {name for name, grad in grads.items() if grad is not None and grad.isfinite().all()} == set(grads)
 
 
 class InPlace(Net):
-    """Layers that keep the shape, in front of what writes into what it is given, or reads it as it lies."""
+    """Layers that keep the shape, followed by operations in place, or by views that need a contiguous input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,13 +226,13 @@ class InPlace(Net):
         )
 
 
-def test_what_is_given_is_not_written_into() -> None:
+def test_operations_in_place_do_not_change_the_input_of_a_left_out_branch() -> None:
     net = teacher(InPlace)
     inputs = example(net).clone()
     anatomy = trace(net, inputs)
     assert [branch.name for branch in anatomy.branches] == ["first", "inner", "mix"]
-    left = Skip(tuple((branch, True) for branch in anatomy.branches), refit=False).apply(net, inputs).eval()
-    for finished in (left, deployed(left, inputs)):
+    shallower = Skip(tuple((branch, True) for branch in anatomy.branches), refit=False).apply(net, inputs).eval()
+    for finished in (shallower, deployed(shallower, inputs)):
         with torch.no_grad():
             got = finished(inputs)
             assert torch.equal(inputs, example(net))
@@ -235,11 +240,11 @@ def test_what_is_given_is_not_written_into() -> None:
             z = F.relu(y)
             pooled = [part.mean((2, 3)) for part in (y, z, z)]
             assert torch.allclose(got, run(torch.cat(pooled, 1), net.get_submodule("head")), atol=1e-5)
-    left.train()(inputs).sum().backward()
+    shallower.train()(inputs).sum().backward()
 
 
 class Activated(nn.BatchNorm2d):
-    """A norm that activates by children of its own, as timm's."""
+    """A norm that applies a child module as its activation, as in timm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -250,14 +255,14 @@ class Activated(nn.BatchNorm2d):
 
 
 class Hidden(nn.BatchNorm2d):
-    """A norm that activates by itself."""
+    """A norm whose forward contains an activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x))
 
 
 class Normed(Net):
-    """Norms behind layers that keep the shape: one that activates, and those that must stay."""
+    """Norms after layers that keep the shape: one with an activation, and norms that must be kept."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -274,7 +279,7 @@ class Normed(Net):
         return run(self.end(self.norm3(self.last(x))).mean((2, 3)), self.head)
 
 
-def test_a_norm_goes_with_the_layer_where_it_does_no_more_and_nothing_else_reads_the_layer() -> None:
+def test_a_norm_is_left_out_with_its_layer_if_it_is_plain_and_the_only_reader() -> None:
     net = teacher(Normed)
     inputs = example(net)
     anatomy = trace(net, inputs)
@@ -284,16 +289,16 @@ def test_a_norm_goes_with_the_layer_where_it_does_no_more_and_nothing_else_reads
     }  # fmt: skip
     costs = Macs(inputs), Parameters(), SizeBytes()
     cost_model = CostModel(trace(net, inputs), deployed(net, inputs), costs)
-    for gone in ({"wise"}, {"mid"}, {"last"}, {"wise", "mid", "branch"}, set(found)):
-        plan = Plan((Skip(tuple((branch, branch.name in gone) for branch in anatomy.branches)),), Distill())
+    for left_out in ({"wise"}, {"mid"}, {"last"}, {"wise", "mid", "branch"}, set(found)):
+        plan = Plan((Skip(tuple((branch, branch.name in left_out) for branch in anatomy.branches)),), Distill())
         finished = deployed(plan.apply(net, inputs), inputs)
-        assert cost_model.predict(plan).exact == pytest.approx({cost.name: cost(finished) for cost in costs}), gone
+        assert cost_model.predict(plan).exact == pytest.approx({cost.name: cost(finished) for cost in costs}), left_out
         kinds = [type(module) for module in finished.modules()]
-        assert kinds.count(nn.Hardswish) == 1, "what it activates with stays"
+        assert kinds.count(nn.Hardswish) == 1, "the activation of the norm is kept"
 
 
-class Turned(Net):
-    """Between a depthwise layer and the one that reads it the channels are turned around."""
+class Flipped(Net):
+    """The order of channels is reversed between a depthwise layer and the layer that reads it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,13 +310,13 @@ class Turned(Net):
         return run(F.relu(self.last(x)).mean((2, 3)), self.head)
 
 
-def test_a_depthwise_layer_goes_alone_where_the_channels_behind_it_are_others() -> None:
-    net = teacher(Turned)
+def test_a_depthwise_layer_is_a_branch_of_its_own_if_the_next_layer_reads_other_channels() -> None:
+    net = teacher(Flipped)
     assert [branch.layers for branch in trace(net, example(net)).branches] == [("wise",), ("point",)]
 
 
 class Inside(Net):
-    """A straight layer that reads what lies within a branch of a sum."""
+    """A straight layer that reads a tensor from inside a branch with a shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,7 +330,7 @@ class Inside(Net):
         return run(F.relu(self.last(x)).mean((2, 3)), self.head)
 
 
-def test_costs_are_told_alike_where_the_channels_before_lie_in_a_branch_that_is_left_out_too() -> None:
+def test_predicted_costs_are_right_if_the_group_before_lies_in_another_left_out_branch() -> None:
     net = teacher(Inside)
     inputs = example(net)
     anatomy = trace(net, inputs)
@@ -336,10 +341,10 @@ def test_costs_are_told_alike_where_the_channels_before_lie_in_a_branch_that_is_
     cost_model = CostModel(trace(net, inputs), deployed(net, inputs), (Macs(inputs), Parameters()))
     finished = deployed(plan.apply(net, inputs), inputs)
     measured = {cost.name: cost(finished) for cost in (Macs(inputs), Parameters())}
-    drawn_alone = suggested(net, ratios, space).steps[0]
+    drawn_separately = suggested(net, ratios, space).steps[0]
     assert (
         cost_model.predict(plan).exact
         == measured
-        == cost_model.predict(Plan((drawn_alone, plan.steps[1]), Distill())).exact
+        == cost_model.predict(Plan((drawn_separately, plan.steps[1]), Distill())).exact
     )
     assert finished.get_submodule("last").get_parameter("weight").shape[1] == 12

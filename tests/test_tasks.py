@@ -1,4 +1,4 @@
-"""Tasks that are no classification, and data as users have it."""
+"""Tasks other than classification, and data in the formats that users have."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class MeanError:
 
 @dataclass(frozen=True, slots=True)
 class PixelAccuracy:
-    """A user's own objective: share of the pixels that are right, in percent."""
+    """A user's own objective: percentage of correctly classified pixels."""
 
     examples: Examples
     name: ClassVar[str] = "pixels"
@@ -55,24 +55,24 @@ class PixelAccuracy:
     is_cost: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module) -> float:
-        right = outputs(model, self.examples.inputs).argmax(1) == self.examples.labels
-        return 100 * float(right.double().mean())
+        correct = outputs(model, self.examples.inputs).argmax(1) == self.examples.labels
+        return 100 * float(correct.double().mean())
 
     def on(self, examples: Examples) -> PixelAccuracy:
         return replace(self, examples=examples)
 
 
-def numbers(count: int, seed: int) -> Examples:
+def regression_examples(count: int, seed: int) -> Examples:
     inputs = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
     return Examples(inputs, torch.stack([inputs[:, 0] * inputs[:, 1], inputs[:, 2:].sum(1)], 1))
 
 
-def maps(count: int, seed: int) -> Examples:
+def segmentation_examples(count: int, seed: int) -> Examples:
     inputs = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     return Examples(inputs, (F.avg_pool2d(inputs, 3, 1, 1) > 0).long()[:, 0])
 
 
-def taught(model: nn.Module, examples: Examples, loss: nn.Module) -> nn.Module:
+def trained(model: nn.Module, examples: Examples, loss: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(150):
@@ -84,11 +84,11 @@ def taught(model: nn.Module, examples: Examples, loss: nn.Module) -> nn.Module:
 
 def regression() -> StudySpec:
     torch.manual_seed(0)
-    splits = Splits(numbers(300, 0), numbers(100, 1), numbers(100, 2))
+    splits = Splits(regression_examples(300, 0), regression_examples(100, 1), regression_examples(100, 2))
     net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
     return StudySpec(
         name="regression",
-        teacher=taught(net, splits.train, nn.MSELoss()),
+        teacher=trained(net, splits.train, nn.MSELoss()),
         splits=splits,
         space=Space(steps=(PruneRatios(), Ranks(), BitWidths(weights=(4, 8), activations=(8,))), recovery=Imitations()),
         objectives=(MeanError(splits.validation), SizeBytes()),  # type: ignore[arg-type]
@@ -100,14 +100,14 @@ def regression() -> StudySpec:
 
 def segmentation() -> StudySpec:
     torch.manual_seed(0)
-    splits = Splits(maps(80, 0), maps(40, 1), maps(40, 2))
+    splits = Splits(segmentation_examples(80, 0), segmentation_examples(40, 1), segmentation_examples(40, 2))
     net = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
         nn.Conv2d(8, 2, 1),
     )  # fmt: skip
     return StudySpec(
         name="segmentation",
-        teacher=taught(net, splits.train, nn.CrossEntropyLoss()),
+        teacher=trained(net, splits.train, nn.CrossEntropyLoss()),
         splits=splits,
         space=Space(steps=(PruneRatios(), BitWidths(weights=(4, 8), activations=(8,))), recovery=Temperatures()),
         objectives=(PixelAccuracy(splits.validation), SizeBytes()),  # type: ignore[arg-type]
@@ -116,13 +116,13 @@ def segmentation() -> StudySpec:
     )
 
 
-def sequences(count: int, seed: int) -> Examples:
+def sequence_examples(count: int, seed: int) -> Examples:
     inputs = torch.randn(count, 5, 3, generator=torch.Generator().manual_seed(seed))
     return Examples(inputs, inputs.amax(1)[:, :2])
 
 
 class Reader(nn.Module):
-    """Torch's attention, which must be opened before any axis can act on it."""
+    """A transformer with torch's attention, which must be unfused before any axis can act on it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,11 +137,11 @@ class Reader(nn.Module):
 
 def attention() -> StudySpec:
     torch.manual_seed(0)
-    splits = Splits(sequences(300, 0), sequences(100, 1), sequences(100, 2))
+    splits = Splits(sequence_examples(300, 0), sequence_examples(100, 1), sequence_examples(100, 2))
     return replace(
         regression(),
         name="attention",
-        teacher=taught(Reader(), splits.train, nn.MSELoss()),
+        teacher=trained(Reader(), splits.train, nn.MSELoss()),
         splits=splits,
         objectives=(MeanError(splits.validation), SizeBytes()),  # type: ignore[arg-type]
         limits=(Limit(Macs(splits.validation.inputs), at_most=10_000),),
@@ -151,7 +151,7 @@ def attention() -> StudySpec:
 @pytest.mark.parametrize(
     "spec", [regression(), segmentation(), attention()], ids=["regression", "segmentation", "attention"]
 )
-def test_a_study_without_class_labels_goes_from_teacher_to_verified_file(spec: StudySpec, tmp_path: Path) -> None:
+def test_a_study_of_another_task_runs_from_teacher_to_verified_file(spec: StudySpec, tmp_path: Path) -> None:
     spec = resolved(spec)
     study = open_study(spec, tmp_path, None, create=True)
     context, reference = prepared(spec, torch.device("cpu"), tmp_path)
@@ -169,7 +169,7 @@ def test_a_study_without_class_labels_goes_from_teacher_to_verified_file(spec: S
     assert rebuilt(spec.splits.test.inputs[:3]).shape == spec.teacher(spec.splits.test.inputs[:3]).shape
 
 
-def test_imitation_mixes_both_errors() -> None:
+def test_the_imitation_loss_is_a_weighted_sum_of_both_errors() -> None:
     student, teacher, labels = (torch.full((4, 2), value) for value in (1.0, 3.0, 0.0))
     assert float(Imitate(0.25, 2).loss(student, teacher, labels)) == pytest.approx(0.25 * 4 + 0.75 * 1)
     assert float(Imitate(0.25, 1).loss(student, teacher, labels)) == pytest.approx(0.25 * 2 + 0.75 * 1)
@@ -177,7 +177,7 @@ def test_imitation_mixes_both_errors() -> None:
         Imitate(0.5, 3)
 
 
-def test_a_dataset_and_a_loader_are_read_whole_and_in_order() -> None:
+def test_datasets_and_loaders_are_read_completely_and_in_order() -> None:
     inputs, labels = torch.arange(1000.0).reshape(500, 2), torch.arange(500)
     dataset = TensorDataset(inputs, labels)
     for source in (dataset, DataLoader(dataset, batch_size=7)):
@@ -185,10 +185,10 @@ def test_a_dataset_and_a_loader_are_read_whole_and_in_order() -> None:
         assert torch.equal(found.inputs, inputs)
         assert torch.equal(found.labels, labels)
     assert found.classified
-    assert not numbers(3, 0).classified
+    assert not regression_examples(3, 0).classified
 
 
-def test_plain_numbers_and_arrays_of_a_dataset_become_tensors() -> None:
+def test_numbers_and_arrays_of_a_dataset_become_tensors() -> None:
     pairs = [(torch.zeros(1, 4, 4).numpy(), 3), (torch.ones(1, 4, 4).numpy(), 1)]
     found = Examples.of(pairs)  # type: ignore[arg-type]
     assert found.inputs.shape == (2, 1, 4, 4)

@@ -1,4 +1,4 @@
-"""What a trace says of a network's layers."""
+"""The layers of a traced network, and the errors of networks that cannot be traced."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from objectives import Macs
 from objectives.mac_counter import count
 from spaces import Distill, Factorize, Layer, Plan, Quantize, deployed, trace
 from spaces.network.anatomy import Run
-from tests.nets import NETS, Net, Normed, Plain, Separable, Wide, example, run, teacher
+from spaces.testing.networks import NETWORKS, Net, Normed, Plain, Separable, Wide, example, run, teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-@pytest.mark.parametrize("kind", [*NETS, Wide])
-def test_multiply_adds_are_those_that_fvcore_counts(kind: type[Net]) -> None:
+@pytest.mark.parametrize("kind", [*NETWORKS, Wide])
+def test_multiply_adds_equal_those_that_fvcore_counts(kind: type[Net]) -> None:
     net = teacher(kind)
     counted = count(net, example(net))
     layers = trace(net, example(net)).layers
@@ -47,7 +47,7 @@ def test_modules_with_weights_that_no_axis_acts_on_are_listed() -> None:
 
 
 class Tokens(Net):
-    """Moves the pixels into the batch, and calls one layer for each of two halves."""
+    """A network that moves the pixels into the batch, and calls one layer for each half of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Tokens(Net):
         return run(tokens.mean(1), self.head) + run(tokens.amax(1), self.tied)
 
 
-def test_all_calls_and_all_tokens_of_one_example_count() -> None:
+def test_all_calls_and_all_tokens_of_one_example_are_counted() -> None:
     net = Tokens().eval()
     layers = {layer.name: layer for layer in trace(net, example(net)).layers}
     assert (layers["embed"].positions, len(layers["embed"].runs)) == (64, 1)
@@ -75,7 +75,7 @@ def test_all_calls_and_all_tokens_of_one_example_count() -> None:
     assert {name: layer.macs for name, layer in layers.items()} == {name: counted[name] for name in layers}
 
 
-def test_layers_that_do_not_run_are_left_out_and_tied_ones_marked() -> None:
+def test_layers_that_do_not_run_are_omitted_and_tied_ones_are_marked() -> None:
     net = Tokens().eval()
     layers = trace(net, example(net)).layers
     assert isinstance(net.idle, nn.Linear)
@@ -83,7 +83,7 @@ def test_layers_that_do_not_run_are_left_out_and_tied_ones_marked() -> None:
 
 
 class Words(Net):
-    """Its head and its embedding are one."""
+    """A network whose head and embedding share their weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,51 +96,53 @@ class Words(Net):
         return run(self.hidden(self.embed(x)).mean(1), self.head)
 
 
-def test_a_weight_that_an_embedding_holds_too_is_tied() -> None:
+def test_a_layer_that_shares_the_weight_of_an_embedding_is_tied() -> None:
     layers = trace(Words().eval(), torch.tensor([[0, 3, 2]])).layers
     assert [(layer.name, layer.tied) for layer in layers] == [("hidden", False), ("head", True)]
 
 
-def test_a_failing_forward_gives_an_error_of_one_line() -> None:
+def test_a_failing_forward_raises_an_error_of_one_line() -> None:
     net = copy.deepcopy(teacher(Plain))
     message = (
         r"^the network must accept the example, but its forward failed on a tensor of shape \(1, 4, 8, 8\): .*; "
-        r"give an example as the network is called in use$"
+        r"pass an example of the shape that the network is used with$"
     )
     with pytest.raises(ValueError, match=message) as caught:
         trace(net, torch.randn(2, 4, 8, 8))
     assert "\n" not in str(caught.value)
 
 
-class ZeroOutput(nn.Module):
-    """Fails without a word, or with too many."""
+class Failing(nn.Module):
+    """A network that fails without a message, or with one of several lines."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *message: str) -> None:
         super().__init__()
-        self.words = words
+        self.message = message
 
     def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError(*self.words)
+        raise RuntimeError(*self.message)
 
 
-@pytest.mark.parametrize(("words", "said"), [((), "RuntimeError"), (("first\nsecond",), "first")])
-def test_whatever_the_forward_raises_is_said_in_one_line(words: tuple[str, ...], said: str) -> None:
-    with pytest.raises(ValueError, match=rf"\(1, 3\): {said}; give an example"):
-        trace(ZeroOutput(*words), torch.randn(1, 3))
+@pytest.mark.parametrize(("message", "expected"), [((), "RuntimeError"), (("first\nsecond",), "first")])
+def test_errors_of_the_forward_are_reported_in_one_line(message: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"\(1, 3\): {expected}; pass an example of the shape that the network is used with"
+    ):
+        trace(Failing(*message), torch.randn(1, 3))
 
 
-def test_a_network_is_traced_once_and_forgotten_with_it() -> None:
+def test_an_anatomy_is_cached_and_dropped_with_its_network() -> None:
     net = copy.deepcopy(teacher(Plain))
     first = trace(net, example(net))
     assert trace(net, torch.randn(1, 3, 8, 8)) is first
-    alive = weakref.ref(net)
+    reference = weakref.ref(net)
     del net
     example.cache_clear()
     gc.collect()
-    assert alive() is None
+    assert reference() is None
 
 
-def test_unknown_names_list_the_nearest() -> None:
+def test_errors_for_unknown_names_list_the_nearest_names() -> None:
     net = teacher(Plain)
     anatomy = trace(net, example(net))
     assert anatomy.layer("second").name == anatomy.group("second").name == "second"
@@ -152,12 +154,12 @@ def test_unknown_names_list_the_nearest() -> None:
 
 def old_weight_norm() -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # that it is old
+        warnings.simplefilter("ignore", FutureWarning)  # the function is deprecated
         return nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(3, 5)))
 
 
 class NotCopied(nn.Linear):
-    """Has what cannot be copied."""
+    """A layer that cannot be copied."""
 
     def __deepcopy__(self, _: object) -> object:
         raise TypeError("cannot pickle '_thread.lock' object")
@@ -165,13 +167,13 @@ class NotCopied(nn.Linear):
 
 def scripted() -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is old
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated
         script: nn.Module = torch.jit.script(nn.Linear(3, 5))
         return script
 
 
 class Keyword(nn.Module):
-    """Names the argument of its layer."""
+    """A network that passes the input of its layer as a keyword."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,27 +183,29 @@ class Keyword(nn.Module):
         return self.inner(input=x)
 
 
-@pytest.mark.parametrize(("make", "said"), [
-    (old_weight_norm, "'0' has the old .*; torch.nn.utils.remove_weight_norm makes its weight plain"),
-    (scripted, "a TorchScript network shows none of its layers; give the torch.nn.Module"),
-    (lambda: nn.Linear(3, 5).half(), "32-bit floats, but 'weight' is float16; give model.float()"),
-    (lambda: NotCopied(3, 5), "must be one that can be copied, but cannot pickle '_thread.lock' object"),
-    (Keyword, "layer 'inner' is called with its input as a keyword; call it as self.inner\\(x\\)"),
+@pytest.mark.parametrize(("make", "expected"), [
+    (old_weight_norm, "'0' uses the old .*; torch.nn.utils.remove_weight_norm makes its weight a plain parameter"),
+    (scripted, "a TorchScript network does not show its layers; pass the torch.nn.Module"),
+    (lambda: nn.Linear(3, 5).half(), "32-bit floats, but 'weight' is float16; pass model.float()"),
+    (lambda: NotCopied(3, 5), "must allow copy.deepcopy, but cannot pickle '_thread.lock' object"),
+    (Keyword, "layer 'inner' gets its input as a keyword; call it as self.inner\\(x\\)"),
 ])  # fmt: skip
-def test_networks_that_cannot_be_compressed_say_the_way_out(make: Callable[[], nn.Module], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_errors_of_networks_that_cannot_be_compressed_name_the_remedy(
+    make: Callable[[], nn.Module], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
         trace(make(), torch.randn(1, 3))
 
 
 class Pairs(nn.Linear):
-    """A linear layer by its class, but what it returns is not a tensor."""
+    """A linear layer by its class that does not return a tensor."""
 
     def forward(self, x: Tensor) -> Any:
         return super().forward(x), None
 
 
 class ReadsPairs(nn.Module):
-    """Reads such a layer."""
+    """A network with such a layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +222,7 @@ def test_a_layer_that_returns_no_tensor_is_listed_as_another_module() -> None:
 
 
 class Twice(nn.Module):
-    """Holds its layers in a list too."""
+    """A network that holds its layers in a list too."""
 
     def __init__(self) -> None:
         super().__init__()

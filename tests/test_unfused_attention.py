@@ -1,4 +1,4 @@
-"""Opened attention answers as the given one does, and its layers are there for every axis."""
+"""Unfused attention has the same outputs as fused attention, and every axis can act on its layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from spaces import (
     unfuse_attention,
 )
 from spaces.network.unfused_attention import Attention, WindowAttention
-from tests.nets import N, scrambled
+from spaces.testing.networks import N, scrambled
 from tests.test_groups import Custom
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ SPACE = Space(
 
 
 def biased(net: N) -> N:
-    """Give every bias and bare vector numbers: torch sets those of attention to zero."""
+    """Set every bias and bare vector to random numbers, since torch sets those of attention to zero."""
     for parameter in net.parameters():
         if parameter.dim() < 2:
             parameter.data.normal_(0, 0.3)
@@ -51,7 +51,7 @@ def biased(net: N) -> N:
 
 
 def attention(**settings: Any) -> Custom:
-    """Return a network of one attention, which gives its tokens to itself."""
+    """Return a network with one self-attention module."""
     module = nn.MultiheadAttention(WIDTH, HEADS, **settings)
     queries, width = nn.Linear(4, WIDTH), (module.kdim, module.vdim)
 
@@ -69,7 +69,7 @@ def attention(**settings: Any) -> Custom:
 
 
 class ViT(nn.Module):
-    """Patches, a place for each, torch's encoder layers, a head."""
+    """A vision transformer: patches, position embeddings, torch's encoder layers, a head."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class ViT(nn.Module):
 
 
 def swin(version: int, depths: tuple[int, ...] = (2, 2)) -> SwinTransformer:
-    """Return windows of 4 x 4 on a map of 10 x 10, which is padded, and every other one shifted by 2; then on 5 x 5."""
+    """Return a Swin with windows of 4 x 4, every other one shifted by 2, on padded maps of 10 x 10 and then 5 x 5."""
     second = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2} if version == 2 else {}
     net = SwinTransformer(
         [2, 2], 8, list(depths), [2] * len(depths), [4, 4], stochastic_depth_prob=0.0, num_classes=5, **second
@@ -117,13 +117,13 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
 
 
 def close(ours: Tensor | None, theirs: Tensor | None) -> None:
-    """Compare, relative to the largest number; what is zero but for rounding is."""
+    """Compare with a tolerance relative to the largest number, and a small absolute one for rounded zeros."""
     assert ours is not None
     assert theirs is not None
     torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.detach().abs().max()) + 1e-6, rtol=0)
 
 
-def test_the_answer_is_the_same_in_evaluation_and_in_training(case: tuple[nn.Module, Tensor]) -> None:
+def test_outputs_are_the_same_in_evaluation_and_in_training(case: tuple[nn.Module, Tensor]) -> None:
     net, x = case
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     new = unfuse_attention(net, x)
@@ -141,34 +141,35 @@ def test_gradients_are_the_same(case: tuple[nn.Module, Tensor]) -> None:
     assert new.training
     for model in (new, net):
         model(x).square().sum().backward()
-    wanted: dict[str, Tensor | None] = {}
+    expected: dict[str, Tensor | None] = {}
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None
         if "in_proj_" in name or "qkv." in name:
             where, leaf = name.replace("qkv.", "in_proj_").split("in_proj_")
-            wanted |= {f"{where}{x}_proj.{leaf}": g for x, g in zip("qkv", parameter.grad.chunk(3), strict=True)}
+            expected |= {f"{where}{x}_proj.{leaf}": g for x, g in zip("qkv", parameter.grad.chunk(3), strict=True)}
         else:
-            wanted[name.replace("_proj_weight", "_proj.weight")] = parameter.grad
+            expected[name.replace("_proj_weight", "_proj.weight")] = parameter.grad
     for name, parameter in new.named_parameters():
-        close(parameter.grad, wanted[name])
+        close(parameter.grad, expected[name])
 
 
-def test_multiply_adds_are_the_same_and_now_lie_in_layers(case: tuple[nn.Module, Tensor]) -> None:
+def test_multiply_adds_are_the_same_and_more_of_them_belong_to_layers(case: tuple[nn.Module, Tensor]) -> None:
     net, x = case
     new = unfuse_attention(net, x)
     assert Macs(x)(new) == Macs(x)(net)
-    inside = [sum(layer.macs for layer in trace(model, x).layers) for model in (net, new)]
-    assert inside[0] < inside[1] <= Macs(x)(new)
+    in_layers = [sum(layer.macs for layer in trace(model, x).layers) for model in (net, new)]
+    assert in_layers[0] < in_layers[1] <= Macs(x)(new)
 
 
-def test_every_layer_but_the_last_can_be_thinned_split_and_rounded(case: tuple[nn.Module, Tensor]) -> None:
+def test_every_layer_but_the_last_can_be_pruned_factorized_and_quantized(case: tuple[nn.Module, Tensor]) -> None:
     net, x = case
     new = unfuse_attention(net, x)
     anatomy = trace(new, x)
-    said = [axis.acts_on(anatomy) for axis in SPACE.steps]
+    texts = [axis.acts_on(anatomy) for axis in SPACE.steps]
     last = anatomy.layers[-1].name
-    closed = {name for words in said for name, word in words.items() if word.startswith("no: ") and name != last}
-    assert all("cpb_mlp.2" in name or name == "patch" for name in closed)  # a bias a head; what is added to every place
+    refused = {name for words in texts for name, word in words.items() if word.startswith("no: ") and name != last}
+    # the first has one output for each head; the second is added to position embeddings
+    assert all("cpb_mlp.2" in name or name == "patch" for name in refused)
     plan = SPACE.suggest(FixedTrial(SPACE.uniform(anatomy, (0.6,) * 3)), anatomy)
     smaller = plan.apply(new, x)
     assert Macs(x)(deployed(smaller, x)) < 0.7 * Macs(x)(new)
@@ -177,7 +178,7 @@ def test_every_layer_but_the_last_can_be_thinned_split_and_rounded(case: tuple[n
 
 
 @pytest.mark.parametrize("make", [lambda: biased(ViT()), lambda: swin(2, (2,))], ids=["encoder", "swin v2"])
-def test_the_exported_file_agrees(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+def test_the_exported_file_has_the_same_outputs(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 3, 8, 8) if isinstance(net := make(), ViT) else torch.randn(3, 3, 20, 20)
     new = deployed(unfuse_attention(net, x), x)
@@ -190,7 +191,8 @@ MASKS: dict[str, Tensor | None] = {
     "none": None,
     "of booleans": torch.ones(5, TOKENS).triu(2).bool(),
     "of numbers": torch.randn(5, TOKENS),
-    "a head": torch.arange(3 * HEADS * 5 * TOKENS).reshape(3 * HEADS, 5, TOKENS) % 7 > 4,  # some token is left to each
+    "a head": torch.arange(3 * HEADS * 5 * TOKENS).reshape(3 * HEADS, 5, TOKENS) % 7
+    > 4,  # every query keeps some tokens
 }
 PADDINGS = {"all": None, "some": torch.arange(TOKENS) >= torch.tensor([[6], [4], [5]])}
 
@@ -198,19 +200,19 @@ PADDINGS = {"all": None, "some": torch.arange(TOKENS) >= torch.tensor([[6], [4],
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("first", [False, True], ids=["tokens first", "batch first"])
 @pytest.mark.parametrize("weights", [None, True, False], ids=["no weights", "mean weights", "weights a head"])
-def test_masks_and_weights_are_those_of_torch(*, weights: bool | None, first: bool, training: bool) -> None:
+def test_masks_and_attention_weights_equal_those_of_torch(*, weights: bool | None, first: bool, training: bool) -> None:
     torch.manual_seed(0)
     net = attention(batch_first=first).train(training)
     new = unfuse_attention(net, torch.randn(2, TOKENS, 4))
     queries, keys, values = (torch.randn(3, n, WIDTH) for n in (5, TOKENS, TOKENS))
     if not first:
         queries, keys, values = (x.transpose(0, 1) for x in (queries, keys, values))
-    ask = {"need_weights": weights is not None, "average_attn_weights": bool(weights)}
+    settings = {"need_weights": weights is not None, "average_attn_weights": bool(weights)}
     for (kind, mask), padding in itertools.product(MASKS.items(), PADDINGS.values()):
         if padding is not None and kind == "of numbers":
-            continue  # torch wants both of one type
-        asked = {"attn_mask": mask, "key_padding_mask": padding, **ask}
-        ours, theirs = (model.get_submodule("mha")(queries, keys, values, **asked) for model in (new, net))
+            continue  # torch requires both to have one type
+        arguments = {"attn_mask": mask, "key_padding_mask": padding, **settings}
+        ours, theirs = (model.get_submodule("mha")(queries, keys, values, **arguments) for model in (new, net))
         close(ours[0], theirs[0])
         if weights is None:
             assert ours[1] is None
@@ -218,7 +220,7 @@ def test_masks_and_weights_are_those_of_torch(*, weights: bool | None, first: bo
             close(ours[1], theirs[1])
 
 
-def test_one_sequence_without_a_batch_is_taken() -> None:
+def test_one_sequence_without_a_batch_is_accepted() -> None:
     net = attention(batch_first=True)
     new = unfuse_attention(net, torch.randn(2, TOKENS, 4))
     x, padding = torch.randn(TOKENS, WIDTH), torch.arange(TOKENS) > 3
@@ -227,15 +229,15 @@ def test_one_sequence_without_a_batch_is_taken() -> None:
     close(ours[1], theirs[1])
 
 
-def test_the_hint_of_causality_comes_with_a_mask() -> None:
+def test_the_causal_hint_needs_a_mask() -> None:
     new = unfuse_attention(attention(batch_first=True), torch.randn(2, TOKENS, 4)).get_submodule("mha")
     x, mask = torch.randn(1, TOKENS, WIDTH), nn.Transformer.generate_square_subsequent_mask(TOKENS)
     close(new(x, x, x, attn_mask=mask, is_causal=True)[0], new(x, x, x, attn_mask=mask)[0])
-    with pytest.raises(ValueError, match=r"is_causal says what attn_mask is, but there is no attn_mask: give both"):
+    with pytest.raises(ValueError, match=r"is_causal describes attn_mask, but attn_mask is missing; pass both"):
         new(x, x, x, is_causal=True)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_is_applied_in_training_only() -> None:
     new = unfuse_attention(attention(batch_first=True, dropout=0.5), torch.randn(2, TOKENS, 4))
     x = torch.randn(2, TOKENS, 4)
     assert torch.equal(new(x), new(x))
@@ -243,7 +245,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(new(x), new(x))
 
 
-def test_a_decoder_that_looks_at_an_encoder_is_opened_as_a_whole() -> None:
+def test_a_decoder_with_cross_attention_is_unfused_completely() -> None:
     class Translate(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -265,7 +267,7 @@ def test_a_decoder_that_looks_at_an_encoder_is_opened_as_a_whole() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_an_encoder_that_leaves_padding_out_by_nested_tensors_is_opened() -> None:
+def test_an_encoder_that_skips_padding_with_nested_tensors_is_unfused() -> None:
     class Padded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -273,8 +275,8 @@ def test_an_encoder_that_leaves_padding_out_by_nested_tensors_is_opened() -> Non
             self.encoder = nn.TransformerEncoder(layer, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            there = x[..., 0] != 0
-            out: Tensor = self.encoder(x, src_key_padding_mask=~there) * there[..., None]
+            valid = x[..., 0] != 0
+            out: Tensor = self.encoder(x, src_key_padding_mask=~valid) * valid[..., None]
             return out
 
     torch.manual_seed(0)
@@ -294,12 +296,12 @@ def test_frozen_weights_stay_frozen() -> None:
     assert [p.requires_grad for p in (mha.q_proj.weight, mha.v_proj.weight, mha.v_proj.bias)] == [False, False, True]
 
 
-def test_a_network_without_such_modules_comes_back_itself() -> None:
+def test_a_network_without_fused_attention_is_returned_itself() -> None:
     net = nn.Sequential(nn.Linear(4, 3))
     assert unfuse_attention(net, torch.randn(2, 4)) is net
 
 
-def test_a_network_that_is_such_a_module_is_opened() -> None:
+def test_a_network_that_is_one_attention_module_is_unfused() -> None:
     window = swin(1).get_submodule("features.1.1.attn")
     x = torch.randn(2, 9, 7, 8)
     new = unfuse_attention(window, x)
@@ -307,7 +309,7 @@ def test_a_network_that_is_such_a_module_is_opened() -> None:
     close(new(x), window(x))
 
 
-def test_a_module_with_two_names_stays_one() -> None:
+def test_a_module_with_two_names_remains_one_module() -> None:
     net = attention(batch_first=True)
     net.again = net.mha
     new: Any = unfuse_attention(net, torch.randn(2, TOKENS, 4))
@@ -315,8 +317,8 @@ def test_a_module_with_two_names_stays_one() -> None:
     assert new.again is new.mha
 
 
-class Own(nn.MultiheadAttention):
-    """A user's class, whose forward may be another."""
+class CustomAttention(nn.MultiheadAttention):
+    """A user's class, whose forward may differ."""
 
 
 def shared(net: Custom) -> None:
@@ -329,11 +331,11 @@ def hooked(net: Custom) -> None:
 
 
 def derived(net: Custom) -> None:
-    net.mha = Own(WIDTH, HEADS).eval()
+    net.mha = CustomAttention(WIDTH, HEADS).eval()
 
 
 @pytest.mark.parametrize("change", [shared, hooked, derived])
-def test_what_might_mean_something_else_stays_and_is_named(change: Callable[[Custom], None]) -> None:
+def test_shared_hooked_and_derived_attention_is_kept_and_listed(change: Callable[[Custom], None]) -> None:
     net = attention()
     change(net)
     x = torch.randn(2, TOKENS, 4)
@@ -342,12 +344,12 @@ def test_what_might_mean_something_else_stays_and_is_named(change: Callable[[Cus
 
 
 @pytest.mark.parametrize("setting", ["add_bias_kv", "add_zero_attn"])
-def test_settings_without_a_counterpart_stay_closed(setting: str) -> None:
+def test_attention_with_unsupported_settings_is_kept(setting: str) -> None:
     net = attention(**{setting: True})
     assert unfuse_attention(net, torch.randn(2, TOKENS, 4)) is net
 
 
-def test_only_what_is_read_from_outside_stays_closed() -> None:
+def test_only_the_module_whose_weights_are_read_from_outside_is_kept() -> None:
     net = attention(batch_first=True)
     plain = net.way
     net.aside = nn.MultiheadAttention(WIDTH, HEADS).eval()
@@ -357,12 +359,12 @@ def test_only_what_is_read_from_outside_stays_closed() -> None:
     assert type(new.aside) is nn.MultiheadAttention
 
 
-def test_a_network_that_does_not_take_the_example_is_left_to_the_trace() -> None:
+def test_a_network_that_fails_on_the_example_is_returned_itself() -> None:
     net = attention()
     assert unfuse_attention(net, torch.randn(2, TOKENS, 5)) is net
 
 
-def test_queries_and_keys_that_no_weight_reads_have_an_order_by_every_criterion() -> None:
+def test_every_criterion_orders_queries_and_keys() -> None:
     x = torch.randn(4, TOKENS, 4)
     net = attention(batch_first=True)
     group = trace(unfuse_attention(net, x), x).group("mha.q_proj")

@@ -1,4 +1,4 @@
-"""Networks as people write them, one a difficulty: what a user brings, small enough to be compressed in a second."""
+"""Networks as users write them, each with one difficulty, small enough to be compressed in a second."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ CLASSES = 5
 
 
 class UserNet(nn.Module):
-    """A network that says what it takes: the shape of one input, whose numbers are tokens where it has a vocabulary."""
+    """A network with the shape of one input; the input consists of tokens if there is a vocabulary."""
 
     shape: ClassVar[tuple[int, ...]] = (3, 12, 12)
     vocabulary: ClassVar[int] = 0
 
 
-def unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """Return convolution, BatchNorm and a ReLU in place, as most people write it."""
+def conv_block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """Return a convolution, a BatchNorm and an in-place ReLU, as most people write it."""
     convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class Classic(UserNet):
-    """Units in a row, dropout, and a flattened head."""
+    """A sequence of blocks, dropout, and a flattened head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(unit(3, 16), nn.MaxPool2d(2), unit(16, 32), nn.MaxPool2d(2))
+        self.features = nn.Sequential(conv_block(3, 16), nn.MaxPool2d(2), conv_block(16, 32), nn.MaxPool2d(2))
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(32 * 9, 32), nn.ReLU(), nn.Linear(32, 5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ class Classic(UserNet):
 
 
 class Reused(UserNet):
-    """One block that is called twice, and one that has two names."""
+    """A block that is called twice, and a block with two names."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = unit(3, 16)
+        self.stem = conv_block(3, 16)
         self.block = nn.Sequential(nn.Conv2d(16, 32, 1), nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1))
         self.named = self.called = nn.Sequential(nn.Conv2d(16, 24, 1), nn.ReLU(), nn.Conv2d(24, 16, 3, padding=1))
         self.head = nn.Linear(16, CLASSES)
@@ -57,7 +57,7 @@ class Reused(UserNet):
 
 
 class ByHand(UserNet):
-    """Parameters of its own that are given to functions, between modules."""
+    """Bare parameters that are passed to functions, between modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,11 +78,11 @@ Outputs = namedtuple("Outputs", ("logits", "aux_logits"))  # noqa: PYI024 - as t
 
 
 class Auxiliary(UserNet):
-    """A head that only training sees; the output is a named tuple then."""
+    """A head that runs only in training; the output is a named tuple then."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = unit(3, 16), unit(16, 24)
+        self.first, self.second = conv_block(3, 16), conv_block(16, 24)
         self.side = nn.Sequential(nn.Conv2d(16, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.side_head = nn.Linear(8, CLASSES)
         self.head = nn.Linear(24, CLASSES)
@@ -94,23 +94,23 @@ class Auxiliary(UserNet):
 
 
 class DeepSupervision(UserNet):
-    """Two heads; training wants both, in a dictionary."""
+    """Two heads; in training both are returned, in a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.ModuleDict({"low": unit(3, 16), "high": unit(16, 24, stride=2)})
+        self.stages = nn.ModuleDict({"low": conv_block(3, 16), "high": conv_block(16, 24, stride=2)})
         self.heads = nn.ModuleDict({"low": nn.Linear(16, CLASSES), "high": nn.Linear(24, CLASSES)})
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
-        answers = {}
+        outputs = {}
         for name, stage in self.stages.items():
             x = stage(x)
-            answers[name] = self.heads[name](x.mean((2, 3)))
-        return answers if self.training else answers["high"]
+            outputs[name] = self.heads[name](x.mean((2, 3)))
+        return outputs if self.training else outputs["high"]
 
 
 class TiedWeights(UserNet):
-    """Two linear layers that hold one parameter, between others."""
+    """Two linear layers that share one weight, between others."""
 
     shape = (24,)
 
@@ -140,11 +140,11 @@ class Gated(UserNet):
 
 
 class Shuffled(UserNet):
-    """ShuffleNet's unit: half of the channels pass, half are worked on, then both are shuffled by hand."""
+    """ShuffleNet's unit: half of the channels pass unchanged, half are transformed, then a reshape shuffles both."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = unit(3, 32)
+        self.stem = conv_block(3, 32)
         self.branches = nn.ModuleList(
             nn.Sequential(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1, groups=16),
                           nn.BatchNorm2d(16), nn.Conv2d(16, 16, 1), nn.ReLU()) for _ in range(2)
@@ -162,11 +162,11 @@ class Shuffled(UserNet):
 
 
 class ZeroShortcut(UserNet):
-    """The shortcut of He et al. 2015 without parameters: strided pixels, and channels of zeros."""
+    """The parameter-free shortcut of He et al. 2015: strided pixels, padded with channels of zeros."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = unit(3, 16)
+        self.stem = conv_block(3, 16)
         self.conv1, self.bn1 = nn.Conv2d(16, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32)
         self.conv2, self.bn2 = nn.Conv2d(32, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32)
         self.head = nn.Linear(32, CLASSES)
@@ -193,7 +193,7 @@ class Mobile(UserNet):
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        print("forward of", tuple(x.shape))  # noqa: T201 - as left behind by its author
+        print("forward of", tuple(x.shape))  # noqa: T201 - as its author left it
         x = self.stem(x)
         y = self.depthwise(self.expand(x))
         b, c, _, _ = y.size()
@@ -235,7 +235,7 @@ class VisionTransformer(UserNet):
 
 
 class ChannelsLast(UserNet):
-    """ConvNeXt's block: depthwise, LayerNorm and linear layers with the channels at the end, a scale a channel."""
+    """ConvNeXt's block: depthwise, LayerNorm and linear layers with channels last, and a scale for each channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class ChannelsLast(UserNet):
 
 
 class OtherNorms(UserNet):
-    """GroupNorm, InstanceNorm with weights, PReLU with a slope a channel, and a concatenated ReLU."""
+    """GroupNorm, InstanceNorm with weights, PReLU with a slope for each channel, and a concatenated ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ class OtherNorms(UserNet):
 
 
 class Autoencoder(UserNet):
-    """Strided convolutions down, transposed ones and a pixel shuffle up; the output is an image."""
+    """Strided convolutions, then transposed ones and a pixel shuffle; the output is an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,14 +283,14 @@ class Autoencoder(UserNet):
 
 
 class UNet(UserNet):
-    """Skips by concatenation, upsampled to whatever size the other side has; a map of classes comes out."""
+    """Skip connections by concatenation, upsampled to the size of the other side; the output is a map of classes."""
 
     shape = (3, 10, 14)
 
     def __init__(self) -> None:
         super().__init__()
-        self.down = nn.ModuleList([unit(3, 8), unit(8, 16), unit(16, 24)])
-        self.up = nn.ModuleList([unit(24 + 16, 16), unit(16 + 8, 8)])
+        self.down = nn.ModuleList([conv_block(3, 8), conv_block(8, 16), conv_block(16, 24)])
+        self.up = nn.ModuleList([conv_block(24 + 16, 16), conv_block(16 + 8, 8)])
         self.head = nn.Conv2d(8, CLASSES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ class UNet(UserNet):
 
 
 class DenselyConnected(UserNet):
-    """Every layer reads all before it, through BatchNorms that come first."""
+    """Every layer reads all earlier ones, through a BatchNorm that precedes it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ class Clip(UserNet):
 
 
 class Paddings(UserNet):
-    """Every way of padding, and dilated kernels whose maps are added up."""
+    """All padding modes, and dilated kernels whose outputs are added."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -385,18 +385,18 @@ class Einsum(UserNet):
         super().__init__()
         self.embed, self.norm = nn.Linear(24, 32), nn.LayerNorm(32)
         self.tokens = nn.Sequential(nn.Linear(9, 16), nn.GELU(), nn.Linear(16, 9))
-        self.ask, self.hold, self.tell = nn.Linear(32, 16), nn.Linear(32, 16), nn.Linear(32, 32)
+        self.query, self.key, self.value = nn.Linear(32, 16), nn.Linear(32, 16), nn.Linear(32, 32)
         self.head = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.embed(x))
         x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
-        weights = torch.einsum("bnc,bmc->bnm", self.ask(x), self.hold(x)).softmax(-1)
-        return self.head(torch.einsum("bnm,bmc->bnc", weights, self.tell(x)).mean(1))  # type: ignore[no-any-return]
+        weights = torch.einsum("bnc,bmc->bnm", self.query(x), self.key(x)).softmax(-1)
+        return self.head(torch.einsum("bnm,bmc->bnc", weights, self.value(x)).mean(1))  # type: ignore[no-any-return]
 
 
 class Reparametrized(UserNet):
-    """Weights that are computed before every forward, between plain ones."""
+    """Weights that are computed in every forward pass, between plain ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -429,7 +429,7 @@ class Recurrent(UserNet):
 
 
 class Text(UserNet):
-    """Tokens and learned positions; convolutions of three lengths side by side, as Kim 2014."""
+    """Tokens and learned positions; parallel convolutions of three lengths, as Kim 2014."""
 
     shape = (12,)
     vocabulary = 40
@@ -466,13 +466,13 @@ class TorchTransformer(UserNet):
 
 
 class FlowControl(UserNet):
-    """Branches on shapes, a loop over what is in a list, windows that are moved into the batch."""
+    """Conditions on shapes, a loop over a list of modules, windows that are moved into the batch."""
 
     shape = (3, 8, 12)
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.convs = unit(3, 16), nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))
+        self.stem, self.convs = conv_block(3, 16), nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))
         self.inside, self.head = nn.Linear(16, 16), nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -489,7 +489,7 @@ class FlowControl(UserNet):
         return self.head(windows.reshape(b, -1, c).mean(1))  # type: ignore[no-any-return]
 
 
-NETS: tuple[type[UserNet], ...] = (
+NETWORKS: tuple[type[UserNet], ...] = (
     Classic, Reused, ByHand, Auxiliary, DeepSupervision, TiedWeights, Gated, Shuffled, ZeroShortcut, Mobile,
     VisionTransformer, ChannelsLast, OtherNorms, Autoencoder, UNet, DenselyConnected, Waveform, Clip, Paddings, Einsum,
     Reparametrized, Recurrent, Text, TorchTransformer, FlowControl,
@@ -497,7 +497,7 @@ NETS: tuple[type[UserNet], ...] = (
 
 
 def examples(net: type[UserNet], count: int = 16) -> Tensor:
-    """Return inputs of a network, always the same."""
+    """Return inputs of a network from a fixed seed."""
     generator = torch.Generator().manual_seed(2)
     if net.vocabulary:
         return torch.randint(net.vocabulary, (count, *net.shape), generator=generator)

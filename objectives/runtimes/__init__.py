@@ -1,22 +1,35 @@
-"""Runtimes: what stores a finished model in a file, and executes that file."""
+"""Runtimes, which store a finished model in a file and execute the file."""
 
 from objectives.runtimes.executorch.runtime import ExecuTorch
 from objectives.runtimes.litert.runtime import LiteRt
 from objectives.runtimes.onnx.runtime import OnnxRuntime
 from objectives.runtimes.runtime import ExportError, Precision, Runtime
 
-RUNTIMES: dict[str, type[Runtime]] = {"onnx": OnnxRuntime, "litert": LiteRt, "executorch": ExecuTorch}
+RUNTIMES: dict[str, type[Runtime]] = {
+    "onnx": OnnxRuntime,
+    "litert": LiteRt,
+    "executorch": ExecuTorch,
+}
 
-__all__ = ["RUNTIMES", "ExecuTorch", "ExportError", "LiteRt", "OnnxRuntime", "Precision", "Runtime", "named"]
+__all__ = [
+    "RUNTIMES",
+    "ExecuTorch",
+    "ExportError",
+    "LiteRt",
+    "OnnxRuntime",
+    "Precision",
+    "Runtime",
+    "named",
+]
 
 
 def named(name: str) -> Runtime:
-    """Return the runtime of a name, with one thread.
+    """Return the runtime with this name, with one thread.
 
     Raises
     ------
     ValueError
-        If there is none; the names are listed.
+        If there is no such runtime; the message lists the names.
     """
     if name not in RUNTIMES:
         raise ValueError(f"there is no runtime {name!r}; the names are {', '.join(RUNTIMES)}")

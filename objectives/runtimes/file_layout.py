@@ -1,4 +1,4 @@
-"""What the file of a runtime spends on each layer, so that its size can be told before there is one."""
+"""The bytes that the file of a runtime spends on each layer, from which the size of a file is predicted."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """Bytes beside the numbers that a file stores, read off exported files, and the widths in which it stores them.
+    """Bytes of a file in addition to the weights themselves, and the bit widths in which it stores weights.
+
+    The values are read off exported files.
 
     Parameters
     ----------
     graph
-        Of a file without layers.
+        Bytes of a file without layers.
     convolution, linear
-        Of a layer, with an activation behind it, of which there is about one a layer.
+        Bytes of a layer, including one activation after it: there is about one activation a layer.
     factor, linear_factor
-        What a convolution and a linear layer take less that are a factor of one, and not its last: no activation is
-        behind them; and
+        Bytes saved by a convolution and by a linear layer that is a factor of a decomposed layer, but not its last
+        factor: no activation follows it.
     grouped_factor
-        such a convolution of several groups less than one of one.
+        Bytes that such a convolution saves in addition if it has several groups.
     padded, strided, grouped
-        What such a convolution takes more, and
+        Bytes added to a convolution that has padding, a stride, or several groups.
     apart
-        one that is both padded and strided.
+        Bytes added to a convolution that has both padding and a stride.
     sum
-        Of a sum of branches.
+        Bytes of a sum of branches.
     floating, integer
-        What an integer weight takes more where its layer computes in floating point, and where with integers.
+        Bytes added by an integer weight if its layer computes in floating point, and if it computes with integers.
     floating_scale, integer_scale
-        The same for each of its output channels.
+        Bytes added by each output channel of such a weight.
     floating_bits, integer_bits
-        The widths in which it is stored, ascending; a wider one takes 32.
+        Bit widths in which such a weight can be stored, ascending; a weight that needs more takes 32 bits.
     codebook
-        What a weight of indices and its table take more; None where it is stored as the numbers that it stands for.
+        Bytes added by a weight of indices and its table; None if the file stores the numbers that the indices denote.
     zeros
-        What integer weights take more for each of their output channels, once for all weights of as many channels.
+        Bytes added by each output channel of integer weights, once for all weights with the same number of channels.
     mixed, ends
-        What changing between integers and floating point takes from one layer to the next, and at the inputs or the
-        answers.
+        Bytes of a conversion between integers and floating point, between two layers, and at the input or the output.
     inputs, clip
-        What rounding a layer's inputs takes more, and what at less than 8 bits, whatever its weight is.
+        Bytes added by rounding the inputs of a layer, and by rounding them to less than 8 bits, for any weight.
     """
 
     graph: float
@@ -70,9 +71,9 @@ class FileLayout:
     clip: float = 0
 
 
-def joined(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Return integers of a byte at so many bits each, the first of a byte in its lowest bits."""
-    each = 8 // bits
-    rows = np.pad(codes.reshape(-1).view(np.uint8) & (2**bits - 1), (0, -codes.size % each)).reshape(-1, each)
-    joined: np.ndarray = np.bitwise_or.reduce(rows << (np.arange(each) * bits), axis=1).astype(np.uint8)
-    return joined
+def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Pack 8-bit integers to 2, 4 or 8 bits each; the first integer of a byte takes its lowest bits."""
+    per_byte = 8 // bits
+    rows = np.pad(codes.reshape(-1).view(np.uint8) & (2**bits - 1), (0, -codes.size % per_byte)).reshape(-1, per_byte)
+    packed: np.ndarray = np.bitwise_or.reduce(rows << (np.arange(per_byte) * bits), axis=1).astype(np.uint8)
+    return packed

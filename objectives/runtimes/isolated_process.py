@@ -1,7 +1,7 @@
-"""A file in a process of its own, which knows nothing of how the file came about, nor can take this one with it.
+"""Execution of a file in a separate process, which knows only the file, and whose crash does not end this process.
 
-Started as `python -m objectives.runtimes.isolated_process`, it reads one line of JSON a request: what to execute, then
-inputs to answer or a file to be compared with. Tensors go through safetensors files in a folder that both know.
+`python -m objectives.runtimes.isolated_process` reads requests as lines of JSON: first the runtime and the file to
+load, then inputs to run or a second file to compare with. Tensors pass through safetensors files in a shared folder.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from objectives.runtimes.runtime import ExportError
-from objectives.runtimes.timing import BLOCK_MS, ROUNDS, LatencyRatio, compare
+from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from objectives.runtimes.runtime import Runtime
 
-HOME = str(Path(__file__).parents[2])  # of our packages; a user's modules may be called like them, and come last
-IN, OUT = "in.safetensors", "out.safetensors"
+PACKAGE_ROOT = str(Path(__file__).parents[2])  # the folder of our packages, which precede modules of the same name
+INPUT_FILE, OUTPUT_FILE = "in.safetensors", "out.safetensors"  # in the shared folder
 
 
 class IsolatedProcess:
-    """A file that another process has loaded, while the context lasts.
+    """A context manager that loads a file in another process; call it to run the file.
 
     Parameters
     ----------
     runtime
-        What executes it: a dataclass of numbers and words, in a module that can be imported.
+        The runtime that executes the file: a dataclass of JSON values, in a module that can be imported.
     path
-        The file.
+        The file to load.
 
     Raises
     ------
     ExportError
-        If that process ends before it has answered; its last line is shown.
+        If the process ends before it has answered; the message shows the last line of its error output.
     """
 
     def __init__(self, runtime: Runtime, path: Path) -> None:
@@ -53,18 +53,18 @@ class IsolatedProcess:
     def __enter__(self) -> Self:
         """Start the process and wait until it has loaded the file."""
         self._folder = tempfile.TemporaryDirectory()
-        self._said = (Path(self._folder.name) / "stderr").open("w+")
+        self._stderr = (Path(self._folder.name) / "stderr").open("w+")
         request = {
-            "runtime": _told(self.runtime), "folder": self._folder.name, "path": str(self.path.resolve()),
+            "runtime": _to_json(self.runtime), "folder": self._folder.name, "path": str(self.path.resolve()),
             "modules": sys.path,
         }  # fmt: skip
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "objectives.runtimes.isolated_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
-            env=os.environ | {"PYTHONPATH": HOME},
+            env=os.environ | {"PYTHONPATH": PACKAGE_ROOT},
         )
         try:
             self._ask(request)
@@ -77,20 +77,20 @@ class IsolatedProcess:
         """End the process."""
         self._process.kill()
         self._process.communicate()
-        self._said.close()
+        self._stderr.close()
         self._folder.cleanup()
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return what the file answers to a batch."""
-        save_file({"x": inputs.detach().cpu().contiguous()}, Path(self._folder.name) / IN)
+        """Return the output of the file for a batch of inputs."""
+        save_file({"x": inputs.detach().cpu().contiguous()}, Path(self._folder.name) / INPUT_FILE)
         self._ask({})
-        return load_file(Path(self._folder.name) / OUT)["y"]
+        return load_file(Path(self._folder.name) / OUTPUT_FILE)["y"]
 
     def compare(
-        self, reference: Path, example: Tensor, rounds: int = ROUNDS, block_ms: float = BLOCK_MS
+        self, reference: Path, example: Tensor, rounds: int = TIMING_ROUNDS, block_ms: float = BLOCK_MS
     ) -> LatencyRatio:
-        """Compare its time with that of another file; see `objectives.latency.compare`."""
-        save_file({"x": example.detach().cpu().contiguous()}, Path(self._folder.name) / IN)
+        """Time the file against another file; see `objectives.runtimes.timing.compare`."""
+        save_file({"x": example.detach().cpu().contiguous()}, Path(self._folder.name) / INPUT_FILE)
         return LatencyRatio(
             **self._ask({"reference": str(reference.resolve()), "rounds": rounds, "block_ms": block_ms})
         )
@@ -106,50 +106,51 @@ class IsolatedProcess:
             answer = ""
         if not answer:
             self._process.wait()
-            self._said.seek(0)
-            last = (self._said.read().strip().splitlines() or [f"exit code {self._process.returncode}"])[-1]
+            self._stderr.seek(0)
+            last = (self._stderr.read().strip().splitlines() or [f"exit code {self._process.returncode}"])[-1]
             raise ExportError(f"the process that executed {self.path.name} with {self.runtime.name} ended: {last}")
         return json.loads(answer)  # type: ignore[no-any-return]
 
 
-def _told(value: Any) -> Any:  # noqa: ANN401 - of whatever a runtime is made of
-    """Return a dataclass of numbers, words and such as itself in the terms of JSON."""
+def _to_json(value: Any) -> Any:  # noqa: ANN401 - any field of a runtime
+    """Return a dataclass of JSON values, which may be nested, as JSON; return any other value as it is."""
     if not dataclasses.is_dataclass(value):
         return value
-    fields = {field.name: _told(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+    fields = {field.name: _to_json(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
     return {"module": type(value).__module__, "kind": type(value).__qualname__, "fields": fields}
 
 
-def _made(told: Any) -> Any:  # noqa: ANN401
-    if not isinstance(told, dict):
-        return told
-    kind = getattr(importlib.import_module(told["module"]), told["kind"])
-    return kind(**{name: _made(value) for name, value in told["fields"].items()})
+def _from_json(value: Any) -> Any:  # noqa: ANN401 - any field of a runtime
+    """Return the value that `_to_json` has converted."""
+    if not isinstance(value, dict):
+        return value
+    kind = getattr(importlib.import_module(value["module"]), value["kind"])
+    return kind(**{name: _from_json(field) for name, field in value["fields"].items()})
 
 
 def main() -> None:
-    """Serve the requests of `IsolatedProcess` until there are no more."""
+    """Serve the requests of `IsolatedProcess` until its pipe is closed."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what runtimes print is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what runtimes print must not be read as an answer
     torch.set_num_threads(1)
     first = json.loads(sys.stdin.readline())
     sys.path += [path for path in first["modules"] if path not in sys.path]
-    runtime, folder = _made(first["runtime"]), Path(first["folder"])
+    runtime, folder = _from_json(first["runtime"]), Path(first["folder"])
     run = runtime.load(Path(first["path"]))
-    said: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     while True:
-        answers.write(json.dumps(said) + "\n")
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
         line = sys.stdin.readline()
         if not line:
             return
-        request, inputs = json.loads(line), load_file(folder / IN)["x"]
-        said = {}
+        request, inputs = json.loads(line), load_file(folder / INPUT_FILE)["x"]
+        answer = {}
         if request:
-            other = runtime.load(Path(request.pop("reference")))
-            said = dataclasses.asdict(compare(run, other, inputs, threads=runtime.threads, **request))
+            reference = runtime.load(Path(request.pop("reference")))
+            answer = dataclasses.asdict(compare(run, reference, inputs, threads=runtime.threads, **request))
         else:
-            save_file({"y": run(inputs).contiguous()}, folder / OUT)
+            save_file({"y": run(inputs).contiguous()}, folder / OUTPUT_FILE)
 
 
 if __name__ == "__main__":

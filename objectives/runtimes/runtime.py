@@ -1,4 +1,4 @@
-"""What executes an exported file, as the objectives see it."""
+"""The protocol of a runtime, which stores and executes models, and what all runtimes share."""
 
 from __future__ import annotations
 
@@ -25,62 +25,62 @@ if TYPE_CHECKING:
 
 
 class ExportError(ValueError):
-    """A model that a runtime cannot take; the text is one line that names the operator or the reason."""
+    """A model that a runtime cannot export; the text is one line that names the operator or the reason."""
 
 
 class Precision(NamedTuple):
-    """Widths that a layer may have, in bits; 32 is floating point."""
+    """Bits of the weight and of the input of a layer; 32 is floating point."""
 
     weights: int
     activations: int
 
 
 class Runtime(Protocol):
-    """Something that stores a finished model in a file, and executes that file.
+    """A runtime: it stores a finished model in a file and executes the file.
 
-    Members are read-only, so that a frozen dataclass is a runtime.
+    Members are read-only, so that a frozen dataclass can implement it.
     """
 
     @property
     def name(self) -> str:
-        """One lower-case word: its name in tables and on the command line."""
+        """The name in tables and on the command line, one lower-case word."""
         ...
 
     @property
     def suffix(self) -> str:
-        """The ending of its files, without the dot."""
+        """The file name extension, without the dot."""
         ...
 
     @property
     def threads(self) -> int:
-        """Threads of one inference."""
+        """Number of threads of one inference."""
         ...
 
     @property
     def channels(self) -> int:
-        """Multiple that widths should be of, in `PruneRatios(round_to=...)`: kernels compute so many side by side."""
+        """Number of channels that kernels compute in parallel; `PruneRatios(round_to=...)` rounds to its multiples."""
         ...
 
     @property
     def layout(self) -> FileLayout:
-        """What its files spend on layers, from which their size is told before there is one."""
+        """The bytes that its files spend on layers, from which `SizeBytes` predicts the size of a file."""
         ...
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
-        """Return the widths that a layer gains by: its weight is packed so, and it computes so.
+        """Return the precisions that a layer gains from: its weight is stored, and it computes, at these widths.
 
         Parameters
         ----------
         kind
-            Its class, such as `Conv2d` or `Linear`.
+            Class of the layer, such as `Conv2d` or `Linear`.
         groups
-            Of a convolution; 1 for other layers.
+            Groups of a convolution; 1 for other layers.
 
         Returns
         -------
         tuple of Precision
-            Floating point throughout is always possible and not listed. Other widths are exported too, but what a
-            file would only pretend to is stored as what it is: wider codes or floating point.
+            Floating point for weight and input is always possible and not listed. Other precisions can be exported
+            too, but are stored at the next one that the runtime has: wider codes or floating point.
         """
         ...
 
@@ -91,16 +91,15 @@ class Runtime(Protocol):
         ----------
         model
             A finished model in eval mode; it is not changed.
-        example
-            A batch of inputs. Kernels that take and give integers round what the model does not; those ranges are
-            read off this batch, the calibration inputs as a rule.
+            A batch of inputs, usually the calibration inputs. Integer kernels also round tensors that the model does
+            not round; the ranges for that are measured on this batch.
         path
             The file to write; its folder must exist.
 
         Raises
         ------
         ExportError
-            If the model has no form in this runtime.
+            If the runtime cannot represent the model.
         """
         ...
 
@@ -109,13 +108,20 @@ class Runtime(Protocol):
         ...
 
 
-def extra(name: str, module: str) -> ModuleType:
-    """Import a module of an extra, or one of ours that needs it.
+def import_extra(name: str, module: str) -> ModuleType:
+    """Import a module of an optional dependency, or one of this project that needs it.
+
+    Parameters
+    ----------
+    name
+        The extra of this package that installs it.
+    module
+        The full name of the module.
 
     Raises
     ------
     ImportError
-        If the extra is not installed, with the command that does it.
+        If the extra is not installed; the message contains the command that installs it.
     """
     try:
         with silence():
@@ -126,21 +132,21 @@ def extra(name: str, module: str) -> ModuleType:
         ) from error
 
 
-def executable(runtime: Runtime, model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a function that executes a finished model from a file of its own, which is gone afterwards."""
+def export_and_load(runtime: Runtime, model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """Export a finished model to a temporary file, and return a function that executes the loaded file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model.{runtime.suffix}"
         runtime.export(model, inputs.to(device_of(model)), path)
         return runtime.load(path)
 
 
-def has_one_output(model: nn.Module, outputs: int) -> None:
+def require_one_output(model: nn.Module, outputs: int) -> None:
     """Check that a model returns one tensor.
 
     Raises
     ------
     ExportError
-        If not.
+        If the number of outputs is not 1.
     """
     if outputs != 1:
         raise ExportError(
@@ -148,13 +154,13 @@ def has_one_output(model: nn.Module, outputs: int) -> None:
         )
 
 
-def in_evaluation(model: nn.Module) -> None:
+def require_eval_mode(model: nn.Module) -> None:
     """Check that a model is in evaluation mode.
 
     Raises
     ------
     ExportError
-        If not: dropout and BatchNorm would be exported as they train.
+        If it is not: dropout and BatchNorm would be exported in training mode.
     """
     if model.training:
         raise ExportError(
@@ -162,8 +168,8 @@ def in_evaluation(model: nn.Module) -> None:
         )
 
 
-def refused(model: nn.Module, form: str, error: BaseException) -> ExportError:
-    """Return one line about ``error``: the text of its first cause, which names the operator or the line."""
+def export_error(model: nn.Module, form: str, error: BaseException) -> ExportError:
+    """Return an error of one line with the text of the first cause of ``error``, which names the operator."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).strip().partition("\n")[0].split())
@@ -174,18 +180,18 @@ def refused(model: nn.Module, form: str, error: BaseException) -> ExportError:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep what exporters and runtimes print, warn and log to themselves; their errors are raised again.
+    """Suppress all that exporters and runtimes print, warn and log; exceptions pass.
 
-    Some of it is written by compiled code, so the descriptors of the process are turned away meanwhile.
+    Compiled code writes to the file descriptors directly, so these are redirected too.
     """
     before = logging.root.manager.disable
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    saved = [(number, os.dup(number)) for number in (1, 2)]
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        for number, _ in kept:
-            os.dup2(nowhere, number)
+        for number, _ in saved:
+            os.dup2(null, number)
         logging.disable(logging.CRITICAL)
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -194,7 +200,7 @@ def silence() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         logging.disable(before)
-        for number, copy in kept:
+        for number, copy in saved:
             os.dup2(copy, number)
             os.close(copy)
-        os.close(nowhere)
+        os.close(null)

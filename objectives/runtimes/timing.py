@@ -1,4 +1,4 @@
-"""Time two loaded files in turns, block by block."""
+"""Paired timing of two loaded files: in turns, block by block."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     Run = Callable[[Tensor], Tensor]
 
 
-# Beyond these, other work on the machine has been in the way: half the interval over the ratio, wall over CPU time.
-_NOISY_INTERVAL = 0.05
-_NOISY_WALL = 1.25
-_NORMAL_95 = 1.96
-ROUNDS, BLOCK_MS = 40, 4.0
+# Limits beyond which other work has disturbed the measurement (chosen); both are ratios without a unit:
+_NOISY_INTERVAL = 0.05  # half the width of the 95% interval, over the ratio
+_NOISY_WALL = 1.25  # wall-clock time over CPU time
+_NORMAL_95 = 1.96  # standard deviations: 95% of a normal distribution lie within them
+TIMING_ROUNDS = 40  # blocks timed of each file: the error of the median is about 3% (measured)
+BLOCK_MS = 4.0  # least CPU time of a block, in milliseconds (chosen)
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyRatio:
-    """What comparing two files has shown.
+    """The result of timing a candidate against a reference.
 
     Parameters
     ----------
     ratio
-        Time of the candidate over that of the reference, median over rounds, of CPU time.
+        CPU time of the candidate over that of the reference, the median over rounds.
     low, high
         95% interval of that median, from the order statistics of the rounds.
     wall_ms, cpu_ms, reference_cpu_ms
-        Milliseconds a batch, medians over rounds: of the candidate by the clock and by the CPU, of the reference by
-        the CPU.
+        Milliseconds a batch, medians over rounds: wall-clock and CPU time of the candidate, CPU time of the reference.
     threads, batch, rounds
         Threads of the runtime, examples in a batch, blocks timed of each file.
     noisy
-        Whether the interval is wider than 5% to a side, or the clock saw a quarter more than the CPU: repeat it on a
-        quiet machine.
+        Whether the interval is wider than 5% to a side, or wall-clock time exceeds CPU time by a quarter: repeat the
+        measurement on a quiet machine.
     """
 
     ratio: float
@@ -56,26 +56,31 @@ class LatencyRatio:
 
 
 def compare(
-    candidate: Run, reference: Run, batch: Tensor, rounds: int = ROUNDS, block_ms: float = BLOCK_MS, threads: int = 1
+    candidate: Run,
+    reference: Run,
+    batch: Tensor,
+    rounds: int = TIMING_ROUNDS,
+    block_ms: float = BLOCK_MS,
+    threads: int = 1,
 ) -> LatencyRatio:
     """Time two loaded files in turns, block by block.
 
     Parameters
     ----------
     candidate, reference
-        What a runtime's `load` returned.
+        Functions that `Runtime.load` returned.
     batch
-        What they are given, shape (B, ...), on the CPU.
+        Inputs of both, shape (B, ...), on the CPU.
     rounds, block_ms
         See `Latency`.
     threads
-        Of the runtime, for the record.
+        Threads of the runtime; only recorded in the result.
     """
     runs = (candidate, reference)
     calls = [_calls_in_block(run, batch, block_ms) for run in runs]
     pairs = [[(0.0, 0.0), (0.0, 0.0)] for _ in range(rounds)]
     for index, pair in enumerate(pairs):
-        for side in (0, 1) if index % 2 else (1, 0):  # whoever comes second meets the caches of the first
+        for side in (0, 1) if index % 2 else (1, 0):  # alternate: the second finds the caches of the first
             pair[side] = _time_block(runs[side], batch, calls[side])
     ratios = sorted(candidate_cpu / reference_cpu for (candidate_cpu, _), (reference_cpu, _) in pairs)
     low, high = _median_interval(ratios)
@@ -96,7 +101,7 @@ def compare(
 
 
 def _calls_in_block(run: Run, batch: Tensor, block_ms: float) -> int:
-    """Warm up, and return how many calls fill a block."""
+    """Warm up, and return the number of calls that fill a block."""
     calls = 1
     run(batch)
     while True:
@@ -107,7 +112,7 @@ def _calls_in_block(run: Run, batch: Tensor, block_ms: float) -> int:
 
 
 def _time_block(run: Run, batch: Tensor, calls: int) -> tuple[float, float]:
-    """Return the CPU and the wall-clock milliseconds of one call, over ``calls`` of them."""
+    """Return the CPU and the wall-clock milliseconds of one call, averaged over ``calls``."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):
         run(batch)
@@ -116,7 +121,7 @@ def _time_block(run: Run, batch: Tensor, calls: int) -> tuple[float, float]:
 
 
 def _median_interval(ordered: list[float]) -> tuple[float, float]:
-    """Return the 95% interval of the median, by the binomial law of how many values lie below it."""
+    """Return the 95% interval of the median: the number of values below it is binomial, here approximately normal."""
     rank = int((len(ordered) - _NORMAL_95 * math.sqrt(len(ordered))) / 2)
     index = max(rank - 1, 0)
     return ordered[index], ordered[-1 - index]

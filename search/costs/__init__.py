@@ -1,1 +1,1 @@
-"""Costs of plans before anything is built: exact ones from shapes, latency from a model of measurements."""
+"""Costs of plans without building them: exact costs from shapes, latency from a model fitted on measurements."""

@@ -1,4 +1,4 @@
-"""The costs of plans before anything is built: exact ones from shapes, others from models of measurements."""
+"""The cost model: costs of plans without building them, exact from shapes or predicted by fitted models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from objectives.objective import Foreseeable
 from search.study.console import console
-from spaces.costs.architectures import Frame
+from spaces.costs.frame import Frame
 from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from spaces.costs.architectures import Architectures
     from spaces.plan import Step
 
-TOLERANCE = 5e-3  # relative; counts are exact, and the bytes of a file are a prediction anyway
+COST_TOLERANCE = 5e-3  # relative difference between formula and measurement; file sizes need it, counts are exact
 
 
 class Prediction(NamedTuple):
-    """The costs of one plan, by objective: those that shapes give exactly, and those that models predict."""
+    """The costs of one plan, by objective: exact costs from shapes, and costs predicted by models."""
 
     exact: dict[str, float]
     modelled: dict[str, float]
@@ -36,35 +36,35 @@ class Prediction(NamedTuple):
 class CostModel:
     """The costs of plans for one teacher.
 
-    Two functions change it, and both fit models of measured costs: `search.evaluation.profiling.fit_before_search`
-    before a study starts, and `refit` there between trials.
+    Two functions of `search.evaluation.profiling` change it by fitting models to measured costs: `fit_before_search`
+    before a study starts, and `refit` between trials.
 
     Parameters
     ----------
     anatomy
-        Of the teacher.
+        The teacher's anatomy.
     finished
-        The teacher as it would be shipped, on which the constant part of each cost is measured.
+        The finished form of the teacher, on which the constant part of each cost is measured.
     costs
-        The costs of the study; those that no formula gives are left out until a model is added for them.
+        The costs of the study; a cost without a formula is ignored until a model is added for it.
 
     Attributes
     ----------
     frame
         The teacher's layers as arrays.
     models
-        The models of costs that no formula gives, by objective.
+        The models of costs without a formula, by objective.
     trials_read
-        Numbers of the trials that the models are fitted to.
+        Numbers of the trials whose measurements were read.
     """
 
     def __init__(self, anatomy: Anatomy, finished: nn.Module, costs: Iterable[Objective]) -> None:
         self.frame = Frame(anatomy, finished)
-        untouched = architectures_of(self.frame, [None]).parts()
+        unchanged = architectures_of(self.frame, [None]).parts()
         self.models: dict[str, LatencyModel] = {}
         self.trials_read: set[int] = set()
         self._formulas: dict[str, tuple[CostFormula, float]] = {
-            objective.name: (objective, objective(finished) - float(objective.foreseen(untouched)[0]))
+            objective.name: (objective, objective(finished) - float(objective.foreseen(unchanged)[0]))
             for objective in costs
             if isinstance(objective, Foreseeable)
         }
@@ -72,7 +72,7 @@ class CostModel:
 
     @property
     def formulas(self) -> dict[str, tuple[CostFormula, float]]:
-        """What gives each cost, formulas and models, with the constant that is to be added."""
+        """The formula or model of each cost, with the constant that is added to its value."""
         return {**self._formulas, **{name: (model, 0.0) for name, model in self.models.items()}}
 
     def of(self, architectures: Architectures) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ class CostModel:
         return _costs(architectures, self.formulas)
 
     def exact(self, plans: Sequence[Plan]) -> dict[str, np.ndarray]:
-        """Return each cost that a formula gives, arrays of shape (plans,)."""
+        """Return each cost that has a formula, arrays of shape (plans,)."""
         return _costs(architectures_of(self.frame, plans), self._formulas) if self._formulas else {}
 
     def predict(self, plan: Plan) -> Prediction:
@@ -92,31 +92,31 @@ class CostModel:
         )
 
     def error(self, limit: Limit) -> float:
-        """Return by what share a cost may lie beyond its prediction, towards the bad side of a limit on it.
+        """Return the relative margin between a predicted cost and a limit on it, negative for a lower bound.
 
-        That is the median error of the model, one way or the other; 0 of a cost that a formula gives.
+        The margin is the median error of the cost's model; it is 0 for a cost that has a formula.
         """
         name = limit.objective.name
         error = self.models[name].error if name in self.models else 0.0
         return error if limit.at_least is None else -error
 
     def over_teacher(self, measured: Mapping[str, float]) -> dict[str, float]:
-        """Return the measured costs that have a model, over what the teacher costs in this process."""
+        """Return the measured costs that have a model, relative to the teacher's cost in this process."""
         return {name: measured[name] / model.teacher for name, model in self.models.items() if name in measured}
 
     def add_model(self, model: LatencyModel) -> None:
-        """Add the model of a cost that no formula gives."""
+        """Add the model of a cost without a formula."""
         self.models[model.name] = model
 
     def observe(self, plan: Plan, over_teacher: Mapping[str, float]) -> None:
-        """Fit the models to one more measured network; to each plan once.
+        """Refit the models with one more measured network; each plan is used once.
 
         Parameters
         ----------
         plan
-            What was built.
+            The plan of the measured network.
         over_teacher
-            As from `over_teacher`; what is not positive and finite is left out.
+            Its costs, as returned by `over_teacher`; values that are not positive and finite are ignored.
         """
         usable = {name: value for name, value in over_teacher.items() if name in self.models and 0 < value < math.inf}
         if usable and plan.steps not in self._modelled:
@@ -126,20 +126,20 @@ class CostModel:
                 self.models[name] = self.models[name].with_measurement(parts, value * self.models[name].teacher)
 
     def drop_formulas(self, names: Iterable[str]) -> None:
-        """Stop computing costs whose formula does not hold for this network."""
+        """Drop the formulas of these costs, because they disagree with measurements on this network."""
         for name in names:
             if self._formulas.pop(name, None) is not None:
                 console.print(
-                    f"{name} of this network cannot be computed exactly: it is measured on every plan instead"
+                    f"{name} of this network cannot be computed exactly, so it is measured on every plan instead"
                 )
 
 
 def inexact(predicted: Mapping[str, float], measured: Mapping[str, float]) -> list[str]:
-    """Return the names of the costs that were measured otherwise than their formula said."""
+    """Return the names of the costs whose measured value differs from the value by their formula."""
     return [
         name
         for name, value in predicted.items()
-        if name in measured and not math.isclose(value, measured[name], rel_tol=TOLERANCE)
+        if name in measured and not math.isclose(value, measured[name], rel_tol=COST_TOLERANCE)
     ]
 
 

@@ -1,1 +1,1 @@
-"""Evaluate one candidate: build it, predict its loss, reject it early or train it, measure it."""
+"""Evaluate one plan: predict its costs, reject it or build, train and measure its network."""

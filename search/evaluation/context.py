@@ -1,4 +1,4 @@
-"""What all trials of a study share."""
+"""The context: everything that all trials of a study share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from search.evaluation.proxy_loss import ProxyLoss
 from search.study.cpu_profile import BUILDING, MEASURING, TRAINING, CpuProfile
 from search.study.errors import UserError
 from search.training.fine_tuning import TeacherOutputs, fine_tune
-from search.training.learning_rate import LOWEST
+from search.training.learning_rate import MIN_RATE
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
@@ -31,53 +31,53 @@ if TYPE_CHECKING:
     from spaces import Plan, Recovery
     from spaces.plan import Step
 
-STEPS_TIMED = 10
+TIMED_STEPS = 10  # training steps whose time is averaged
 
 
 class Context:
-    """A study, its teacher, and what is computed of them once: outputs, proxy losses, models of costs.
+    """A study, its teacher, and what is computed once for all trials: teacher outputs, proxy loss, cost model.
 
     Parameters
     ----------
     spec
         The study.
     subject
-        Its teacher, ready to be compressed.
+        The study's teacher, ready to be compressed.
 
     Attributes
     ----------
     spec, subject
-        As given; neither changes.
+        The arguments; neither is changed.
     classes
-        How many classes the teacher tells apart, 0 where the labels are no classes.
+        Number of the teacher's classes, 0 if the labels are not classes.
     teacher
-        Its outputs for the training set.
+        The teacher's outputs for the training set.
     cpu_profile
-        Where the CPU time of this process goes.
+        The CPU time of this process by activity.
 
     Raises
     ------
     UserError
-        If the loss does not take the teacher's answers, or a label is out of range.
+        If the loss does not accept the teacher's outputs, or a label is out of range.
     """
 
     def __init__(self, spec: StudySpec, subject: Subject) -> None:
         self.spec = spec
         self.subject = subject
         with torch.no_grad():
-            answer = subject.model(subject.example[:2])
+            output = subject.model(subject.example[:2])
         train = spec.splits.train
-        self.classes = _classes(answer, classified=train.classified)
+        self.classes = _classes(output, classified=train.classified)
         check_labels("training", train, self.classes)
         check_labels("validation", spec.splits.validation, self.classes)
         self.teacher = TeacherOutputs(subject.model, train)
-        _check_loss(self.usual_recovery, answer, train.labels[:2].to(subject.device))
+        _check_loss(self.usual_recovery, output, train.labels[:2].to(subject.device))
         self.cpu_profile = CpuProfile()
         self._measured: dict[tuple[Step, ...], dict[str, float]] = {}  # costs, by the steps of a plan
 
     @functools.cached_property
     def usual_recovery(self) -> Recovery:
-        """The recovery that one would take without a search."""
+        """The default recovery, which is used without a search."""
         recovery = self.spec.space.recovery
         return recovery.suggest(FixedTrial(recovery.usual()))
 
@@ -88,32 +88,32 @@ class Context:
 
     @functools.cached_property
     def proxy_loss(self) -> ProxyLoss:
-        """How far a network is from the teacher before it is trained."""
+        """The proxy loss: the distance of an untrained network's outputs from the teacher's."""
         return ProxyLoss(self.subject.model, self.spec.splits.train, self.usual_recovery, self.spec.seed + 1)
 
     def plan(self, params: Mapping[str, Any]) -> Plan:
-        """Return the plan of a study's parameters, with the usual recovery where they name none."""
+        """Return the plan of a study's parameters, with the default recovery if they contain none."""
         space = self.spec.space
         return space.suggest(FixedTrial({**space.recovery.usual(), **params}), self.subject.anatomy)
 
     def build(self, plan: Plan) -> nn.Module:
-        """Return the network of a plan, not yet trained."""
+        """Return the untrained network of a plan."""
         with self.cpu_profile.charge(BUILDING):
             return self.subject.build(plan)
 
     def measure(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
-        """Measure a network that is not finished yet."""
+        """Measure objectives on the finished form of a network."""
         with self.cpu_profile.charge(MEASURING):
             finished = self.subject.finish(model)
             return {objective.name: objective(finished) for objective in objectives}
 
     def measure_costs(self, plan: Plan, model: nn.Module, costs: Iterable[Objective]) -> dict[str, float]:
-        """Measure what training does not change of the network of a plan, each cost once in this process."""
+        """Measure the costs of a plan's network, each once per process, because training does not change them."""
         known = self._measured.setdefault(plan.steps, {})
-        wanted = list(costs)
-        if missing := [cost for cost in wanted if cost.name not in known]:
+        requested = list(costs)
+        if missing := [cost for cost in requested if cost.name not in known]:
             known |= self.measure(model, missing)
-        return {cost.name: known[cost.name] for cost in wanted}
+        return {cost.name: known[cost.name] for cost in requested}
 
     def train(
         self, model: nn.Module, plan: Plan, recipe: Recipe, seed: int, progress: Callable[[float], None] | None = None
@@ -124,65 +124,79 @@ class Context:
             fine_tune(model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, *calls)
 
     def with_rate(self, recipe: Recipe, model: nn.Module, rate: Rate | None) -> Recipe:
-        """Return the recipe with a learning rate for a network: its own, or one that follows from a range test."""
+        """Return the recipe with a learning rate for a network: the recipe's own, or `rate` scaled to the network."""
         if recipe.learning_rate is not None or rate is None:
             return recipe
         return recipe.at_rate(rate.at(self.proxy_loss(model), recipe.steps(len(self.spec.splits.train))))
 
     def seconds_a_candidate(self, recipe: Recipe, plan: Plan) -> tuple[float, float]:
-        """Return the CPU seconds of a training step, and of building and measuring, both from one network."""
+        """Return the CPU seconds of one training step, and of building and measuring, timed on one plan's network."""
         train = self.spec.splits.train
-        one = replace(recipe.longer(1 / recipe.steps(len(train))), learning_rate=LOWEST)
+        one_step = replace(recipe.longer(1 / recipe.steps(len(train))), learning_rate=MIN_RATE)
         started = time.process_time()
         model = self.build(plan)
         values = self.measure(model, self.spec.measured)
-        besides = time.process_time() - started
+        other_seconds = time.process_time() - started
         self._measured.setdefault(plan.steps, {cost.name: values[cost.name] for cost in self.spec.costs})
         with self.cpu_profile.charge(TRAINING):
-            fine_tune(model, self.teacher, train, plan.recovery, one, 0)
+            fine_tune(model, self.teacher, train, plan.recovery, one_step, 0)
             started = time.process_time()
-            fine_tune(model, self.teacher, train, plan.recovery, one.longer(STEPS_TIMED), 0)
-        return (time.process_time() - started) / STEPS_TIMED, besides
+            fine_tune(model, self.teacher, train, plan.recovery, one_step.longer(TIMED_STEPS), 0)
+        return (time.process_time() - started) / TIMED_STEPS, other_seconds
 
 
-def _check_loss(recovery: Recovery, answer: Tensor, labels: Tensor) -> None:
-    """Compute the loss of the teacher's answer to two examples, where what does not fit shows itself."""
-    try:
-        recovery.loss(answer, answer, labels)
-    except Exception as error:
-        raise UserError(
-            f"the loss must take the teacher's outputs, of shape {tuple(answer.shape)}, and the labels, "
-            f"{labels.dtype} of shape {tuple(labels.shape)}, but: {first_line(error)}; class labels are int64 of "
-            "shape (N,)"
-        ) from error
-
-
-def _classes(answer: object, *, classified: bool) -> int:
-    """Return how many classes the teacher's answer tells apart, 0 where the labels are no classes."""
-    if not isinstance(answer, Tensor) or (classified and answer.dim() < 2):  # noqa: PLR2004
-        got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise UserError(
-            f"the teacher must return one tensor, of shape (B, classes, ...) for class labels, but got {got}; wrap it "
-            "so that it does"
-        )
-    return int(answer.shape[1]) if classified else 0
-
-
-def check_labels(name: str, examples: Examples, classes: int) -> None:
-    """Check that every label is one of the teacher's classes; 0 classes are a task without any.
+def _check_loss(recovery: Recovery, output: Tensor, labels: Tensor) -> None:
+    """Compute the loss of the teacher's outputs for two examples, to find out whether the loss accepts them.
 
     Raises
     ------
     UserError
-        If not, with the range and the way out.
+        If the loss fails.
+    """
+    try:
+        recovery.loss(output, output, labels)
+    except Exception as error:
+        raise UserError(
+            f"the loss must accept the teacher's outputs, of shape {tuple(output.shape)}, and the labels, "
+            f"{labels.dtype} of shape {tuple(labels.shape)}, but it failed: {first_line(error)}; class labels "
+            "are int64 of shape (N,)"
+        ) from error
+
+
+def _classes(output: object, *, classified: bool) -> int:
+    """Return the number of classes in the teacher's output, 0 if the labels are not classes.
+
+    Raises
+    ------
+    UserError
+        If the output is not one tensor, or has no dimension of classes.
+    """
+    if not isinstance(output, Tensor) or (classified and output.dim() < 2):  # noqa: PLR2004
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"the teacher must return one tensor, of shape (B, classes, ...) for class labels, but it returned {got}; "
+            "wrap it so that it does"
+        )
+    return int(output.shape[1]) if classified else 0
+
+
+def check_labels(name: str, examples: Examples, classes: int) -> None:
+    """Check that every label is one of the teacher's classes; with 0 classes nothing is checked.
+
+    Raises
+    ------
+    UserError
+        If a label is out of range; the message names the range and the remedy.
     """
     if not classes:
         return
     if not examples.classified:
-        raise UserError(f"the training labels are integers, but those of the {name} split are {examples.labels.dtype}")
+        raise UserError(
+            f"the training labels are integers, but the labels of the {name} split are {examples.labels.dtype}"
+        )
     low, high = int(examples.labels.min()), int(examples.labels.max())
     if low < 0 or high >= classes:
         raise UserError(
             f"labels must be in [0, {classes}), the teacher's {classes} outputs, but the {name} split has labels from "
-            f"{low} to {high}; renumber them or take a teacher with more outputs"
+            f"{low} to {high}; renumber them or use a teacher with more outputs"
         )

@@ -1,4 +1,4 @@
-"""Stop a training early that is expected to miss a limit, or to be worse than another network that is no larger."""
+"""Early stopping: end a training that is expected to miss a limit or to be dominated by a trained network."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ if TYPE_CHECKING:
 
     from search.evaluation.context import Context
 
-CHECK = 0.25  # of the training: when a network is measured
-CHECK_EXAMPLES = 1000  # of the validation split, at most
-LEAST_TRIALS = 8  # that were trained: fewer do not tell what the rest of a training brings
+RUNG_SHARE = 0.25  # share of the training after which a network is measured, at its rung
+RUNG_EXAMPLES = 1000  # validation examples that are measured on at the rung, at most
+MIN_TRIALS = 8  # trained trials; with fewer the gain in the rest of a training cannot be estimated
 
 
 class EarlyStopping:
-    """Called after each step with the share of the training that is done, as `fine_tune` does.
+    """A callback for `fine_tune`, called after each step with the share of the training that is done.
 
     Parameters
     ----------
     trial, context, model
-        What is trained.
+        The trial, the context of the study, and the network that is trained.
     values
-        What is known of the network before training, by objective.
+        The network's costs, by objective.
     epochs
-        Length of the training; only those of one length are compared.
+        Length of the training; only trainings of the same length are compared.
     progress
-        Called with the share too.
+        Called with the same share.
     strict
-        Whether to stop it where another is merely not expected to be beaten, and not only where it is out of reach.
+        If true, stop a training that is not expected to beat another network or meet a limit; if false, stop it only
+        if it is expected to fall short by more than one standard deviation of past gains.
     """
 
     def __init__(
@@ -56,29 +57,29 @@ class EarlyStopping:
     ) -> None:
         self._trial, self._context, self._model, self._progress = trial, context, model, progress
         self._epochs, self._strict = epochs, strict
-        few = context.spec.splits.validation.take(
-            torch.arange(min(CHECK_EXAMPLES, len(context.spec.splits.validation)))
+        examples = context.spec.splits.validation.take(
+            torch.arange(min(RUNG_EXAMPLES, len(context.spec.splits.validation)))
         )
         self._objectives = [
-            (at, x.on(few) if isinstance(x, Metric) else x)
+            (at, x.on(examples) if isinstance(x, Metric) else x)
             for at, x in enumerate(context.spec.objectives)
             if not x.is_cost
         ]
         self._costs = {at: values[x.name] for at, x in enumerate(context.spec.objectives) if x.is_cost}
-        self._over = not (self._objectives and self._costs)
+        self._done = not (self._objectives and self._costs)
 
     def __call__(self, share: float) -> None:
-        """Pass it on, and measure once.
+        """Report the progress, and measure the network once, at the rung.
 
         Raises
         ------
         TrialPruned
-            If the network is expected to be dominated, or to miss a limit.
+            If the network is expected to be dominated or to miss a limit.
         """
         self._progress(share)
-        if self._over or not CHECK <= share < 1:
+        if self._done or not RUNG_SHARE <= share < 1:
             return
-        self._over = True
+        self._done = True
         with self._context.cpu_profile.charge(MEASURING):
             finished = self._context.subject.finish(self._model)
             now = {str(at): float(objective(finished)) for at, objective in self._objectives}
@@ -86,32 +87,34 @@ class EarlyStopping:
         reason = self._stopping(now)
         if reason is not None:
             self._trial.set_user_attr(STOPPED, value=True)
-            self._trial.set_user_attr(REASON, f"at a quarter of its training, {reason}")
+            self._trial.set_user_attr(REASON, f"stopped after a quarter of its training: {reason}")
             raise TrialPruned
 
     def _stopping(self, now: dict[str, float]) -> str | None:
-        """Return why a limit is out of reach, or a trained trial that costs no more; None where neither is."""
-        over = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        alike = [trial for trial in over if trial.user_attrs.get(RUNG, {}).get("epochs") == self._epochs]
-        if len(alike) < LEAST_TRIALS:
+        """Return why the training should stop: a limit or a trained trial is out of reach; None if it should not."""
+        complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        comparable = [trial for trial in complete if trial.user_attrs.get(RUNG, {}).get("epochs") == self._epochs]
+        if len(comparable) < MIN_TRIALS:
             return None
-        reached = {}
+        predictions = {}
         for at, objective in self._objectives:
-            gains = np.array([trial.values[at] - trial.user_attrs[RUNG]["values"][str(at)] for trial in alike])
+            gains = np.array([trial.values[at] - trial.user_attrs[RUNG]["values"][str(at)] for trial in comparable])
             sign = -self._sign(at)
             best = sign * (now[str(at)] + np.median(gains)) + (0 if self._strict else gains.std())
-            reached[at] = sign, best
+            predictions[at] = sign, best
             for limit in self._context.spec.limits:
-                sided = (limit.at_most is None) == (sign > 0)
-                if limit.objective.name == objective.name and sided and limit.excess(sign * best) > 0:
-                    return f"{limit} is {'not expected to be held' if self._strict else 'out of its reach'}"
-        for trial in alike:
-            costs = all(self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items())
-            if costs and all(sign * trial.values[at] > best for at, (sign, best) in reached.items()):
-                how = "not expected to be beaten" if self._strict else "out of its reach"
+                right_side = (limit.at_most is None) == (sign > 0)
+                if limit.objective.name == objective.name and right_side and limit.excess(sign * best) > 0:
+                    return f"the limit {limit} is {'not expected to be met' if self._strict else 'out of reach'}"
+        for trial in comparable:
+            not_costlier = all(
+                self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items()
+            )
+            if not_costlier and all(sign * trial.values[at] > best for at, (sign, best) in predictions.items()):
+                how = "not expected to be beaten" if self._strict else "out of reach"
                 return f"trial {trial.number}, which costs no more, is {how}"
         return None
 
     def _sign(self, at: int) -> int:
-        """Return what makes an objective one that is to be small."""
+        """Return 1 for a minimized objective, -1 for a maximized one."""
         return 1 if self._context.spec.objectives[at].direction == "minimize" else -1

@@ -1,4 +1,4 @@
-"""Measure networks on this machine, from which the latency model is fitted."""
+"""Profile networks on this machine; the latency model is fitted to these measurements."""
 
 from __future__ import annotations
 
@@ -33,43 +33,49 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 
-NETWORKS, LEAST_NETWORKS = 20, 8  # networks that are measured before a search; a model is fitted to no fewer
-ROUNDS, PLANS_A_ROUND = 2, 6  # of promising plans that are measured before a draft
-MIXED = 4  # uniform plans of which a measured one takes each parameter from one
-FOLDER = "SLIMFRONT_MEASURED"
+PROFILED_NETWORKS = 20  # networks that are profiled before a search
+MIN_PROFILED_NETWORKS = 8  # profiled networks; with fewer no model is fitted
+PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # rounds, and plans in each, of promising plans measured before a draft
+MIXED_PLANS = 4  # uniform plans; a profiled plan takes each parameter from one of them
+MEASUREMENTS_VARIABLE = "SLIMFRONT_MEASURED"  # the environment variable that names the folder of measurements
 
 
 def fit_before_search(context: Context, seconds: float) -> None:
-    """Fit a model of every cost that is to be small and that no formula gives, so that a draft can search it.
+    """Fit a model of every minimized cost that no formula gives, so that a draft can use its predictions.
 
-    Networks of random strengths, each axis alone and together, are built and measured, not trained. What was measured
-    is kept, for this machine, in the folder that the environment variable SLIMFRONT_MEASURED names, by default
-    `runs/measured`. Where that would take too long or fails, the cost gets no model, and that is said.
+    Networks of random strengths, with each set of axes, are built and measured without training. The measurements are
+    kept, for this machine, in the folder named by the environment variable SLIMFRONT_MEASURED, by default
+    `runs/measured`. If measuring would take too long or fails, the cost gets no model, and a message says so.
 
     Parameters
     ----------
     context
         The study.
     seconds
-        CPU time that measuring may take; with 0 only kept measurements are used.
+        CPU time that measuring may take; with 0 only earlier measurements are used.
     """
     for objective in context.spec.costs:
         if objective.name not in context.cost_model.formulas and objective.direction == "minimize":
             try:
-                ratios = _measured(context, objective, seconds)
-                if len(ratios) < LEAST_NETWORKS:
+                ratios = _measured_ratios(context, objective, seconds)
+                if len(ratios) < MIN_PROFILED_NETWORKS:
                     if seconds:
                         console.print(
-                            f"{objective.name} is not predicted: measuring {LEAST_NETWORKS} networks "
+                            f"{objective.name} is not predicted, because measuring {MIN_PROFILED_NETWORKS} networks "
                             "would take too long"
                         )
                     continue
                 with context.cpu_profile.charge(MEASURING):
                     teacher = objective(context.subject.finished)
-            except Exception as error:  # noqa: BLE001 - an objective may be anyone's; its trials will say so too
-                console.print(f"{objective.name} is not predicted: measuring a network failed: {first_line(error)}")
+            except Exception as error:  # noqa: BLE001 - a user's objective may raise anything; its trials report it too
+                console.print(
+                    f"{objective.name} is not predicted, because measuring a network failed: {first_line(error)}"
+                )
                 continue
-            plans = [None, *(context.plan(params) for params in itertools.islice(_params(context), len(ratios)))]
+            plans = [
+                None,
+                *(context.plan(params) for params in itertools.islice(_profiled_params(context), len(ratios))),
+            ]
             parts = architectures_of(context.cost_model.frame, plans).parts()
             values = teacher * np.array([1.0, *ratios])
             context.cost_model.add_model(LatencyModel(objective.name, work(parts), values))
@@ -78,17 +84,17 @@ def fit_before_search(context: Context, seconds: float) -> None:
 def measure_promising(
     study: Study, context: Context, best: Callable[[int], list[dict[str, float]]], seconds: float
 ) -> None:
-    """Measure some of the plans that a search is about to look at, where a cost has a model, and refit that.
+    """Measure some plans that a search is about to consider, and refit the cost models; do nothing without models.
 
-    They are unlike random networks, from which their costs are predicted badly. The measurements lie in the study, for
-    other workers on such a machine and for when the study goes on.
+    These plans differ from random networks, so a model fitted on random networks predicts their costs badly. The
+    measurements are stored in the study, for other workers on the same kind of machine and for a resumed run.
 
     Parameters
     ----------
     study, context
         The study.
     best
-        Returns the parameters of about so many plans, the best as far as is known by then.
+        Returns the parameters of about as many plans as its argument, the best by the current models.
     seconds
         CPU time that measuring may take.
     """
@@ -98,7 +104,8 @@ def measure_promising(
         found: dict[Plan, tuple[dict[str, float], dict[str, float], str]] = {}
         started = time.process_time()
         with track("measuring promising plans") as progress:
-            rounds = (best(number * PLANS_A_ROUND) for number in range(1, ROUNDS + 1))  # each by the refitted model
+            # lazy, so that each round uses the models that were refitted in the round before
+            rounds = (best(number * PLANS_PER_ROUND) for number in range(1, PROMISING_ROUNDS + 1))
             for params in itertools.chain.from_iterable(rounds):
                 plan = context.plan(params)
                 if found and time.process_time() - started > seconds:
@@ -108,22 +115,22 @@ def measure_promising(
                 try:
                     with context.cpu_profile.charge(MEASURING):
                         values = context.measure_costs(plan, context.subject.build_roughly(plan), modelled)
-                except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so
-                    console.print(f"a plan could not be measured: {first_line(error)}")
+                except Exception as error:  # noqa: BLE001 - a trial of the plan will report any error
+                    console.print(f"a promising plan could not be measured: {first_line(error)}")
                     values = {}
                 over_teacher = context.cost_model.over_teacher(values)
                 found[plan] = params, over_teacher, machine.words()
                 context.cost_model.observe(plan, over_teacher)
-                progress(min(1.0, len(found) / (ROUNDS * PLANS_A_ROUND)))
+                progress(min(1.0, len(found) / (PROMISING_ROUNDS * PLANS_PER_ROUND)))
         study.set_user_attr(AHEAD, [*study.user_attrs.get(AHEAD, ()), *found.values()])
     refit(study, context)
 
 
 def refit(study: Study, context: Context) -> None:
-    """Bring the cost model up to date with what lies in the study: measurements of any worker on such a machine.
+    """Update the cost model with the study's measurements, by any worker on the same kind of machine.
 
-    On other machines costs are others, and what was measured there is left out. A formula that was seen not to hold is
-    dropped.
+    Measurements from other kinds of machines are ignored, because costs differ there. A formula that disagreed with a
+    measurement is dropped.
     """
     cost_model = context.cost_model
     trials = study.get_trials(deepcopy=False)
@@ -141,43 +148,54 @@ def refit(study: Study, context: Context) -> None:
                 cost_model.observe(context.plan(trial.params), over_teacher)
 
 
-def _measured(context: Context, objective: Objective, seconds: float) -> list[float]:
-    """Return what the first networks cost, over what the teacher does; those that are not known yet are measured."""
+def _measured_ratios(context: Context, objective: Objective, seconds: float) -> list[float]:
+    """Return the costs of the profiled networks relative to the teacher's; measure those that are not known yet.
+
+    Raises
+    ------
+    ValueError
+        If a cost is not positive and finite.
+    """
     path = _path(context, objective)
     ratios: list[float] = json.loads(path.read_text()) if path.exists() else []
     known = len(ratios)
-    if known >= NETWORKS or not seconds:
+    if known >= PROFILED_NETWORKS or not seconds:
         return ratios
     subject = context.subject
     with track(f"measuring networks to predict {objective.name}") as progress, context.cpu_profile.charge(MEASURING):
         until = time.process_time() + seconds
-        teacher = objective(subject.finished)  # with all that a runtime loads once
+        teacher = objective(subject.finished)  # also loads the runtime, so it does not count as time per network
         started = time.process_time()
-        for params in itertools.islice(_params(context), known, NETWORKS):
+        for params in itertools.islice(_profiled_params(context), known, PROFILED_NETWORKS):
             ratio = objective(subject.finish(subject.build_roughly(context.plan(params)))) / teacher
             if not 0 < ratio < math.inf:
-                raise ValueError(f"a cost must be positive to be predicted, but got {ratio * teacher} on a network")
+                raise ValueError(
+                    f"a cost must be positive and finite to be predicted, but one network has {ratio * teacher}"
+                )
             ratios.append(ratio)
-            progress(len(ratios) / NETWORKS)
+            progress(len(ratios) / PROFILED_NETWORKS)
             now = time.process_time()
-            more = max(LEAST_NETWORKS - len(ratios), 1)
-            if now + more * (now - started) / (len(ratios) - known) > until:
+            needed = max(MIN_PROFILED_NETWORKS - len(ratios), 1)
+            if now + needed * (now - started) / (len(ratios) - known) > until:
                 break
     save_json(path, ratios)
     return ratios
 
 
-def _params(context: Context) -> Iterator[dict[str, float]]:
-    """Yield the parameters of the plans to measure, always the same."""
+def _profiled_params(context: Context) -> Iterator[dict[str, float]]:
+    """Yield the parameters of the plans to profile, the same ones in every process."""
     space, anatomy = context.spec.space, context.subject.anatomy
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     axes = len(space.steps)
     for mask in itertools.cycle(mask for mask in itertools.product((1, 0), repeat=axes) if any(mask)):
-        mixed = [space.uniform(anatomy, tuple(dice.random(axes) * mask)) for _ in range(MIXED)]
-        yield {name: mixed[dice.integers(MIXED)][name] for name in mixed[0]}
+        mixed = [space.uniform(anatomy, tuple(rng.random(axes) * mask)) for _ in range(MIXED_PLANS)]
+        yield {name: mixed[rng.integers(MIXED_PLANS)][name] for name in mixed[0]}
 
 
 def _path(context: Context, objective: Objective) -> Path:
     definition = sorted(define_value(context.spec.space).items())
     key = repr((machine.identity(), objective, context.subject.anatomy, definition))
-    return Path(os.environ.get(FOLDER, "runs/measured")) / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return (
+        Path(os.environ.get(MEASUREMENTS_VARIABLE, "runs/measured"))
+        / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    )

@@ -1,4 +1,4 @@
-"""The proxy loss: how far the answers of an untrained candidate are from the teacher's."""
+"""The proxy loss: the distance of an untrained network's outputs from the teacher's."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ if TYPE_CHECKING:
     from objectives import Examples
     from spaces import Recovery
 
-SCORED = 256  # training inputs that are drawn, others than those that the steps are fitted on
+PROXY_INPUTS = 256  # training inputs of the proxy loss, drawn independently of the calibration inputs
 
 
 class ProxyLoss:
-    """The loss of a network's answers against the teacher's, on some training inputs, less that of the teacher itself.
+    """The recovery's loss of a network's outputs on some training inputs, minus the same loss of the teacher's outputs.
 
     Parameters
     ----------
     teacher
-        In evaluation mode, on the device where candidates are scored.
+        The teacher in evaluation mode, on the device where plans are scored.
     examples
         The training set.
     recovery
-        Whose loss it is, and whose units.
+        The recovery that defines the loss and its units.
     seed
-        Of the draw of the inputs.
+        Seed of the draw of the inputs.
     """
 
     def __init__(self, teacher: nn.Module, examples: Examples, recovery: Recovery, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(examples), generator=generator)[:SCORED]
+        chosen = torch.randperm(len(examples), generator=generator)[:PROXY_INPUTS]
         device = device_of(teacher)
         self._inputs = examples.inputs[chosen].to(device)
         self._labels = examples.labels[chosen].to(device)
         self._recovery = recovery
         self._teacher: Tensor = outputs(teacher, self._inputs)
-        self._least = self._loss(self._teacher)
+        self._teacher_loss = self._loss(self._teacher)
 
     def __call__(self, model: nn.Module) -> float:
-        """Return the loss of a network, 0 for the teacher; the network is left in evaluation mode."""
-        return self._loss(outputs(model.eval(), self._inputs)) - self._least
+        """Return the proxy loss of a network, 0 for the teacher; the network is left in evaluation mode."""
+        return self._loss(outputs(model.eval(), self._inputs)) - self._teacher_loss
 
-    def _loss(self, answers: Tensor) -> float:
-        return float(self._recovery.loss(answers, self._teacher, self._labels))
+    def _loss(self, network_outputs: Tensor) -> float:
+        return float(self._recovery.loss(network_outputs, self._teacher, self._labels))

@@ -1,4 +1,4 @@
-"""The teacher as the reference of a study: its file, what that says of predicted sizes, its values."""
+"""The teacher as the reference of a study: its file, the calibration of sizes on that file, and its values."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
 
 
 def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Context, Path]:
-    """Return what the trials of a study share, and the teacher's own file.
+    """Return the context of a study and the path of the teacher's file.
 
-    The sizes that the study predicts are calibrated on that file, so it is written first.
+    The predicted sizes are calibrated on that file, so it is written first.
 
     Parameters
     ----------
     spec
         The study.
     device
-        Where networks are trained and measured.
+        Device on which networks are trained and measured.
     folder
-        Of the study's files; the teacher's file is exported there once.
+        Folder of the study's files; the teacher's file is exported there once.
 
     Raises
     ------
     UserError
-        If teacher, data and axes do not fit each other.
+        If teacher, data and axes do not fit together.
     ExportError
-        If the runtime cannot take the teacher; it is tried before a search starts, not after hours of it.
+        If the runtime does not support the teacher; the export is tried first, and not after hours of search.
     """
     subject = Subject(spec, device)
     path = teacher_file(subject, spec.runtime, folder)
@@ -56,12 +56,12 @@ def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Conte
 
 
 def teacher_file(subject: Subject, runtime: Runtime, folder: Path) -> Path:
-    """Return the teacher's own file, exported once a folder: the reference of every latency.
+    """Return the teacher's file, exported once per folder; every latency is relative to it.
 
     Raises
     ------
     ExportError
-        If the runtime cannot take the teacher.
+        If the runtime does not support the teacher.
     """
     path = folder / f"teacher-{subject.fingerprint}.{runtime.suffix}"
     if not path.exists():
@@ -72,40 +72,43 @@ def teacher_file(subject: Subject, runtime: Runtime, folder: Path) -> Path:
 
 
 def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
-    """Return the study with sizes that are calibrated on the teacher's file.
+    """Return the study with its sizes calibrated on the teacher's file.
 
     Parameters
     ----------
     spec, subject
         The study and its teacher.
     path
-        The teacher's file for the study's runtime. A size for another runtime is calibrated on a file that is exported
-        here for that; where this fails, the size stays as it is, and that is said.
+        The teacher's file for the study's runtime. A size for another runtime is calibrated on a temporary file of
+        that runtime; if its export fails, the size is not calibrated, and a message says so.
     """
     calibrated_sizes = {}
     for objective in spec.measured:
         if isinstance(objective, SizeBytes):
             size = functools.partial(
-                _bytes, subject, objective.runtime, path if objective.runtime == spec.runtime else None
+                _file_bytes, subject, objective.runtime, path if objective.runtime == spec.runtime else None
             )
             try:
                 calibrated_sizes[objective.name] = objective.calibrated(subject.finished, size)
             except (ExportError, ImportError) as error:
-                console.print(f"{objective.name} is predicted without the teacher's file: {first_line(error)}")
+                console.print(
+                    f"{objective.name} is not calibrated on the teacher's file, which cannot be exported: "
+                    f"{first_line(error)}"
+                )
     return spec.with_objectives(calibrated_sizes)
 
 
-def _bytes(subject: Subject, runtime: Runtime, path: Path | None) -> int:
+def _file_bytes(subject: Subject, runtime: Runtime, path: Path | None) -> int:
     if path is not None:
         return path.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
-        other = Path(folder) / "teacher"
-        subject.export(runtime, other)
-        return other.stat().st_size
+        exported = Path(folder) / "teacher"
+        subject.export(runtime, exported)
+        return exported.stat().st_size
 
 
 def measure_teacher(study: Study, context: Context) -> dict[str, float]:
-    """Return the teacher's value of every objective, measured once a study: the point to compare with.
+    """Return the teacher's value of every objective, measured once per study.
 
     Raises
     ------
@@ -122,13 +125,15 @@ def measure_teacher(study: Study, context: Context) -> dict[str, float]:
 
 
 def _first_value(objective: Objective, finished: nn.Module) -> float:
-    """Measure the teacher, where an objective that cannot work shows itself."""
+    """Measure an objective on the teacher, to find out whether the objective works."""
     try:
         value = float(objective(finished))
     except ExportError:
         raise
     except Exception as error:
-        raise UserError(f"the objective {objective.name} fails on the teacher: {error!r}; mend it") from error
+        raise UserError(f"the objective {objective.name} fails on the teacher: {error!r}; fix the objective") from error
     if not math.isfinite(value):
-        raise UserError(f"every objective must be finite, but {objective.name} of the teacher is {value}; mend it")
+        raise UserError(
+            f"every objective must be finite, but {objective.name} of the teacher is {value}; fix the objective"
+        )
     return value

@@ -1,4 +1,4 @@
-"""The teacher as candidates are made of it: unfused, traced, with the inputs that steps are fitted on."""
+"""The subject: the teacher, unfused and traced, ready to be compressed, with its calibration inputs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
     from spaces import Anatomy, Plan
 
-FEW = 128  # calibration inputs of a network of which only the proxy loss is computed
+ROUGH_INPUTS = 128  # calibration inputs for a network that is built only to compute its proxy loss
 
 
 class Subject:
-    """The network of a study that is compressed; nothing of it changes.
+    """The teacher of a study, ready to be compressed; it is never changed.
 
     Parameters
     ----------
     spec
         The study.
     device
-        Where networks are built, trained and measured.
+        Device on which networks are built, trained and measured.
 
     Attributes
     ----------
@@ -46,13 +46,13 @@ class Subject:
     Raises
     ------
     UserError
-        If the teacher does not run on the data, or an axis names what it does not have.
+        If the teacher does not run on the data, or an axis names a layer that the teacher does not have.
     """
 
     def __init__(self, spec: StudySpec, device: torch.device) -> None:
         self.device = device
         self.example: Tensor = spec.example().to(device)
-        self._few = self.example[:FEW].clone()  # one tensor, by whose identity statistics are cached
+        self._rough_example = self.example[:ROUGH_INPUTS].clone()  # kept, since statistics are cached by its identity
         self._given = spec.teacher
         try:
             self.model: nn.Module = unfuse_attention(compressible_copy(spec.teacher).to(device).eval(), self.example)
@@ -62,33 +62,33 @@ class Subject:
             raise UserError(str(error)) from error
 
     def build(self, plan: Plan) -> nn.Module:
-        """Return the network of a plan, not yet trained."""
+        """Return the untrained network of a plan."""
         return plan.apply(self.model, self.example)
 
     def build_roughly(self, plan: Plan) -> nn.Module:
-        """Return nearly the same network, fitted on fewer inputs: for a proxy loss among hundreds."""
-        return plan.apply(self.model, self._few)
+        """Return almost the same network, fitted on fewer inputs; used for the proxy losses of many plans."""
+        return plan.apply(self.model, self._rough_example)
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """Return the form of a network that is shipped."""
+        """Return the finished form of a network, as it is shipped."""
         return deployed(model, self.example)
 
     @functools.cached_property
     def finished(self) -> nn.Module:
-        """The teacher as it would be shipped."""
+        """The finished form of the teacher."""
         return self.finish(self.model)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of the teacher as it was given."""
+        """A digest of the user's teacher."""
         return fingerprint(self._given)
 
     def export(self, runtime: Runtime, path: Path) -> None:
-        """Write the teacher's own file for a runtime.
+        """Write the teacher's file for a runtime.
 
         Raises
         ------
         ExportError
-            If the runtime cannot take it.
+            If the runtime does not support the teacher.
         """
         runtime.export(copy.deepcopy(self.finished).cpu(), self.example.cpu(), path)

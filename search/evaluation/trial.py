@@ -1,4 +1,4 @@
-"""One trial: choose a plan, build it, refuse it early or train it, measure it."""
+"""One trial: choose a plan, reject it early or build, train and measure its network."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 
 
 def key_of(plan: Plan) -> str:
-    """Return a digest that equal plans share in every process."""
+    """Return a digest of a plan; equal plans have equal digests in every process."""
     return hashlib.sha256(repr(plan).encode()).hexdigest()[:16]
 
 
 def seed_of(spec: StudySpec, key: str, turn: int = 0) -> int:
-    """Return the training seed of a plan: it depends on the plan and not on when it is trained."""
+    """Return the training seed of a plan; it depends on the plan, not on the order of training."""
     return int(hashlib.sha256(f"{spec.seed}:{key}:{turn}".encode()).hexdigest()[:8], 16)
 
 
@@ -68,29 +68,29 @@ def run_trial(
     rate: Rate | None = None,
     strict: bool = False,
 ) -> tuple[float, ...]:
-    """Return the values of the study's objectives for the plan that the trial draws.
+    """Return the values of the study's objectives for the plan that the trial suggests.
 
     Parameters
     ----------
     trial, context
-        The trial, and what all trials share.
+        The trial, and the context of the study.
     folder
-        Where its weights go.
+        Folder for the weights.
     recipe
-        How it is trained.
+        Recipe of the training.
     progress
         Called with the share of the training that is done.
     rate
-        What a range test gave, where the recipe has no learning rate.
+        The result of a range test, if the recipe has no learning rate.
     strict
         See `EarlyStopping`.
 
     Raises
     ------
     TrialPruned
-        If a limit is missed before training, or a network that costs no more is out of its reach.
+        If a limit is exceeded before training, or early stopping ends the training.
     Diverged
-        If training leaves the finite numbers.
+        If the loss or an objective is not finite.
     """
     spec = context.spec
     trial.set_user_attr(WORKER, worker())
@@ -120,7 +120,7 @@ def run_trial(
     if names := inexact(predicted.exact, values):
         trial.set_user_attr(INEXACT, names)
     _reject(trial, spec, values)
-    _note(trial, spec, values)
+    _record(trial, spec, values)
     trial.set_user_attr(EPOCHS, recipe.epochs)
     recipe = context.with_rate(recipe, model, rate)
     trial.set_user_attr(RATE, recipe.learning_rate)
@@ -132,14 +132,20 @@ def run_trial(
         trial.set_user_attr(SECONDS, time.process_time() - started)
         raise
     values |= context.measure(model, [objective for objective in spec.measured if not objective.is_cost])
-    _constrain(trial, spec, _note(trial, spec, values))
+    _constrain(trial, spec, _record(trial, spec, values))
     save_state(model, state_path(folder, trial.number))
     trial.set_user_attr(SECONDS, time.process_time() - started)
     return tuple(values[objective.name] for objective in spec.objectives)
 
 
-def _note(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
-    """Record what was measured and by how much each limit is missed, relative to it; return the latter."""
+def _record(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
+    """Record the measured values and the relative excess predicted_excess each limit; return the excess.
+
+    Raises
+    ------
+    Diverged
+        If a value is not finite.
+    """
     for name, value in values.items():
         if not math.isfinite(value):
             raise Diverged(f"the objective {name} is {value}")
@@ -150,25 +156,37 @@ def _note(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, 
 
 
 def _reject(trial: Trial, spec: StudySpec, values: dict[str, float]) -> None:
-    """End the trial if a limit is missed already; only then is anything recorded."""
-    missed = [limit for limit, excess in _excess(spec, values).items() if excess > 0]
-    if missed:
-        _constrain(trial, spec, _note(trial, spec, values))
-        trial.set_user_attr(REASON, f"exceeds the limit {', '.join(missed)}")
+    """End the trial if these costs exceed a limit; only then record them.
+
+    Raises
+    ------
+    TrialPruned
+        If a limit is exceeded.
+    """
+    exceeded = [limit for limit, excess in _excess(spec, values).items() if excess > 0]
+    if exceeded:
+        _constrain(trial, spec, _record(trial, spec, values))
+        trial.set_user_attr(REASON, f"exceeds the limit {', '.join(exceeded)}")
         raise TrialPruned
 
 
 def _reject_by_prediction(trial: Trial, context: Context, predicted: dict[str, float]) -> None:
-    """End the trial, unmeasured, if a predicted cost exceeds its limit by more than the median error of its model."""
-    over = {}
+    """End the trial unmeasured if a predicted cost exceeds its limit by more than the median error of its model.
+
+    Raises
+    ------
+    TrialPruned
+        If it does.
+    """
+    predicted_excess = {}
     for limit in context.spec.limits:
         name = limit.objective.name
         if name in predicted:
-            over[str(limit)] = limit.excess(predicted[name] * (1 - context.cost_model.error(limit)))
-    missed = [limit for limit, excess in over.items() if excess > 0]
-    if missed:
-        _constrain(trial, context.spec, over)
-        trial.set_user_attr(REASON, f"predicted to exceed the limit {', '.join(missed)}, and not measured")
+            predicted_excess[str(limit)] = limit.excess(predicted[name] * (1 - context.cost_model.error(limit)))
+    exceeded = [limit for limit, excess in predicted_excess.items() if excess > 0]
+    if exceeded:
+        _constrain(trial, context.spec, predicted_excess)
+        trial.set_user_attr(REASON, f"predicted to exceed the limit {', '.join(exceeded)}, so it was not measured")
         raise TrialPruned
 
 
@@ -177,36 +195,36 @@ def _excess(spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
 
 
 def _constrain(trial: Trial, spec: StudySpec, excess: dict[str, float]) -> None:
-    """Tell Optuna, once a trial and always all limits in one order; one that was not measured yet counts as held."""
+    """Report all limits to Optuna, once per trial and in a fixed order; a limit not measured yet counts as met."""
     for limit in spec.limits:
         trial.set_constraint(str(limit), excess.get(str(limit), 0.0))
 
 
 def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTrial | None:
-    """Return an earlier trial of the plan that was trained as long, or needs no training to be told."""
-    over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    for earlier in study.get_trials(deepcopy=False, states=over):
-        summarize = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
-        long = earlier.user_attrs.get(EPOCHS, epochs) >= epochs
-        if earlier.number != number and summarize and long and earlier.user_attrs.get(KEY) == key:
+    """Return an earlier trial of the plan that can be replayed: it was trained as long, or ended before training."""
+    finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    for earlier in study.get_trials(deepcopy=False, states=finished):
+        has_result = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
+        long_enough = earlier.user_attrs.get(EPOCHS, epochs) >= epochs
+        if earlier.number != number and has_result and long_enough and earlier.user_attrs.get(KEY) == key:
             return earlier
     return None
 
 
 def _shorter(study: Study, key: str, folder: Path) -> FrozenTrial | None:
-    """Return an earlier, shorter training of the plan, if its weights are there: training goes on from those."""
-    over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    alike = [trial for trial in over if trial.user_attrs.get(KEY) == key]
-    return next((trial for trial in reversed(alike) if state_path(folder, trial.number).exists()), None)
+    """Return an earlier, shorter training of the plan whose weights exist, so that training continues from them."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    same_plan = [trial for trial in complete if trial.user_attrs.get(KEY) == key]
+    return next((trial for trial in reversed(same_plan) if state_path(folder, trial.number).exists()), None)
 
 
 def _costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
-    """Return what an earlier trial of the plan measured before its training, which changes none of it."""
+    """Return the costs that an earlier trial of the plan measured; training does not change them."""
     return {objective.name: earlier.user_attrs[VALUES][objective.name] for objective in spec.costs}
 
 
 def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
-    """End as the earlier trial of the same plan did, without building or training anything."""
+    """Replay an earlier trial of the same plan: end as it did, without building or training."""
     for name in (VALUES, EXCESS, REASON, EPOCHS, RUNG, STOPPED):
         if name in earlier.user_attrs:
             trial.set_user_attr(name, earlier.user_attrs[name])

@@ -1,1 +1,1 @@
-"""Run a study: trial after trial until its budget is spent."""
+"""Run a study, one trial after another, until its budget is spent."""

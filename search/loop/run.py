@@ -1,4 +1,4 @@
-"""The loop: trials until the budget is spent, with what is best so far in sight, and a way to stop without loss."""
+"""The loop: run trials until the budget is spent, show the best so far, and stop without losing results."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
 
 
 def run(study: Study, context: Context, folder: Path) -> bool:
-    """Train candidates until the budget is spent; return whether it was (and not stopped before).
+    """Train candidates until the budget is spent; return False if the user stopped the run before.
 
     Parameters
     ----------
     study, context
-        The study; its spec names a start (`search.proposals.defaults.resolved`).
+        The study; its spec has a start (`search.proposals.defaults.resolved`).
     folder
-        Where the weights of the candidates go.
+        Folder for the weights of the candidates.
 
     Raises
     ------
     UserError
-        If the limits cannot be met, or nothing can be trained.
+        If the limits cannot be met, or the first trainings all fail.
     """
     spec = context.spec
     clock = BudgetClock(spec.budget)
-    lost = requeue_abandoned(study)
-    if lost:
-        console.print(f"{lost} trial(s) of a process that is gone: will be run again")
+    abandoned = requeue_abandoned(study)
+    if abandoned:
+        console.print(f"{abandoned} trial(s) of a process that is gone: will be run again")
     if STARTED not in study.user_attrs:
         study.set_user_attr(RANGES, _ranges(context))
-        assert spec.start is not None, "search.proposals.defaults.resolved comes before"
+        assert spec.start is not None, "search.proposals.defaults.resolved sets it"
         plans = spec.start(context, study, clock)
-        if STARTED not in study.user_attrs:  # another worker may have been faster
+        if STARTED not in study.user_attrs:  # another worker may have set it by now
             study.set_user_attr(STARTED, value=True)
             for params in plans:
                 enqueue(study, params)
@@ -58,24 +58,26 @@ def run(study: Study, context: Context, folder: Path) -> bool:
     if spec.budget.trials is not None and done >= spec.budget.trials:
         console.print(f"{done} of {spec.budget.trials} trials are done; --trials asks for more")
         return True
-    if AHEAD in study.user_attrs:  # measurements from when the study started
+    if AHEAD in study.user_attrs:  # the study has measurements from its start
         fit_before_search(context, 0.0)
     rate = range_tested(study, context)
     recipe = affordable(study, context, clock)
     if count := promote(study, recipe.epochs):
-        console.print(f"{count} members of the front were trained for clearly less than there is time for: training on")
+        console.print(
+            f"{count} members of the front were trained for much less time than is available: training them further"
+        )
     with Watch(study, context, folder, recipe, rate, clock) as watch, warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         with contextlib.suppress(KeyboardInterrupt):
             while not watch.over():
                 refit(study, context)
                 study.optimize(watch.objective, n_trials=1, catch=(Diverged,))
-                watch.look()
+                watch.update()
     return not watch.stopped
 
 
 def _ranges(context: Context) -> dict[str, list[float]]:
-    """Return the values of each parameter that leave the network alone and that compress it most."""
+    """Return, for each parameter, the value that changes nothing and the value that compresses most."""
     space, anatomy = context.spec.space, context.subject.anatomy
     weak, strong = (space.uniform(anatomy, (strength,) * len(space.steps)) for strength in (0.0, 1.0))
     return {name: [value, strong[name]] for name, value in weak.items() if name not in space.recovery.usual()}

@@ -1,4 +1,4 @@
-"""How long, and at which learning rate, the candidates of a study are trained."""
+"""For how long and at which learning rate the candidates of a study are trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from search.study.cpu_profile import BUILDING, TRAINING
 from search.study.front import front, spent, trained
 from search.study.queue import enqueue, fixed, params_of
 from search.study.records import ASKED, EPOCHS, RANGE, SECONDS
-from search.training.learning_rate import MOST_DAMAGE, TEST_STEPS, Rate, range_test
+from search.training.learning_rate import MAX_TRAINABLE_LOSS, TEST_STEPS, Rate, range_test
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
@@ -28,138 +28,143 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe, StudySpec
     from spaces import Plan
 
-LEAST_CANDIDATES = 8  # that must be trained in the time that is left; where it is not enough, trainings are shortened
-LEAST_STEPS = 25  # of a training
-LAST_SHARE = 0.25  # of the time, at its end: for training on members of the front where trainings were shortened
-LONGER_BY = 1.5  # times the epochs that a member had: a shorter second training is not worth its time
+MIN_CANDIDATES = 8  # candidates that must fit in the time left; otherwise trainings are shortened (fitted)
+MIN_TRAINING_STEPS = 25  # steps below which no training is shortened
+FRONT_SHARE = 0.25  # last share of the time, kept for training the front further if trainings were shortened (fitted)
+MIN_LENGTHENING = 1.5  # ratio of a second training's epochs to the first's, below which it is not worth its time
 
 
 def range_tested(study: Study, context: Context) -> Rate | None:
-    """Return the learning rate of a range test, which is made once a study; None where the recipe names its own.
+    """Return the learning rate of a range test, run once per study; None if the recipe has a learning rate.
 
-    The test is made on the smallest network of the plans that the study starts with: what has lost little is served by
-    almost any rate, and a test on it tells little. But what has lost nearly all may be past training, where rates seem
-    best that ruin others; so it is the smallest of which enough is left, or the one that has lost least.
+    The test uses the smallest network of the initial designs: almost any rate suits a network with a small loss, so a
+    test on it shows little. But a network with a very large loss may not be trainable, and the rates that seem best for
+    it ruin others. So the test uses the smallest network that is known to be trainable; if there is none, the network
+    with the smallest loss.
     """
     recipe = context.spec.recipe
     if recipe.learning_rate is not None:
         return None
     if RANGE not in study.user_attrs:
-        plan = _damaged([context.plan(params) for params in _first(study, context)], context)
+        plan = _smallest_trainable([context.plan(params) for params in _initial_designs(study, context)], context)
         model = context.build(plan)
         with context.cpu_profile.charge(TRAINING):
             train = context.spec.splits.train
             rate = range_test(model, context.teacher, train, plan.recovery, recipe, context.spec.seed)
             study.set_user_attr(RANGE, Rate(rate, context.proxy_loss(model), TEST_STEPS))
-        console.print(f"learning rate {rate:.2g} by a range test; others by what a network lost, and its steps")
+        console.print(
+            f"the range test found a learning rate of {rate:.2g}; it is scaled to each network's loss and steps"
+        )
     return Rate(*study.user_attrs[RANGE])
 
 
-def _damaged(plans: list[Plan], context: Context) -> Plan:
-    """Return the last of ever smaller plans that is surely not past training, or what has lost least."""
+def _smallest_trainable(plans: list[Plan], context: Context) -> Plan:
+    """Return the last of ever smaller plans that is known to be trainable, or the plan with the smallest loss."""
 
-    def lost(plan: Plan) -> float:
+    def loss_of(plan: Plan) -> float:
         try:
             loss = context.proxy_loss(context.subject.build_roughly(plan))
-        except Exception:  # noqa: BLE001 - whatever it is, its trial will say so
+        except Exception:  # noqa: BLE001 - the plan's trial will report any error
             return math.inf
         return loss if math.isfinite(loss) else math.inf
 
     losses: dict[Plan, float] = {}
     with context.cpu_profile.charge(BUILDING):
         for plan in reversed(plans):
-            losses[plan] = lost(plan)
-            if losses[plan] <= MOST_DAMAGE:
+            losses[plan] = loss_of(plan)
+            if losses[plan] <= MAX_TRAINABLE_LOSS:
                 return plan
     return min(plans, key=losses.__getitem__)
 
 
-def _first(study: Study, context: Context) -> list[dict[str, Any]]:
-    """Return the parameters of the plans that the study started with; if there are none, of one of half strength."""
+def _initial_designs(study: Study, context: Context) -> list[dict[str, Any]]:
+    """Return the parameters of the initial designs; if there are none, those of a uniform plan of half strength."""
     space = context.spec.space
     half = space.uniform(context.subject.anatomy, (0.5,) * len(space.steps))
-    begun = [fixed(trial) for trial in study.get_trials(deepcopy=False) if ASKED not in trial.user_attrs]
-    # a plan whose trial was cut short while it was drawn lacks parameters
-    return [params for params in begun if half.keys() <= params.keys()] or [half]
+    enqueued = [fixed(trial) for trial in study.get_trials(deepcopy=False) if ASKED not in trial.user_attrs]
+    # a trial that ended while its plan was drawn lacks parameters
+    return [params for params in enqueued if half.keys() <= params.keys()] or [half]
 
 
 def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
-    """Return the study's recipe, shortened where the time that is left would not train candidates enough."""
+    """Return the study's recipe, shortened if too few candidates could be trained in the time left."""
     recipe = context.spec.recipe
     if not clock.timed:
         return recipe
     steps = recipe.steps(len(context.spec.splits.train))
-    first = _first(study, context)
-    plan = context.plan(first[len(first) // 2])
+    designs = _initial_designs(study, context)
+    plan = context.plan(designs[len(designs) // 2])
     try:
-        a_step, besides = context.seconds_a_candidate(recipe, plan)
-    except Exception as error:  # noqa: BLE001 - whatever it is, a trial will say so, and the next may be well
-        console.print(f"how long a candidate takes is not known: {first_line(error)}")
+        step_seconds, other_seconds = context.seconds_a_candidate(recipe, plan)
+    except Exception as error:  # noqa: BLE001 - a trial will report any error, and the next plan may work
+        console.print(f"the time per candidate is unknown, because timing one failed: {first_line(error)}")
         return recipe
     trials = clock.budget.trials
-    enough = LEAST_CANDIDATES if trials is None else max(1, min(LEAST_CANDIDATES, trials - spent(study)))
-    if clock.left >= enough * (a_step * steps + besides):
+    count = MIN_CANDIDATES if trials is None else max(1, min(MIN_CANDIDATES, trials - spent(study)))
+    if clock.left >= count * (step_seconds * steps + other_seconds):
         return recipe
-    affords = ((clock.left - LAST_SHARE * clock.total) / enough - besides) / a_step
-    short = recipe.longer(min(1.0, max(affords, LEAST_STEPS) / steps))
-    count, part = short.steps(len(context.spec.splits.train)), short.epochs / recipe.epochs
-    console.print(f"candidates are trained for {count} steps, {part:.0%} of the recipe, to be in time")
+    affordable_steps = ((clock.left - FRONT_SHARE * clock.total) / count - other_seconds) / step_seconds
+    short = recipe.longer(min(1.0, max(affordable_steps, MIN_TRAINING_STEPS) / steps))
+    short_steps, part = short.steps(len(context.spec.splits.train)), short.epochs / recipe.epochs
+    console.print(f"each candidate is trained for {short_steps} steps, {part:.0%} of the recipe, to finish in time")
     return short
 
 
 def prolong(study: Study, spec: StudySpec, seconds: float) -> int:
-    """Enqueue members of the front to be trained on, all or those that have most to gain; return how many.
+    """Enqueue members of the front for further training, all or those with most to gain; return their number.
 
-    A network that is far behind the best of the front gains most from more training, and one that is as good as it
-    gains nothing. So where the time would not train all for clearly longer than they were, the best are left out.
+    A network whose values are far from the best of all trials gains most from more training; one with the best values
+    gains nothing. So if there is too little time to train all members for much longer, the best ones are left out.
 
     Parameters
     ----------
     study, spec
-        Of which every trained trial says how long it took. None is trained for longer than the recipe says.
+        The study. No member is trained for longer than the recipe's epochs.
     seconds
-        CPU time for all of them.
+        CPU time for all members together; the time per epoch is estimated from the trained trials.
     """
     over = trained(study)
-    a_epoch = statistics.fmean(trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in over) if over else 0.0
-    members = sorted(front(study), key=lambda member: _behind(member, over, spec), reverse=True)
+    epoch_seconds = (
+        statistics.fmean(trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in over) if over else 0.0
+    )
+    members = sorted(front(study), key=lambda member: _gap(member, over, spec), reverse=True)
     for count in range(len(members), 0, -1):
-        epochs = min(spec.recipe.epochs, seconds / (count * a_epoch))
-        chosen = _short(study, members, epochs)[:count]
+        epochs = min(spec.recipe.epochs, seconds / (count * epoch_seconds))
+        chosen = _shorter(study, members, epochs)[:count]
         if len(chosen) == count:
-            return _enqueued(study, chosen, epochs)
+            return _enqueue_all(study, chosen, epochs)
     return 0
 
 
 def promote(study: Study, epochs: float) -> int:
-    """Enqueue the members of the front that were trained for clearly less; return how many."""
-    return _enqueued(study, _short(study, front(study), epochs), epochs)
+    """Enqueue the members of the front that were trained for much fewer epochs; return their number."""
+    return _enqueue_all(study, _shorter(study, front(study), epochs), epochs)
 
 
-def _short(study: Study, members: Sequence[FrozenTrial], epochs: float) -> list[FrozenTrial]:
-    """Return the members whose longest training, over or to come, is clearly shorter than so many epochs."""
-    over = study.get_trials(deepcopy=False)
-    longest = [max(_length(trial) for trial in over if params_of(trial) == member.params) for member in members]
-    return [member for member, length in zip(members, longest, strict=True) if LONGER_BY * length <= epochs]
+def _shorter(study: Study, members: Sequence[FrozenTrial], epochs: float) -> list[FrozenTrial]:
+    """Return the members whose longest training, finished or planned, is much shorter than `epochs`."""
+    trials = study.get_trials(deepcopy=False)
+    longest = [max(_length(trial) for trial in trials if params_of(trial) == member.params) for member in members]
+    return [member for member, length in zip(members, longest, strict=True) if MIN_LENGTHENING * length <= epochs]
 
 
-def _enqueued(study: Study, members: Sequence[FrozenTrial], epochs: float) -> int:
+def _enqueue_all(study: Study, members: Sequence[FrozenTrial], epochs: float) -> int:
     for member in members:
         enqueue(study, member.params, epochs)
     return len(members)
 
 
-def _behind(member: FrozenTrial, over: Sequence[FrozenTrial], spec: StudySpec) -> float:
-    """Return how far a trial is behind the best, in shares of the range, over all objectives that training changes."""
-    places = [at for at, objective in enumerate(spec.objectives) if not objective.is_cost]
-    values = np.array([trial.values for trial in over])[:, places]
-    signs = [1 if spec.objectives[at].direction == "maximize" else -1 for at in places]
+def _gap(member: FrozenTrial, over: Sequence[FrozenTrial], spec: StudySpec) -> float:
+    """Return a trial's distance from the best values, in shares of the range, summed over the trained objectives."""
+    columns = [at for at, objective in enumerate(spec.objectives) if not objective.is_cost]
+    values = np.array([trial.values for trial in over])[:, columns]
+    signs = [1 if spec.objectives[at].direction == "maximize" else -1 for at in columns]
     best = (values * signs).max(0)
-    own = np.array(member.values)[places] * signs
+    own = np.array(member.values)[columns] * signs
     return float(((best - own) / np.maximum(np.ptp(values, axis=0), 1e-12)).sum())
 
 
 def _length(trial: FrozenTrial) -> float:
-    """Return the epochs for which a trial was, is, or will be trained."""
-    gone = trial.state == TrialState.FAIL
-    return 0.0 if gone else float(trial.user_attrs.get(EPOCHS, trial.user_attrs.get(ASKED, 0.0)))
+    """Return the epochs for which a trial was, is, or will be trained; 0 if it failed."""
+    failed = trial.state == TrialState.FAIL
+    return 0.0 if failed else float(trial.user_attrs.get(EPOCHS, trial.user_attrs.get(ASKED, 0.0)))

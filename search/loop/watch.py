@@ -1,4 +1,4 @@
-"""Between two trials: what the loop keeps in mind, shows, and stops for."""
+"""The state of the loop between two trials: what it shows, and when it stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import TrialState
 
 from search.evaluation.trial import run_trial
-from search.loop.schedule import LAST_SHARE, prolong
+from search.loop.schedule import FRONT_SHARE, prolong
 from search.proposals.proxy_correlation import is_misleading
 from search.study.console import EVERY_SECONDS, bar, console, duration
 from search.study.errors import Diverged, UserError
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe
     from search.training.learning_rate import Rate
 
-FRUITLESS = 300  # proposals in a row that exceed a limit or are known: the space is exhausted or the limits too tight
-FIRST_FAILURES = 3  # failed trials with not one trained: not bad luck, but something that is wrong
+MAX_FRUITLESS = 300  # rejected or replayed plans in a row; then the space is exhausted or the limits are too tight
+FIRST_FAILURES = 3  # failed trials before any is trained; then the study has an error
 
 
 @dataclass
 class Watch:
-    """What the loop keeps in mind between two trials."""
+    """The state of the loop between two trials."""
 
     study: Study
     context: Context
@@ -52,24 +52,24 @@ class Watch:
     prolonged: bool = False
     fruitless: int = 0
     started: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
+    printed: float = field(default_factory=time.monotonic)
     exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
-        """Show the bar, and take Ctrl-C."""
+        """Show the progress bar and handle Ctrl-C."""
         self.at_start = self.done = spent(self.study)
-        self.began = self.clock.spent  # the draft had that
+        self.began = self.clock.spent  # before this, the draft took time
         self.progress = self.exits.enter_context(bar("best"))
         self.task = self.progress.add_task("trials", total=self._total(), best="", completed=self.at_start)
         self.exits.enter_context(_gentle_stop(self))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give both back."""
+        """Remove the progress bar and the signal handlers."""
         self.exits.close()
 
     def objective(self, trial: Trial) -> tuple[float, ...]:
-        """Run one trial; whatever ends it leaves a reason, and an interrupted plan is enqueued again."""
+        """Run one trial; if it fails, record the reason, and if it is interrupted, enqueue its plan again."""
         try:
             return run_trial(
                 trial,
@@ -102,15 +102,21 @@ class Watch:
         return self.stopped or self.exhausted or self.clock.spent >= 1 or enough
 
     def _total(self) -> float:
-        """Return how many trials there will be, as far as is known."""
+        """Return the estimated final number of trials."""
         new = self.done - self.at_start
-        passed = self.clock.spent - self.began
-        in_time = self.done + (1 - self.clock.spent) / passed * new if new and passed > 0 else math.inf
+        elapsed = self.clock.spent - self.began
+        in_time = self.done + (1 - self.clock.spent) / elapsed * new if new and elapsed > 0 else math.inf
         total = min(in_time, math.inf if self.context.spec.budget.trials is None else self.context.spec.budget.trials)
         return max(self.done, total) if math.isfinite(total) else self.done + 1
 
-    def look(self) -> None:
-        """Show what the last trial brought; give up where nothing comes of any."""
+    def update(self) -> None:
+        """Show the result of the last trial; stop if no trial succeeds.
+
+        Raises
+        ------
+        UserError
+            If the first trials all fail.
+        """
         done = spent(self.study)
         self.fruitless = 0 if done > self.done else self.fruitless + 1
         self.done = done
@@ -118,46 +124,47 @@ class Watch:
         failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         reasons = [trial.user_attrs[REASON] for trial in failed if REASON in trial.user_attrs]
         if not done and len(reasons) >= FIRST_FAILURES:
-            raise UserError(f"the first {len(reasons)} trials all failed, the last with: {reasons[-1]}")
-        if self.fruitless >= FRUITLESS:
-            console.print(f"{FRUITLESS} proposals in a row exceeded a limit or were known already: stopping here")
+            raise UserError(f"the first {len(reasons)} trials all failed; the last error was: {reasons[-1]}")
+        if self.fruitless >= MAX_FRUITLESS:
+            console.print(f"stopping: the last {MAX_FRUITLESS} plans all exceeded a limit or had been evaluated before")
             self.exhausted = True
         self._prolong()
-        self._say(done)
+        self._print(done)
 
     def _prolong(self) -> None:
-        """Once the last part of the time begins, train on what is best, if trainings were shortened."""
+        """Enqueue the front for further training in the last share of the time, if trainings were shortened."""
         short = self.recipe.epochs < self.context.spec.recipe.epochs
-        if not self.prolonged and short and self.clock.spent >= 1 - LAST_SHARE:
+        if not self.prolonged and short and self.clock.spent >= 1 - FRONT_SHARE:
             self.prolonged = True
             count = prolong(self.study, self.context.spec, self.clock.left)
             if count:
-                console.print(f"the last of the time is for {count} members of the front: training on")
+                console.print(f"the remaining time is used to train {count} members of the front further")
 
-    def _say(self, done: int) -> None:
+    def _print(self, done: int) -> None:
+        """Print a line of progress, at intervals, if there is no terminal."""
         now = time.monotonic()
         total = self._total()
-        if console.is_terminal or (now - self.said < EVERY_SECONDS and done < total - 1):
+        if console.is_terminal or (now - self.printed < EVERY_SECONDS and done < total - 1):
             return
-        self.said = now
+        self.printed = now
         new = max(1, done - self.at_start)
         left = (now - self.started) / new * (total - done)
         console.print(f"{done}/{total:.0f} trained, {duration(left)} left, {best_points(self.study)}")
 
 
-def best_points(study: Study, most: int = 3) -> str:
-    """Word the front: how many members, and a few of them from one end to the other."""
+def best_points(study: Study, count: int = 3) -> str:
+    """Describe the front in words: its size, and a few members from one end to the other."""
     members = front(study)
     if not members:
         return "no feasible candidate yet"
-    places = sorted({round(i * (len(members) - 1) / max(1, most - 1)) for i in range(most)})
-    points = [" / ".join(f"{value:.4g}" for value in members[place].values) for place in places]
+    picked = sorted({round(i * (len(members) - 1) / max(1, count - 1)) for i in range(count)})
+    points = [" / ".join(f"{value:.4g}" for value in members[index].values) for index in picked]
     return f"front of {len(members)}: {', '.join(points)}"
 
 
 @contextlib.contextmanager
 def _gentle_stop(watch: Watch) -> Iterator[None]:
-    """First Ctrl-C: finish the trial under way. Second: stop now, that trial is run again on resume."""
+    """Handle Ctrl-C: the first finishes the trial under way, the second stops at once and repeats it on resume."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -166,7 +173,9 @@ def _gentle_stop(watch: Watch) -> Iterator[None]:
         if watch.stopped:
             raise KeyboardInterrupt
         watch.stopped = True
-        console.print("stopping after the trial under way (again to stop now: it will be run again on resume)")
+        console.print(
+            "stopping after the trial under way (interrupt again to stop now; the trial will be rerun on resume)"
+        )
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

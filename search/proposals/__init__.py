@@ -1,1 +1,1 @@
-"""Propose plans: a sensitivity table, a search on it, a draft of untrained plans, samplers."""
+"""Propose plans: initial designs, the sensitivity table, the Lagrangian search, the draft and the samplers."""

@@ -1,4 +1,4 @@
-"""How a study is searched where it does not say so."""
+"""The default sampler and the default start of a study."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def resolved(spec: StudySpec) -> StudySpec:
-    """Return the study with `DraftSampler` and `DraftStart()` where it names no sampler and no start.
+    """Return the study with `DraftSampler` if it names no sampler and with `DraftStart()` if it names no start.
 
-    This comes once, before the definition of a study is stored or compared.
+    Call this once, before the definition of a study is stored or compared.
     """
     return dataclasses.replace(spec, sampler=spec.sampler or DraftSampler, start=spec.start or DraftStart())

@@ -1,4 +1,4 @@
-"""Initial designs that are the best of a draft."""
+"""Initial designs that are the best plans of a draft."""
 
 from __future__ import annotations
 
@@ -19,34 +19,37 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
 
-LEAST_SCORED, MOST_SCORED, SCORED_A_TRIAL = 100, 1000, 12  # plans of the draft, and how many for each trained trial
-TABLE_SHARE = 0.25  # of the time: what the sensitivity table may take
-PROMISING_SHARE = 0.05  # of the time: for measuring some of the plans that the table makes best
-SCORED_SHARE = 0.1  # of the time: for the draft, however long the measurements before it took
+MIN_SCORED, MAX_SCORED = 100, 1000  # plans in the draft, unless the user gives a number
+SCORED_PER_TRIAL = 12  # plans in the draft for each trained trial of the budget
+TABLE_SHARE = 0.25  # share of the budget's time: the most that measuring the sensitivity table may take
+PROMISING_SHARE = 0.05  # share of the budget's time: the most that measuring promising plans may take
+MIN_DRAFT_SHARE = 0.1  # share of the budget's time that the draft gets, however long the measurements before it took
 
 
 @dataclass(frozen=True, slots=True)
 class DraftStart:
-    """Start with the best of a draft: plans that were searched by their loss before any training.
+    """Start with the best plans of a draft, in which plans are searched by their loss before any training.
 
-    A sensitivity table, the best sums of it, then an evolution of plans by their proxy loss: built, BatchNorm
-    statistics re-estimated, compared with the teacher. Where layers can be left out, some of the plans that would lead
-    are trained for a few steps, and the losses of all are predicted from that (`ShortTraining`). The plans are trials
-    of an Optuna study of their own, `<name>-draft`, whose values are the loss and the costs. For a cost that no formula
-    gives, such as latency, a model is fitted before, to networks that are measured on this machine, the last of them
-    plans that the table makes best. Where no cost is known before training, or the table would take too long, the study
-    starts with the plans of `UniformStart`.
+    First a sensitivity table is measured. Its best sums seed an evolution of plans by their proxy loss: each plan is
+    built, its BatchNorm statistics are re-estimated, and its outputs are compared with the teacher's. If layers can be
+    left out, some of the leading plans are trained for a few steps, and the losses of all plans are predicted from
+    these (`ShortTraining`). The plans are trials of a separate Optuna study, `<name>-draft`, whose values are the loss
+    and the costs. For a cost that no formula gives, such as latency, a model is fitted first, on networks that are
+    profiled on this machine; the last of these are plans with the best sums of the table. If no cost is known before
+    training, or the table would take too long, the study starts with the plans of `UniformStart`.
 
     Parameters
     ----------
     plans
-        How many to train first, spread over the costs.
+        Number of plans to train first, spread over the costs.
     scored
-        Plans in the draft; by default 12 for each trial of the budget, from 100 to 1000.
+        Number of plans in the draft; by default 12 for each trial of the budget, from 100 to 1000.
     share
-        Of the budget's time, by whose end the draft must be done, where the measurements before left a tenth for it.
+        Share of the budget's time by which the draft must be done; if the measurements before it took longer, the
+        draft still gets a tenth of the time.
     seconds
-        CPU time that the table may take, and the measurements as much again; at most a quarter of the budget's.
+        CPU time that the table may take, and the same again for the measurements; at most a quarter of the budget's
+        time.
     """
 
     plans: int = 8
@@ -59,21 +62,22 @@ class DraftStart:
         reachable = check_reachable(context)
         seconds = min(self.seconds, TABLE_SHARE * clock.total)
         fit_before_search(context, seconds)
-        known = context.cost_model.formulas
-        wanted = [objective.name for objective in context.spec.objectives if objective.name in known]
-        table = measured_table(context, study, seconds) if wanted else None
+        formulas = context.cost_model.formulas
+        cost_names = [objective.name for objective in context.spec.objectives if objective.name in formulas]
+        table = measured_table(context, study, seconds) if cost_names else None
         if table is None:
             return uniform_designs(context, reachable)
         seconds = min(self.seconds, PROMISING_SHARE * clock.total)
-        measure_promising(study, context, lambda count: best_sums(context, table, wanted, count), seconds)
-        draft = Draft(context, table, study, wanted)
-        aim = self.scored or self._aim(clock)
-        until = max(self.share, clock.spent + SCORED_SHARE)
+        measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), seconds)
+        draft = Draft(context, table, study, cost_names)
+        target = self.scored or self._target(clock)
+        until = max(self.share, clock.spent + MIN_DRAFT_SHARE)
         with track("scoring plans by their proxy loss") as progress:
-            while len(draft) < aim and (clock.spent < until or len(draft) < self.plans) and draft.step(aim):
-                progress(max(len(draft) / aim, clock.spent / until))
+            while len(draft) < target and (clock.spent < until or len(draft) < self.plans) and draft.step(target):
+                progress(max(len(draft) / target, clock.spent / until))
         return draft.best(self.plans) if len(draft) else uniform_designs(context, reachable)
 
-    def _aim(self, clock: BudgetClock) -> int:
+    def _target(self, clock: BudgetClock) -> int:
+        """Return the number of plans that the draft is to reach."""
         trials = clock.budget.trials
-        return MOST_SCORED if trials is None else min(MOST_SCORED, max(LEAST_SCORED, SCORED_A_TRIAL * trials))
+        return MAX_SCORED if trials is None else min(MAX_SCORED, max(MIN_SCORED, SCORED_PER_TRIAL * trials))

@@ -1,4 +1,4 @@
-"""How well the draft and the latency model predicted, on the study's own trials."""
+"""How well the draft and the cost models predicted the results of the study's own trials."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ if TYPE_CHECKING:
 
     from search.study.spec import StudySpec
 
-POORLY = "; that is poor, so early stopping ends every training that is not expected to beat others"
-TRUSTED_TRIALS, POOR = 12, 0.3  # trials from which on, and correlation below which, the draft is not trusted
-BAND_TRIALS = 4  # trials of about one cost, among which ranks are compared
+POOR_NOTE = "; this is poor, so early stopping ends every training that is not expected to beat the others"
+MIN_TRUSTED_TRIALS = 12  # trained trials of the draft; with fewer the correlation is not judged
+POOR_CORRELATION = 0.3  # rank correlation below which the proxy loss is not trusted
+BAND_TRIALS = 4  # smallest number of trials of similar cost among which ranks are compared
 
 
 class ProxyCorrelation(NamedTuple):
-    """Rank correlation of the proxy loss with what training gave: its mean within bands of cost, and the trials."""
+    """The rank correlation of proxy loss and trained result, averaged over bands of cost, and the number of trials."""
 
     correlation: float
     trials: int
 
     @property
     def poor(self) -> bool:
-        """Whether the proxy is known to predict little, so that only training can tell."""
-        return self.trials >= TRUSTED_TRIALS and self.correlation < POOR
+        """Whether enough trials show that the proxy loss predicts little of the trained result."""
+        return self.trials >= MIN_TRUSTED_TRIALS and self.correlation < POOR_CORRELATION
 
 
 class PredictionError(NamedTuple):
-    """How far a predicted cost is from what was measured: median relative error, rank correlation."""
+    """Predicted against measured values of a cost: median relative error, rank correlation, number of trials."""
 
     error: float
     correlation: float
@@ -43,11 +44,11 @@ class PredictionError(NamedTuple):
 
 
 def proxy_correlation(study: Study, spec: StudySpec) -> ProxyCorrelation | None:
-    """Return it, or None where too few trials of the draft were trained.
+    """Return the proxy rank correlation, or None if too few plans of the draft were trained.
 
-    Over all costs the correlation would say only that larger networks are better. Trials are sorted by their first cost
-    into bands of at least four, and Spearman's correlation of the loss with the first trained objective is taken in
-    each; what is maximized counts the other way round.
+    Over all costs the correlation would show only that larger networks are better. So trials are sorted by their first
+    cost into bands of at least four, and Spearman's correlation of the loss with the first trained objective is
+    computed in each band; the sign of a maximized objective is flipped.
     """
     trained_places = [at for at, objective in enumerate(spec.objectives) if not objective.is_cost]
     costs = [at for at, objective in enumerate(spec.objectives) if objective.is_cost]
@@ -64,33 +65,33 @@ def proxy_correlation(study: Study, spec: StudySpec) -> ProxyCorrelation | None:
 
 
 def _drafted_and_trained(study: Study) -> list[tuple[list[float], list[float]]]:
-    """Return, of every trained trial whose plan is in the draft, the values there and its own."""
+    """Return, for every trained trial whose plan is in the draft, its values in the draft and its own."""
     draft = draft_of(study)
     drafted = draft.get_trials(deepcopy=False) if draft is not None else []
     names = list(drafted[0].params) if drafted else []
     values = {choices_in(trial, names): trial.values for trial in drafted}
     both = ((values.get(choices_in(trial, names)), trial.values) for trial in trained(study))
-    return [(of_draft, own) for of_draft, own in both if of_draft is not None]
+    return [(in_draft, own) for in_draft, own in both if in_draft is not None]
 
 
 def is_misleading(study: Study, spec: StudySpec) -> bool:
-    """Whether the proxy loss is known to predict little of what training gives."""
+    """Whether the proxy loss is known to predict little of the trained result."""
     found = proxy_correlation(study, spec)
     return found is not None and found.poor
 
 
 def proxy_correlation_words(found: ProxyCorrelation | None) -> str:
-    """Say it in a line, or that it is not known."""
+    """Describe the proxy rank correlation in one line."""
     if found is None:
-        return "proxy rank correlation: not known yet, since too few plans of the draft are trained"
+        return "proxy rank correlation: not known yet, because too few plans of the draft have been trained"
     return (
         f"proxy rank correlation (untrained loss against trained result, at similar cost): {found.correlation:.2f} "
-        f"over {found.trials} trials{POORLY if found.poor else ''}"
+        f"over {found.trials} trials{POOR_NOTE if found.poor else ''}"
     )
 
 
 def prediction_report(study: Study, spec: StudySpec) -> str:
-    """Say how well the draft and the models of costs predicted; nothing where the study has no draft."""
+    """Describe how well the draft and the cost models predicted; empty if the study has no draft."""
     if draft_of(study) is None:
         return ""
     lines = [
@@ -102,7 +103,7 @@ def prediction_report(study: Study, spec: StudySpec) -> str:
 
 
 def cost_prediction_errors(study: Study) -> dict[str, PredictionError]:
-    """Compare every cost that has a model with its measured values, also of trials that a limit rejected."""
+    """Compare the predictions of every cost model with the measured values, including those of rejected trials."""
     over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     both = [trial.user_attrs for trial in over if {PREDICTED, VALUES} <= trial.user_attrs.keys()]
     found = {}

@@ -1,4 +1,4 @@
-"""The sensitivity table: what each single change of the network loses, and what it costs."""
+"""The sensitivity table: the loss and the costs of each single change of the network."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
     from spaces import Plan
     from spaces.costs.architectures import Architectures
+    from spaces.costs.effects import Effect
 
-NOTHING = 1e-9  # of any cost, whose logarithm stands for that of zero
-TIMED_ENTRIES = 20  # of the table, from which the time of all is estimated
+MIN_COST = 1e-9  # in the unit of any cost; smaller costs, such as zero, are replaced by it in logarithms
+TIMED_ENTRIES = 20  # entries of the table after which the time for all of them is estimated
 
 
 @dataclass(frozen=True)
 class SensitivityTable:
-    """Every value of every parameter, changed alone.
+    """Losses and architectures for every value of every parameter, changed alone.
 
     Attributes
     ----------
     axes
-        For each parameter the number of the axis it belongs to.
+        For each parameter, the number of its axis.
     names, values
-        The parameters, and for each the values that give different plans, the one that changes nothing first.
+        The parameters, and for each the values that give different plans; the first value changes nothing.
     losses
-        For each parameter the loss that each value adds, never falling, in the units of the proxy loss.
+        For each parameter, the loss that each value adds, nondecreasing, in the units of the proxy loss.
     architectures
-        Rows: nothing changed, then each value of each parameter alone.
+        Rows: the unchanged network, then each value of each parameter alone.
     owners
         See `Architectures.mixed`.
     """
@@ -53,7 +54,7 @@ class SensitivityTable:
     values: tuple[tuple[float, ...], ...]
     losses: tuple[np.ndarray, ...]
     architectures: Architectures
-    owners: tuple[np.ndarray, ...]
+    owners: Mapping[Effect, np.ndarray]
 
     def sums(self, chosen_NP: np.ndarray) -> np.ndarray:
         """Return the sum of the losses of the choices in each row, shape (N,)."""
@@ -65,15 +66,15 @@ class SensitivityTable:
         return {name: values[at] for name, values, at in zip(self.names, self.values, chosen, strict=True)}
 
     def combine(self, chosen_NP: np.ndarray) -> Architectures:
-        """Return the architectures of plans that make the choices in each row together."""
+        """Return the architectures of plans that combine the choices in each row."""
         starts = 1 + np.cumsum([0, *(len(values) - 1 for values in self.values)])[:-1]
         return self.architectures.mixed(np.where(chosen_NP > 0, starts + chosen_NP - 1, 0), self.owners)
 
 
 def measured_table(context: Context, study: Study, seconds: float) -> SensitivityTable | None:
-    """Return the table of a study, in sight of the user; None where it would take more CPU time than `seconds`.
+    """Return the table of a study, with a progress bar; None if it would take more CPU time than `seconds`.
 
-    What was measured lies in the study, for other workers and for when it goes on.
+    The measured losses are stored in the study, for other workers and for a resumed run.
     """
     known = study.user_attrs.get(SENSITIVITIES)
     with track("measuring the sensitivity table") as progress, context.cpu_profile.charge(TABLE):
@@ -86,9 +87,7 @@ def measured_table(context: Context, study: Study, seconds: float) -> Sensitivit
 def sensitivity_table(
     context: Context, progress: Callable[[float], None], seconds: float, known: Sequence[Sequence[float]] | None = None
 ) -> SensitivityTable | None:
-    """Measure the proxy loss of every change alone.
-
-    None where that would take more CPU time than `seconds`.
+    """Measure the proxy loss of every single change; return None if this would take more CPU time than `seconds`.
 
     Parameters
     ----------
@@ -97,22 +96,23 @@ def sensitivity_table(
     progress
         Called with the share that is done.
     seconds
-        CPU time that it may take, estimated from the first entries on.
+        CPU time that the table may take; the total is estimated from the first entries.
     known
-        The losses, where they were measured before.
+        The losses, if they were measured before.
     """
     space, anatomy = context.spec.space, context.subject.anatomy
-    untouched = space.uniform(anatomy, (0.0,) * len(space.steps))
-    trial = FixedTrial(untouched)
+    unchanged_params = space.uniform(anatomy, (0.0,) * len(space.steps))
+    trial = FixedTrial(unchanged_params)
     unchanged = space.suggest(trial, anatomy)
     plans: dict[str, dict[float, Plan]] = {}
     for name, distribution in trial.distributions.items():
         if name not in space.recovery.usual():
             changed = {
-                value: space.suggest(FixedTrial(untouched | {name: value}), anatomy) for value in _values(distribution)
+                value: space.suggest(FixedTrial(unchanged_params | {name: value}), anatomy)
+                for value in _values(distribution)
             }
-            plans[name] = _distinct(changed, untouched[name], unchanged)
-    losses = [np.array(added) for added in known] if known else _losses(context, plans, progress, seconds)
+            plans[name] = _distinct(changed, unchanged_params[name], unchanged)
+    losses = [np.array(added) for added in known] if known else _measure_losses(context, plans, progress, seconds)
     if losses is None:
         return None
     owners = [set(axis.uniform(anatomy, 0.0)) for axis in space.steps]
@@ -121,7 +121,7 @@ def sensitivity_table(
     return SensitivityTable(
         axes=tuple(next(n for n, owned in enumerate(owners) if name in owned) for name in plans),
         names=tuple(plans),
-        values=tuple((untouched[name], *found) for name, found in plans.items()),
+        values=tuple((unchanged_params[name], *found) for name, found in plans.items()),
         losses=tuple(losses),
         architectures=architectures,
         owners=architectures.owners([len(found) for found in plans.values()]),
@@ -129,13 +129,13 @@ def sensitivity_table(
 
 
 def _distinct(changed: Mapping[float, Plan], start: float, unchanged: Plan) -> dict[float, Plan]:
-    """Return the plans that differ, outwards from the value that changes nothing: what rounding makes equal is one."""
-    outwards = sorted(changed.items(), key=lambda item: abs(item[0] - start))
-    distinct = {plan: value for value, plan in outwards if plan != unchanged}
+    """Return one value for each distinct plan, ordered by distance from `start`; rounding makes some plans equal."""
+    by_distance = sorted(changed.items(), key=lambda item: abs(item[0] - start))
+    distinct = {plan: value for value, plan in by_distance if plan != unchanged}
     return {value: plan for plan, value in distinct.items()}
 
 
-def _losses(
+def _measure_losses(
     context: Context, plans: dict[str, dict[float, Plan]], progress: Callable[[float], None], seconds: float
 ) -> list[np.ndarray] | None:
     proxy_loss, started = context.proxy_loss, time.process_time()
@@ -154,13 +154,14 @@ def _losses(
     return losses
 
 
-def logarithms(costs: np.ndarray) -> np.ndarray:
-    """Return the logarithms of costs, on which a front looks alike at both ends; of nothing, that of very little."""
-    logs: np.ndarray = np.log(np.maximum(costs, NOTHING))
+def safe_log(costs: np.ndarray) -> np.ndarray:
+    """Return the logarithms of costs, with zero replaced by a tiny cost."""
+    logs: np.ndarray = np.log(np.maximum(costs, MIN_COST))
     return logs
 
 
 def _values(distribution: BaseDistribution) -> tuple[float, ...]:
+    """Return all values of a distribution that has a step."""
     if isinstance(distribution, IntDistribution):
         return tuple(range(distribution.low, distribution.high + 1, distribution.step))
     assert isinstance(distribution, FloatDistribution)

@@ -1,4 +1,4 @@
-"""Random plans of every strength."""
+"""A random sampler that is stratified by the strength of compression."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ if TYPE_CHECKING:
 
 
 class StratifiedRandom(BaseSampler):
-    """Random plans, as many weak ones as strong ones.
+    """Sample random plans whose strengths of compression are uniformly distributed.
 
-    Independent uniform draws of many parameters all compress about alike. Here a strength is drawn for each trial, and
-    the parameters scatter around it, between the ends that the study's attribute `ends` names, or its range.
+    Plans of many independent uniform parameters all compress by similar amounts. This sampler draws a strength for each
+    trial and scatters the parameters around it, between the weakest and the strongest value that the study's attribute
+    `ends` holds for each parameter, or over the parameter's range.
 
     Parameters
     ----------
     seed
-        Of the draws.
+        Seed of the draws.
     """
 
     def __init__(self, *, seed: int | None = None) -> None:
-        self._dice = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
         self._strength = 0.0
 
     def reseed_rng(self) -> None:
-        """Take other random numbers."""
-        self._dice = np.random.default_rng()
+        """Reseed the random generators."""
+        self._rng = np.random.default_rng()
         self._random.reseed_rng()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:  # noqa: ARG002 - Optuna's signature
         """Draw the strength of the trial."""
-        self._strength = float(self._dice.random())
+        self._strength = float(self._rng.random())
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
-        """Return none: each parameter is drawn by itself."""
+        """Return an empty space: each parameter is sampled independently."""
         return {}
 
     def sample_relative(
@@ -53,23 +54,23 @@ class StratifiedRandom(BaseSampler):
         trial: FrozenTrial,  # noqa: ARG002
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
     ) -> dict[str, Any]:
-        """Return none."""
+        """Return no parameters."""
         return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401 - Optuna's signature
-        """Draw around the strength of the trial."""
-        kind = param_distribution
-        if not isinstance(kind, FloatDistribution | IntDistribution):
-            return self._random.sample_independent(study, trial, param_name, kind)
-        weak, strong = study.user_attrs.get(RANGES, {}).get(param_name, (kind.low, kind.high))
-        place = self._dice.beta(0.5 + 4 * self._strength, 0.5 + 4 * (1 - self._strength))
-        if kind.log:
-            value = math.exp(math.log(weak) + place * (math.log(strong) - math.log(weak)))
+        """Sample around the strength of the trial."""
+        distribution = param_distribution
+        if not isinstance(distribution, FloatDistribution | IntDistribution):
+            return self._random.sample_independent(study, trial, param_name, distribution)
+        weak, strong = study.user_attrs.get(RANGES, {}).get(param_name, (distribution.low, distribution.high))
+        position = self._rng.beta(0.5 + 4 * self._strength, 0.5 + 4 * (1 - self._strength))
+        if distribution.log:
+            value = math.exp(math.log(weak) + position * (math.log(strong) - math.log(weak)))
         else:
-            value = weak + place * (strong - weak)
-        if kind.step:
-            value = kind.low + round((value - kind.low) / kind.step) * kind.step
-        value = min(max(value, kind.low), kind.high)
-        return int(value) if isinstance(kind, IntDistribution) else round(value, 12)
+            value = weak + position * (strong - weak)
+        if distribution.step:
+            value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
+        value = min(max(value, distribution.low), distribution.high)
+        return int(value) if isinstance(distribution, IntDistribution) else round(value, 12)

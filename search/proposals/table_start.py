@@ -1,4 +1,4 @@
-"""Initial designs that are best in the sum of a sensitivity table."""
+"""Initial designs with the best sums of a sensitivity table."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TableStart:
-    """Start with the plans that are best in the sum of what each single change was measured to lose.
+    """Start with the plans whose single changes have the smallest sum of measured losses.
 
-    Where no cost is known before training, or the table would take too long, with those of `UniformStart`.
+    If no cost is known before training, or the table would take too long, start with the plans of `UniformStart`.
 
     Parameters
     ----------
     plans
-        How many, spread over the costs.
+        Number of plans, spread over the costs.
     seconds
-        CPU time that the table may take; measurements before and after it may take as much again, each.
+        CPU time that the table may take; the measurements before it and those after it may each take the same again.
     """
 
     plans: int = 10
@@ -39,10 +39,10 @@ class TableStart:
         """Return the parameters of each plan, the largest network first."""
         reachable = check_reachable(context)
         fit_before_search(context, self.seconds)
-        known = context.cost_model.formulas
-        wanted = [objective.name for objective in context.spec.objectives if objective.name in known]
-        table = measured_table(context, study, self.seconds) if wanted else None
+        formulas = context.cost_model.formulas
+        cost_names = [objective.name for objective in context.spec.objectives if objective.name in formulas]
+        table = measured_table(context, study, self.seconds) if cost_names else None
         if table is None:
             return uniform_designs(context, reachable)
-        measure_promising(study, context, lambda count: best_sums(context, table, wanted, count), self.seconds)
-        return best_sums(context, table, wanted, self.plans) or uniform_designs(context, reachable)
+        measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), self.seconds)
+        return best_sums(context, table, cost_names, self.plans) or uniform_designs(context, reachable)

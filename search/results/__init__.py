@@ -1,1 +1,1 @@
-"""What comes out of a study: tables, plots, confirmed trainings, verified files."""
+"""The results of a study: tables, plots, confirmed trainings, verified files."""

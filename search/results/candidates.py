@@ -1,4 +1,4 @@
-"""The candidates of a study as a table."""
+"""The table of all finished trials of a study."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def candidates(study: Study, spec: StudySpec) -> pd.DataFrame:
-    """Return every finished trial, one row each.
+    """Return one row for every finished trial.
 
-    Columns: `number`, `state`, `on_front`, `feasible`, one an objective or limit, `cpu_seconds`, `plan`, `reason`, and
-    one a parameter.
+    The columns are `number`, `state`, `on_front`, `feasible`, one for each measured objective, `cpu_seconds`, `plan`,
+    `reason`, and one for each parameter.
     """
     on_front = {trial.number for trial in front(study)}
     rows = []
@@ -47,15 +47,15 @@ def candidates(study: Study, spec: StudySpec) -> pd.DataFrame:
 
 
 def feasible(trial: FrozenTrial) -> bool | None:
-    """Whether the limits hold, None where nothing was measured."""
+    """Return whether a trial meets all limits, None if nothing was measured on it."""
     excess = trial.user_attrs.get(EXCESS)
     return None if excess is None else all(value <= 0 for value in excess.values())
 
 
 def _state(trial: FrozenTrial) -> str:
+    """Return how a trial ended, in words."""
     if REPLAY in trial.user_attrs:
         return f"same as {trial.user_attrs[REPLAY]}"
     if STOPPED in trial.user_attrs:
         return "stopped early"
-    words = {TrialState.COMPLETE: "trained", TrialState.PRUNED: "rejected", TrialState.FAIL: "failed"}
-    return words[trial.state]
+    return {TrialState.COMPLETE: "trained", TrialState.PRUNED: "rejected", TrialState.FAIL: "failed"}[trial.state]

@@ -1,4 +1,4 @@
-"""Train the members of the front for longer, over several seeds, and read the test split: once, at the end."""
+"""Confirm the front: train its members for longer with several seeds, and measure them on the test split."""
 
 from __future__ import annotations
 
@@ -27,40 +27,52 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe, StudySpec
     from search.training.learning_rate import Rate
 
-CONFIRMATION_TIMES = 4  # times the epochs of the search, where the study names no recipe for this
+# Epochs of a confirmation over the epochs of the search, if the study has no recipe for the confirmation.
+CONFIRMATION_FACTOR = 4
 
 
 def confirm(
     members: list[FrozenTrial], context: Context, folder: Path, seeds: int, rate: Rate | None = None
 ) -> list[dict[str, Any]]:
-    """Return a record a member: costs, and every metric on validation and test with its mean and spread.
+    """Train every member with several seeds; return one record per member.
 
-    Each (member, seed) that is done is kept as a file, so that a stopped confirmation goes on where it was.
+    Every finished training is stored in a file, so a stopped confirmation continues where it stopped.
 
     Parameters
     ----------
     members
         Trials of the front.
     context
-        The study.
+        The context of the study.
     folder
-        Of the study's files; the results go to `confirmed/`.
+        The folder of the study's files; the results are written to its folder `confirmed`.
     seeds
-        How many trainings a member.
+        Number of trainings per member, each with a different seed.
     rate
-        What the study's range test gave, where the recipe has no learning rate.
+        The result of the study's range test, if the recipe has no learning rate.
+
+    Returns
+    -------
+    list of dict
+        For each member `trial`; `searched`, the values that the search measured; `n`, the number of trainings that did
+        not diverge; and, for every metric on validation and test, its mean and its spread (standard deviation).
+
+    Raises
+    ------
+    UserError
+        If the test split does not fit the classes of the teacher.
     """
     check_labels("test", context.spec.splits.test, context.classes)
-    longer = context.spec.confirmation or context.spec.recipe.longer(CONFIRMATION_TIMES)
+    recipe = context.spec.confirmation or context.spec.recipe.longer(CONFIRMATION_FACTOR)
     total = max(1, len(members) * seeds)
     records = []
-    with track(f"confirming {len(members)} members over {seeds} seeds") as progress:
+    with track(f"confirming {len(members)} members with {seeds} seeds each") as progress:
         for index, trial in enumerate(members):
             runs = []
-            for turn in range(seeds):
-                done = index * seeds + turn
-                share = functools.partial(_report_share, progress, done, total)
-                runs.append(_trained_once(trial, context, folder, longer, turn, rate, share))
+            for seed_number in range(seeds):
+                done = index * seeds + seed_number
+                report_share = functools.partial(_report_share, progress, done, total)
+                runs.append(_confirmation_run(trial, context, folder, recipe, seed_number, rate, report_share))
                 progress((done + 1) / total)
             records.append(_record(trial, runs))
     teacher = metrics(context.spec, context.subject.finished)
@@ -69,16 +81,16 @@ def confirm(
 
 
 def weights_of(folder: Path, trial: FrozenTrial) -> Path:
-    """Return the trained state to export: the first confirmation's where there is one, else the search's.
+    """Return the path of the weights to export: those of the first confirmed seed if there are any, else of the search.
 
-    The first and not the best: picking the best of several seeds would be a choice made on its score.
+    It is the first seed and not the best one: a choice by score would make the score of the exported network too good.
     """
     confirmed = _path(folder, trial, 0).with_suffix(".safetensors")
     return confirmed if confirmed.exists() else state_path(folder, trial.number)
 
 
 def metrics(spec: StudySpec, finished: nn.Module) -> dict[str, float]:
-    """Measure every metric of the study on validation and test."""
+    """Measure every metric of the study on the validation and the test split."""
     values = {}
     for objective in spec.measured:
         if isinstance(objective, Metric):
@@ -87,49 +99,54 @@ def metrics(spec: StudySpec, finished: nn.Module) -> dict[str, float]:
     return values
 
 
-def _report_share(progress: Callable[[float], None], done: int, total: int, part: float) -> None:
-    progress((done + part) / total)
+def _report_share(progress: Callable[[float], None], done: int, total: int, share: float) -> None:
+    """Report the progress of all trainings, given the share that is done of the present one."""
+    progress((done + share) / total)
 
 
-def _path(folder: Path, trial: FrozenTrial, turn: int) -> Path:
-    return folder / "confirmed" / f"{trial.number}-seed{turn}.json"
+def _path(folder: Path, trial: FrozenTrial, seed_number: int) -> Path:
+    """Return the path of the record of one training of a member."""
+    return folder / "confirmed" / f"{trial.number}-seed{seed_number}.json"
 
 
-def _trained_once(
+def _confirmation_run(
     trial: FrozenTrial,
     context: Context,
     folder: Path,
     recipe: Recipe,
-    turn: int,
+    seed_number: int,
     rate: Rate | None,
     progress: Callable[[float], None],
 ) -> dict[str, Any]:
-    path = _path(folder, trial, turn)
+    """Return the record of one training of a member: the stored one if its recipe is the same, else a new one."""
+    path = _path(folder, trial, seed_number)
     recipe = recipe if rate else recipe.at_rate(trial.user_attrs.get(RATE))
-    recipe_now = define_value(recipe) | {"range_test": rate and list(rate)}
-    if path.exists() and _same_recipe((stored := json.loads(path.read_text()))["recipe"], recipe_now):
+    recipe_definition = define_value(recipe) | {"range_test": rate and list(rate)}
+    if path.exists() and _same_recipe((stored := json.loads(path.read_text()))["recipe"], recipe_definition):
         return stored  # type: ignore[no-any-return]
     plan = context.plan(trial.params)
     model = context.build(plan)
     try:
-        seed = seed_of(context.spec, key_of(plan), turn + 1)
+        seed = seed_of(context.spec, key_of(plan), seed_number + 1)  # the search used 0
         context.train(model, plan, context.with_rate(recipe, model, rate), seed, progress)
         values = metrics(context.spec, context.subject.finish(model))
         save_state(model, path.with_suffix(".safetensors"))
     except Diverged as error:
-        console.print(f"trial {trial.number}, seed {turn}: {error}")
+        console.print(f"trial {trial.number}, seed {seed_number}: {error}")
         values = {}
-        path.with_suffix(".safetensors").unlink(missing_ok=True)  # of an earlier recipe: not to be exported as this one
-    found = {"trial": trial.number, "seed": turn, "recipe": recipe_now, "values": values}
-    save_json(path, found)
-    return found
+        path.with_suffix(".safetensors").unlink(missing_ok=True)  # weights of an earlier recipe must not be exported
+    record = {"trial": trial.number, "seed": seed_number, "recipe": recipe_definition, "values": values}
+    save_json(path, record)
+    return record
 
 
 def _same_recipe(stored: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether a stored recipe equals the present one."""
     return not differences(*({name: str(value) for name, value in recipe.items()} for recipe in (stored, now)))
 
 
 def _record(trial: FrozenTrial, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summarize the trainings of a member; those that diverged are left out."""
     record: dict[str, Any] = {"trial": trial.number, "searched": trial.user_attrs[VALUES], "n": 0}
     finished = [run["values"] for run in runs if run["values"]]
     record["n"] = len(finished)

@@ -1,4 +1,4 @@
-"""From a candidate to files that were read back and checked."""
+"""Export candidates to files that are read back and verified."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from objectives.runtimes import ExportError
-from search.results.file_records import WEIGHTS, digest, outdated, read_record, record_path
+from search.results.file_records import WEIGHTS_DIGEST, digest, outdated, read_record, record_path
 from search.results.plan_json import decode, encode
 from search.results.verification import Disagreement, verify
 from search.study.console import track
@@ -33,15 +33,17 @@ PLAN_FILE, STATE_FILE, RECORD_FILE = "plan.json", "state.safetensors", "verifica
 
 
 def restored(trial: FrozenTrial, context: Context, weights: Path) -> tuple[Plan, nn.Module]:
-    """Return the plan of a past trial and its trained network, on the CPU in evaluation mode.
+    """Restore a trial: return its plan and its trained network, on the CPU in evaluation mode.
 
     Raises
     ------
     UserError
-        If its weights are gone.
+        If the file of its weights is missing.
     """
     if not weights.exists():
-        raise UserError(f"the weights of trial {trial.number} are missing: {weights}; --folder names where they lie")
+        raise UserError(
+            f"the weights of trial {trial.number} are missing: {weights}; name the folder of the study with --folder"
+        )
     plan = context.plan(trial.params)
     model = context.build(plan)
     model.load_state_dict(load_file(weights))
@@ -49,28 +51,28 @@ def restored(trial: FrozenTrial, context: Context, weights: Path) -> tuple[Plan,
 
 
 def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) -> nn.Module:
-    """Return the exported torch network from its plan and its weights alone, bit for bit, in evaluation mode.
+    """Rebuild an exported torch network from its plan and its weights, bit for bit, in evaluation mode.
 
     Parameters
     ----------
     model
         The teacher's architecture; its weights do not matter.
     folder
-        Where `export` wrote.
+        The folder of the export.
     kinds
-        Classes of steps of your own that the plan holds.
+        Your own classes of steps, if the plan contains any.
 
     Raises
     ------
     UserError
-        If the folder holds no export.
+        If the folder does not contain an export.
     """
     folder = Path(folder)
     try:
         content = json.loads((folder / PLAN_FILE).read_text())
         state = load_file(folder / STATE_FILE)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} must hold {PLAN_FILE} and {STATE_FILE} as export writes them: {error}") from error
+        raise UserError(f"{folder} must contain {PLAN_FILE} and {STATE_FILE} as export writes them: {error}") from error
     example = torch.randn((8, *content["input_shape"]), generator=torch.Generator().manual_seed(0))
     rebuilt = decode(content["plan"], kinds).apply(unfuse_attention(model, example), example)
     rebuilt.load_state_dict(state)
@@ -78,79 +80,88 @@ def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) 
 
 
 def verify_front(members: list[tuple[FrozenTrial, Path]], context: Context, folder: Path, reference: Path) -> list[str]:
-    """Export, read back and verify every member, unless it was; return what failed, in words.
+    """Export, read back and verify every member that has no valid verification; return a message for each failure.
 
     Parameters
     ----------
     members
-        Trials, each with the weights that its file is made of.
+        Trials, each with the path of the weights to export.
     context
-        The study.
+        The context of the study.
     folder
-        Of the study's files; each record lies in `verified/` and the name of the runtime.
+        The folder of the study's files; records are written to `verified/<name of the runtime>/`.
     reference
-        The teacher's file.
+        The teacher's file, to compare the latency with.
     """
     spec, subject = context.spec, context.subject
     paths = {trial.number: record_path(folder, trial, spec.runtime) for trial, _ in members}
-    todo = [(trial, weights) for trial, weights in members if outdated(read_record(paths[trial.number]), weights)]
+    unverified = [(trial, weights) for trial, weights in members if outdated(read_record(paths[trial.number]), weights)]
     failures = []
-    if not todo:
+    if not unverified:
         return []
     example = subject.example.cpu()
-    with track(f"verifying {len(todo)} members of the front from their {spec.runtime.name} files") as progress:
-        for done, (trial, weights) in enumerate(todo):
+    with track(f"verifying the {spec.runtime.name} files of {len(unverified)} members of the front") as progress:
+        for done, (trial, weights) in enumerate(unverified):
             _, model = restored(trial, context, weights)
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / f"model.{spec.runtime.suffix}"
-                paths[trial.number].unlink(missing_ok=True)  # of other weights
+                paths[trial.number].unlink(missing_ok=True)  # the record of other weights
                 try:
                     spec.runtime.export(deployed(model, example), example, path)
-                    found = verify(model, path, spec, reference) | {WEIGHTS: digest(weights)}
-                    save_json(paths[trial.number], found)
+                    record = verify(model, path, spec, reference) | {WEIGHTS_DIGEST: digest(weights)}
+                    save_json(paths[trial.number], record)
                 except (Disagreement, ExportError) as error:
                     failures.append(f"trial {trial.number}: {error}")
-            progress((done + 1) / len(todo))
+            progress((done + 1) / len(unverified))
     return failures
 
 
-def replaceable(folder: Path, *, replace: bool) -> None:
-    """Check that an export to the folder destroys nothing but an earlier export, and that only where it is asked to.
+def ensure_replaceable(folder: Path, *, replace: bool) -> None:
+    """Check that an export to the folder overwrites at most an earlier export, and only if `replace` allows that.
 
     Raises
     ------
     UserError
-        If it would.
+        If it would overwrite anything else.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder with --out")
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    models = {name for name in found if name.startswith("model.")}
-    others = sorted(found - models - {PLAN_FILE, STATE_FILE, RECORD_FILE})
+    existing = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    models = {name for name in existing if name.startswith("model.")}
+    others = sorted(existing - models - {PLAN_FILE, STATE_FILE, RECORD_FILE})
     if others:
-        raise UserError(f"{folder} holds what no export wrote, such as {others[0]}; name another folder with --out")
-    if found and not replace:
+        raise UserError(
+            f"{folder} contains other files than an export, such as {others[0]}; name another folder with --out"
+        )
+    if existing and not replace:
         raise UserError(f"{folder} is not empty; name another folder with --out, or overwrite it with --replace")
 
 
 def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, reference: Path) -> dict[str, Any]:
-    """Write the model, plan.json, state.safetensors and verification.json; nothing appears before all is verified.
+    """Write the model, plan.json, state.safetensors and verification.json; the folder appears once all is verified.
 
     Parameters
     ----------
     trial, context
-        The candidate and its study.
+        The candidate and the context of its study.
     weights
-        Its trained state.
+        The path of its trained weights.
     folder
-        Where the four files go; replaced as a whole.
+        The folder of the four files; replaced as a whole.
     reference
-        The teacher's file.
+        The teacher's file, to compare the latency with.
 
     Returns
     -------
     dict
-        What verification.json holds.
+        The content of verification.json.
+
+    Raises
+    ------
+    Disagreement
+        If the file does not answer as the network does.
+    ExportError
+        If the runtime cannot take the network.
     """
     spec = context.spec
     plan, model = restored(trial, context, weights)

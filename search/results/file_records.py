@@ -1,4 +1,4 @@
-"""What the files of the front measured, and the front that is left of it."""
+"""Verification records: the measurements on the exported files of the front, and the front of the files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from objectives import Latency, LatencyShare, Metric, SizeBytes
-from search.study.front import unbeaten
+from search.study.front import non_dominated
 from search.study.records import VALUES
 
 if TYPE_CHECKING:
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from objectives.runtimes import Runtime
     from search.study.spec import StudySpec
 
-WEIGHTS = "weights_sha256"
+WEIGHTS_DIGEST = "weights_sha256"  # key of a record: the SHA-256 of the weights that the file was made of
 
 
 class Member(NamedTuple):
-    """A member of the searched front.
+    """A member of the front of the search.
 
     Attributes
     ----------
     trial
         The trial.
     record
-        The verification of its file for the study's runtime, empty where there is none.
+        The verification record of its file for the study's runtime, empty if there is none.
     """
 
     trial: FrozenTrial
@@ -41,57 +41,57 @@ class Member(NamedTuple):
 
 
 def with_records(members: Sequence[FrozenTrial], runtime: Runtime, folder: Path) -> list[Member]:
-    """Return members of the searched front, each with what its file for a runtime measured."""
+    """Return the trials of the front, each with the verification record of its file for a runtime."""
     return [Member(trial, read_record(record_path(folder, trial, runtime))) for trial in members]
 
 
 def record_path(folder: Path, trial: FrozenTrial, runtime: Runtime) -> Path:
-    """Return where the verification of a member of the front lies, of its file for a runtime."""
+    """Return the path of the verification record of a member's file for a runtime."""
     return folder / "verified" / runtime.name / f"{trial.number}.json"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return a verification, empty where there is none."""
+    """Return a verification record, empty if there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def outdated(record: dict[str, Any], weights: Path) -> bool:
-    """Whether a verification is missing, or of other weights than those that are there."""
-    return not record or (weights.exists() and record.get(WEIGHTS) != digest(weights))
+    """Return whether a verification record is missing, or belongs to other weights than the present ones."""
+    return not record or (weights.exists() and record.get(WEIGHTS_DIGEST) != digest(weights))
 
 
 def digest(weights: Path) -> str:
-    """Return what tells whether a verification is of these weights."""
+    """Return the SHA-256 of a file of weights."""
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def file_table(members: Sequence[Member], spec: StudySpec) -> pd.DataFrame:
-    """Return the members whose files were verified, with what those measured.
+    """Return one row for every member whose file was verified.
 
-    Columns are `number`, each objective, and `on_front`: whether no other file is at least as good in everything and
-    better in something. Metrics are those of the file, bytes its size, milliseconds its time; what a file does not
-    measure, such as multiply-adds, is as it was searched.
+    The columns are `number`, one for each objective, and `on_front`: whether no other file is at least as good in all
+    objectives and better in one. Metrics, sizes and times are those measured on the file; objectives that a file does
+    not measure, such as multiply-adds, have the value of the search.
     """
     names = [objective.name for objective in spec.objectives]
     rows = []
     for trial, record in members:
         if record:
-            values = [of_file(record, trial, objective) for objective in spec.objectives]
+            values = [file_value(record, trial, objective) for objective in spec.objectives]
             rows.append({"number": trial.number, **dict(zip(names, values, strict=True))})
     table = pd.DataFrame(rows, columns=["number", *names])
-    table["on_front"] = pd.Series(unbeaten(table[names].to_numpy().tolist(), spec), dtype=bool)  # of an empty one too
+    table["on_front"] = pd.Series(non_dominated(table[names].to_numpy().tolist(), spec), dtype=bool)  # also if empty
     return table
 
 
-def executing(objective: Objective) -> Runtime | None:
-    """Return the runtime whose file measures an objective, None where no file does."""
+def measuring_runtime(objective: Objective) -> Runtime | None:
+    """Return the runtime whose files measure an objective, None if no file does."""
     if isinstance(objective, LatencyShare):
         return objective.latency.runtime
     return objective.runtime if isinstance(objective, SizeBytes | Latency) else None
 
 
-def of_file(record: dict[str, Any], trial: FrozenTrial, objective: Objective) -> float:
-    """Return what the file of a member measured; what a file does not measure is as it was searched."""
+def file_value(record: dict[str, Any], trial: FrozenTrial, objective: Objective) -> float:
+    """Return the value of an objective on the file of a member, or that of the search if a file does not measure it."""
     if isinstance(objective, Metric):
         return float(record[f"{objective.name}_file"])
     measured = {

@@ -1,4 +1,4 @@
-"""Say, layer by layer and before any search, what each axis can do and why not."""
+"""The table of `slimfront inspect`: what each axis can do to each layer, or why it can do nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def inspection(spec: StudySpec, anatomy: Anatomy) -> pd.DataFrame:
-    """Return one row a layer: its kind, its share of the multiply-adds, and what each axis says of it.
+    """Return one row per layer: its kind, its shape, its share of the multiply-adds, and one column per axis.
 
-    Modules with weights on which no axis acts follow with empty shares.
+    Other modules with weights, on which no axis acts, follow with empty shares.
     """
     total = sum(layer.macs for layer in anatomy.layers) or 1
-    said = {type(axis).__name__: axis.acts_on(anatomy) for axis in spec.space.steps}
+    actions = {type(axis).__name__: axis.acts_on(anatomy) for axis in spec.space.steps}
     rows = [
         {
             "layer": layer.name,
@@ -25,19 +25,19 @@ def inspection(spec: StudySpec, anatomy: Anatomy) -> pd.DataFrame:
             "shape": f"{layer.inputs}->{layer.outputs}"
             + (f" {'x'.join(map(str, layer.kernel))}" if layer.kernel else ""),
             "macs_percent": 100 * layer.macs / total,
-            **{axis: words.get(layer.name, "no: not asked") for axis, words in said.items()},
+            **{axis: by_layer.get(layer.name, "no: unknown to this axis") for axis, by_layer in actions.items()},
         }
         for layer in anatomy.layers
     ]
     rows += [
         {"layer": name or "(the network itself)", "kind": kind, "shape": "", "macs_percent": None,
-         **dict.fromkeys(said, "goes with its neighbours, or stays")}
+         **dict.fromkeys(actions, "pruned with its neighbours, or kept")}
         for name, kind in anatomy.others
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def reach(table: pd.DataFrame, axis: str) -> float:
-    """Return the share of the multiply-adds, in percent, of the layers on which the axis can act."""
+def percent_acted_on(table: pd.DataFrame, axis: str) -> float:
+    """Return the percentage of the multiply-adds that is in layers on which the axis can act."""
     acting = ~table[axis].str.startswith("no: ") & table["macs_percent"].notna()
     return float(table.loc[acting, "macs_percent"].sum())

@@ -1,4 +1,4 @@
-"""Pick one member of the front, by number, by knee or by a sentence."""
+"""Pick one member of the front: the knee, a trial by its number, or the best member under conditions."""
 
 from __future__ import annotations
 
@@ -21,57 +21,59 @@ if TYPE_CHECKING:
 
     from search.study.spec import StudySpec
 
-COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 SENTENCE = re.compile(r"(max|min)\s+(\w+)(?:\s+where\s+(.+))?", re.IGNORECASE)
 CONDITION = re.compile(rf"(\w+)\s*(<=|>=|<|>)\s*({NUMBER})")
 
 
-def pick(study: Study, spec: StudySpec, words: str) -> FrozenTrial:
-    """Return the member of the front that the words mean.
+def pick(study: Study, spec: StudySpec, selection: str) -> FrozenTrial:
+    """Return the member of the front that a selection describes.
 
     Parameters
     ----------
     study, spec
         The study.
-    words
+    selection
         `knee`, the number of a trial, or a sentence such as `max top1 where size_bytes<=20000 and macs<1e6`.
 
     Raises
     ------
     UserError
-        If they mean nothing, or no member.
+        If the selection cannot be read, or no member fits it.
     """
     members = need_front(study)
-    words = words.strip()
-    if words == "knee":
+    selection = selection.strip()
+    if selection == "knee":
         return members[knee([trial.values for trial in members], _signs(study))]
-    if words.isdigit():
-        chosen = [trial for trial in members if trial.number == int(words)]
+    if selection.isdigit():
+        chosen = [trial for trial in members if trial.number == int(selection)]
         if not chosen:
             numbers = ", ".join(str(trial.number) for trial in members)
-            raise UserError(f"trial {words} is not on the front; its members are {numbers}")
+            raise UserError(f"trial {selection} is not on the front; its members are {numbers}")
         return chosen[0]
-    return _by_sentence(members, spec, words)
+    return _by_sentence(members, spec, selection)
 
 
-def _by_sentence(members: list[FrozenTrial], spec: StudySpec, words: str) -> FrozenTrial:
-    match = SENTENCE.fullmatch(words)
+def _by_sentence(members: list[FrozenTrial], spec: StudySpec, sentence: str) -> FrozenTrial:
+    """Return the member with the largest or smallest value of an objective among those that meet all conditions."""
+    match = SENTENCE.fullmatch(sentence)
     if match is None:
         raise UserError(
-            f"a pick must be 'knee', a number, or 'max NAME where NAME<=VALUE [and ...]', but got {words!r}"
+            "a pick must be 'knee', the number of a trial, or 'max NAME' or 'min NAME', optionally followed by "
+            f"'where NAME<=VALUE [and ...]', but got {sentence!r}"
         )
-    which, name, conditions = match.groups()
+    extreme, name, conditions = match.groups()
     known = [objective.name for objective in spec.measured]
     chosen = members
     for condition in re.split(r"\s+and\s+", conditions) if conditions else []:
         parts = CONDITION.fullmatch(condition.strip())
         if parts is None:
-            raise UserError(f"a condition must be like size_bytes<=20000, but got {condition!r}")
-        left, compare, bound = parts.groups()
+            raise UserError(f"a condition must be of the form size_bytes<=20000, but got {condition!r}")
+        left, comparison, bound = parts.groups()
         if left not in known:
             raise UserError(unknown_name("objective", left, known))
-        kept = [x for x in chosen if COMPARE[compare](x.user_attrs[VALUES][left], float(bound))]
+        kept = [x for x in chosen if COMPARISONS[comparison](x.user_attrs[VALUES][left], float(bound))]
         if not kept:
             near = min(chosen, key=lambda x: abs(x.user_attrs[VALUES][left] - float(bound)))
             raise UserError(
@@ -81,21 +83,22 @@ def _by_sentence(members: list[FrozenTrial], spec: StudySpec, words: str) -> Fro
         chosen = kept
     if name not in known:
         raise UserError(unknown_name("objective", name, known))
-    best = max if which.lower() == "max" else min
+    best = max if extreme.lower() == "max" else min
     return best(chosen, key=lambda trial: trial.user_attrs[VALUES][name])
 
 
 def knee(values: Sequence[Sequence[float]], signs: Sequence[int]) -> int:
-    """Return the index of the point nearest to the ideal one, every objective scaled to [0, 1] over the front.
+    """Return the index of the point nearest to the ideal point, with every objective scaled to [0, 1] over the front.
 
-    Costs that span more than a factor of ten are scaled logarithmically, or all of the cheap end would look the same.
+    Positive objectives that span more than a factor of ten are scaled logarithmically; otherwise all cheap points would
+    look the same.
 
     Parameters
     ----------
     values
-        One row a point.
+        One row per point, one column per objective.
     signs
-        1 for an objective to minimize, -1 for one to maximize.
+        For each objective 1 to minimize, -1 to maximize.
     """
     table = np.asarray(values, dtype=float)
     for column in range(table.shape[1]):
@@ -108,4 +111,5 @@ def knee(values: Sequence[Sequence[float]], signs: Sequence[int]) -> int:
 
 
 def _signs(study: Study) -> list[int]:
+    """Return for each objective -1 to maximize, 1 to minimize."""
     return [-1 if direction.name == "MAXIMIZE" else 1 for direction in study.directions]

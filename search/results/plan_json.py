@@ -1,4 +1,4 @@
-"""A plan as JSON and back, so that an exported network can be rebuilt without the study that found it."""
+"""Convert plans to JSON and back, so that an exported network can be rebuilt without its study."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import spaces
 from search.study.errors import UserError
 from spaces.network.messages import unknown_name
 
-KIND = "kind"
+KIND = "kind"  # key of a JSON object: the name of the class
 
 
-def encode(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return dataclasses as objects with their class under `kind`, tuples as lists, the rest as it is."""
+def encode(value: object) -> Any:  # noqa: ANN401 - any JSON value
+    """Convert dataclasses to objects with their class name under `kind`, and tuples to lists; keep other values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {KIND: type(value).__name__, **fields}
@@ -22,20 +22,20 @@ def encode(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
     return value
 
 
-def decode(value: Any, kinds: tuple[type, ...] = ()) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Undo `encode`; only the classes that `spaces` exports and the given ones are ever made.
+def decode(value: Any, kinds: tuple[type, ...] = ()) -> Any:  # noqa: ANN401 - any JSON value
+    """Undo `encode`; create only classes that `spaces` exports, and the given ones.
 
     Parameters
     ----------
     value
-        What `json.loads` returned.
+        The result of `json.loads`.
     kinds
-        Steps and the like of the user's own.
+        The user's own classes, such as steps.
 
     Raises
     ------
     UserError
-        If a kind is not known, or does not take what is given.
+        If a class is unknown, or does not take the given fields.
     """
     if isinstance(value, list):
         return tuple(decode(item, kinds) for item in value)
@@ -44,11 +44,11 @@ def decode(value: Any, kinds: tuple[type, ...] = ()) -> Any:  # noqa: ANN401 - w
     known: dict[str, Any] = {name: getattr(spaces, name) for name in spaces.__all__}
     known = {name: kind for name, kind in known.items() if dataclasses.is_dataclass(kind)}
     known |= {kind.__name__: kind for kind in kinds}
-    named = str(value.get(KIND))
-    if named not in known:
-        raise UserError(f"{unknown_name('kind of step', named, known)}; give your own classes as kinds=")
-    given = {name: decode(item, kinds) for name, item in value.items() if name != KIND}
+    kind_name = str(value.get(KIND))
+    if kind_name not in known:
+        raise UserError(f"{unknown_name('kind of step', kind_name, known)}; give your own classes as kinds=")
+    fields = {name: decode(item, kinds) for name, item in value.items() if name != KIND}
     try:
-        return known[named](**given)
+        return known[kind_name](**fields)
     except (TypeError, ValueError) as error:
-        raise UserError(f"a plan of this version holds no such {named}: {error}") from error
+        raise UserError(f"this version cannot create {kind_name} from the fields in the plan: {error}") from error

@@ -37,7 +37,7 @@ def draw_front(
     Parameters
     ----------
     table
-        As `search.study.front.candidates` returns it.
+        As `search.results.candidates.candidates` returns it.
     names
         The objectives.
     teacher

@@ -1,4 +1,4 @@
-"""One folder that shows a study: pictures, one page to click on, one table."""
+"""The report of a study: a folder of pictures, one interactive page and one table."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from search.results.file_records import Member
     from search.study.spec import StudySpec
 
-LEAST_FOR_IMPORTANCE = 8  # trained trials; fewer say nothing of 20 parameters
-MARGIN = 1.1  # the reference point lies so far beyond the worst trained values
+LEAST_TRIALS_FOR_IMPORTANCE = 8  # trained trials; from fewer the importance of some 20 parameters is noise
+REFERENCE_POINT_REACH = 1.1  # distance of the reference point from the best value, in ranges of the trained values
 
 
 def report(study: Study, context: Context, members: Sequence[Member], out: Path) -> list[Path]:
-    """Write front.png, front.html, candidates.csv and plan-<number>.png for each member; return the files.
+    """Write front.png, front.html, candidates.csv and plan-<number>.png for each member; return their paths.
 
     Parameters
     ----------
     study, context
-        The study.
+        The study and its context.
     members
-        Its front, with what the files measured.
+        The members of its front, with their verification records.
     out
-        Where the report goes.
+        The folder of the report.
     """
     spec = context.spec
     table = candidates(study, spec)
@@ -54,7 +54,7 @@ def report(study: Study, context: Context, members: Sequence[Member], out: Path)
     title = f"{spec.name}: {len(trained(study))} trained candidates, seed {spec.seed}"
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("plan-*.png"):
-        old.unlink()  # of members that the front has left behind
+        old.unlink()  # these members may have left the front
     table.to_csv(out / "candidates.csv", index=False)
     files = file_table(members, spec)
     draw_front(table, names, teacher, title, out / "front.png", files, spec.runtime.name)
@@ -69,23 +69,24 @@ def report(study: Study, context: Context, members: Sequence[Member], out: Path)
         for cost in names[1:] or names
     ]
     figures = [*fronts, *_history(study), *_importances(study, names)]
-    checks = {trial.number: _check(record) for trial, record in members}
+    checks = {trial.number: _verification_words(record) for trial, record in members}
     (out / "front.html").write_text(_page(spec, figures, checks, prediction_report(study, spec)))
     return written
 
 
-def _check(record: dict[str, Any]) -> str:
+def _verification_words(record: dict[str, Any]) -> str:
+    """Describe the verification of a member."""
     return record_words(record) if record else "not verified yet"
 
 
 def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str], predictions: str) -> str:
-    """Return one page that needs no network: the script of the plots is inside."""
+    """Return one HTML page that works offline: it contains the script of the plots."""
     parts = [figure.to_html(full_html=False, include_plotlyjs=not index) for index, figure in enumerate(figures)]
     rows = "".join(
         f"<li><a href='plan-{number}.png'>trial {number}</a>: {html.escape(words)}</li>"
         for number, words in checks.items()
     )
-    heading = "<h2>The front: plans, and what the exported files measured</h2>"
+    heading = "<h2>The front: plans, and measurements of the exported files</h2>"
     checked = f"{heading}<ul>{rows}</ul><p>{html.escape(predictions)}</p>"
     name = html.escape(spec.name)
     return (
@@ -96,16 +97,17 @@ def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str], pre
 
 
 def reference_point(study: Study) -> list[float]:
-    """Return a point a little worse than every trained candidate, against which the hypervolume is taken."""
+    """Return a point a little worse than every trained candidate, from which the hypervolume is measured."""
     point = []
     for column, direction in enumerate(study.directions):
         values = [trial.values[column] for trial in trained(study)]
         best, worst = (max(values), min(values)) if direction.name == "MAXIMIZE" else (min(values), max(values))
-        point.append(best + (worst - best) * MARGIN)
+        point.append(best + (worst - best) * REFERENCE_POINT_REACH)
     return point
 
 
 def _history(study: Study) -> Iterator[go.Figure]:
+    """Yield the hypervolume over the trials, if there are at least two objectives and two trained trials."""
     if len(trained(study)) > 1 and len(study.directions) > 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -114,12 +116,13 @@ def _history(study: Study) -> Iterator[go.Figure]:
 
 
 def _value(column: int, trial: FrozenTrial) -> float:
+    """Return one objective of a trial."""
     return float(trial.values[column])
 
 
 def _importances(study: Study, names: list[str]) -> Iterator[go.Figure]:
-    """Yield the importance of the parameters for each objective (fANOVA), where there are trials enough."""
-    if len(trained(study)) < LEAST_FOR_IMPORTANCE:
+    """Yield the importance of the parameters for each objective (fANOVA), if there are enough trials."""
+    if len(trained(study)) < LEAST_TRIALS_FOR_IMPORTANCE:
         return
     for column, name in enumerate(names):
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The tables that the commands print."""
+"""The tables and notes that the commands print."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scipy.stats import spearmanr
 
 from objectives import Metric, SizeBytes
 from search.results.candidates import feasible
-from search.results.file_records import executing, file_table, of_file
-from search.study.front import unbeaten
+from search.results.file_records import file_table, file_value, measuring_runtime
+from search.study.front import non_dominated
 from search.study.records import PLAN, PREDICTED, TEACHER, VALUES
 
 if TYPE_CHECKING:
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
     from search.results.file_records import Member
     from search.study.spec import StudySpec
 
-LEAST_FOR_RANKS = 5  # of fewer a rank correlation says nothing
+LEAST_FILES_FOR_CORRELATION = 5  # files; a rank correlation over fewer says nothing
 
 
 def front_table(study: Study, spec: StudySpec, members: Sequence[Member]) -> pd.DataFrame:
-    """Return the teacher and the front: what was measured, what the files measured, feasibility, the plan in words.
+    """Return one row for the teacher and one for every member of the front.
 
-    `file_<metric>`, `file_bytes` and `latency_ratio` (to the teacher, on the runtime) are read from the exported file
-    and empty where a member was not verified; `file_front` says whether it is still on the front in those numbers.
+    The columns are `trial`, the measured objectives, the measurements of the exported file, `feasible` and `plan`, the
+    plan in words. `file_<metric>`, `file_bytes` and `latency_ratio` (over the teacher's file, on the study's runtime)
+    are measured on the file and empty if the member is not verified; `file_front` says whether the file is on the front
+    of the files.
     """
     names = [objective.name for objective in spec.measured]
     metrics = [objective.name for objective in spec.measured if isinstance(objective, Metric)]
     teacher = study.user_attrs.get(TEACHER, {})
     files = file_table(members, spec)
-    stays = dict(zip(files["number"], np.where(files["on_front"], "yes", "no"), strict=True))
+    on_file_front = dict(zip(files["number"], np.where(files["on_front"], "yes", "no"), strict=True))
     rows: list[dict[str, Any]] = [
         {
             "trial": str(trial.number),
@@ -43,63 +45,67 @@ def front_table(study: Study, spec: StudySpec, members: Sequence[Member]) -> pd.
             **{f"file_{name}": record.get(f"{name}_file") for name in metrics},
             "file_bytes": record.get("file_bytes"),
             "latency_ratio": record.get("latency", {}).get("ratio"),
-            "file_front": stays.get(trial.number, ""),
+            "file_front": on_file_front.get(trial.number, ""),
             "feasible": "yes" if feasible(trial) else "no",
             "plan": trial.user_attrs[PLAN],
         }
         for trial, record in members
     ]
-    first = {"trial": "teacher", **{name: teacher.get(name) for name in names}, "latency_ratio": 1.0, "file_front": "",
-             "feasible": "", "plan": "the network as it was given"}  # fmt: skip
-    return pd.DataFrame([first, *rows]).infer_objects()
+    teacher_row = {"trial": "teacher", **{name: teacher.get(name) for name in names}, "latency_ratio": 1.0,
+                   "file_front": "", "feasible": "", "plan": "the network as it was given"}  # fmt: skip
+    return pd.DataFrame([teacher_row, *rows]).infer_objects()
 
 
 def files_note(spec: StudySpec, members: Sequence[Member]) -> str:
-    """Say how the files were timed, for which the machine was noisy, and how well their costs were predicted."""
-    found = [member for member in members if member.record]
-    if not found:
+    """Describe how the files were timed, which timings were noisy, and how well the costs of files were predicted."""
+    verified = [member for member in members if member.record]
+    if not verified:
         name = spec.runtime.name
-        return f"no {name} file is verified yet: slimfront confirm --runtime {name} --seeds 0 does that alone"
-    first = found[0].record
+        return f"no {name} file is verified yet; verify without training: slimfront confirm --runtime {name} --seeds 0"
+    first = verified[0].record
     latency = first["latency"]
-    noisy = [str(trial.number) for trial, record in found if record["latency"]["noisy"]]
-    timed = (
+    noisy = [str(trial.number) for trial, record in verified if record["latency"]["noisy"]]
+    timing = (
         f"latency_ratio: CPU time of the file over that of the teacher's file, interleaved, median of "
         f"{latency['rounds']} rounds; {first['runtime']}, {latency['threads']} thread, batch {latency['batch']}; "
         f"the teacher takes {latency['reference_cpu_ms']:.3g} ms"
-        f"{'; the machine was noisy for ' + ', '.join(noisy) if noisy else ''}"
+        f"{'; the machine was noisy while it timed trials ' + ', '.join(noisy) if noisy else ''}"
     )
-    return "\n".join([timed, *_predictions(spec, found)])
+    return "\n".join([timing, *_predictions(spec, verified)])
 
 
 def _predictions(spec: StudySpec, members: Sequence[Member]) -> list[str]:
-    """Say how well sizes, and costs that have a model, were predicted before there was a file."""
+    """Describe the errors of predicted sizes and of costs that a model predicted, against the files."""
     lines = []
     for objective in spec.measured:
-        if executing(objective) != spec.runtime:
+        if measuring_runtime(objective) != spec.runtime:
             continue
         attribute = VALUES if isinstance(objective, SizeBytes) else PREDICTED
         pairs = [
-            (trial.user_attrs[attribute][objective.name], of_file(record, trial, objective))
+            (trial.user_attrs[attribute][objective.name], file_value(record, trial, objective))
             for trial, record in members
             if objective.name in trial.user_attrs.get(attribute, {})
         ]
         if pairs:
-            predicted, files = np.array(pairs).T
-            off = abs(predicted / files - 1)
-            bounds = f"within {off.max():.1%} of {len(off)} files, median {np.median(off):.1%}"
-            ranked = len(pairs) >= LEAST_FOR_RANKS and np.ptp(predicted) > 0 and np.ptp(files) > 0
-            ranks = f", rank correlation {spearmanr(predicted, files)[0]:.2f}" if ranked else ""
-            lines.append(f"{objective.name} was predicted {bounds}{ranks}")
+            predicted, measured = np.array(pairs).T
+            errors = abs(predicted / measured - 1)
+            varied = np.ptp(predicted) > 0 and np.ptp(measured) > 0
+            ranked = len(pairs) >= LEAST_FILES_FOR_CORRELATION and varied
+            correlation = f", rank correlation {spearmanr(predicted, measured)[0]:.2f}" if ranked else ""
+            lines.append(
+                f"{objective.name} was predicted with an error of at most {errors.max():.1%} on {len(errors)} files, "
+                f"median {np.median(errors):.1%}{correlation}"
+            )
     return lines
 
 
 def confirmed_table(
     records: list[dict[str, Any]], teacher: dict[str, float], spec: StudySpec, study: Study
 ) -> pd.DataFrame:
-    """Return the teacher and one row a member: costs, and mean and spread of each metric on validation and test.
+    """Return one row for the teacher and one for every member: costs, and each metric on validation and test.
 
-    A member is `kept` unless another is at least as good in the confirmed mean of every objective and better in one.
+    Metrics are mean ± standard deviation over the `n` trainings. A member is `kept` unless another is at least as good
+    in the confirmed means of all objectives and better in one.
     """
     costs = [objective.name for objective in spec.measured if objective.is_cost]
     values = study.user_attrs.get(TEACHER, {})
@@ -109,18 +115,19 @@ def confirmed_table(
         | {"kept": "", "plan": "the network as it was given"}
     ]
     means = [[_confirmed(record, objective.name) for objective in spec.objectives] for record in records]
-    for record, stays in zip(records, unbeaten(means, spec), strict=True):
+    for record, kept in zip(records, non_dominated(means, spec), strict=True):
         row: dict[str, Any] = {"trial": str(record["trial"]), "n": record["n"]}
         row |= {name: record["searched"][name] for name in costs}
         for name, value in record.items():
             if isinstance(value, dict) and "mean" in value:
                 row[name] = f"{value['mean']:.2f} ± {value['spread']:.2f}"
-        row["kept"] = "yes" if stays else "no"
+        row["kept"] = "yes" if kept else "no"
         row["plan"] = study.trials[record["trial"]].user_attrs["plan"]
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _confirmed(record: dict[str, Any], name: str) -> float:
-    found = record.get(f"validation_{name}")
-    return float(found["mean"] if found else record["searched"][name])
+    """Return the confirmed mean of an objective on validation, or the value of the search if it was not confirmed."""
+    confirmed = record.get(f"validation_{name}")
+    return float(confirmed["mean"] if confirmed else record["searched"][name])

@@ -1,1 +1,1 @@
-"""A study as it is defined and stored: its specification, its folder, its trials in Optuna's storage."""
+"""The definition and the storage of a study: its specification, its folder, its trials in Optuna's storage."""

@@ -1,4 +1,4 @@
-"""How much of a budget is spent."""
+"""How much of its time budget a run has spent."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class BudgetClock:
-    """Time that passes since it was made, against what a run may spend.
+    """A clock that compares the time since its creation with the budget of a run.
 
     Parameters
     ----------
     budget
-        Its minutes are wall time, its seconds those of this process's CPU.
+        `minutes` is wall time; `cpu_seconds` is CPU time of this process.
+    wall
+        Wall time at the start of the run, in seconds of `time.monotonic`.
+    cpu
+        CPU time of this process at the start of the run, in seconds.
     """
 
     budget: Budget
@@ -26,27 +30,27 @@ class BudgetClock:
 
     @property
     def timed(self) -> bool:
-        """Whether time is what ends the run."""
+        """Whether the budget has a time bound."""
         return self.budget.minutes is not None or self.budget.cpu_seconds is not None
 
     @property
     def total(self) -> float:
-        """Seconds in all, infinitely many without a bound."""
+        """The length of the run in seconds, by its tightest time bound; infinity without one."""
         minutes = self.budget.minutes
-        bounds = [None if minutes is None else 60 * minutes, self.budget.cpu_seconds]
+        bounds = [None if minutes is None else 60 * minutes, self.budget.cpu_seconds]  # seconds
         return min((bound for bound in bounds if bound is not None), default=float("inf"))
 
     @property
     def spent(self) -> float:
-        """The share of the time that has passed, 0 where there is no bound, above 1 when it is over."""
-        cpu_profile = [0.0]
+        """The share of the time that has passed: 0 without a time bound, above 1 once the budget is exceeded."""
+        shares = [0.0]
         if self.budget.minutes is not None:
-            cpu_profile.append((time.monotonic() - self.wall) / (60 * self.budget.minutes))
+            shares.append((time.monotonic() - self.wall) / (60 * self.budget.minutes))
         if self.budget.cpu_seconds is not None:
-            cpu_profile.append((time.process_time() - self.cpu) / self.budget.cpu_seconds)
-        return max(cpu_profile)
+            shares.append((time.process_time() - self.cpu) / self.budget.cpu_seconds)
+        return max(shares)
 
     @property
     def left(self) -> float:
-        """Seconds that are left, at least 0."""
+        """The remaining seconds, at least 0; infinity without a time bound."""
         return max(0.0, (1 - self.spent) * self.total) if self.timed else float("inf")

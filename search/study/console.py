@@ -1,4 +1,4 @@
-"""What a person sees on a terminal: progress bars (lines elsewhere) and tables."""
+"""Output for the user: progress bars on a terminal, progress lines elsewhere, and tables."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+# Progress and messages go to standard error, results to standard output, so that results can be piped.
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-paper = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-EVERY_SECONDS = 20.0  # between two lines where there is no terminal
+results_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+EVERY_SECONDS = 20.0  # seconds between two progress lines where there is no terminal
 
 
 def bar(*columns: str) -> Progress:
-    """Return a progress bar with time passed and time left, and these task fields as text columns."""
+    """Return a progress bar that shows elapsed and remaining time, and the given task fields as text columns."""
     fields = [TextColumn(f"{{task.fields[{column}]}}") for column in columns]
     return Progress(
         TextColumn("{task.description}"),
@@ -34,31 +35,31 @@ def bar(*columns: str) -> Progress:
         *fields,
         console=console,
         transient=True,
-        disable=not console.is_terminal,  # lines are printed there instead
+        disable=not console.is_terminal,  # elsewhere the callers print lines
     )
 
 
 @contextlib.contextmanager
-def track(what: str) -> Iterator[Callable[[float], None]]:
-    """Show how far one long act is; yields a function to call with the share that is done."""
-    started = said = time.monotonic()
+def track(activity: str) -> Iterator[Callable[[float], None]]:
+    """Show the progress of one long activity; yield a function to call with the share that is done, from 0 to 1."""
+    started = last_line = time.monotonic()
     with bar() as shown:
-        task = shown.add_task(what, total=1.0)
+        task = shown.add_task(activity, total=1.0)
 
         def progress(done: float) -> None:
-            nonlocal said
+            nonlocal last_line
             shown.update(task, completed=done)
             now = time.monotonic()
-            if not console.is_terminal and now - said > EVERY_SECONDS:
-                said = now
-                console.print(f"{what}: {done:.0%}, {duration((now - started) * (1 / max(done, 1e-9) - 1))} left")
+            if not console.is_terminal and now - last_line > EVERY_SECONDS:
+                last_line = now
+                console.print(f"{activity}: {done:.0%}, {duration((now - started) * (1 / max(done, 1e-9) - 1))} left")
 
         yield progress
-    console.print(f"{what}: done in {duration(time.monotonic() - started)}")
+    console.print(f"{activity}: done in {duration(time.monotonic() - started)}")
 
 
 def duration(seconds: float) -> str:
-    """Word a duration: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Format a duration: 42 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:  # noqa: PLR2004
         return f"{whole} s"
@@ -67,24 +68,24 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def print_table(table: pd.DataFrame, form: str) -> None:
-    """Print a table to standard output, as `table`, `csv` or `json`; plans in words follow below a table."""
-    if form == "csv":
+def print_table(table: pd.DataFrame, output_format: str) -> None:
+    """Print a table to standard output as `table`, `csv` or `json`; `table` lists the plans in words below it."""
+    if output_format == "csv":
         sys.stdout.write(table.to_csv(index=False))
-    elif form == "json":
+    elif output_format == "json":
         sys.stdout.write(table.to_json(orient="records", indent=1) + "\n")
     else:
-        wide = table.drop(columns=["plan"], errors="ignore")
-        drawn = Table(box=None, header_style="bold", pad_edge=False)
-        for name in wide.columns:
-            drawn.add_column(name, overflow="fold", justify="right" if wide[name].dtype.kind in "fi" else "left")
-        for row in wide.itertuples(index=False):
-            drawn.add_row(*(_cell(value) for value in row))
-        paper.print(drawn, crop=False)
+        narrow = table.drop(columns=["plan"], errors="ignore")
+        drawing = Table(box=None, header_style="bold", pad_edge=False)
+        for name in narrow.columns:
+            drawing.add_column(name, overflow="fold", justify="right" if narrow[name].dtype.kind in "fi" else "left")
+        for row in narrow.itertuples(index=False):
+            drawing.add_row(*(_cell(value) for value in row))
+        results_console.print(drawing, crop=False)
         if "plan" in table:
-            paper.print()
-            for first, plan in zip(table.iloc[:, 0], table["plan"], strict=True):
-                paper.print(f"{first}: {plan}", markup=False)
+            results_console.print()
+            for label, plan in zip(table.iloc[:, 0], table["plan"], strict=True):
+                results_console.print(f"{label}: {plan}", markup=False)
 
 
 def _cell(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Where the CPU time of a run goes."""
+"""The CPU profile of a run: its CPU seconds by activity."""
 
 from __future__ import annotations
 
@@ -9,46 +9,54 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Names of the activities; studies/search_benchmark.csv has a column for each, so they stay as they are.
 TABLE, SCORING = "changes alone", "one-shot scores"
 BUILDING, TRAINING, MEASURING, FILES = "building", "training", "measuring", "files"
 ELSE = "all else"  # Optuna, the storage, bookkeeping
-SMALL = 0.005  # a share below it is not worth a word
+# What users read where it differs from the name in the benchmark's columns.
+SHOWN_NAMES = {TABLE: "sensitivity table", SCORING: "proxy losses", FILES: "exporting and verifying files"}
+LEAST_SHARE_SHOWN = 0.005  # share of the CPU time; smaller activities are left out of the summary
 
 
 class CpuProfile:
-    """CPU seconds of this process by activity, from when it was made on."""
+    """CPU seconds of this process by activity, counted from the creation of the object."""
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}
-        self._doing = [ELSE]
+        self._activities = [ELSE]
         self._since = time.process_time()
 
     @contextlib.contextmanager
-    def charge(self, on: str) -> Iterator[None]:
-        """Charge the time to an activity; what is done inside of another one counts for itself alone."""
+    def charge(self, activity: str) -> Iterator[None]:
+        """Charge the CPU time inside the context to an activity, without the time of activities nested in it."""
         self._settle()
-        self._doing.append(on)
+        self._activities.append(activity)
         try:
             yield
         finally:
             self._settle()
-            self._doing.pop()
+            self._activities.pop()
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of each activity, the largest first."""
+        """CPU seconds of each activity, the largest first."""
         self._settle()
         return dict(sorted(self._spent.items(), key=lambda item: -item[1]))
 
     def words(self) -> str:
-        """Say the shares in one line."""
+        """Summarize the shares in one line."""
         seconds = self.seconds
         total = max(sum(seconds.values()), 1e-9)
-        parts = [f"{name} {value / total:.0%}" for name, value in seconds.items() if value >= SMALL * total]
+        parts = [
+            f"{SHOWN_NAMES.get(name, name)} {value / total:.0%}"
+            for name, value in seconds.items()
+            if value >= LEAST_SHARE_SHOWN * total
+        ]
         return f"CPU time {total:.0f} s: {', '.join(parts)}"
 
     def _settle(self) -> None:
+        """Charge the CPU time since the last call to the innermost activity."""
         now = time.process_time()
-        doing = self._doing[-1]
-        self._spent[doing] = self._spent.get(doing, 0.0) + now - self._since
+        activity = self._activities[-1]
+        self._spent[activity] = self._spent.get(activity, 0.0) + now - self._since
         self._since = now

@@ -1,4 +1,4 @@
-"""A study's definition in plain words, so that a stored one can be compared with the one in the file."""
+"""The definition of a study as text, to compare a stored study with the study in the user's file."""
 
 from __future__ import annotations
 
@@ -17,48 +17,51 @@ if TYPE_CHECKING:
 
     from search.study.spec import StudySpec
 
-# They change how long a study runs and what comes after it, not what a trial gives; and only `confirm` reads test.
-LEFT_OUT = ("budget", "confirmation", "runtime", "splits.test")
-MODULE = re.compile(r"[A-Za-z_]\w*\.(?=[A-Za-z_])")  # before a name, in definitions that version 0.1 stored
+# Settings that do not change the result of a trial: how long the study runs, what follows the search, and the test
+# split, which only `confirm` reads.
+SETTINGS_WITHOUT_EFFECT = ("budget", "confirmation", "runtime", "splits.test")
+MODULE_PREFIX = re.compile(r"[A-Za-z_]\w*\.(?=[A-Za-z_])")  # version 0.1 stored it before the names of classes
 
 
 def define(spec: StudySpec) -> dict[str, str]:
-    """Return every setting that a trial's result depends on, by its path in the spec.
+    """Return every setting that the result of a trial depends on, by its path in the spec.
 
-    Classes and functions are named without their module, so that moving one to another file changes no definition.
+    Classes and functions are named without their module, so that a move to another file changes no definition.
     """
     return {
         path: value
         for field in dataclasses.fields(spec)
-        for path, value in _walk(field.name, getattr(spec, field.name), _named)
+        for path, value in _settings(field.name, getattr(spec, field.name), _name)
     }
 
 
 def define_value(value: object) -> dict[str, str]:
     """Return the settings of one part of a study, such as a recipe."""
-    return dict(_walk(type(value).__name__, value, _named))
+    return dict(_settings(type(value).__name__, value, _name))
 
 
 def define_value_with_modules(value: object) -> dict[str, str]:
-    """Return the same as version 0.1 did, which named classes with the last part of their module."""
-    return dict(_walk(type(value).__name__, value, lambda kind: f"{_module(kind)}.{_named(kind)}"))
+    """Return the settings as version 0.1 did: it named classes and functions with the last part of their module."""
+    return dict(_settings(type(value).__name__, value, lambda item: f"{_module(item)}.{_name(item)}"))
 
 
 def differences(stored: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Word every setting that differs."""
+    """Describe every setting that differs: its path, its stored value and its present value."""
     return [
         f"{path} was {stored.get(path, 'absent')}, is {now.get(path, 'absent')}"
         for path in dict.fromkeys((*stored, *now))
-        if path not in stored or path not in now or not _same(stored[path], now[path])
+        if path not in stored or path not in now or not _equal(stored[path], now[path])
     ]
 
 
-def _same(stored: str, now: str) -> bool:
-    return now in {stored, MODULE.sub("", stored, count=1)}
+def _equal(stored: str, now: str) -> bool:
+    """Return whether two values are equal; version 0.1 stored names with a module."""
+    return now in {stored, MODULE_PREFIX.sub("", stored, count=1)}
 
 
-def _walk(path: str, value: object, name: Callable[[object], str]) -> Iterator[tuple[str, str]]:
-    if path in LEFT_OUT:
+def _settings(path: str, value: object, name: Callable[[object], str]) -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of every setting in a value; `name` names its classes and functions."""
+    if path in SETTINGS_WITHOUT_EFFECT:
         return
     if isinstance(value, nn.Module):
         yield path, f"{type(value).__name__} {fingerprint(value)}"
@@ -66,11 +69,11 @@ def _walk(path: str, value: object, name: Callable[[object], str]) -> Iterator[t
         yield path, f"{tuple(value.shape)} {_digest(value)}"
     elif dataclasses.is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.repr:  # type: ignore[attr-defined]
         yield path, type(value).__name__
-        for field in _chosen(value):
-            yield from _walk(f"{path}.{field}", getattr(value, field), name)
+        for field in _given_fields(value):
+            yield from _settings(f"{path}.{field}", getattr(value, field), name)
     elif isinstance(value, tuple) and not all(isinstance(item, int | float | str) for item in value):
         for index, item in enumerate(value):
-            yield from _walk(f"{path}[{index}]", item, name)
+            yield from _settings(f"{path}[{index}]", item, name)
     elif isinstance(value, functools.partial):
         yield path, f"{name(value.func)}{value.args}{sorted(value.keywords.items())}"
     elif callable(value) and not dataclasses.is_dataclass(value):
@@ -79,25 +82,28 @@ def _walk(path: str, value: object, name: Callable[[object], str]) -> Iterator[t
         yield path, repr(value)
 
 
-def _chosen(value: DataclassInstance) -> list[str]:
-    """Return the fields of a dataclass but for those that were found out since."""
+def _given_fields(value: DataclassInstance) -> list[str]:
+    """Return the fields of a dataclass without those that the program determines itself, such as a calibration."""
     return [field.name for field in dataclasses.fields(value) if "found" not in field.metadata]
 
 
-def _named(value: object) -> str:
-    """Name a function or class, not where it lives."""
-    return str(getattr(_kind(value), "__qualname__", ""))
+def _name(value: object) -> str:
+    """Return the qualified name of a function or class, without its module."""
+    return str(getattr(_class_or_function(value), "__qualname__", ""))
 
 
 def _module(value: object) -> str:
-    return str(getattr(_kind(value), "__module__", "")).rpartition(".")[2]
+    """Return the last part of the name of the module that defines a function or class."""
+    return str(getattr(_class_or_function(value), "__module__", "")).rpartition(".")[2]
 
 
-def _kind(value: object) -> object:
+def _class_or_function(value: object) -> object:
+    """Return a class or function itself, and the class of any other object."""
     return value if hasattr(value, "__qualname__") else type(value)
 
 
 def _digest(tensor: Tensor) -> str:
+    """Return 12 hexadecimal digits of the SHA-256 of the bytes of a tensor."""
     return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:12]
 
 

@@ -1,11 +1,11 @@
-"""What a user can mend."""
+"""Errors that the command reports to the user."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """An error of one line that says the rule, the values and the way out; the command ends with exit code 2."""
+    """An error that the user can correct: one line with the rule, the values and the remedy; the exit code is 2."""
 
 
 class Diverged(ArithmeticError):
-    """Training left the finite numbers; the trial fails, the study goes on."""
+    """A training that reached values that are not finite; its trial fails and the study continues."""

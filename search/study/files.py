@@ -1,4 +1,4 @@
-"""Where the files of a study lie."""
+"""The files of a study: their paths, and how they are written."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
 
 
 def folder_of(spec: StudySpec, folder: str | None) -> Path:
-    """Return the folder of the study's files, `runs/<name>` unless one is given.
+    """Return the folder of the study's files: the given one, or `runs/<name of the study>`.
 
     Raises
     ------
     UserError
-        If the name of the study is no plain file name.
+        If the name of the study cannot be the name of a folder.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", spec.name):
         raise UserError(
-            f"a study's name must be of letters, digits, '.', '_' and '-', but got {spec.name!r}; it becomes a folder"
+            "a study's name must start with a letter or digit and consist of letters, digits, '.', '_' and '-', but "
+            f"got {spec.name!r}; it becomes the name of a folder"
         )
     return Path(folder) if folder else Path("runs") / spec.name
 
 
-def writable(folder: Path) -> None:
-    """Create the folder and check that files can be written there.
+def ensure_writable(folder: Path) -> None:
+    """Create the folder and check that files can be written to it.
 
     Raises
     ------
     UserError
-        If not.
+        If they cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def writable(folder: Path) -> None:
 
 
 def save_json(path: Path, content: object) -> None:
-    """Write JSON so that a reader never sees half of it."""
+    """Write JSON to a temporary file and rename it, so that no reader sees a partly written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}-{os.getpid()}")
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
@@ -59,11 +60,11 @@ def save_json(path: Path, content: object) -> None:
 
 
 def state_path(folder: Path, number: int) -> Path:
-    """Return where the trained weights of a trial lie."""
+    """Return the path of the trained weights of a trial."""
     return folder / "candidates" / f"{number}.safetensors"
 
 
 def save_state(model: nn.Module, path: Path) -> None:
-    """Write the network's tensors as safetensors."""
+    """Write the tensors of a network to a safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, path)

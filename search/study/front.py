@@ -1,4 +1,4 @@
-"""The candidates of a study as a table, and those that nothing else beats."""
+"""The trained trials of a study and its Pareto front."""
 
 from __future__ import annotations
 
@@ -20,30 +20,41 @@ if TYPE_CHECKING:
 
 
 def trained(study: Study) -> list[FrozenTrial]:
-    """Return the trials that were trained to the end, without the replays."""
-    over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [trial for trial in over if REPLAY not in trial.user_attrs]
+    """Return the trials that were trained to the end, without replays."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in complete if REPLAY not in trial.user_attrs]
 
 
 def spent(study: Study) -> int:
-    """Return how many trials were trained, to the end or until they were stopped early."""
-    stopped = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-    early = [trial for trial in stopped if STOPPED in trial.user_attrs and REPLAY not in trial.user_attrs]
-    return len(trained(study)) + len(early)
+    """Return the number of trials that were trained, to the end or until early stopping, without replays."""
+    pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    stopped = [trial for trial in pruned if STOPPED in trial.user_attrs and REPLAY not in trial.user_attrs]
+    return len(trained(study)) + len(stopped)
 
 
 def front(study: Study) -> list[FrozenTrial]:
-    """Return the feasible trained trials that no other dominates, the best in the first objective first."""
+    """Return the feasible trained trials that no other dominates, the best in the first objective first.
+
+    Of trials with equal values the first one is the member.
+    """
     best = {trial.number: trial for trial in study.best_trials if REPLAY not in trial.user_attrs}
     sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
     distinct = {tuple(trial.values): trial for trial in sorted(best.values(), key=lambda x: x.number, reverse=True)}
     return sorted(distinct.values(), key=lambda trial: (sign * trial.values[0], trial.number))
 
 
-def unbeaten(points: Sequence[Sequence[float]], spec: StudySpec) -> list[bool]:
-    """Return of each point, one value an objective, whether no other is as good in all and better in one."""
-    gains = np.array([1 if objective.direction == "maximize" else -1 for objective in spec.objectives])
-    signed = np.array(points, dtype=float).reshape(-1, len(gains)) * gains
+def non_dominated(points: Sequence[Sequence[float]], spec: StudySpec) -> list[bool]:
+    """Return for each point whether no other is at least as good in all objectives and better in one.
+
+    Parameters
+    ----------
+    points
+        One row per point, with one value per objective of the study.
+    spec
+        The study.
+    """
+    signs = np.array([1 if objective.direction == "maximize" else -1 for objective in spec.objectives])
+    signed = np.array(points, dtype=float).reshape(-1, len(signs)) * signs
     return [not ((signed >= one).all(1) & (signed > one).any(1)).any() for one in signed]
 
 
@@ -53,7 +64,7 @@ def need_front(study: Study) -> list[FrozenTrial]:
     Raises
     ------
     UserError
-        If it is empty, with the trial that comes nearest to the limits.
+        If the front is empty; the message names the trial that comes nearest to the limits.
     """
     found = front(study)
     if found:
@@ -64,6 +75,6 @@ def need_front(study: Study) -> list[FrozenTrial]:
     near = min(finished, key=lambda trial: max(trial.user_attrs[EXCESS].values()))
     binding, excess = max(near.user_attrs[EXCESS].items(), key=lambda item: item[1])
     raise UserError(
-        f"no candidate holds all limits; the nearest, trial {near.number}, misses {binding} by {excess:.1%}; run for "
-        "longer or loosen the limit"
+        f"no candidate meets all limits; the nearest, trial {near.number}, misses {binding} by {excess:.1%}; run the "
+        "study for longer or loosen the limit"
     )

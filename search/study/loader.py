@@ -1,4 +1,4 @@
-"""Find the function that a user names, and call it with what the user sets."""
+"""Load a study: import the function that the user names and call it with the user's settings."""
 
 from __future__ import annotations
 
@@ -18,65 +18,69 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-APART = "slimfront_study"  # a user's file may be called like one of our own modules, or torch
-
-
-TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+# Package under which a user's file is imported: its own name may be that of one of our modules, or of torch.
+USER_PACKAGE = "slimfront_study"
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def load(target: str, settings: list[str]) -> StudySpec:
-    """Return the spec that `file.py:function` or `package.module:function` returns.
+    """Call the function that a study is named by, and return its spec.
 
     Parameters
     ----------
     target
-        The function.
+        The function, as `file.py:function` or `package.module:function`.
     settings
-        Arguments for it, each as `name=value`.
+        Arguments of the function, each as `name=value`.
 
     Raises
     ------
     UserError
-        If there is no such function, it does not take the settings, or its data is missing.
+        If there is no such function, it does not take the settings, it fails (for example because its data is missing),
+        or it returns no `StudySpec`.
     """
     function = _function(target)
-    given = _settings(function, target, settings)
+    arguments = _arguments(function, target, settings)
     try:
-        spec = function(**given)
+        spec = function(**arguments)
     except UserError as error:
         raise UserError(f"{target}: {error}") from error
     except Exception as error:
-        raise UserError(f"{target}: {type(error).__name__}: {error} ({_where(error)}); --debug shows more") from error
+        raise UserError(f"{target}: {type(error).__name__}: {error} ({_line_of(error)}); --debug shows more") from error
     if not isinstance(spec, StudySpec):
         raise UserError(f"{target} must return a StudySpec, but it returned {type(spec).__name__}")
     return spec
 
 
 def _function(target: str) -> Callable[..., Any]:
-    place, _, name = target.rpartition(":")
-    if not place or not name:
+    """Return the function of a module; names that begin with an underscore are private."""
+    location, _, name = target.rpartition(":")
+    if not location or not name:
         raise UserError(
-            f"a study must be named as file.py:function or package.module:function, but got {target!r}; "
-            "for example studies/digits.py:study"
+            "a study must be named as file.py:function or package.module:function, for example "
+            f"studies/digits.py:study, but got {target!r}"
         )
-    module = _module(place)
-    found = {key: value for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")}
-    if name not in found:
-        own = [key for key, value in found.items() if value.__module__ == module.__name__]
-        raise UserError(f"{place}: {unknown_name('function', name, own)}")
-    return found[name]
+    module = _module(location)
+    functions = {
+        key: value for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")
+    }
+    if name not in functions:
+        defined_here = [key for key, value in functions.items() if value.__module__ == module.__name__]
+        raise UserError(f"{location}: {unknown_name('function', name, defined_here)}")
+    return functions[name]
 
 
-def _module(place: str) -> ModuleType:
+def _module(location: str) -> ModuleType:
+    """Import a file or a module; both may import from the working directory, a file also from its own folder."""
     sys.path.insert(0, str(Path.cwd()))
-    path = Path(place)
-    if place.endswith(".py") and not path.is_file():
-        raise UserError(f"no file {place}; give the path of the file with the study, such as studies/digits.py")
+    path = Path(location)
+    if location.endswith(".py") and not path.is_file():
+        raise UserError(f"no file {location}; give the path of the file with the study, such as studies/digits.py")
     try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        sys.path.insert(0, str(path.resolve().parent))  # a study may import what lies beside it
-        name = f"{APART}.{path.stem}"
+        if not location.endswith(".py"):
+            return importlib.import_module(location)
+        sys.path.insert(0, str(path.resolve().parent))  # a study may import modules from its own folder
+        name = f"{USER_PACKAGE}.{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
@@ -84,45 +88,48 @@ def _module(place: str) -> ModuleType:
         sys.modules[name] = module
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"{place} cannot be imported: {type(error).__name__}: {error} ({_where(error)})") from error
+        raise UserError(
+            f"{location} cannot be imported: {type(error).__name__}: {error} ({_line_of(error)})"
+        ) from error
     return module
 
 
-def _where(error: Exception) -> str:
-    """Return the file and line where the error arose."""
+def _line_of(error: Exception) -> str:
+    """Return the file and line that raised the error."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{Path(last.filename).name}, line {last.lineno}"
 
 
-def _settings(function: Callable[..., Any], target: str, settings: list[str]) -> dict[str, Any]:
+def _arguments(function: Callable[..., Any], target: str, settings: list[str]) -> dict[str, Any]:
+    """Return the arguments that the settings give to the function; raise `UserError` for unknown or missing ones."""
     parameters = inspect.signature(function).parameters
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set takes name=value, but got {setting!r}")
         if name not in parameters:
             raise UserError(f"{target}: {unknown_name('setting', name, parameters)}")
-        given[name] = _value(text, parameters[name])
+        arguments[name] = _value(text, parameters[name])
     missing = [
         name
-        for name, taken in parameters.items()
-        if taken.default is taken.empty
-        and taken.kind not in {taken.VAR_POSITIONAL, taken.VAR_KEYWORD}
-        and name not in given
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
+        and name not in arguments
     ]
     if missing:
         raise UserError(f"{target} needs a value for {missing[0]!r}; give it with --set {missing[0]}=VALUE")
-    return given
+    return arguments
 
 
-def _value(text: str, parameter: inspect.Parameter) -> Any:  # noqa: ANN401 - whatever the function takes
-    """Read the text as the type of the parameter's default."""
+def _value(text: str, parameter: inspect.Parameter) -> Any:  # noqa: ANN401 - any type that the function takes
+    """Convert the text to the type of the parameter's default: bool, int or float; otherwise it stays text."""
     kind = type(parameter.default)
     if kind is bool:
-        if text.lower() not in TRUTHS:
+        if text.lower() not in BOOLEANS:
             raise UserError(f"{parameter.name} must be true or false, but got {text!r}")
-        return TRUTHS[text.lower()]
+        return BOOLEANS[text.lower()]
     if kind not in {int, float}:
         return text
     try:

@@ -1,4 +1,4 @@
-"""On what something was measured: a time, or a budget of time, means little without it."""
+"""The machine on which something is measured: times are comparable only on the same machine."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ import torch
 
 from search.study.errors import UserError
 
-EXECUTING = ("torch", "onnxruntime", "ai-edge-litert", "executorch")  # whose versions change what a network costs
+# Packages that execute networks; their versions change how long a network takes.
+EXECUTING_PACKAGES = ("torch", "onnxruntime", "ai-edge-litert", "executorch")
 
 
 @functools.cache
 def identity() -> tuple[str, str, str, int | None, tuple[str, ...]]:
-    """Return what tells this machine from others: kind, system, processor, cores, and versions of what executes."""
-    return platform.machine(), platform.system(), _processor(), os.cpu_count(), tuple(map(_version, EXECUTING))
+    """Identify this machine: architecture, system, processor, number of cores, versions of the executing packages."""
+    return platform.machine(), platform.system(), _processor(), os.cpu_count(), tuple(map(_version, EXECUTING_PACKAGES))
 
 
 def words() -> str:
-    """Say on what something was measured."""
-    kind, system, name, cores, versions = identity()
-    there = [f"{name} {version}" for name, version in zip(EXECUTING, versions, strict=True) if version]
-    return ", ".join([name or kind, f"{cores} cores", system, *there])
+    """Describe this machine in one line."""
+    architecture, system, processor, cores, versions = identity()
+    installed = [f"{name} {version}" for name, version in zip(EXECUTING_PACKAGES, versions, strict=True) if version]
+    return ", ".join([processor or architecture, f"{cores} cores", system, *installed])
 
 
 def _processor() -> str:
-    """Return the name of the processor, empty where the system does not tell it."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    """Return the name of the processor, empty if the system does not report it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "") or (
         platform.processor()
     )
 
 
 def _version(name: str) -> str:
-    """Return the version of a package, empty where it is not installed."""
+    """Return the version of a package, empty if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -46,15 +47,15 @@ def _version(name: str) -> str:
 
 
 def device_named(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` means on this machine.
+    """Return the device for `auto`, `cpu` or `cuda`; `auto` is the GPU if torch can use one, otherwise the CPU.
 
     Raises
     ------
     UserError
-        If there is no GPU for `cuda`.
+        If `cuda` is asked for and torch cannot use a GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda needs a GPU that torch can use, and there is none; take --device auto or cpu")
+        raise UserError("--device cuda needs a GPU that torch can use, but there is none; use --device auto or cpu")
     return torch.device(name)

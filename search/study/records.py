@@ -1,41 +1,41 @@
-"""Names of what studies and their trials hold in Optuna's storage.
+"""Names of the attributes of studies and trials in Optuna's storage.
 
-The strings are a file format: stored studies hold them, so none of them changes.
+The strings are a file format: stored studies contain them, so they never change.
 """
 
 from __future__ import annotations
 
-# the study itself
-DEFINITION = "definition"  # every setting that a trial's result depends on
-DRAFT = "-draft"  # behind the name of a study: the name of its draft
-TEACHER = "teacher"  # the teacher's values
+# attributes of a study
+DEFINITION = "definition"  # every setting that the result of a trial depends on, by its path
+DRAFT = "-draft"  # suffix: the draft of a study has the name of the study and this
+TEACHER = "teacher"  # the value of every objective for the teacher
 STARTED = "anchors"  # whether the initial designs are enqueued
-RANGE = "range_test"  # what the range test of the learning rate gave
-RANGES = "ends"  # the weakest and the strongest value of each parameter
+RANGE = "range_test"  # result of the range test of the learning rate
+RANGES = "ends"  # for each parameter, its values at the weakest and the strongest compression
 SENSITIVITIES = "losses of changes alone"  # the losses of the sensitivity table
-AHEAD = "measured_ahead"  # parameters of plans, what they cost over the teacher, and on which machine
+AHEAD = "measured_ahead"  # measured before the search: parameters of plans, costs relative to the teacher, the machine
 
-# a trial, as it was asked for
-WORKER = "worker"  # who runs it
-ASKED = "asked_epochs"  # for how long it is to be trained, where that was named when it was enqueued
-INTERRUPTED = "interrupted"
+# attributes of a trial: the request
+WORKER = "worker"  # the process that runs it (`search.study.queue.worker`)
+ASKED = "asked_epochs"  # epochs that it is to be trained for, if it was enqueued with a number
+INTERRUPTED = "interrupted"  # whether Ctrl-C ended it; its plan is enqueued again
 
-# a trial, as it was evaluated
-KEY = "plan_key"  # equal plans have equal ones
-PLAN = "plan"  # in words
-PREDICTED = "told_about"  # costs that models predicted before it was built
-INEXACT = "inexact_costs"  # names of costs that were measured otherwise than their formula says
-RELATIVE = "measured_over_teacher"  # measured costs that have a model, and on which machine
-VALUES = "measured"  # every objective, by name
-EXCESS = "excess"  # by how much each limit is missed, relative to it
-EPOCHS = "epochs"  # for how long it was trained
-RATE = "learning_rate"
-RUNG = "rung"  # epochs, and the objectives at the check of early stopping
+# attributes of a trial: the result
+KEY = "plan_key"  # digest of the plan; equal plans have equal digests
+PLAN = "plan"  # the plan in words
+PREDICTED = "told_about"  # costs that a model predicted before the network was built
+INEXACT = "inexact_costs"  # names of costs whose measurement differs from the exact cost
+RELATIVE = "measured_over_teacher"  # measured costs that have a model, relative to the teacher, and the machine
+VALUES = "measured"  # the measured value of every objective, by name
+EXCESS = "excess"  # by how much each limit is exceeded, relative to its bound; zero or less where it is met
+EPOCHS = "epochs"  # number of epochs that it was trained for
+RATE = "learning_rate"  # the highest learning rate of its training
+RUNG = "rung"  # the epochs and the objectives at the check of early stopping
 STOPPED = "stopped"  # whether early stopping ended it
-REASON = "reason"  # why it ended without values; a failed trial that has none was cut short
-REPLAY = "replay_of"  # the trial of the same plan whose result it repeats
-SECONDS = "cpu_seconds"
+REASON = "reason"  # why it ended without values; a failed trial without a reason was interrupted
+REPLAY = "replay_of"  # number of the earlier trial of the same plan whose result it repeats
+SECONDS = "cpu_seconds"  # CPU seconds that it took
 
-# a trial of the draft
-PROXY_LOSS = "one_shot_loss"  # name of its first value
-SHORT_TRAINING = "mended"  # what a few steps of training left of its proxy loss, as a ratio
+# attributes of a trial of the draft
+PROXY_LOSS = "one_shot_loss"  # name of its first value, the proxy loss
+SHORT_TRAINING = "mended"  # proxy loss after the short training over the proxy loss before it

@@ -1,4 +1,4 @@
-"""What a study is made of."""
+"""The specification of a study: network, data, space, objectives, limits, recipe and budget."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from objectives.runtimes import OnnxRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from optuna.samplers import BaseSampler
     from torch import Generator, Tensor, nn
@@ -27,11 +27,11 @@ class Splits:
     Attributes
     ----------
     train
-        What candidates are trained on.
+        The examples that candidates are trained on.
     validation
-        What the search measures on.
+        The examples that the search measures metrics on.
     test
-        Read once, by `confirm`.
+        Read only by `confirm`, at the end.
     """
 
     train: Examples
@@ -41,25 +41,25 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a network is trained.
+    """The training of a network.
 
     Attributes
     ----------
     epochs
-        Passes over the training set; a part of one is one over as many examples.
+        Passes over the training set; 0.5 is one pass over half of its examples.
     batch_size
-        Examples a step.
+        Examples per step.
     learning_rate
-        The highest; it rises over the first 5% of the steps and falls along a cosine to zero. None: each
-        training's is told from a range test, which is made once a study (see `search.training.learning_rate`).
+        The highest rate: the rate rises over the first 5% of the steps and falls to zero along a cosine. None: each
+        training gets a rate that is derived from one range test per study (see `search.training.learning_rate`).
     weight_decay
-        As the optimizer takes it.
+        Passed to the optimizer.
     optimizer
         Called with the parameters, `lr=` and `weight_decay=`.
     augment
-        Called with a batch of inputs (B, ...) and a generator on the CPU, returns inputs; without it the teacher's
-        outputs are computed once for all trials. What served the teacher may be too much for a small network
-        (studies/LOG.md).
+        Called with a batch of inputs (B, ...) and a generator on the CPU; returns inputs. Without it the teacher's
+        outputs are computed once for all trials. An augmentation that suited the teacher may be too strong for a small
+        network (studies/LOG.md).
     """
 
     epochs: float = 3
@@ -70,45 +70,45 @@ class Recipe:
     augment: Callable[[Tensor, Generator], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check that the numbers are positive."""
         for name in ("epochs", "batch_size", "learning_rate"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, but got {value}")
 
-    def longer(self, times: float) -> Recipe:
-        """Return the recipe with so many times the epochs."""
-        return replace(self, epochs=self.epochs * times)
+    def longer(self, factor: float) -> Recipe:
+        """Return the recipe with the epochs multiplied by a factor."""
+        return replace(self, epochs=self.epochs * factor)
 
     def of_length(self, epochs: float | None) -> Recipe:
-        """Return the recipe with that many epochs, itself for None."""
+        """Return the recipe with a number of epochs, unchanged for None."""
         return self if epochs is None else replace(self, epochs=epochs)
 
     def at_rate(self, learning_rate: float | None) -> Recipe:
-        """Return the recipe with that learning rate, unless it has one."""
+        """Return the recipe with a learning rate, unchanged if it has one already."""
         return self if self.learning_rate is not None else replace(self, learning_rate=learning_rate)
 
     def batch(self, examples: int) -> int:
-        """Return how many examples a step sees of so many: all where they are fewer than a batch."""
+        """Return the examples per step for a training set of this size: all if they are fewer than a batch."""
         return min(self.batch_size, examples)
 
     def steps(self, examples: int) -> int:
-        """Return how many steps it takes on so many examples."""
+        """Return the number of training steps for a training set of this size."""
         return max(1, round(self.epochs * (examples // self.batch(examples))))
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a study may spend.
+    """The budget of a study; at least one of the three bounds is given.
 
     Attributes
     ----------
     trials
-        Trained candidates in all; refused and repeated plans are not counted. None for no bound.
+        Trained candidates in total, over all runs; rejected and repeated plans are not counted. None for no bound.
     minutes
-        Wall time of this run, or None for no bound; the trial under way is finished.
+        Wall time of one run, or None for no bound; the trial that is running at the end is finished.
     cpu_seconds
-        CPU time of this run in this process, or None.
+        CPU time of one run in its process, or None for no bound.
     """
 
     trials: int | None = 40
@@ -116,7 +116,7 @@ class Budget:
     cpu_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check that a bound is given and that bounds are positive."""
         bounds = {name: getattr(self, name) for name in ("trials", "minutes", "cpu_seconds")}
         if any(bound is not None and bound <= 0 for bound in bounds.values()):
             raise ValueError(
@@ -128,41 +128,41 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class StudySpec:
-    """A whole study, as a function in a file returns it; a variant is `dataclasses.replace`.
+    """A complete study; the user writes a function that returns one. For variants use `dataclasses.replace`.
 
     Attributes
     ----------
     name
-        Letters, digits, `.`, `_` and `-`; names the study in its storage and the folder below `runs/`.
+        Letters, digits, `.`, `_` and `-`; the name of the study in its storage and of its folder below `runs/`.
     teacher
         The trained network: one input tensor, one output tensor (B, classes).
     splits
         The data.
     space
-        What may be done to the teacher.
+        The axes that are searched: the ways to compress the teacher, and the recovery of its accuracy.
     objectives
-        What is optimized, two or three as a rule.
+        The objectives to optimize, usually two or three.
     limits
-        What must hold.
+        Bounds on objectives; only candidates that meet all of them can be on the front.
     reported
-        What is measured on every candidate beside that, and shown.
+        Further objectives that are measured on every candidate and shown.
     recipe
-        How a candidate is trained in the search.
+        The training of a candidate in the search.
     confirmation
-        How it is trained by `confirm`; by default four times as long.
+        The training of a candidate by `confirm`; by default `recipe` with four times the epochs.
     budget
-        What `run` may spend.
+        The bounds of `run`.
     sampler
-        Any class or function that makes an Optuna sampler when called with `seed=`; None for `DraftSampler`.
+        A class or function that creates an Optuna sampler when called with `seed=`; None for `DraftSampler`.
     start
-        Returns the plans to start with, as parameters, when called with the context of the study
+        A function that returns the initial designs, as parameters, when called with the context of the study
         (`search.evaluation.context.Context`), the Optuna study and the budget's clock; None for `DraftStart()`.
     runtime
-        What the files are exported to and verified on.
+        The runtime that files are exported for and verified on.
     calibration
-        How many training inputs the steps are fitted on.
+        Number of training inputs that the steps are fitted on.
     seed
-        With one worker, the same seed gives the same plans and the same values.
+        The base seed of all random draws; with one worker, the same seed gives the same plans and the same values.
     """
 
     name: str
@@ -182,37 +182,37 @@ class StudySpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check what would otherwise show only after the study has started."""
+        """Check what would otherwise fail only after the study has started."""
         if not isinstance(self.objectives, tuple) or not self.objectives:
             raise ValueError(f"objectives must be a tuple of at least one objective, but got {self.objectives!r}")
         if not isinstance(self.limits, tuple):
             raise ValueError(f"limits must be a tuple, such as (limit,), but got {type(self.limits).__name__}")
-        seen: dict[str, str] = {}
+        known: dict[str, str] = {}
         for objective in (*self.objectives, *(limit.objective for limit in self.limits), *self.reported):
-            name, words = objective.name, repr(objective)
+            name, text = objective.name, repr(objective)
             if objective.direction not in {"minimize", "maximize"}:
                 raise ValueError(f"direction must be minimize or maximize, but {name} has {objective.direction!r}")
-            if seen.setdefault(name, words) != words:
+            if known.setdefault(name, text) != text:
                 raise ValueError(
-                    f"objectives of one name must be the same, but {name!r} is {seen[name]} and {words}; rename one"
+                    f"objectives of one name must be the same, but {name!r} is {known[name]} and {text}; rename one"
                 )
 
     @property
     def costs(self) -> tuple[Objective, ...]:
-        """What is measured and known before training; each name once."""
+        """The measured objectives that are known before training, each name once."""
         return tuple(objective for objective in self.measured if objective.is_cost)
 
     @property
     def measured(self) -> tuple[Objective, ...]:
-        """All objectives, then what is limited, then what is only reported; each name once."""
-        everything = (*self.objectives, *(limit.objective for limit in self.limits), *self.reported)
+        """The objectives, then those of the limits, then the reported ones; each name once."""
+        all_objectives = (*self.objectives, *(limit.objective for limit in self.limits), *self.reported)
         first: dict[str, Objective] = {}
-        for objective in everything:
+        for objective in all_objectives:
             first.setdefault(objective.name, objective)
         return tuple(first.values())
 
     def with_objectives(self, others: Mapping[str, Objective]) -> StudySpec:
-        """Return the study with other objectives in the place of those of the same names, wherever they stand."""
+        """Return the study with objectives replaced by name, among objectives, limits and reported objectives."""
         return replace(
             self,
             objectives=tuple(others.get(old.name, old) for old in self.objectives),
@@ -223,12 +223,7 @@ class StudySpec:
         )
 
     def example(self) -> Tensor:
-        """Return the calibration inputs: a seeded draw from the training set, shape (calibration, ...)."""
+        """Return the calibration inputs: a seeded sample of the training inputs, shape (calibration, ...)."""
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(self.splits.train), generator=generator)[: self.calibration]
         return self.splits.train.inputs[chosen]
-
-
-def names(objectives: Iterable[Objective]) -> list[str]:
-    """Return the names of the objectives."""
-    return [objective.name for objective in objectives]

@@ -1,4 +1,4 @@
-"""Where the trials of a study lie: Optuna's storage."""
+"""Open and create studies in Optuna's storage."""
 
 from __future__ import annotations
 
@@ -24,46 +24,50 @@ if TYPE_CHECKING:
 
     from search.study.spec import StudySpec
 
-SHOWN = 3  # differences named in full
+MOST_DIFFERENCES_SHOWN = 3  # changed settings that an error message quotes in full
 
 
 def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) -> Study:
-    """Open the study, or create it.
+    """Open a study, or create it.
 
     Parameters
     ----------
     spec
-        What the study is made of, with a sampler and a start (`search.proposals.defaults.resolved`).
+        The study, with a sampler and a start (see `search.proposals.defaults.resolved`).
     folder
-        Where its files lie; the trials too, as `journal.log`, unless `url` names a storage.
+        The folder of its files; it also holds the trials, as `journal.log`, unless `url` names a storage.
     url
-        Any storage that Optuna knows, such as `postgresql://...` or `sqlite:///file.db`.
+        Any storage URL of Optuna, such as `postgresql://...` or `sqlite:///file.db`.
     create
-        Whether a study that does not exist yet is created.
+        Whether to create the study if it does not exist.
 
     Raises
     ------
     UserError
-        If the storage cannot be read, holds no such study or one of another definition, or the folder is another's.
+        If the storage cannot be read, holds no such study or one with another definition, or the folder holds the
+        candidates of another study.
     """
     definition = define(spec)
     try:
         storage = _storage(folder, url, create=create)
         study, changed = _opened(storage, spec, definition, folder, create=create)
-        len(study.trials)  # reads all of it
+        len(study.trials)  # reads the whole storage, so that damage shows here
     except UserError:
         raise
     except Exception as error:
         where = url or folder / "journal.log"
         raise UserError(
             f"the storage {where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}); if "
-            "another process holds it, wait for that; if it is damaged, start anew in another --folder (and --storage)"
+            "another process locks it, wait for that process; if it is damaged, start again with another --folder (and "
+            "--storage)"
         ) from error
     if changed:
-        more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+        hidden = len(changed) - MOST_DIFFERENCES_SHOWN
+        more = f" and {hidden} more" if hidden > 0 else ""
         raise UserError(
-            f"the study {spec.name!r} was stored with another definition: {'; '.join(changed[:SHOWN])}{more}; undo the "
-            "change, or give the new study another name or --folder"
+            f"the study {spec.name!r} was stored with another definition: "
+            f"{'; '.join(changed[:MOST_DIFFERENCES_SHOWN])}{more}; undo the change, or give the new study another name "
+            "or --folder"
         )
     return study
 
@@ -71,17 +75,17 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
 def _opened(
     storage: BaseStorage, spec: StudySpec, definition: dict[str, str], folder: Path, *, create: bool
 ) -> tuple[Study, list[str]]:
-    """Return the study, created where that is asked for, and how its stored definition differs."""
-    stored = {found.study_name for found in storage.get_all_studies()}
+    """Return the study, created if `create` says so, and the differences of its stored definition."""
+    stored = {summary.study_name for summary in storage.get_all_studies()}
     if spec.name not in stored:
         if not create:
             raise UserError(f"the storage holds no study called {spec.name!r}; start it with: slimfront run")
         return _created(storage, spec, definition, folder), []
     study = optuna.load_study(study_name=spec.name, storage=storage, sampler=_sampler(spec))
     changed = differences(study.user_attrs.get(DEFINITION, definition), definition)
-    untried = not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-    if create and changed and untried:
-        # an error stopped it before anything was trained, and the new definition may be what mends that
+    nothing_trained = not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+    if create and changed and nothing_trained:
+        # An error ended the study before its first trial, and the new definition may be the correction.
         for name in {spec.name, spec.name + DRAFT} & stored:
             optuna.delete_study(study_name=name, storage=storage)
         return _created(storage, spec, definition, folder), []
@@ -89,6 +93,7 @@ def _opened(
 
 
 def _created(storage: BaseStorage, spec: StudySpec, definition: dict[str, str], folder: Path) -> Study:
+    """Create the study; refuse a folder that holds the candidates of another one."""
     if any(folder.glob("candidates/*")):
         raise UserError(f"{folder} holds the candidates of another study; name another folder with --folder")
     study = optuna.create_study(
@@ -96,7 +101,7 @@ def _created(storage: BaseStorage, spec: StudySpec, definition: dict[str, str], 
         study_name=spec.name,
         directions=[objective.direction for objective in spec.objectives],
         sampler=_sampler(spec),
-        load_if_exists=True,  # another worker may have been faster
+        load_if_exists=True,  # another worker may have created it meanwhile
     )
     study.set_user_attr(DEFINITION, definition)
     with warnings.catch_warnings():
@@ -106,31 +111,32 @@ def _created(storage: BaseStorage, spec: StudySpec, definition: dict[str, str], 
 
 
 def _sampler(spec: StudySpec) -> SeededSampler:
-    assert spec.sampler is not None, "search.proposals.defaults.resolved comes before"
+    assert spec.sampler is not None, "call search.proposals.defaults.resolved first"
     return SeededSampler(spec.sampler, spec.seed)
 
 
 def _storage(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
+    """Return the storage at the URL, or the journal in the folder."""
     if url is None:
         path = folder / "journal.log"
         if not create and not path.exists():
             raise UserError(f"no study in {folder}; start it with: slimfront run")
         if create and path.exists():
-            _cut_unfinished(path)
+            _cut_incomplete_record(path)
         return JournalStorage(JournalFileBackend(str(path)))
     if url.startswith("journal://"):
         return JournalStorage(JournalFileBackend(url.removeprefix("journal://")))
     return optuna.storages.get_storage(url)
 
 
-def _cut_unfinished(journal: Path) -> None:
-    """Cut off a last record that a power cut or a full disk left half written: the next would be joined to it."""
+def _cut_incomplete_record(journal: Path) -> None:
+    """Remove a last record that a power cut or a full disk left incomplete; the next record would be appended to it."""
     lock = JournalFileSymlinkLock(str(journal))
     lock.acquire()
     try:
         content = journal.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(journal, whole)
+        complete = content.rfind(b"\n") + 1  # bytes
+        if complete < len(content):
+            os.truncate(journal, complete)
     finally:
         lock.release()

@@ -1,1 +1,1 @@
-"""Train networks: fine-tuning with a teacher, learning rates, teachers themselves."""
+"""Train networks: fine-tuning with a teacher, learning rates, and the training of teachers."""

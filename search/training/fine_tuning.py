@@ -1,4 +1,4 @@
-"""Train a network, alone or after a teacher."""
+"""Train a network in place, with or without a teacher."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe
     from spaces import Recovery
 
-WARM_UP = 0.05  # share of the steps over which the learning rate rises
-LARGEST_GRADIENT = 5.0  # norm; a cut network starts with a few very large ones
+WARM_UP_SHARE = 0.05  # share of the steps over which the learning rate rises
+MAX_GRADIENT_NORM = 5.0  # larger gradients are clipped; a pruned network starts with a few very large ones
 
 
 def fine_tune(
@@ -32,24 +32,24 @@ def fine_tune(
     seed: int,
     progress: Callable[[float], None] = lambda done: None,  # noqa: ARG005
 ) -> None:
-    """Train `student` in place by the recovery's loss, on the device where it lies.
+    """Train `student` in place with the recovery's loss, on the student's device.
 
     Parameters
     ----------
     student
         The network; left in evaluation mode.
     teacher
-        Whose outputs the loss may use.
+        The teacher's outputs, which the loss may use.
     examples
         The training set.
     recovery
-        The loss.
+        The recovery, which defines the loss.
     recipe
-        The schedule.
+        The schedule and the optimizer.
     seed
-        Of the order of the examples, the augmentation and the dropout.
+        Seed of the order of the examples, the augmentation and the dropout.
     progress
-        Called after each step with the share of the steps done.
+        Called after each step with the share of the steps that is done.
 
     Raises
     ------
@@ -57,21 +57,21 @@ def fine_tune(
         If the loss is not finite.
     """
     rate = recipe.learning_rate
-    assert rate is not None, "a range test comes before"
+    assert rate is not None, "a range test sets it"
     count = recipe.steps(len(examples))
     losses: list[Tensor] = []
-    a_pass = len(examples) // recipe.batch(len(examples))
-    each = training_steps(
+    steps_per_pass = len(examples) // recipe.batch(len(examples))
+    steps = training_steps(
         student, teacher, examples, recovery, recipe, seed, [rate * warmed(step, count) for step in range(count)]
     )
-    for step, loss in enumerate(each, 1):
+    for step, loss in enumerate(steps, 1):
         losses.append(loss)
         progress(step / count)
-        if step % a_pass == 0 or step == count:  # looking at each would wait for the device
+        if step % steps_per_pass == 0 or step == count:  # reading every loss would wait for the device
             mean = float(torch.stack(losses).mean())
             losses.clear()
             if not math.isfinite(mean):
-                raise Diverged(f"the loss became {mean} within {step} of {count} steps; a lower learning rate may help")
+                raise Diverged(f"the loss became {mean} within {step} of {count} steps; try a lower learning rate")
     student.eval()
 
 
@@ -84,16 +84,16 @@ def training_steps(
     seed: int,
     rates: Sequence[float],
 ) -> Iterator[Tensor]:
-    """Train in place, a step for each learning rate; yield the loss of each."""
+    """Train `student` in place, one step for each learning rate; yield the loss of each step."""
     device = device_of(student)
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout
+    torch.manual_seed(seed)  # for dropout
     batch = recipe.batch(len(examples))
     optimizer = recipe.optimizer(
         [p for p in student.parameters() if p.requires_grad], lr=rates[0], weight_decay=recipe.weight_decay
     )
     # In the channels-last layout, the backward pass of a strided 1x1 convolution on fewer than 8 channels (16 with
-    # AVX-512) writes beyond its memory (oneDNN issue 6035), and pruned networks have such: never train in it.
+    # AVX-512) writes beyond its memory (oneDNN issue 6035). Pruned networks have such layers: never train in it.
     student.to(memory_format=torch.contiguous_format).train()
     for rate, chosen in zip(rates, _batches(len(examples), batch, generator), strict=False):
         for group in optimizer.param_groups:
@@ -102,51 +102,53 @@ def training_steps(
         if recipe.augment is not None:
             inputs = recipe.augment(inputs, generator)
         inputs = inputs.to(device).contiguous()
-        wanted = teacher.outputs_of(inputs, None if recipe.augment else chosen)
+        teacher_outputs = teacher.outputs_of(inputs, None if recipe.augment else chosen)
         labels = examples.labels[chosen].to(device)
-        each = [recovery.loss(head, wanted, labels) for head in _heads(student(inputs), wanted)]
-        loss = torch.stack(each).mean()
+        head_losses = [
+            recovery.loss(head, teacher_outputs, labels) for head in _heads(student(inputs), teacher_outputs)
+        ]
+        loss = torch.stack(head_losses).mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), LARGEST_GRADIENT)
+        nn.utils.clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         yield loss.detach()
 
 
 def _batches(examples: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the examples of one step after another, without end: every pass in a new order."""
+    """Yield the indices of each batch, endlessly; every pass has a new order."""
     while True:
         for chosen in torch.randperm(examples, generator=generator).split(batch):
-            if len(chosen) == batch:  # a short batch has poor statistics
+            if len(chosen) == batch:  # BatchNorm statistics of a short batch are poor
                 yield chosen
 
 
-def _heads(answer: object, wanted: Tensor) -> list[Tensor]:
-    """Return the outputs that are of the teacher's shape: the heads that some networks have in training learn alike.
+def _heads(output: object, teacher_outputs: Tensor) -> list[Tensor]:
+    """Return the outputs that have the teacher's shape; extra heads, as some networks have in training, learn the same.
 
     Raises
     ------
     UserError
-        If there is none.
+        If no output has the teacher's shape.
     """
-    if isinstance(answer, Tensor):
-        return [answer]
-    found = [output for output in tensors(answer) if output.shape == wanted.shape]
-    if not found:
+    if isinstance(output, Tensor):
+        return [output]
+    heads = [tensor for tensor in tensors(output) if tensor.shape == teacher_outputs.shape]
+    if not heads:
         raise UserError(
-            f"in training too the network must return an output of shape {tuple(wanted.shape)}, but got "
-            f"{[tuple(output.shape) for output in tensors(answer)]}"
+            f"in training mode the network must also return an output of shape {tuple(teacher_outputs.shape)}, but it "
+            f"returned {[tuple(tensor.shape) for tensor in tensors(output)]}"
         )
-    return found
+    return heads
 
 
 class TeacherOutputs:
-    """The network that was given, with its answers to the training set computed once.
+    """A teacher whose outputs for the training set are computed once.
 
     Parameters
     ----------
     model
-        In evaluation mode, on the device that is trained on.
+        The teacher in evaluation mode, on the device of the training.
     examples
         The training set.
     """
@@ -154,28 +156,28 @@ class TeacherOutputs:
     def __init__(self, model: nn.Module, examples: Examples) -> None:
         self.model = model
         self.examples = examples
-        self._answers: Tensor | None = None
-        self._known = torch.zeros(len(examples), dtype=torch.bool)
+        self._cached: Tensor | None = None
+        self._is_cached = torch.zeros(len(examples), dtype=torch.bool)
 
     def outputs_of(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:
-        """Return the outputs (B, classes) for a batch: remembered ones by index, fresh ones for augmented inputs."""
+        """Return the outputs (B, classes) for a batch: cached outputs by index, new ones for augmented inputs."""
         if chosen is None:
             with torch.no_grad():
                 return self.model(inputs)  # type: ignore[no-any-return]
-        missing = chosen[~self._known[chosen]]
+        missing = chosen[~self._is_cached[chosen]]
         if len(missing):
-            found = outputs(self.model, self.examples.inputs[missing])
-            if self._answers is None:
-                self._answers = found.new_zeros(len(self.examples), *found.shape[1:])
-            self._answers[missing] = found
-            self._known[missing] = True
-        assert self._answers is not None
-        return self._answers[chosen].to(inputs.device)
+            computed = outputs(self.model, self.examples.inputs[missing])
+            if self._cached is None:
+                self._cached = computed.new_zeros(len(self.examples), *computed.shape[1:])
+            self._cached[missing] = computed
+            self._is_cached[missing] = True
+        assert self._cached is not None
+        return self._cached[chosen].to(inputs.device)
 
 
 def warmed(step: int, steps: int) -> float:
-    """Return the share of the highest rate at a step: a short rise, then a cosine to zero."""
-    rise = max(1, round(WARM_UP * steps))
+    """Return the learning rate at a step, as a share of the highest: a short warm-up, then a cosine to zero."""
+    rise = max(1, round(WARM_UP_SHARE * steps))
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

@@ -1,4 +1,4 @@
-"""The learning rate: a short range test on one network, and a rule for other networks and other lengths."""
+"""The learning rate: a short range test on one network, and a rule that scales it to other networks and lengths."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from search.training.fine_tuning import TeacherOutputs
     from spaces import Recovery
 
-FIRST, LOWEST, HIGHEST, FACTOR = 4e-3, 1e-6, 10.0, 2.0  # rates that are tried
-TEST_STEPS = 25  # of each training of the range test
-ENDING = 0.25  # of these steps: the last ones, whose losses count
-DAMAGE_POWER, LENGTH_POWER = (
-    0.65,
-    0.5,
-)  # of the loss and the steps that the best rate grows with (fitted: studies/LOG.md)
-MOST_DAMAGE = 1.1  # nats, up to which networks were seen to be trainable (fitted: studies/LOG.md)
-LEAST_DAMAGE, MOST_STEPS = 0.01, 200  # nats and steps, beyond which nothing was measured (fitted)
+FIRST_RATE, MIN_RATE, MAX_RATE = 4e-3, 1e-6, 10.0  # learning rates: the first that is tried, and the bounds
+RATE_FACTOR = 2.0  # ratio of one tried learning rate to the next
+TEST_STEPS = 25  # steps of each training of the range test
+SCORED_STEPS_SHARE = 0.25  # last share of these steps, whose mean loss is compared
+LOSS_EXPONENT = 0.65  # the best learning rate grows with this power of the loss (fitted: studies/LOG.md)
+STEPS_EXPONENT = 0.5  # the best learning rate grows with this power of the steps (fitted: studies/LOG.md)
+MAX_TRAINABLE_LOSS = 1.1  # nats; networks with at most this loss are trainable (fitted: studies/LOG.md)
+MIN_FITTED_LOSS = 0.01  # nats; the smallest loss in the fit of the exponents (fitted)
+MAX_FITTED_STEPS = 200  # steps; the longest training in the fit of the exponents (fitted)
 
 
 class Rate(NamedTuple):
-    """A learning rate that is good for a network.
+    """A good learning rate for one network and one length of training.
 
     Attributes
     ----------
     rate
-        The highest of a training's.
+        The highest learning rate of the training.
     loss
-        Of the network before training, less that of the teacher.
+        Proxy loss of the network before training, in nats.
     steps
-        Of the training.
+        Steps of the training.
     """
 
     rate: float
@@ -47,32 +47,33 @@ class Rate(NamedTuple):
     steps: int
 
     def at(self, loss: float, steps: int) -> float:
-        """Return the rate for another network of the study or a training of another length, to two digits.
+        """Return the rate for another network of the study or another length of training, to two digits.
 
-        What has lost more bears, and needs, larger steps; so does what has more time to settle.
+        A network with a larger loss needs and tolerates a larger rate, and so does a longer training.
         """
-        damage = max(loss, LEAST_DAMAGE) / max(self.loss, LEAST_DAMAGE)
-        length = min(steps, MOST_STEPS) / min(self.steps, MOST_STEPS)
-        return float(f"{self.rate * damage**DAMAGE_POWER * length**LENGTH_POWER:.2g}")
+        loss_ratio = max(loss, MIN_FITTED_LOSS) / max(self.loss, MIN_FITTED_LOSS)
+        steps_ratio = min(steps, MAX_FITTED_STEPS) / min(self.steps, MAX_FITTED_STEPS)
+        return float(f"{self.rate * loss_ratio**LOSS_EXPONENT * steps_ratio**STEPS_EXPONENT:.2g}")
 
 
-USUAL = Rate(0.008, 1.0, 50)  # of AdamW on three networks (fitted: studies/LOG.md), where there is no time for a test
+# for AdamW, if there is no time for a range test; measured on three networks (fitted: studies/LOG.md)
+DEFAULT_RATE = Rate(0.008, 1.0, 50)
 
 
 def range_test(
     student: nn.Module, teacher: TeacherOutputs, examples: Examples, recovery: Recovery, recipe: Recipe, seed: int
 ) -> float:
-    """Return the rate with which a short training ends best.
+    """Return the learning rate with the smallest final loss of a short training.
 
-    Trainings of 25 steps on the same batches, with the schedule of a whole one, from one rate to twice or half of it,
-    as long as the losses of the last steps fall; then the lowest point of the parabola through the best three.
+    Each training has 25 steps on the same batches and a complete schedule. The rate is doubled, or halved, as long as
+    the mean loss of the last steps falls; the result is the minimum of the parabola through the best three rates.
 
     Parameters
     ----------
     student
-        Is not changed.
+        The network; it is not changed.
     teacher, examples, recovery, recipe, seed
-        As of `recover`; the recipe's own rate and epochs do not count.
+        As in `fine_tune`; the recipe's learning rate and epochs are ignored.
 
     Raises
     ------
@@ -80,30 +81,34 @@ def range_test(
         If no loss is finite.
     """
 
-    def ending(rate: float) -> float:
+    def final_loss(rate: float) -> float:
         rates = [rate * warmed(step, TEST_STEPS) for step in range(TEST_STEPS)]
         losses = list(training_steps(copy.deepcopy(student), teacher, examples, recovery, recipe, seed, rates))
-        found = statistics.fmean(float(loss) for loss in losses[-round(ENDING * TEST_STEPS) :])
-        return found if math.isfinite(found) else math.inf
+        mean = statistics.fmean(float(loss) for loss in losses[-round(SCORED_STEPS_SHARE * TEST_STEPS) :])
+        return mean if math.isfinite(mean) else math.inf
 
-    endings = {FIRST: ending(FIRST)}
-    for factor in (FACTOR, 1 / FACTOR):
-        rate = FIRST * factor
-        while LOWEST <= rate <= HIGHEST:
-            endings[rate] = ending(rate)
-            if endings[rate] > endings[rate / factor] or (factor > 1 and math.isinf(endings[rate])):
+    final_losses = {FIRST_RATE: final_loss(FIRST_RATE)}
+    for factor in (RATE_FACTOR, 1 / RATE_FACTOR):
+        rate = FIRST_RATE * factor
+        while MIN_RATE <= rate <= MAX_RATE:
+            final_losses[rate] = final_loss(rate)
+            if final_losses[rate] > final_losses[rate / factor] or (factor > 1 and math.isinf(final_losses[rate])):
                 break
             rate *= factor
-        if factor > 1 and min(endings, key=endings.__getitem__) != FIRST:
+        if factor > 1 and min(final_losses, key=final_losses.__getitem__) != FIRST_RATE:
             break
-    best = min(endings, key=endings.__getitem__)
-    if math.isinf(endings[best]):
-        raise UserError("no loss of the range test is finite; look at the data and the loss, or name a learning_rate")
-    around = [endings.get(best / FACTOR, math.inf), endings[best], endings.get(best * FACTOR, math.inf)]
-    return best * math.pow(FACTOR, _lowest(around))
+    best = min(final_losses, key=final_losses.__getitem__)
+    if math.isinf(final_losses[best]):
+        raise UserError("no loss of the range test is finite; check the data and the loss, or set a learning_rate")
+    neighbours = [
+        final_losses.get(best / RATE_FACTOR, math.inf),
+        final_losses[best],
+        final_losses.get(best * RATE_FACTOR, math.inf),
+    ]
+    return best * math.pow(RATE_FACTOR, _parabola_minimum(neighbours))
 
 
-def _lowest(three: list[float]) -> float:
-    """Return where a parabola through the values at -1, 0 and 1 is lowest; 0 where one is missing."""
-    bend = three[0] - 2 * three[1] + three[2]
-    return 0.5 * (three[0] - three[2]) / bend if math.isfinite(bend) and bend > 0 else 0.0
+def _parabola_minimum(values: list[float]) -> float:
+    """Return the minimum of the parabola through the values at -1, 0 and 1; 0 if a value is missing."""
+    curvature = values[0] - 2 * values[1] + values[2]
+    return 0.5 * (values[0] - values[2]) / curvature if math.isfinite(curvature) and curvature > 0 else 0.0

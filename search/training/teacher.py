@@ -1,4 +1,4 @@
-"""Train the teacher of a study once, and find it again."""
+"""Train the teacher of a study once, and load it from a cache afterwards."""
 
 from __future__ import annotations
 
@@ -22,73 +22,75 @@ if TYPE_CHECKING:
     from objectives import Examples
     from search.study.spec import Recipe
 
-FOLDER = "SLIMFRONT_TEACHERS"
+TEACHERS_VARIABLE = "SLIMFRONT_TEACHERS"  # the environment variable that names the folder of trained teachers
 
 
 class Labels:
-    """The recovery of a network that has no teacher: cross-entropy, smoothed.
+    """The recovery of a network without a teacher: cross-entropy with smoothed labels.
 
     Parameters
     ----------
     smoothing
-        Share of the target that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567, §7).
+        Share of each target that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567, §7).
     """
 
     def __init__(self, smoothing: float = 0.0) -> None:
         self.smoothing = smoothing
 
-    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - there is none
+    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - there is no teacher
         """Return the scalar loss."""
         return F.cross_entropy(student, labels, label_smoothing=self.smoothing)
 
     def words(self) -> str:
-        """Say so."""
+        """Return the description for reports."""
         return "labels only"
 
 
-class _Nobody(TeacherOutputs):
+class _NoTeacher(TeacherOutputs):
     def outputs_of(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:  # noqa: ARG002
         return inputs.new_zeros(0)
 
 
 def trained(model: nn.Module, train: Examples, recipe: Recipe, *, seed: int = 0, smoothing: float = 0.0) -> nn.Module:
-    """Return `model` trained, from the cache if the same model, data, recipe and seed were trained before.
+    """Return `model` trained; the weights are loaded if the same model, data, recipe and seed were trained before.
 
-    The weights lie as safetensors in the folder that the environment variable SLIMFRONT_TEACHERS names, by default
+    The weights are kept as safetensors in the folder named by the environment variable SLIMFRONT_TEACHERS, by default
     `runs/teachers`.
 
     Parameters
     ----------
     model
-        As it was initialized; trained in place on a GPU if there is one, and returned on the CPU in evaluation mode.
+        The initialized model; trained in place on a GPU if there is one, and returned on the CPU in evaluation mode.
     train
         The training set.
     recipe, seed, smoothing
-        How it is trained.
+        The recipe, the seed and the label smoothing (see `Labels`) of the training.
     """
-    kind = type(model).__name__
+    class_name = type(model).__name__
     rest = fingerprint(model), train, seed, smoothing
-    path, *earlier = (_path(kind, recipe, rest) for recipe in (define_value(recipe), define_value_with_modules(recipe)))
-    for known in (path, *earlier):
-        if known.exists():
-            model.load_state_dict(load_file(known))
+    path, *earlier = (
+        _path(class_name, recipe, rest) for recipe in (define_value(recipe), define_value_with_modules(recipe))
+    )
+    for candidate in (path, *earlier):
+        if candidate.exists():
+            model.load_state_dict(load_file(candidate))
             return model.eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    given = _Nobody(model, train), train, Labels(smoothing)
+    arguments = _NoTeacher(model, train), train, Labels(smoothing)
     if recipe.learning_rate is None:
-        recipe = recipe.at_rate(range_test(model, *given, recipe, seed))
-    with track(f"training the teacher {kind}") as progress:
-        fine_tune(model, *given, recipe, seed, progress)
+        recipe = recipe.at_rate(range_test(model, *arguments, recipe, seed))
+    with track(f"training the teacher {class_name}") as progress:
+        fine_tune(model, *arguments, recipe, seed, progress)
     model.to("cpu")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
     unfinished.replace(path)
-    console.print(f"teacher {kind}: weights in {path}")
+    console.print(f"the weights of the teacher {class_name} are stored in {path}")
     return model.eval()
 
 
-def _path(kind: str, recipe: dict[str, str], rest: tuple[object, ...]) -> Path:
-    """Return where a teacher lies that was trained by this recipe."""
+def _path(class_name: str, recipe: dict[str, str], rest: tuple[object, ...]) -> Path:
+    """Return the path of a teacher's weights."""
     digest = hashlib.sha256(repr((sorted(recipe.items()), *rest)).encode()).hexdigest()[:12]
-    return Path(os.environ.get(FOLDER, "runs/teachers")) / f"{kind.lower()}-{digest}.safetensors"
+    return Path(os.environ.get(TEACHERS_VARIABLE, "runs/teachers")) / f"{class_name.lower()}-{digest}.safetensors"

@@ -1,1 +1,1 @@
-"""The axes: what may be chosen for a network, layer by layer, and the act that carries a choice out."""
+"""The axes: what may be chosen for each layer of a network, and the steps that apply the choices."""

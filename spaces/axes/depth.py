@@ -1,4 +1,4 @@
-"""Leave out whole branches beside a shortcut, and layers that keep the shape: which may be chosen, and the act."""
+"""Leave out branches that have a shortcut, and layers that keep the shape: which may be chosen, and the step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spaces.axes.refit import readers_rows, readjust
-from spaces.costs.architectures import Setting
+from spaces.axes.refit import input_rows, refit_to_new_inputs
+from spaces.costs.effects import Setting
 from spaces.network.anatomy import select
 from spaces.network.omission import LEFT_OUT, leave_out
 from spaces.network.statistics import reestimate
@@ -23,67 +23,67 @@ if TYPE_CHECKING:
     from spaces.network.anatomy import Anatomy, Branch
 
 
-KEPT = Setting("kept_NL", 1.0)
+LAYER_KEPT = Setting("kept_NL", 1.0)  # 1 for a layer that is kept, 0 for one that is left out
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Leave branches out, so that only what goes around them is left, or what straight ones are given.
+    """Leave branches out: only the shortcut is kept, or, where there is none, the input replaces the output.
 
     Attributes
     ----------
     branches
         Pairs of (branch, whether it is left out).
     refit
-        Whether the weights of what reads a sum are fitted anew, by least squares, to what is left of it.
+        Whether the weights of the layers that read a sum are refitted, by least squares, to what is left of the sum.
 
     References
     ----------
-    Veit et al. 2016, NeurIPS, section 4.1: residual networks lose little by single blocks.
+    Veit et al. 2016, NeurIPS, section 4.1: residual networks lose little accuracy without single blocks.
     """
 
     branches: tuple[tuple[Branch, bool], ...]
     refit: bool = True
 
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
-        """Return a network without those branches; its BatchNorm statistics are those of the example.
+        """Return a network without these branches; its BatchNorm statistics are those of the example.
 
         The layers keep their names, as `ZeroOutput` or `PassThrough`, so that later steps find them.
 
         Raises
         ------
         ValueError
-            If a straight one was pruned otherwise behind it than before it, or layers in a branch are split or rounded.
+            If a straight branch was pruned differently before and after, or if its layers were factorized or quantized.
         """
         shallower = copy.deepcopy(model)
-        gone = [branch for branch, out in self.branches if out]
-        read = [name for branch in gone for name in branch.readers]
-        before = readers_rows(model, example, dict.fromkeys(read)) if self.refit else {}
-        for branch in gone:  # those behind see what is left of those before, refitted
+        left_out = [branch for branch, out in self.branches if out]
+        readers = [name for branch in left_out for name in branch.readers]
+        before = input_rows(model, example, dict.fromkeys(readers)) if self.refit else {}
+        for branch in left_out:  # in order of execution: later readers are refitted to the refitted earlier ones
             leave_out(shallower, branch)
-            left = [
+            kept_readers = [
                 name
                 for name in branch.readers
                 if name in before and not isinstance(shallower.get_submodule(name), LEFT_OUT)
             ]
-            for name, (after_GND, block) in readers_rows(shallower, example, left).items():
-                readjust(shallower.get_submodule(name), before[name][0], after_GND, block)
-        if gone:
+            for name, (after_GND, block) in input_rows(shallower, example, kept_readers).items():
+                refit_to_new_inputs(shallower.get_submodule(name), before[name][0], after_GND, block)
+        if left_out:
             reestimate(shallower, example)
         return shallower
 
     @property
     def removed(self) -> frozenset[str]:
-        """The layers that are left out."""
+        """Names of the layers that are left out."""
         return frozenset(name for branch, out in self.branches if out for name in branch.layers)
 
     def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
-        """Write which layers are left."""
+        """Write which layers are kept."""
         for branch, out in self.branches:
-            architectures.write(row, KEPT, branch.layers, not out)
+            architectures.write(row, LAYER_KEPT, branch.layers, not out)
 
-    def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:  # noqa: ARG002 - as all steps
-        """Return 1 for each layer that is left out, 0 for the others that could be."""
+    def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:  # noqa: ARG002 - the signature of all steps
+        """Return 1 for each layer that is left out, 0 for each other layer of the branches."""
         return {
             "layer removed": {
                 name: Choice(float(out), float(out), f"{out:.0%}")
@@ -93,25 +93,26 @@ class Skip:
         }
 
     def words(self) -> str:
-        """Say which branches are left out."""
-        gone = [branch.name for branch, out in self.branches if out]
-        return f"without {', '.join(gone)}" if gone else ""
+        """Name the branches that are left out."""
+        left_out = [branch.name for branch, out in self.branches if out]
+        return f"without {', '.join(left_out)}" if left_out else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """Whether each branch beside a shortcut stays, such as the main path of a residual block, or attention.
+    """Which branches are left out: those with a shortcut, such as the main path of a residual block, or attention.
 
-    Where no shortcut is, a layer that gives the shape that it is given may go too, such as a block of MobileNetV1; what
-    is pruned before and behind it is then the same channels.
+    A straight branch, without a shortcut, can be left out where its output has the shape of its input, such as a block
+    of MobileNetV1; the same channels are then pruned before and after it.
 
-    Its step comes after pruning, which works on the channels of the whole network, and before ranks and bits. Products
-    of attention count in multiply-adds even where they are of zeros, as they are in torch; no file computes them.
+    The step follows pruning, which works on the channels of the whole network, and precedes ranks and bits. Matrix
+    products of attention whose inputs are zeros still count as multiply-adds, since torch computes them; the exported
+    files do not.
 
     Parameters
     ----------
     only
-        First layers of the branches to act on; empty for all.
+        Names of the branches to act on, which are their first layers; empty for all.
     refit
         See `Skip`.
     """
@@ -127,33 +128,33 @@ class Depth:
         )
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
-        """Leave all branches of sums out from half of the strength on, and ever more straight ones, from the last.
+        """Return parameters that, above strength 0.5, leave out all branches with a shortcut and some straight ones.
 
-        What goes around a branch still holds a network together; where every straight layer is gone nothing does.
+        The number of straight branches grows with the strength, from the last to the first: no shortcut replaces them.
         """
         branches = self._branches(anatomy)
         straight = [branch.name for branch in branches if branch.straight]
-        gone = straight[round(len(straight) * min(1.0, 2 - 2 * strength)) :]
+        left_out = straight[round(len(straight) * min(1.0, 2 - 2 * strength)) :]
         return {
-            f"skip/{branch.name}": int(branch.name in gone if branch.straight else strength > 0.5)  # noqa: PLR2004
+            f"skip/{branch.name}": int(branch.name in left_out if branch.straight else strength > 0.5)  # noqa: PLR2004
             for branch in branches
         }
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
-        """Say of each branch, at its first layer, what goes with it."""
+        """Return for each layer of a branch which layers are left out with it, or the reason why it is kept."""
         acting = {branch.name for branch in self._branches(anatomy)}
-        said = {
-            layer.name: "no: it is in no branch of a sum, and what it is given cannot take its place"
+        texts = {
+            layer.name: "no: it is in no branch that has a shortcut, and its input cannot replace its output"
             for layer in anatomy.layers
         }
         for branch in anatomy.branches:
             others = branch.layers[1:]
             if branch.name not in acting:
-                said |= dict.fromkeys(branch.layers, f"no: {branch.name} is not among only={self.only}")
+                texts |= dict.fromkeys(branch.layers, f"no: {branch.name} is not among only={self.only}")
                 continue
-            said[branch.name] = f"left out or not, with {', '.join(others)}" if others else "left out or not"
-            said |= dict.fromkeys(others, f"left out with {branch.name}, or not")
-        return said
+            texts[branch.name] = f"left out or kept, with {', '.join(others)}" if others else "left out or kept"
+            texts |= dict.fromkeys(others, f"left out or kept, with {branch.name}")
+        return texts
 
     def _branches(self, anatomy: Anatomy) -> tuple[Branch, ...]:
         return select("branch", anatomy.branches, self.only)

@@ -1,4 +1,4 @@
-"""Win accuracy back: the soft-target loss, and what may vary in it."""
+"""Win accuracy back by distillation: the losses, and which of their parameters may be chosen."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Distill:
-    """Cross-entropy with the labels, mixed with the divergence from the teacher's softened outputs.
+    """A weighted sum of the cross-entropy with the labels and the divergence from the teacher's softened outputs.
 
     loss = weight * T^2 * KL(teacher / T || student / T) + (1 - weight) * CE (Hinton et al. 2015, arXiv:1503.02531, §2;
-    T^2 keeps the gradients of both parts of one size).
+    T^2 keeps the gradients of both terms at a similar size).
 
     Attributes
     ----------
     temperature
         T, positive.
     weight
-        Share of the soft targets in [0, 1]; 0 is plain training.
+        Share of the soft targets in [0, 1]; 0 is training on the labels alone.
     """
 
     temperature: float = 4.0
@@ -60,20 +60,20 @@ class Distill:
         return self.weight * self.temperature**2 * soft + (1 - self.weight) * hard
 
     def words(self) -> str:
-        """Say the temperature and the weight."""
+        """Return the temperature and the weight as text."""
         return f"T={self.temperature:g}, weight {self.weight:g}" if self.weight else "labels only"
 
 
 @dataclass(frozen=True, slots=True)
 class Temperatures:
-    """Which temperatures and weights of the soft targets may be chosen; a weight of 0 turns them off.
+    """Which temperatures and weights of the soft targets may be chosen; weight 0 turns soft targets off.
 
     Parameters
     ----------
     lowest, highest
         Range of the temperature, drawn on a logarithmic scale.
     heaviest
-        Largest weight, in [0, 1]; drawn in steps of 0.1 from 0, so what exceeds a tenth is cut off.
+        Largest weight, in [0, 1]; weights are drawn in steps of 0.1 from 0, so it is rounded down to a tenth.
     """
 
     lowest: float = 1.0
@@ -90,29 +90,29 @@ class Temperatures:
     def suggest(self, trial: BaseTrial) -> Distill:
         """Draw `distill/temperature` and `distill/weight`."""
         temperature = trial.suggest_float("distill/temperature", self.lowest, self.highest, log=True)
-        return Distill(temperature, trial.suggest_float("distill/weight", 0.0, self._top(), step=0.1))
+        return Distill(temperature, trial.suggest_float("distill/weight", 0.0, self._largest_weight(), step=0.1))
 
     def usual(self) -> dict[str, float]:
-        """Return T = 4 and weight 0.7, or what the ranges allow nearest to it."""
+        """Return T = 4 and weight 0.7, or the nearest values in the ranges."""
         temperature = min(max(4.0, self.lowest), self.highest)
-        return {"distill/temperature": temperature, "distill/weight": min(0.7, self._top())}
+        return {"distill/temperature": temperature, "distill/weight": min(0.7, self._largest_weight())}
 
-    def _top(self) -> float:
+    def _largest_weight(self) -> float:
         return math.floor(self.heaviest * 10 + 1e-9) / 10
 
 
 @dataclass(frozen=True, slots=True)
 class Imitate:
-    """For tasks without classes: the error against the labels, mixed with that against the teacher's outputs.
+    """For tasks without classes: a weighted sum of the errors to the labels and to the teacher's outputs.
 
     loss = weight * mean |student - teacher|^norm + (1 - weight) * mean |student - labels|^norm
 
     Attributes
     ----------
     weight
-        Share of the teacher in [0, 1]; 0 is plain training.
+        Share of the teacher in [0, 1]; 0 is training on the labels alone.
     norm
-        1 for the absolute error, 2 for the squared one.
+        1 for the absolute error, 2 for the squared error.
     """
 
     weight: float = 0.5
@@ -124,18 +124,18 @@ class Imitate:
             raise ValueError(f"weight must be in [0, 1] and norm 1 or 2, but got {self.weight} and {self.norm}")
 
     def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of outputs against the teacher's and the labels, all of one shape."""
-        mine, hers = ((student - target).abs().pow(self.norm).mean() for target in (labels, teacher))
-        return self.weight * hers + (1 - self.weight) * mine
+        """Return the scalar loss of the student's outputs, given the teacher's outputs and labels of the same shape."""
+        hard, soft = ((student - target).abs().pow(self.norm).mean() for target in (labels, teacher))
+        return self.weight * soft + (1 - self.weight) * hard
 
     def words(self) -> str:
-        """Say the weight."""
+        """Return the weight as text."""
         return f"weight {self.weight:g}" if self.weight else "labels only"
 
 
 @dataclass(frozen=True, slots=True)
 class Imitations:
-    """How much of the teacher a student imitates where there are no classes, in steps of 0.1; 0 turns it off.
+    """Which weights of the teacher may be chosen for tasks without classes, in steps of 0.1; 0 turns it off.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""The values that a quantized weight may take: a row of levels in [-1, 1], scaled channel by channel."""
+"""Levels of quantized weights, in [-1, 1], and their scales, one for each output channel.
+
+Legend: `O` output channels, `X` weights of one channel, `S` scales that are tried.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,24 @@ import torch
 from sklearn.cluster import KMeans as ScikitKMeans
 from torch import Tensor
 
-SMALLEST = 0.25  # share of the largest weight
-COARSE = torch.linspace(SMALLEST, 1.0, 11)
-FINE = torch.tensor([-0.05, -0.025, 0.025, 0.05])
-AT_ONCE = 1 << 17  # weights that are tried at several scales together: they stay in the cache
-EVEN = 1e-3  # of a step: levels that lie so near to evenly spaced ones are those
+# scales are searched as shares of the largest weight of a channel: a coarse search, then offsets around the best share
+SMALLEST_SCALE = 0.25
+COARSE_SCALES = torch.linspace(SMALLEST_SCALE, 1.0, 11)
+FINE_SCALE_OFFSETS = torch.tensor([-0.05, -0.025, 0.025, 0.05])
+SCALE_SEARCH_WEIGHTS = 1 << 17  # weights, times scales, that are rounded in one operation: they fit in the cache
+SPACING_TOLERANCE = 1e-3  # steps: levels that deviate less from evenly spaced ones count as evenly spaced
 
 
 class Grid(Protocol):
-    """Where the levels lie."""
+    """A rule that places the levels."""
 
     @property
     def uniform(self) -> bool:
-        """Whether the levels are evenly spaced, so that the codes are plain integers."""
+        """Whether the levels are evenly spaced, so that codes are plain integers and no codebook is stored."""
         ...
 
     def entries(self, bits: int) -> int:
-        """Return how many levels there are."""
+        """Return the number of levels."""
         ...
 
     def levels(self, normal: Tensor, bits: int) -> Tensor:
@@ -35,7 +39,7 @@ class Grid(Protocol):
         Parameters
         ----------
         normal
-            The weights of one layer, each output channel divided by its largest magnitude.
+            The weights of one layer, with each output channel divided by its largest magnitude.
         bits
             Width of a code.
         """
@@ -44,7 +48,7 @@ class Grid(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Evenly spaced and symmetric: -q/q ... q/q with q = 2**(bits-1) - 1, so that 2 bits are three values."""
+    """Evenly spaced, symmetric levels: -q/q ... q/q with q = 2**(bits-1) - 1, so that 2 bits have three levels."""
 
     @property
     def uniform(self) -> bool:
@@ -64,7 +68,7 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class PowersOfTwo:
-    """Zero and plus or minus 1, 1/2, 1/4, ...: a product becomes a shift (Zhou et al. 2017, arXiv:1702.03044)."""
+    """Zero and plus or minus 1, 1/2, 1/4, ...: multiplications become shifts (Zhou et al. 2017, arXiv:1702.03044)."""
 
     @property
     def uniform(self) -> bool:
@@ -83,12 +87,12 @@ class PowersOfTwo:
 
 @dataclass(frozen=True, slots=True)
 class KMeans:
-    """A codebook of its own for every layer, found by k-means (Han et al. 2016, arXiv:1510.00149, §3).
+    """A separate codebook for every layer, found by k-means (Han et al. 2016, arXiv:1510.00149, §3).
 
     Parameters
     ----------
     sample
-        At most so many weights are clustered.
+        Approximate number of weights to cluster; larger layers are subsampled.
     """
 
     sample: int = 8192
@@ -103,72 +107,74 @@ class KMeans:
         return 1 << bits
 
     def levels(self, normal: Tensor, bits: int) -> Tensor:
-        """Return 2**bits centres; the highest is repeated where the layer has fewer distinct weights."""
+        """Return 2**bits centres; the highest is repeated if the layer has fewer distinct weights."""
         flat = normal.detach().flatten().cpu().double().numpy()
         flat = flat[:: max(1, len(flat) // self.sample)]
         count = min(2**bits, len(np.unique(flat)))
-        start = np.quantile(flat, (np.arange(count) + 0.5) / count)  # deterministic, and every cell starts non-empty
+        start = np.quantile(flat, (np.arange(count) + 0.5) / count)  # deterministic, and no cluster starts empty
         found = ScikitKMeans(count, init=start[:, None], n_init=1, max_iter=50).fit(flat[:, None])
         centres = np.pad(np.sort(found.cluster_centers_[:, 0]), (0, 2**bits - count), mode="edge")
         return torch.from_numpy(centres).to(normal)
 
 
 def scales(weight_OX: Tensor, levels: Tensor) -> Tensor:
-    """Return for each output channel the scale whose rounding error is smallest, shape (O,).
+    """Return for each output channel the scale with the smallest rounding error, shape (O,).
 
     Parameters
     ----------
     weight_OX
-        The weights, one row an output channel.
+        The weights, one row for each output channel.
     levels
         See `Grid.levels`.
     """
     largest = weight_OX.abs().amax(1).clamp_min(1e-8)
-    best, least = torch.ones_like(largest), torch.full_like(largest, torch.inf)
-    around = torch.zeros_like(best)
-    together = max(1, AT_ONCE // weight_OX.numel())  # small layers take no longer than their arithmetic
-    for offsets in (COARSE, FINE):  # a good one of few, then the best beside it
-        for some in offsets.to(weight_OX.device).split(together):
-            shrink_SO = (around + some[:, None]).clamp_(SMALLEST, 1.0)
-            scale_SO1 = (largest * shrink_SO)[..., None]
+    best_share, least_error = torch.ones_like(largest), torch.full_like(largest, torch.inf)
+    centre = torch.zeros_like(best_share)
+    scales_per_pass = max(1, SCALE_SEARCH_WEIGHTS // weight_OX.numel())  # several: saves overhead on small layers
+    for offsets in (COARSE_SCALES, FINE_SCALE_OFFSETS):
+        for some in offsets.to(weight_OX.device).split(scales_per_pass):
+            share_SO = (centre + some[:, None]).clamp_(SMALLEST_SCALE, 1.0)
+            scale_SO1 = (largest * share_SO)[..., None]
             near = rounded(weight_OX / scale_SO1, levels).mul_(scale_SO1)
             error, first = near.sub_(weight_OX).square_().sum(2).min(0)
-            shrink = shrink_SO.gather(0, first[None])[0]
-            best = torch.where(error < least, shrink, best)
-            least = torch.minimum(error, least)
-        around = best
-    return largest * best
+            share = share_SO.gather(0, first[None])[0]
+            best_share = torch.where(error < least_error, share, best_share)
+            least_error = torch.minimum(error, least_error)
+        centre = best_share
+    return largest * best_share
 
 
 def nearest(values: Tensor, levels: Tensor) -> Tensor:
-    """Return the index of the nearest level to each value; ties go to the lower."""
-    step = _even(levels)
-    return _searched(values, levels) if step is None else _places(values, levels, step).long()
+    """Return the index of the level nearest to each value; ties are rounded to the lower level."""
+    step = _even_step(levels)
+    return _searched_index(values, levels) if step is None else _computed_index(values, levels, step).long()
 
 
 def rounded(values: Tensor, levels: Tensor) -> Tensor:
-    """Return the nearest level to each value, `levels[nearest(values, levels)]` but for its last digit.
+    """Return the level nearest to each value: `levels[nearest(values, levels)]`, except for the last digit.
 
-    Evenly spaced levels are computed: faster than looking them up, and training does it in every step.
+    Evenly spaced levels are computed, which is faster than a lookup; training does it in every step.
     """
-    step = _even(levels)
+    step = _even_step(levels)
     if step is None:
-        return levels[_searched(values, levels)]
-    return _places(values, levels, step).add_((levels[0] / step).round_()).mul_(step)  # so zero stays zero
+        return levels[_searched_index(values, levels)]
+    # a multiple of the step, so that zero is exact
+    return _computed_index(values, levels, step).add_((levels[0] / step).round_()).mul_(step)
 
 
-def _even(levels: Tensor) -> Tensor | None:
-    """Return the step between the levels if it is always the same and zero is one of them."""
+def _even_step(levels: Tensor) -> Tensor | None:
+    """Return the step between evenly spaced levels that include zero, or None for other levels."""
     if len(levels) < 2:  # noqa: PLR2004 - there is no step
         return None
     step = (levels[-1] - levels[0]) / (len(levels) - 1)
-    even = levels / step
-    return step if bool(((even - even.round()).abs() < EVEN).all() & (levels.diff() > 0).all()) else None
+    multiples = levels / step
+    even = ((multiples - multiples.round()).abs() < SPACING_TOLERANCE).all() & (levels.diff() > 0).all()
+    return step if bool(even) else None
 
 
-def _places(values: Tensor, levels: Tensor, step: Tensor) -> Tensor:
+def _computed_index(values: Tensor, levels: Tensor, step: Tensor) -> Tensor:
     return (values - levels[0]).div_(step).sub_(0.5).ceil_().clamp_(0, len(levels) - 1)
 
 
-def _searched(values: Tensor, levels: Tensor) -> Tensor:
+def _searched_index(values: Tensor, levels: Tensor) -> Tensor:
     return torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)

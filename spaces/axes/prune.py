@@ -1,4 +1,4 @@
-"""Remove channels physically: which ratios may be chosen, and the cut itself."""
+"""Prune channels, which makes the layers smaller: which ratios may be chosen, and the step that cuts."""
 
 from __future__ import annotations
 
@@ -24,41 +24,43 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
     from torch import Tensor, nn
 
-    from spaces.costs.architectures import Architectures, Frame, Layers
+    from spaces.costs.architectures import Architectures
+    from spaces.costs.effects import Layers
+    from spaces.costs.frame import Frame
     from spaces.network.anatomy import Anatomy, Group
 
 
 @dataclass(frozen=True, slots=True)
 class KeptUnits:
-    """How many units of each group of channels are kept."""
+    """The number of units that each group of channels keeps."""
 
     of: ClassVar[Literal["group of channels"]] = "group of channels"
 
     def untouched(self, frame: Frame) -> np.ndarray:
-        """Return all of them."""
+        """Return the number of units of every group."""
         return frame.units
 
     def apply(self, chosen: np.ndarray, layers: Layers) -> None:
-        """Remove the others."""
+        """Set the kept units of every network."""
         layers.units_NG = chosen
 
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """Remove a share of the units of each group of channels, then refit what reads the rest.
+    """Remove a share of the units of each group of channels, then refit the layers that read the kept units.
 
     Attributes
     ----------
     ratios
         Pairs of (group, share of its units to remove, in [0, 1)).
     round_to
-        Kept units are rounded up to a multiple of this (never above the number there are).
+        The number of kept units is rounded up to a multiple of this, but never above the number of units.
     importance
-        Says which units go first.
+        Determines which units are removed first.
     refit
-        Whether the consumers' weights are fitted anew by least squares.
+        Whether the weights of the consumers are refitted by least squares.
     joined
-        Pairs of (group, another one behind it that loses the same units, since all between them is left out).
+        Pairs of (group, later group that loses the same units, since the layers between them are left out).
     """
 
     ratios: tuple[tuple[str, float], ...]
@@ -76,9 +78,9 @@ class Prune:
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
         """Return a network without those channels; its BatchNorm statistics are those of the example."""
         anatomy = trace(model, example)
-        leads = {behind: first for first, behind in self.joined}
+        first_of = {later: first for first, later in self.joined}
         kept = [
-            (group, self._kept(model, example, anatomy.group(leads.get(name, name)), count))
+            (group, self._kept(model, example, anatomy.group(first_of.get(name, name)), count))
             for name, ratio in self.ratios
             if (count := kept_units((group := anatomy.group(name)).units, ratio, self.round_to)) < group.units
         ]
@@ -95,6 +97,7 @@ class Prune:
         return smaller
 
     def _kept(self, model: nn.Module, example: Tensor, group: Group, count: int) -> tuple[int, ...]:
+        """Return the `count` most important units of the group, ascending."""
         order = cached(
             model,
             ("order", group.name, self.importance, example),
@@ -111,7 +114,7 @@ class Prune:
         architectures.write(row, KeptUnits(), names, kept_units(units, np.array(ratios), self.round_to))
 
     def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
-        """Return the share of its units that each group loses, for every layer whose output channels it holds."""
+        """Return the share of units that each group loses, for every layer whose output channels belong to it."""
         layers = {layer.name for layer in anatomy.layers}
         return {
             "channels removed": {
@@ -122,32 +125,34 @@ class Prune:
             }
         }
 
-    def sparing(self, gone: frozenset[str], anatomy: Anatomy) -> Prune:
-        """Return the same without the groups in removed layers alone, and with those around straight ones alike."""
+    def sparing(self, removed: frozenset[str], anatomy: Anatomy) -> Prune:
+        """Return the step that prunes no group inside removed layers, and prunes before and after them equally."""
         layers = {layer.name for layer in anatomy.layers}
-        places = {group.name: layers.intersection(member.layer for member in group.members) for group in anatomy.groups}
-        idle = {name for name, its in places.items() if its and gone.issuperset(its)}
-        joined = [branch.joins for branch in anatomy.branches if branch.joins and branch.name in gone]
-        ratios, leads = dict(self.ratios), dict[str, str]()
-        for before, behind in joined:  # in order of execution
-            leads[behind] = leads.get(before, before)
-            if before in ratios or behind in ratios:
-                ratios[behind] = ratios.get(before, 0.0)
+        members = {
+            group.name: layers.intersection(member.layer for member in group.members) for group in anatomy.groups
+        }
+        idle = {name for name, names in members.items() if names and removed.issuperset(names)}
+        joined = [branch.joins for branch in anatomy.branches if branch.joins and branch.name in removed]
+        ratios, first_of = dict(self.ratios), dict[str, str]()
+        for before, after in joined:  # in order of execution
+            first_of[after] = first_of.get(before, before)
+            if before in ratios or after in ratios:
+                ratios[after] = ratios.get(before, 0.0)
         for name in idle.intersection(ratios).difference(before for before, _ in joined):
             ratios[name] = 0.0
         return replace(
-            self, ratios=tuple(ratios.items()), joined=tuple((first, behind) for behind, first in leads.items())
+            self, ratios=tuple(ratios.items()), joined=tuple((first, later) for later, first in first_of.items())
         )
 
     def words(self) -> str:
-        """Say which share of which groups is removed."""
+        """Summarize the share of units that each pruned group loses."""
         chosen = tuple((name, f"-{ratio:.0%}") for name, ratio in self.ratios if ratio > 0)
         return f"channels {summarize(chosen)}" if chosen else ""
 
 
 @dataclass(frozen=True, slots=True)
 class PruneRatios:
-    """How large a share of the channels may go, group by group.
+    """Which shares of the units of each group of channels may be removed.
 
     Parameters
     ----------
@@ -156,7 +161,7 @@ class PruneRatios:
     step
         The distance between the ratios offered.
     round_to
-        See `Prune`; 8 is what the kernels of most runtimes want.
+        See `Prune`; the kernels of most runtimes work best with multiples of 8.
     importance, refit
         See `Prune`.
     only
@@ -171,7 +176,7 @@ class PruneRatios:
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the ladder."""
+        """Check the ranges."""
         if not 0 < self.step <= self.highest < 1:
             raise ValueError(f"0 < step <= highest < 1 must hold, but got step={self.step}, highest={self.highest}")
         if self.round_to < 1:
@@ -179,44 +184,44 @@ class PruneRatios:
 
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Prune:
         """Draw a ratio for every group, as `prune/<group>`."""
-        top = self._top()
+        largest = self._largest_ratio()
         ratios = []
         for group in self._groups(anatomy):
-            drawn = trial.suggest_float(f"prune/{group.name}", 0.0, top, step=self.step)
-            ratios.append((group.name, self._least(group.units, drawn)))
+            drawn = trial.suggest_float(f"prune/{group.name}", 0.0, largest, step=self.step)
+            ratios.append((group.name, self._least_equivalent(group.units, drawn)))
         return Prune(tuple(ratios), self.round_to, self.importance, self.refit)
 
     def uniform(self, anatomy: Anatomy, strength: float) -> dict[str, float]:
         """Return the same ratio for every group."""
-        ratio = round(round(strength * self._top() / self.step) * self.step, 9)
+        ratio = round(round(strength * self._largest_ratio() / self.step) * self.step, 9)
         return {f"prune/{group.name}": ratio for group in self._groups(anatomy)}
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
-        """Say how far each layer's channels can go and with whom, or why they stay."""
-        said = {layer.name: "no: its channels were not found in any group" for layer in anatomy.layers}
-        said |= {refusal.layer: f"no: {refusal.reason}" for refusal in anatomy.refusals}
+        """Return the range of kept units of each layer and the layers that share them, or why none is removed."""
+        texts = {layer.name: "no: its channels belong to no group" for layer in anatomy.layers}
+        texts |= {refusal.layer: f"no: {refusal.reason}" for refusal in anatomy.refusals}
         acting = {group.name for group in self._groups(anatomy)}
         for group in anatomy.groups:
             for name in group.producers:
-                if name not in said:
+                if name not in texts:
                     continue
                 if group.name not in acting:
-                    said[name] = f"no: {group.name} is not among only={self.only}"
+                    texts[name] = f"no: {group.name} is not among only={self.only}"
                     continue
-                least = kept_units(group.units, self._top(), self.round_to)
-                others = [other for other in group.producers if other != name and other in said]
+                least = kept_units(group.units, self._largest_ratio(), self.round_to)
+                others = [other for other in group.producers if other != name and other in texts]
                 tied = f", together with {', '.join(others)}" if others else ""
-                said[name] = f"{least}-{group.units} of {group.units} units{tied}"
-        return said
+                texts[name] = f"{least}-{group.units} of {group.units} units{tied}"
+        return texts
 
-    def _least(self, units: int, drawn: float) -> float:
-        """Return the least ratio that leaves as many units: what rounding makes equal is one plan, or none."""
+    def _least_equivalent(self, units: int, drawn: float) -> float:
+        """Return the smallest ratio that keeps as many units, so that ratios that rounding makes equal are one plan."""
         kept = kept_units(units, drawn, self.round_to)
-        ladder = (round(rung * self.step, 9) for rung in range(round(drawn / self.step)))
-        return next((ratio for ratio in ladder if kept_units(units, ratio, self.round_to) == kept), drawn)
+        smaller = (round(index * self.step, 9) for index in range(round(drawn / self.step)))
+        return next((ratio for ratio in smaller if kept_units(units, ratio, self.round_to) == kept), drawn)
 
-    def _top(self) -> float:
-        # rounded, since Optuna takes 0.7000000000000001 for no multiple of 0.1
+    def _largest_ratio(self) -> float:
+        # rounded, since to Optuna 0.7000000000000001 is not a multiple of 0.1
         return round(math.floor(self.highest / self.step + 1e-9) * self.step, 9)
 
     def _groups(self, anatomy: Anatomy) -> tuple[Group, ...]:
@@ -228,7 +233,7 @@ def kept_units(units: int, ratio: float, round_to: int) -> int: ...
 @overload
 def kept_units(units: np.ndarray, ratio: np.ndarray, round_to: int) -> np.ndarray: ...
 def kept_units(units: int | np.ndarray, ratio: float | np.ndarray, round_to: int) -> int | np.ndarray:
-    """Return how many of the units stay: at least one, rounded up to a multiple of `round_to`; numbers or arrays."""
+    """Return the number of kept units, at least 1, rounded up to a multiple of `round_to`; for numbers or arrays."""
     kept = np.maximum(1.0, units - np.rint(ratio * units))
     if round_to > 1:
         kept = np.minimum(units, np.ceil(kept / round_to) * round_to)
@@ -236,9 +241,9 @@ def kept_units(units: int | np.ndarray, ratio: float | np.ndarray, round_to: int
 
 
 def _refit(model: nn.Module, smaller: nn.Module, example: Tensor, inputs: dict[str, set[int]]) -> None:
-    """Refit in place what each layer has left when it loses these input channels."""
-    readers = [member.layer for group in trace(model, example).groups for member in group.consumers]
-    seen = moments(model, example, dict.fromkeys(readers))
+    """Refit in place the weights that each layer keeps when it loses these input channels."""
+    consumers = [member.layer for group in trace(model, example).groups for member in group.consumers]
+    seen = moments(model, example, dict.fromkeys(consumers))
     for name, positions in inputs.items():
         if name in seen:
             refit(smaller.get_submodule(name), seen[name], sorted(positions))

@@ -1,7 +1,9 @@
-"""The layer that trains with rounded weights and inputs, and the layer that holds the integers in the end.
+"""A layer that is trained with rounded weights and inputs, and its deployed form, which holds integers.
 
-Legend: `O` output channels. Scales are held fixed while training; gradients pass straight through the rounding and stop
-where an input is clipped (Bengio et al. 2013, arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877).
+Scales are fixed during training. Gradients pass through the rounding unchanged and are zero where an input is clipped
+(Bengio et al. 2013, arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877).
+
+Legend: `O` output channels, `S` scales that are tried.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from spaces.axes.grids import Grid, nearest, rounded, scales
 from spaces.network.layers import FLOAT_BITS, TRANSPOSED, along, run_layer, scale_outputs
 from spaces.network.statistics import subsample
 
-SILENT = 1e-12  # stands for a gain of zero, which no scale can have
-TOGETHER = 4096  # values that are tried at every scale at once: they stay in the cache
+SMALLEST_GAIN = 1e-12  # replaces a gain of zero, since a scale must not be zero
+CALIBRATION_CHUNK = 4096  # inputs that are rounded at all tried scales in one operation: they fit in the cache
 
 
 class QuantizedLayer(nn.Module):
@@ -24,11 +26,11 @@ class QuantizedLayer(nn.Module):
     Parameters
     ----------
     layer
-        The layer; its parameters stay the trained ones.
+        The layer; its float parameters are those that are trained.
     weight_bits, activation_bits
-        Widths; 32 is off.
+        Bits of weights and inputs; 32 means not quantized.
     grid
-        Where the weight levels lie.
+        Where the levels of the weights lie.
     """
 
     def __init__(self, layer: nn.Module, weight_bits: int, activation_bits: int, grid: Grid) -> None:
@@ -37,11 +39,10 @@ class QuantizedLayer(nn.Module):
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
         self.uniform = grid.uniform
-        self.axis = int(isinstance(layer, TRANSPOSED))  # of the weight, along which the output channels lie
+        self.axis = int(isinstance(layer, TRANSPOSED))  # the dimension of the weight that holds the output channels
         if self.axis and layer.groups != 1:
             raise ValueError(
-                f"only a transposed convolution of one group has scales of its own for every output channel, "
-                f"but got {layer}"
+                f"only a transposed convolution of one group can have a scale for every output channel, but got {layer}"
             )
         self.weight_scale: Tensor
         self.levels: Tensor
@@ -60,45 +61,45 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("input_zero", torch.zeros((), dtype=torch.int64, device=weight.device))
 
     def calibrate(self, inputs: Tensor) -> None:
-        """Fix the input scale and zero point to the least squared error on these inputs."""
+        """Set the input scale and zero point to those with the smallest squared error on these inputs."""
         if self.activation_bits < FLOAT_BITS:
-            scale, zero = _affine(subsample(inputs), 2**self.activation_bits - 1)
+            scale, zero = _best_scale_and_zero(subsample(inputs), 2**self.activation_bits - 1)
             self.input_scale.copy_(scale)
             self.input_zero.copy_(zero)
 
     def codes(self) -> Tensor:
-        """Return the index of each weight's level, in the weight's shape."""
+        """Return the index of the level of each weight, in the shape of the weight."""
         weight = self.layer.get_parameter("weight").detach()
         return nearest(weight / along(self.weight_scale, self.axis, weight), self.levels)
 
     def rounded(self) -> Tensor:
-        """Return the weights, each at its level."""
+        """Return the weights, each rounded to its level."""
         weight = self.layer.get_parameter("weight").detach()
         scale = along(self.weight_scale, self.axis, weight)
         return rounded(weight / scale, self.levels).mul_(scale)
 
     def scale_outputs(self, gain: Tensor) -> None:
-        """Multiply each output channel by its gain, shape (O,); the codes of the weights stay as they are.
+        """Multiply each output channel by its gain, shape (O,), in place; the levels of the weights are unchanged.
 
-        The weights are set to their levels first, so that no rounding error moves them to others. Integer kernels want
-        positive scales, so uniform codes, which are symmetric, take the sign.
+        The weights are set to their levels first, so that no rounding error moves a weight to another level. Integer
+        kernels need positive scales, so for uniform levels, which are symmetric, the codes absorb the sign.
         """
         if self.weight_bits < FLOAT_BITS:
             self.layer.get_parameter("weight").data.copy_(self.rounded())
-            gain = torch.where(gain.abs() < SILENT, SILENT, gain)
+            gain = torch.where(gain.abs() < SMALLEST_GAIN, SMALLEST_GAIN, gain)
             self.weight_scale.mul_(gain.abs() if self.uniform else gain)
         scale_outputs(self.layer, gain)
 
     def stop_rounding_inputs(self) -> None:
-        """Take the inputs as they are from now on."""
+        """Use the inputs without rounding from now on."""
         self.activation_bits = FLOAT_BITS
 
     def shipped(self) -> PackedLayer:
-        """Return the layer that holds the integers; this one cannot be used any more."""
+        """Return the layer that holds integers; this layer must not be used afterwards."""
         return PackedLayer(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the layer's output with everything rounded that is to be."""
+        """Return the output of the layer for rounded weights and inputs."""
         weight: Tensor = self.layer.get_parameter("weight")
         if self.activation_bits < FLOAT_BITS:
             inputs = _rounded_inputs(inputs, self.input_scale, self.input_zero, 2**self.activation_bits - 1)
@@ -110,10 +111,10 @@ class QuantizedLayer(nn.Module):
 
 
 class PackedLayer(nn.Module):
-    """The finished layer: integer codes, scales, and explicit quantize and dequantize operations.
+    """The deployed layer: integer codes, scales, and explicit quantize and dequantize operations.
 
-    What an exporter sees are the standard `quantized_decomposed` operations for uniform levels and activations, and
-    `levels[codes] * scale` for the others.
+    An exporter finds the standard `quantized_decomposed` operations for inputs and for uniform levels, and
+    `levels[codes] * scale` for other levels.
     """
 
     def __init__(self, trained: QuantizedLayer) -> None:
@@ -143,11 +144,11 @@ class PackedLayer(nn.Module):
         self.layer.register_parameter("weight", None)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the layer's output, computed from the integers."""
+        """Return the output of the layer, computed from the integers."""
         ops = torch.ops.quantized_decomposed
         if self.activation_bits < FLOAT_BITS:
-            given = (self.input_scale, self.input_zero, 0, 2**self.activation_bits - 1, torch.uint8)
-            inputs = ops.dequantize_per_tensor(ops.quantize_per_tensor(inputs, *given), *given)
+            affine = (self.input_scale, self.input_zero, 0, 2**self.activation_bits - 1, torch.uint8)
+            inputs = ops.dequantize_per_tensor(ops.quantize_per_tensor(inputs, *affine), *affine)
         if self.weight_bits == FLOAT_BITS:
             return run_layer(self.layer, inputs, self.layer.get_parameter("weight"))
         if self.uniform:
@@ -160,21 +161,23 @@ class PackedLayer(nn.Module):
 
 
 def _rounded_inputs(inputs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
+    """Return the inputs clipped and rounded to the codes 0 to `top`; gradients pass where nothing is clipped."""
     clipped = inputs.clamp(-zero * scale, (top - zero) * scale)
     with torch.no_grad():
         shift = (clipped / scale).round_().mul_(scale).sub_(clipped)
     return clipped + shift
 
 
-def _affine(values: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point of the range, shrunk as the squared error likes best; zero is always exact."""
+def _best_scale_and_zero(values: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of the share of the range with the smallest squared error; zero is always exact."""
     values = values.float()
     low, high = values.min().clamp_max(0.0), values.max().clamp_min(0.0)
-    shrink_S1 = torch.linspace(0.3, 1.0, 29, device=values.device)[:, None]
-    scale_S1 = ((high - low) * shrink_S1 / top).clamp_min(1e-8)
-    zero_S1 = (-low * shrink_S1 / scale_S1).round().clamp(0, top)
+    share_S1 = torch.linspace(0.3, 1.0, 29, device=values.device)[:, None]  # of the range of the values
+    scale_S1 = ((high - low) * share_S1 / top).clamp_min(1e-8)
+    zero_S1 = (-low * share_S1 / scale_S1).round().clamp(0, top)
     errors = [
-        (_rounded_inputs(part, scale_S1, zero_S1, top) - part).square_().sum(1) for part in values.split(TOGETHER)
+        (_rounded_inputs(part, scale_S1, zero_S1, top) - part).square_().sum(1)
+        for part in values.split(CALIBRATION_CHUNK)
     ]
     best = int(torch.stack(errors).sum(0).argmin())
     return scale_S1[best, 0], zero_S1[best, 0].to(torch.int64)

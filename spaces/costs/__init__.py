@@ -1,1 +1,1 @@
-"""From the shapes of layers to numbers: many architectures at once, without building any of them."""
+"""Exact costs from the shapes of layers, for many architectures at once and without building any network."""

@@ -1,4 +1,4 @@
-"""What lies outside of layers and yet becomes less with them, for many plans at once.
+"""Parameters and matrix products outside of layers that shrink with the groups, for many plans at once.
 
 Legend: `N` plans, `L` layers, `G` groups of channels, `E` extents, `D` dimensions.
 """
@@ -26,9 +26,9 @@ class Extents:
     Parameters
     ----------
     extents
-        The tensors or products, E of them.
+        The parameter tensors or matrix products.
     groups, layers
-        Column of each group and of each layer by its name.
+        Column of each group and of each layer, by name.
     """
 
     def __init__(self, extents: Sequence[Extent], groups: dict[str, int], layers: dict[str, int]) -> None:
@@ -43,18 +43,18 @@ class Extents:
                 self.loss_GED[groups[name], row, dimension] += count
 
     def total(self, removed_NG: np.ndarray, kept_NL: np.ndarray) -> np.ndarray:
-        """Return the sum of the products of the sizes that are left, shape (N,).
+        """Return the number of parameters, or of multiply-adds, that the plans leave of all extents, shape (N,).
 
         Parameters
         ----------
         removed_NG
-            Units of each group that are gone.
+            Removed units of each group.
         kept_NL
-            0 for layers that are left out, 1 for the others.
+            1 for a layer that is kept, 0 for one that is left out.
         """
         if not self.sizes_ED.size:
             return np.zeros(len(removed_NG))
-        lost = removed_NG @ self.loss_GED.reshape(len(self.loss_GED), self.sizes_ED.size)  # also of no groups
+        lost = removed_NG @ self.loss_GED.reshape(len(self.loss_GED), self.sizes_ED.size)  # not -1: G may be 0
         left = self.sizes_ED - lost.reshape(len(removed_NG), *self.sizes_ED.shape)
         left_NE = left.prod(2)
         if self.branches_E.size:
@@ -62,21 +62,21 @@ class Extents:
         total: np.ndarray = left_NE.sum(1)
         return total
 
-    def gone(self, kept_NL: np.ndarray) -> np.ndarray:
-        """Return how many of them go with the branches that are left out, shape (N,)."""
-        gone: np.ndarray = (1 - kept_NL[:, self.branches_E]).sum(1)
-        return gone
+    def count_left_out(self, kept_NL: np.ndarray) -> np.ndarray:
+        """Return the number of extents that are removed with the branches that are left out, shape (N,)."""
+        count: np.ndarray = (1 - kept_NL[:, self.branches_E]).sum(1)
+        return count
 
 
 def parameters_of(finished: nn.Module, anatomy: Anatomy) -> list[Extent]:
-    """Return the parameters outside of layers that run which a plan changes: of norms, of auxiliary heads, bare ones.
+    """Return the parameters outside of traced layers that plans change: of norms, of auxiliary heads, bare parameters.
 
     Parameters
     ----------
     finished
-        The network as `deployed` returns it, in which most norms are part of their layers.
+        The network as `deployed` returns it, in which most norms are folded into their layers.
     anatomy
-        What was traced of the network that it was made of.
+        The anatomy of the network from which it was made.
     """
     layers = {layer.name for layer in anatomy.layers}
     cuts: dict[str, list[tuple[str, int, str, int]]] = {}
@@ -91,12 +91,12 @@ def parameters_of(finished: nn.Module, anatomy: Anatomy) -> list[Extent]:
         if owner in layers:
             continue
         swapped = isinstance(finished.get_submodule(owner), TRANSPOSED)
-        mine = [
+        own_cuts = [
             (dimension if side == "parameter" else int((side == "in") != swapped and parameter.dim() > 1), group, count)
             for side, dimension, group, count in cuts.get(name, cuts.get(owner, []))
             if parameter.dim() > 1 or side != "in"  # a bias has no inputs
         ]
         branch = branches.get(name, branches.get(owner, ""))
-        if mine or branch:
-            found.append(Extent(tuple(parameter.shape), tuple(mine), branch))
+        if own_cuts or branch:
+            found.append(Extent(tuple(parameter.shape), tuple(own_cuts), branch))
     return found

@@ -1,6 +1,6 @@
-"""What thinner layers cost, in formulas that hold for one layer and for arrays of them.
+"""Sizes and multiply-adds of the factors of split layers, by formulas for one layer and for arrays of layers.
 
-Legend: `R` rank; a fraction is that of the full rank.
+Fractions are of the full rank.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import numpy as np
 if TYPE_CHECKING:
     from spaces.network.anatomy import Layer
 
-Numbers = Any  # a number, or an array of one number a layer: the formulas hold for both
+Numbers = Any  # a number, or an array with one number for each layer: the formulas hold for both
 
 
 class Shapes(NamedTuple):
-    """What the cost of splitting layers depends on, each a number or an array.
+    """The shapes of layers on which the costs of their factors depend; each is a number or an array.
 
     Attributes
     ----------
     outputs, inputs, groups
-        Of the layers.
+        Output channels, input channels and groups of the layer.
     group_outputs, group_inputs
-        Of one group of them.
+        Output and input channels of one group.
     area, height, width
         Positions of the kernel, and its first two sizes; 1 for a linear layer.
     plane
         Whether the kernel has two dimensions, both larger than 1.
     positions, reads, columns
-        How often a kernel is applied to one example that stands at the pixels of the output, at those of the input, or,
-        in a plane, at the rows of the output and the columns of the input.
+        Number of applications, for one example, of a kernel at the pixels of the output; of one at the pixels of the
+        input; and, for a plane, of one at the rows of the output and the columns of the input (0 for other kernels).
     """
 
     outputs: Numbers
@@ -51,21 +51,21 @@ class Shapes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """The thinner layers in order, up to three.
+    """The factors of a split layer, up to three thinner layers in order of execution; a whole layer is one factor.
 
     Attributes
     ----------
     array
-        Shape (4, 3, ...): for each factor the numbers in its weight, its output channels, how often its kernel is
-        applied, and 1 where it has the kernel of the layer, or a part of it, with its stride and padding. What is not
-        there has zeros.
+        Shape (4, 3, ...): for each factor the elements of its weight, its output channels, the number of applications
+        of its kernel, and 1 where it has the kernel of the layer, or a part of it, with its stride and padding. Factors
+        that do not exist have zeros.
     """
 
     array: np.ndarray
 
     @classmethod
     def of(cls, *factors: tuple[Numbers, Numbers, Numbers, Numbers]) -> Factors:
-        """Put up to three side by side, of each the four numbers or arrays."""
+        """Return up to three factors, each given by its four numbers or arrays, in the order of `array`."""
         array = np.zeros((4, 3, *np.shape(factors[0][0])))
         for place, (weights, outputs, times, kernel) in enumerate(factors):
             array[0, place] = weights
@@ -75,39 +75,39 @@ class Factors:
         return cls(array)
 
     def where(self, condition: Numbers, others: Factors) -> Factors:
-        """Return these where the condition holds and the others elsewhere."""
+        """Return these factors where the condition holds, and the others elsewhere."""
         array = others.array.copy()
-        np.copyto(array, self.array, where=condition)  # a quarter of the time of np.where
+        np.copyto(array, self.array, where=condition)  # takes a quarter of the time of np.where
         return Factors(array)
 
-    def of_those(self, kept: Numbers) -> Factors:
-        """Return these of the layers that are kept, 1 each, and nothing of the others, 0 each."""
+    def only_kept(self, kept: Numbers) -> Factors:
+        """Return the factors of layers that are kept (1), and zeros for those that are left out (0)."""
         return Factors(self.array * kept)
 
     @property
     def weights(self) -> np.ndarray:
-        """Numbers in each weight, shape (3, ...)."""
+        """Elements of the weight of each factor, shape (3, ...)."""
         weights: np.ndarray = self.array[0]
         return weights
 
     @property
-    def each(self) -> np.ndarray:
-        """Multiply-adds of each factor, shape (3, ...)."""
-        each: np.ndarray = self.array[0] * self.array[2]
-        return each
+    def macs_of_each(self) -> np.ndarray:
+        """Multiply-adds of each factor for one example, shape (3, ...)."""
+        macs: np.ndarray = self.array[0] * self.array[2]
+        return macs
 
     @property
     def macs(self) -> Numbers:
-        """Multiply-adds of one example, all together."""
-        first, second, third = self.each
-        return first + second + third  # less than half the time of `sum` on few
+        """Multiply-adds of all factors together for one example."""
+        first, second, third = self.macs_of_each
+        return first + second + third  # on small arrays, takes less than half the time of `sum`
 
 
 class Splitting(Protocol):
-    """How layers are split into thinner ones, as far as costs ask."""
+    """The part of a decomposition that costs need: the factors into which it splits layers."""
 
     def factors(self, shapes: Shapes, fraction: Numbers) -> Factors:
-        """Return the thinner layers of layers of these shapes, at these fractions of their full rank."""
+        """Return the factors of layers of these shapes, at these fractions of their full rank."""
         ...
 
 
@@ -117,7 +117,7 @@ def rank_of(full: int, fraction: float) -> int:
 
 
 def ranks_of(full: Numbers, fraction: Numbers) -> Numbers:
-    """Return the same of many, whole numbers that are held as floats: numpy is slow where it must convert."""
+    """Return the ranks that are these fractions of the full ranks, as floats: numpy is slow where it converts."""
     return np.maximum(1.0, np.rint(fraction * full))
 
 

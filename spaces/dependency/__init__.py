@@ -1,1 +1,1 @@
-"""Which channels depend on each other, and which layers a network can do without: found, then checked by trial."""
+"""Find groups of channels that must be removed together and branches that can be left out, and check them by trial."""

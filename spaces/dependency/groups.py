@@ -1,4 +1,4 @@
-"""Which channels must go together, read off the labels of one forward and then tried on the network."""
+"""Find groups of channels that must be removed together, from the labels of one forward pass, and try them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spaces.dependency.checks import refused, tried
-from spaces.dependency.propagation import Follow
+from spaces.dependency.checks import check_groups, refuse
+from spaces.dependency.propagation import LabelPropagation
 from spaces.network.anatomy import Extent, Group, Member, Refusal
 from spaces.network.messages import first_line
 from spaces.network.tensors import tensors
@@ -21,20 +21,21 @@ from spaces.network.tensors import tensors
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from spaces.dependency.label_sets import LabelSets, Place, Settled
+    from spaces.dependency.label_sets import LabelClasses, LabelSets, Place
     from spaces.network.anatomy import Side
 
-ALL_AT_ONCE = "they can only go all at once"
+# reasons of refusals
+ONLY_ALL_AT_ONCE = "they can only be removed all at once"
 UNREAD = "no weight of a layer reads them"
-OUTPUTS = "they are outputs of the network"
+ARE_OUTPUTS = "they are outputs of the network"
 
-Reach = dict[tuple[str, "Side", int], list[int]]  # the positions of a class of channels in each (name, side, dimension)
+Reach = dict[tuple[str, "Side", int], list[int]]  # positions of a class of channels, by (name, side, dimension)
 
 
 def channel_groups(
     model: nn.Module, example: Tensor, order: Sequence[str]
 ) -> tuple[tuple[Group, ...], tuple[Refusal, ...], tuple[Extent, ...]]:
-    """Find the groups of channels that can be removed together, the layers whose channels stay, and matrix products.
+    """Find the groups of channels, the layers whose channels cannot be removed, and the matrix products.
 
     Parameters
     ----------
@@ -46,46 +47,46 @@ def channel_groups(
         Names of the layers in order of execution.
     """
     followed = copy.deepcopy(model)
-    follow = Follow(followed)
+    propagation = LabelPropagation(followed)
     try:
-        with torch.no_grad(), follow:
+        with torch.no_grad(), propagation:
             outputs = tensors(followed(example))
-    except Exception as error:  # noqa: BLE001 - whatever an unusual network raises here; its other axes are searched
-        return (), refused(order, order, f"its channels could not be followed: {first_line(error)}"), ()
+    except Exception as error:  # noqa: BLE001 - an unusual network may raise anything; other axes still work
+        return (), refuse(order, order, f"its channels could not be followed: {first_line(error)}"), ()
     if not outputs:
-        return (), refused(order, order, "its channels could not be followed: no tensor was found in the output"), ()
-    ran = {name for name, _ in follow.sets.places}
-    products = tuple(follow.products)
-    outputs += _in_training(follow, followed, example)
+        return (), refuse(order, order, "its channels could not be followed: no tensor was found in the output"), ()
+    ran = {name for name, _ in propagation.sets.places}
+    products = tuple(propagation.products)
+    outputs += _training_outputs(propagation, followed, example)
     for tensor in outputs:
-        follow.sets.fix(follow.of(tensor), OUTPUTS)
-    for name, other in _shared(model).items():
-        for (owner, _), labels in follow.sets.places.items():
+        propagation.sets.fix(propagation.labels_of(tensor), ARE_OUTPUTS)
+    for name, other in _shared_tensors(model).items():
+        for (owner, _), labels in propagation.sets.places.items():
             if owner == name:
-                follow.sets.fix(labels, f"the weight of {name!r} is also {other!r}")
-    summarize = follow.sets.settle()
-    reaches, refusals = _classes(follow.sets, summarize, order)
-    groups = [group for group in _grouped(reaches, order) if not ran.isdisjoint(group.producers)]
-    held, failed = tried(model, example, groups, order)
-    return held, refusals + failed, _extents(products, follow.sets.places, summarize.classes, held)
+                propagation.sets.fix(labels, f"the weight of {name!r} is shared with {other!r}")
+    label_classes = propagation.sets.resolve()
+    reaches, refusals = _removable(propagation.sets, label_classes, order)
+    groups = [group for group in _groups_of_units(reaches, order) if not ran.isdisjoint(group.producers)]
+    valid, failed = check_groups(model, example, groups, order)
+    return valid, refusals + failed, _extents(products, propagation.sets.places, label_classes.classes, valid)
 
 
 def _extents(
     products: Sequence[list[Tensor]], places: Mapping[Place, Tensor], classes: np.ndarray, groups: Sequence[Group]
 ) -> tuple[Extent, ...]:
-    """Say of each matrix product which of its dimensions shrink with which groups; drop those that never do."""
+    """Return, for each matrix product, the groups that shrink its dimensions; drop products that never shrink."""
     owners = np.zeros(classes.max() + 1, dtype=np.int64)  # 0: no group
     for number, group in enumerate(groups, start=1):
-        maker = next(member for member in group.members if member.side == "out")
-        labels = places[maker.layer, "out"].numpy()
-        owners[classes[labels[[position for unit in maker.positions for position in unit]]]] = number
+        producer = next(member for member in group.members if member.side == "out")
+        labels = places[producer.layer, "out"].numpy()
+        owners[classes[labels[[position for unit in producer.positions for position in unit]]]] = number
     extents = []
     for edges in products:
         cuts = []
         for dimension, edge in enumerate(edges):
             found = classes[edge.numpy()]
             if (found == found[0]).all():
-                continue  # the channels do not lie along this dimension
+                continue  # no channels lie along this dimension
             cuts += [
                 (dimension, groups[number - 1].name, int(count) // groups[number - 1].units)
                 for number, count in enumerate(np.bincount(owners[found]))
@@ -96,50 +97,54 @@ def _extents(
     return tuple(extents)
 
 
-def _in_training(follow: Follow, followed: nn.Module, example: Tensor) -> list[Tensor]:
-    """Follow what runs only in training too, such as auxiliary heads, that it may be cut along; return the outputs."""
-    if not follow.idle:
+def _training_outputs(propagation: LabelPropagation, followed: nn.Module, example: Tensor) -> list[Tensor]:
+    """Follow modules that run only in training too, such as auxiliary heads; return the outputs in training mode."""
+    if not propagation.idle:
         return []
-    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad(), follow:
+    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad(), propagation:
         return tensors(followed.train()(torch.cat([example, example])))
     return []
 
 
-def _classes(sets: LabelSets, summarize: Settled, order: Sequence[str]) -> tuple[dict[int, Reach], tuple[Refusal, ...]]:
-    """Return what each class of channels that can go reaches, and the layers none of whose channels can."""
-    classes, fixed, levelled = summarize
+def _removable(
+    sets: LabelSets, label_classes: LabelClasses, order: Sequence[str]
+) -> tuple[dict[int, Reach], tuple[Refusal, ...]]:
+    """Return the positions of each class of channels that can be removed, and refusals of layers without one."""
+    classes, fixed, equalized = label_classes
     reaches: dict[int, Reach] = defaultdict(dict)
     for (name, side), labels in sets.places.items():
         found = classes[labels.numpy()]
-        dimension, positions = (0, found) if side else _along(found)
+        dimension, positions = (0, found) if side else _varying_dimension(found)
         if positions is None:
             fixed = dict.fromkeys(np.unique(found).tolist(), f"the parameter {name!r} mixes them") | fixed
             continue
         for position, label in enumerate(positions.tolist()):
             reaches[label].setdefault((name, cast("Side", side or "parameter"), dimension), []).append(position)
-    read = sets.read(classes)
+    read = sets.summed_classes(classes)
     for label, reach in reaches.items():
         if label not in read and not any(side == "in" for _, side, _ in reach):
             fixed.setdefault(label, UNREAD)
     signatures = {label: _signature(reach) for label, reach in reaches.items()}
     counts = Counter(signature for label, signature in signatures.items() if label not in fixed)
     for label, signature in signatures.items():
-        if counts[signature] < 2:  # noqa: PLR2004 - one unit is all there is
-            fixed.setdefault(label, f"{ALL_AT_ONCE}: {levelled[label]}" if label in levelled else ALL_AT_ONCE)
+        if counts[signature] < 2:  # noqa: PLR2004 - a group of one unit would leave no channel
+            fixed.setdefault(
+                label, f"{ONLY_ALL_AT_ONCE}: {equalized[label]}" if label in equalized else ONLY_ALL_AT_ONCE
+            )
     refusals = []
     for name in order:
-        made = sets.places.get((name, "out"))
-        labels = [] if made is None else np.unique(classes[made.numpy()]).tolist()
+        outputs = sets.places.get((name, "out"))
+        labels = [] if outputs is None else np.unique(classes[outputs.numpy()]).tolist()
         if all(label in fixed for label in labels):
-            why = fixed[labels[0]] if labels else "it is not of a kind that is followed"
-            refusals.append(Refusal(name, f"its channels stay: {why}"))
+            reason = fixed[labels[0]] if labels else "its type is not supported"
+            refusals.append(Refusal(name, f"its channels stay: {reason}"))
     return {label: reach for label, reach in reaches.items() if label not in fixed}, tuple(refusals)
 
 
-def _along(found: np.ndarray) -> tuple[int, np.ndarray | None]:
-    """Return the one dimension along which the classes of a bare parameter vary, and the class of each index there."""
+def _varying_dimension(found: np.ndarray) -> tuple[int, np.ndarray | None]:
+    """Return the only dimension along which the classes of a bare parameter vary, and the class of each index there."""
     varying = [d for d in range(found.ndim) if found.shape[d] > 1 and (found != found.take([0], axis=d)).any()]
-    if not varying:  # all of it is one class, which cannot go for a reason of its own
+    if not varying:  # all elements are one class, which is refused for another reason
         return 0, found.reshape(-1)[:1]
     if len(varying) > 1:
         return 0, None
@@ -152,14 +157,14 @@ def _signature(reach: Reach) -> tuple[Any, ...]:
     return tuple(sorted((*place, len(positions)) for place, positions in reach.items()))
 
 
-def _grouped(reaches: dict[int, Reach], order: Sequence[str]) -> list[Group]:
-    """Join the classes that reach the same places into groups of units, in order of execution."""
+def _groups_of_units(reaches: dict[int, Reach], order: Sequence[str]) -> list[Group]:
+    """Join the classes with the same places into groups of units, in order of execution."""
     rank = {name: index for index, name in enumerate(order)}
-    alike: dict[Any, list[Reach]] = defaultdict(list)
+    by_signature: dict[Any, list[Reach]] = defaultdict(list)
     for reach in reaches.values():
-        alike[_signature(reach)].append(reach)
+        by_signature[_signature(reach)].append(reach)
     found = []
-    for units in alike.values():
+    for units in by_signature.values():
         units.sort(key=lambda reach: min(reach.items())[1])
         places = sorted(units[0], key=lambda place: (rank.get(place[0], len(rank)), place))
         members = tuple(
@@ -170,22 +175,22 @@ def _grouped(reaches: dict[int, Reach], order: Sequence[str]) -> list[Group]:
         if first is not None:
             found.append((first, members, len(units)))
     found.sort(key=lambda item: rank.get(item[0], len(rank)))
-    named: Counter[str] = Counter()
+    name_counts: Counter[str] = Counter()
     groups = []
     for first, members, count in found:
-        named[first] += 1
-        groups.append(Group(first if named[first] == 1 else f"{first}#{named[first]}", count, members))
+        name_counts[first] += 1
+        groups.append(Group(first if name_counts[first] == 1 else f"{first}#{name_counts[first]}", count, members))
     return groups
 
 
-def _shared(model: nn.Module) -> dict[str, str]:
-    """For each module and parameter whose tensor another module holds too, the name under which it does."""
-    count_holders: dict[int, dict[int, str]] = defaultdict(dict)
+def _shared_tensors(model: nn.Module) -> dict[str, str]:
+    """Return, for each module and parameter whose tensor another module holds too, the name of the tensor there."""
+    names_by_holder: dict[int, dict[int, str]] = defaultdict(dict)
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(path, recurse=False):
-            count_holders[id(parameter)][id(module)] = name
+            names_by_holder[id(parameter)][id(module)] = name
     shared = {}
-    for names in count_holders.values():
-        for mine, other in itertools.permutations(names.values(), 2):
-            shared[mine] = shared[mine.rpartition(".")[0]] = other
+    for names in names_by_holder.values():
+        for name, other in itertools.permutations(names.values(), 2):
+            shared[name] = shared[name.rpartition(".")[0]] = other
     return shared

@@ -1,4 +1,4 @@
-"""One operation of torch as it was called."""
+"""One call of a torch operation."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Call:
-    """One operation as it was called, with what came out of it.
+    """One call of an operation, with its results.
 
     Attributes
     ----------
     function, args, kwargs
-        What was called with what.
+        The operation and its arguments.
     results
         The tensors that it returned.
-    of
-        Gives the labels of a tensor.
+    labels_of
+        Returns the labels of a tensor.
     """
 
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     results: list[Tensor]
-    of: Callable[[Tensor], Tensor]
+    labels_of: Callable[[Tensor], Tensor]
 
     @property
     def name(self) -> str:
-        """The operation's name in ATen; that of one that works in place ends in an underscore."""
+        """The name of the operation in ATen; names of in-place operations end with an underscore."""
         return str(self.function._schema.name.removeprefix("aten::"))  # noqa: SLF001
 
     @property
-    def why(self) -> str:
-        """What to say of channels that it mixes."""
+    def reason(self) -> str:
+        """Why channels that it mixes cannot be removed."""
         return f"the operation {self.name} mixes them"
 
     @property
@@ -53,10 +53,10 @@ class Call:
     @functools.cached_property
     def labels(self) -> list[Tensor]:
         """The labels of the tensors among the arguments."""
-        return [self.of(tensor) for tensor in self.tensors]
+        return [self.labels_of(tensor) for tensor in self.tensors]
 
     def argument(self, name: str) -> Any:  # noqa: ANN401 - whatever the operation takes
-        """Return the argument of that name, or its default."""
+        """Return the argument with this name, or its default."""
         for given, argument in itertools.zip_longest(self.args, self.function._schema.arguments):  # noqa: SLF001
             if argument.name == name:
                 return self.kwargs.get(name, argument.default_value if given is None else given)

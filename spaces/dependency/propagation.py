@@ -1,8 +1,8 @@
-"""Follow every channel of a network from the kernel that makes it to those that read it.
+"""Follow every channel of a network from the layer that computes it to the layers that read it.
 
-One forward is run in which each tensor has a twin of labels, one an element: operations that only move data are done to
-the labels as well, operations that combine elements make their labels equal, layers give new labels to what they make.
-Chunks, shuffles, concatenations, padded shortcuts and squeeze-excitation need no rule of their own.
+In one forward pass, each tensor has labels, one for each element. Operations that only move data are applied to the
+labels as well. Operations that combine elements make their labels equal. Layers give new labels to their outputs.
+Chunks, shuffles, concatenations, padded shortcuts and squeeze-excitation need no rules of their own.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from spaces.dependency.label_sets import LabelSets, thin
+from spaces.dependency.label_sets import LabelSets, drop_repeats
 from spaces.dependency.operator_calls import Call
-from spaces.dependency.operator_rules import OUTSIDE, multiplied, rule
-from spaces.network.layers import CONVOLUTIONS, NORMS, TRANSPOSED, depthwise, has_plain_weight
+from spaces.dependency.operator_rules import CONSTANT_OR_INPUT, matrix_products, rule
+from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, TRANSPOSED, depthwise, has_plain_weight
 from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Embedding, nn.EmbeddingBag, nn.Bilinear)
-KERNELS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
-LAYERS = (*KERNELS, *NORMS, nn.GroupNorm, nn.PReLU)
+# layers through which channels are not followed: their inputs and outputs are not cut
+OPAQUE_LAYERS = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Embedding, nn.EmbeddingBag, nn.Bilinear)
+KERNEL_LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)  # layers with input and output channels
+FOLLOWED_LAYERS = (*KERNEL_LAYERS, *CHANNEL_NORMS, nn.GroupNorm, nn.PReLU)
 
 
-class Follow(TorchDispatchMode):
-    """Run a network under this mode, and the ledger tells which channels belong together.
+class LabelPropagation(TorchDispatchMode):
+    """A dispatch mode under which a network is run, to find which channels belong together.
 
     Parameters
     ----------
@@ -38,12 +39,12 @@ class Follow(TorchDispatchMode):
 
     Attributes
     ----------
-    ledger
-        What was found out.
+    sets
+        The labels of all layers, and which of them are equal.
     idle
-        Names of the modules with channels that have not run so far.
+        Names of the modules with channels that have not run yet.
     products
-        Matrix products outside of layers: for each of its dimensions the labels along it.
+        Matrix products outside of layers: for each product, the labels along each dimension.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,133 +52,137 @@ class Follow(TorchDispatchMode):
         self.sets = LabelSets()
         self.idle: set[str] = set()
         self.products: list[list[Tensor]] = []
-        self._twins: Any = WeakIdKeyDictionary()
-        self._inside = 0  # layers: what goes on in them is theirs
-        self._norms: list[tuple[str, nn.LayerNorm]] = []
+        self._labels: Any = WeakIdKeyDictionary()
+        self._depth = 0  # of nested layers; operations inside a layer are not followed
+        self._layer_norms: list[tuple[str, nn.LayerNorm]] = []
         self._parameters = {id(p): name for name, p in model.named_parameters()}
-        self._owned: set[int] = set()
+        self._layer_parameters: set[int] = set()
         for name, module in model.named_modules():
             if isinstance(module, nn.LayerNorm):
-                module.register_forward_pre_hook(self._open(name, module))
-                module.register_forward_hook(self._close, always_call=True)
-            elif isinstance(module, (*LAYERS, *OPAQUE)):
-                module.register_forward_pre_hook(self._enter)
-                module.register_forward_hook(self._leave(name), always_call=True)
+                module.register_forward_pre_hook(self._enter_layer_norm(name, module))
+                module.register_forward_hook(self._leave_layer_norm, always_call=True)
+            elif isinstance(module, (*FOLLOWED_LAYERS, *OPAQUE_LAYERS)):
+                module.register_forward_pre_hook(self._enter_layer)
+                module.register_forward_hook(self._leave_layer(name), always_call=True)
             else:
                 continue
             self.idle.add(name)
-            self._owned |= {id(p) for p in module.parameters()}
+            self._layer_parameters |= {id(p) for p in module.parameters()}
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """Return the labels of a tensor, of its shape."""
-        if tensor in self._twins:
-            return self._twins[tensor]  # type: ignore[no-any-return]
+    def labels_of(self, tensor: Tensor) -> Tensor:
+        """Return the labels of a tensor, with its shape."""
+        if tensor in self._labels:
+            return self._labels[tensor]  # type: ignore[no-any-return]
         name = self._parameters.get(id(tensor))
         if name is None or not tensor.dim():
             return torch.zeros((), dtype=torch.long).expand(tensor.shape)
-        if id(tensor) not in self._owned:
-            return self.sets.new((name, ""), tensor.shape)
+        if id(tensor) not in self._layer_parameters:
+            return self.sets.of_place((name, ""), tensor.shape)
         label = self.sets.fresh((1,))
-        self.sets.fix(label, f"they meet the parameter {name!r} outside of its layer")
-        self._twins[tensor] = label.expand(tensor.shape)
-        return self._twins[tensor]  # type: ignore[no-any-return]
+        self.sets.fix(label, f"they are combined with the parameter {name!r} outside of its layer")
+        self._labels[tensor] = label.expand(tensor.shape)
+        return self._labels[tensor]  # type: ignore[no-any-return]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Do the operation, and what it means for the labels."""
+        """Run the operation, and compute the labels of its results."""
         output = function(*args, **(kwargs or {}))
-        if not self._inside:
-            call = Call(function, args, kwargs or {}, tensors(output), self.of)
-            self.products += multiplied(call)
-            if call.results and any(bool(thin(labels).any()) for labels in call.labels if labels.numel()):
-                made = self._layer_norm(call) if self._normalizes(call) else rule(function)(self.sets, call)
-                for result, labels in zip(call.results, made, strict=False):  # statistics beside them have no channels
-                    self._twins[result] = labels
+        if not self._depth:
+            call = Call(function, args, kwargs or {}, tensors(output), self.labels_of)
+            self.products += matrix_products(call)
+            if call.results and any(bool(drop_repeats(labels).any()) for labels in call.labels if labels.numel()):
+                found = self._layer_norm(call) if self._is_layer_norm(call) else rule(function)(self.sets, call)
+                for result, labels in zip(call.results, found, strict=False):  # further results, statistics, have none
+                    self._labels[result] = labels
         return output
 
-    def _enter(self, *_: object) -> None:
-        self._inside += 1
+    def _enter_layer(self, *_: object) -> None:
+        self._depth += 1
 
-    def _leave(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def _leave_layer(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
-            if self._inside == 1 and output is not None:  # None: it failed
+            if self._depth == 1 and output is not None:  # None: the layer failed
                 self.idle.discard(name)
-                if isinstance(module, OPAQUE) or (isinstance(module, KERNELS) and not has_plain_weight(module)):
-                    self._opaque(f"{name!r} ({type(module).__name__}) is not cut", inputs, output)
+                if isinstance(module, OPAQUE_LAYERS) or (
+                    isinstance(module, KERNEL_LAYERS) and not has_plain_weight(module)
+                ):
+                    self._fix_around(f"{name!r} ({type(module).__name__}) cannot be cut", inputs, output)
                 elif isinstance(output, Tensor):
-                    self._layer(name, module, self.of(inputs[0]), output)
-            self._inside -= 1
+                    self._label_output(name, module, self.labels_of(inputs[0]), output)
+            self._depth -= 1
 
         return note
 
-    def _opaque(self, why: str, inputs: tuple[Any, ...], output: object) -> None:
+    def _fix_around(self, reason: str, inputs: tuple[Any, ...], output: object) -> None:
         for tensor in tensors(inputs):
-            self.sets.fix(self.of(tensor), why)
+            self.sets.fix(self.labels_of(tensor), reason)
         for tensor in tensors(output):
             labels = self.sets.fresh((1,))
-            self.sets.fix(labels, why)
-            self._twins[tensor] = labels.expand(tensor.shape)
+            self.sets.fix(labels, reason)
+            self._labels[tensor] = labels.expand(tensor.shape)
 
-    def _layer(self, name: str, module: nn.Module, seen: Tensor, output: Tensor) -> None:
-        channel = channel_dimension(module, seen.dim())
-        others = [dimension for dimension in range(seen.dim()) if dimension != channel]
-        read = self.sets.level(seen, others, f"{name!r} reads them as the positions of one").reshape(-1)
-        made = self._through(name, module, read)
+    def _label_output(self, name: str, module: nn.Module, input_labels: Tensor, output: Tensor) -> None:
+        channel = channel_dimension(module, input_labels.dim())
+        others = [dimension for dimension in range(input_labels.dim()) if dimension != channel]
+        read = self.sets.equalize(input_labels, others, f"{name!r} reads them as positions of one channel").reshape(-1)
+        output_labels = self._join_with_own(name, module, read)
         shape = [-1 if dimension == channel else 1 for dimension in range(output.dim())]
-        self._twins[output] = made.reshape(shape).expand(output.shape)
+        self._labels[output] = output_labels.reshape(shape).expand(output.shape)
 
-    def _through(self, name: str, module: nn.Module, read: Tensor) -> Tensor:
-        """Join the labels that a layer reads with its own; return those of what it makes, shape (channels,)."""
+    def _join_with_own(self, name: str, module: nn.Module, read: Tensor) -> Tensor:
+        """Join the labels that a layer reads with its own; return those of its outputs, shape (channels,)."""
         sets = self.sets
-        beside = f"{name!r} reads them beside {OUTSIDE}"
+        reason = f"{name!r} reads them together with {CONSTANT_OR_INPUT}"
         if isinstance(module, nn.PReLU) and module.num_parameters == 1:
             return read
-        if not isinstance(module, KERNELS) or depthwise(module):
-            own = sets.new((name, "out"), read.shape)
-            sets.join(own, read, beside)
+        if not isinstance(module, KERNEL_LAYERS) or depthwise(module):
+            own = sets.of_place((name, "out"), read.shape)
+            sets.join(own, read, reason)
             if isinstance(module, nn.GroupNorm):
-                sets.level(own.reshape(module.num_groups, -1), (0,), f"the groups of {name!r} must stay equal")
+                sets.equalize(own.reshape(module.num_groups, -1), (0,), f"the groups of {name!r} must keep equal sizes")
             return own
-        own = sets.new((name, "in"), read.shape)
-        sets.join(own, read, beside)
+        own = sets.of_place((name, "in"), read.shape)
+        sets.join(own, read, reason)
         weight = module.get_parameter("weight")
         groups = 1 if isinstance(module, nn.Linear) else module.groups
         outputs = weight.shape[1] * groups if isinstance(module, TRANSPOSED) else weight.shape[0]
-        out = sets.new((name, "out"), (outputs,))
+        out = sets.of_place((name, "out"), (outputs,))
         if groups > 1:
             for side in (own, out):
-                sets.level(side.reshape(groups, -1), (0,), f"the groups of {name!r} must stay equal")
+                sets.equalize(side.reshape(groups, -1), (0,), f"the groups of {name!r} must keep equal sizes")
         return out
 
-    def _open(self, name: str, module: nn.LayerNorm) -> Callable[..., None]:
+    def _enter_layer_norm(self, name: str, module: nn.LayerNorm) -> Callable[..., None]:
         def note(*_: object) -> None:
             self.idle.discard(name)
-            self._norms.append((name, module))
+            self._layer_norms.append((name, module))
 
         return note
 
-    def _close(self, *_: object) -> None:
-        self._norms.pop()
+    def _leave_layer_norm(self, *_: object) -> None:
+        self._layer_norms.pop()
 
-    def _normalizes(self, call: Call) -> bool:
-        """Whether this is what a LayerNorm does, wherever its class has moved the channels before."""
-        return call.name == "native_layer_norm" and bool(self._norms)
+    def _is_layer_norm(self, call: Call) -> bool:
+        """Whether this is the operation of a LayerNorm; its class may move the channels before and after it."""
+        return call.name == "native_layer_norm" and bool(self._layer_norms)
 
     def _layer_norm(self, call: Call) -> list[Tensor]:
-        (name, module), seen = self._norms[-1], call.labels[0]
+        (name, module), input_labels = self._layer_norms[-1], call.labels[0]
         if len(module.normalized_shape) > 1:
-            self.sets.fix(seen, f"{name!r} (LayerNorm) has a weight for every position")
+            self.sets.fix(input_labels, f"{name!r} (LayerNorm) has a weight for every position")
             return []
-        read = self.sets.level(seen, range(seen.dim() - 1), f"{name!r} reads them as the positions of one")
-        return [self._through(name, module, read.reshape(-1)).expand(seen.shape)]
+        read = self.sets.equalize(
+            input_labels, range(input_labels.dim() - 1), f"{name!r} reads them as positions of one channel"
+        )
+        return [self._join_with_own(name, module, read.reshape(-1)).expand(input_labels.shape)]
 
 
 def channel_dimension(module: nn.Module, dimensions: int) -> int:
-    """Return which dimension of its input holds the channels of a layer."""
+    """Return the dimension of the input of a layer that holds the channels."""
     if isinstance(module, nn.Linear):
         return dimensions - 1
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
-        return dimensions - len(module.kernel_size) - 1  # without a batch they come first
+        return dimensions - len(module.kernel_size) - 1  # there may be no batch dimension
     if isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d):
-        space = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
-        return dimensions - next(n for kind, n in space.items() if isinstance(module, kind)) - 1
+        spatial = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
+        return dimensions - next(n for kind, n in spatial.items() if isinstance(module, kind)) - 1
     return min(1, dimensions - 1)

@@ -1,4 +1,4 @@
-"""Look at a network once: which layers ran, on what, and which channels belong together."""
+"""Trace a network once: its layers, groups of channels, and branches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spaces.dependency.branches import branches_of
-from spaces.dependency.checks import dispensable, irreplaceable
+from spaces.dependency.checks import irreplaceable_layers, removable_branches
 from spaces.dependency.groups import channel_groups
 from spaces.network.anatomy import Anatomy
 from spaces.network.cache import cached
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def trace(model: nn.Module, example: Tensor) -> Anatomy:
-    """Return the anatomy of `model`, traced on one example and remembered as long as the model lives.
+    """Return the anatomy of `model`, traced on one example and cached until its weights change.
 
     Parameters
     ----------
@@ -32,20 +32,20 @@ def trace(model: nn.Module, example: Tensor) -> Anatomy:
     ValueError
         If the forward pass fails on the example.
     """
-    return cached(model, ("anatomy", tuple(example.shape[1:])), lambda: _look(model, example[:1]))
+    return cached(model, ("anatomy", tuple(example.shape[1:])), lambda: _anatomy(model, example[:1]))
 
 
-def _look(model: nn.Module, example: Tensor) -> Anatomy:
-    seen, example = compressible_copy(model).eval().cpu(), example.cpu()  # structure is the same on every device
-    layers = layers_of(seen, example)
-    stays = irreplaceable(seen, example, [layer.name for layer in layers if not layer.tied])
-    layers = tuple(replace(layer, stays=stays.get(layer.name, "")) for layer in layers)
-    groups, refusals, products = channel_groups(seen, example, tuple(layer.name for layer in layers))
-    weighted = {layer.name for layer in layers}
+def _anatomy(model: nn.Module, example: Tensor) -> Anatomy:
+    traced, example = compressible_copy(model).eval().cpu(), example.cpu()  # the anatomy is the same on every device
+    layers = layers_of(traced, example)
+    reasons = irreplaceable_layers(traced, example, [layer.name for layer in layers if not layer.tied])
+    layers = tuple(replace(layer, stays=reasons.get(layer.name, "")) for layer in layers)
+    groups, refusals, products = channel_groups(traced, example, tuple(layer.name for layer in layers))
+    layer_names = {layer.name for layer in layers}
     others = tuple(
         (name, type(module).__name__)
-        for name, module in seen.named_modules()
-        if name not in weighted and any(True for _ in module.parameters(recurse=False))
+        for name, module in traced.named_modules()
+        if name not in layer_names and any(True for _ in module.parameters(recurse=False))
     )
-    branches = dispensable(seen, example, branches_of(seen, example, layers, groups))
+    branches = removable_branches(traced, example, branches_of(traced, example, layers, groups))
     return Anatomy(layers, groups, refusals, others, products, branches)

@@ -1,1 +1,1 @@
-"""A network in parts: its layers as data, and how to observe, copy, cut, replace and ship them."""
+"""A network and its layers: describe, observe, copy, cut, replace and deploy them."""

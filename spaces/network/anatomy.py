@@ -1,4 +1,4 @@
-"""What a network is made of, as plain data: its layers, and the channels that must go together."""
+"""The parts of a network as plain data: layers, groups of channels, branches and matrix products."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Run(NamedTuple):
     Attributes
     ----------
     times
-        How many inputs it got: 1, or the windows or frames that the network had moved into the batch; the tokens of a
-        linear layer.
+        Number of inputs: 1, or the number of windows or frames that the network moved into the batch; for a linear
+        layer the number of tokens.
     before, after
-        Size of the input and of the output in space; empty for a linear layer.
+        Spatial size of the input and of the output; empty for a linear layer.
     """
 
     times: int
@@ -34,26 +34,26 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One convolution or linear layer of the network, as it ran on the example.
+    """A convolution or linear layer of the network, as it ran on the example.
 
     Attributes
     ----------
     name
         Its name in the network's `named_modules`.
     kind
-        The class, such as `Conv2d` or `Linear`.
+        Name of its class, such as `Conv2d` or `Linear`.
     outputs, inputs
-        Channels (features for a linear layer).
+        Number of channels (features for a linear layer).
     kernel, stride
-        One number a spatial dimension; empty for a linear layer.
+        One number for each spatial dimension; empty for a linear layer.
     groups
-        Groups of a convolution; 1 for a linear layer.
+        Number of groups of a convolution; 1 for a linear layer.
     runs
-        The calls of one forward, one or more.
+        The calls in one forward pass, one or more.
     tied
-        Whether the network holds the same weight under another name too.
+        Whether another module of the network holds the same weight too.
     stays
-        Why no other module, split or rounded, can stand in its place; empty where one can.
+        Why the layer cannot be replaced by a factorized or quantized one; empty where it can.
     """
 
     name: str
@@ -69,28 +69,28 @@ class Layer:
 
     @property
     def transposed(self) -> bool:
-        """Whether it is a transposed convolution, whose kernel is applied at every pixel of the input."""
+        """Whether the layer is a transposed convolution, whose kernel is applied at every pixel of the input."""
         return self.kind.startswith("ConvTranspose")
 
     @property
     def positions(self) -> int:
-        """How many times the kernel is applied to one example, over all calls: output pixels, or tokens."""
+        """Number of kernel applications for one example, over all calls: output pixels (or input pixels), or tokens."""
         return sum(run.times * math.prod(run.before if self.transposed else run.after) for run in self.runs)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one example (1 a multiply-add)."""
+        """Multiply-adds for one example (one multiply-add counts as 1)."""
         return self.positions * self.outputs * self.inputs // self.groups * math.prod(self.kernel)
 
     @property
     def depthwise(self) -> bool:
-        """Whether every channel has a kernel of its own, and each has one."""
+        """Whether every channel has exactly one kernel of its own."""
         return 1 < self.groups == self.inputs == self.outputs
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What one layer loses when a unit of its group goes.
+    """The channels that one layer loses when units of its group are removed.
 
     Attributes
     ----------
@@ -99,9 +99,9 @@ class Member:
     side
         `out` channels of the module, `in` channels, or a dimension of a bare parameter.
     dimension
-        Which dimension of a bare parameter; 0 otherwise.
+        The dimension of a bare parameter; 0 otherwise.
     positions
-        For each unit of the group, the indices along that side which go with it.
+        For each unit of the group, the indices along that side that are removed with it.
     """
 
     layer: str
@@ -117,11 +117,11 @@ class Group:
     Attributes
     ----------
     name
-        The first layer in order of execution whose outputs the group covers.
+        The first layer, in order of execution, whose output channels belong to the group.
     units
-        How many independently removable units there are.
+        Number of units; each can be removed independently of the others.
     members
-        Every place that a unit reaches.
+        All layers and bare parameters that lose channels with a unit.
     """
 
     name: str
@@ -130,27 +130,27 @@ class Group:
 
     @property
     def producers(self) -> tuple[str, ...]:
-        """The layers whose output channels go, in order of execution."""
+        """The layers whose output channels belong to the group, in order of execution."""
         return tuple(member.layer for member in self.members if member.side == "out")
 
     @property
     def consumers(self) -> tuple[Member, ...]:
-        """The members whose input channels go."""
+        """The members whose input channels belong to the group."""
         return tuple(member for member in self.members if member.side == "in")
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The sizes of a tensor of parameters or of a matrix product, and which groups of channels they shrink with.
+    """The sizes of a parameter tensor or of a matrix product, and the groups of channels that shrink it.
 
     Attributes
     ----------
     sizes
-        Of its dimensions, as traced; their product is the number of parameters, or of multiply-adds.
+        Size of each dimension, as traced; the product is the number of parameters, or of multiply-adds.
     cuts
-        Triples of (dimension, name of a group, by how much the dimension shrinks when a unit of that group goes).
+        Triples of (dimension, name of a group, amount by which removing one unit of that group shrinks the dimension).
     branch
-        Name of the branch that it goes with; empty for none.
+        Name of the branch that it is left out with; empty for none.
     """
 
     sizes: tuple[int, ...]
@@ -160,23 +160,24 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """What a network can do without: one side of a sum, or layers that give the shape that they are given.
+    """A part that the network can run without: one side of a sum, or layers that keep the shape of their input.
 
     Attributes
     ----------
     name
-        Its first layer.
+        Name of its first layer.
     layers
-        The layers that are in it, in order of execution.
+        Its layers, in order of execution.
     others
-        All else in it that has weights, by name: norms, activations with slopes, bare parameters.
+        Names of everything else in it that has weights: norms, activations with slopes, bare parameters.
     readers
-        The layers outside of it that read the sum, at once, along further sums, or through what mixes no channels.
+        The layers outside of it that read the sum: directly, through further sums, or through layers that mix no
+        channels.
     straight
-        Whether there is no way around it, so that what it is given goes on in its place.
+        Whether there is no shortcut around the branch; where it is left out, its input replaces its output.
     joins
-        Of a straight one the groups of channels before and behind it, which have to lose the same where it is left out;
-        empty where they are one, or none.
+        For a straight branch, the groups of channels before and after it, which must lose the same units where it is
+        left out; empty where both are the same group, or where there is none.
     """
 
     name: str
@@ -192,7 +193,7 @@ Part = TypeVar("Part", Layer, Group, Branch)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why channels of a layer stay: named, so that nothing is skipped silently."""
+    """The reason why the channels of a layer are kept; it is recorded, so that no layer is skipped silently."""
 
     layer: str
     reason: str
@@ -200,22 +201,22 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """All that the axes need to know of a network, traced once.
+    """Everything that the axes need to know about a network, traced once.
 
     Attributes
     ----------
     layers
         Convolutions and linear layers in order of execution.
     groups
-        The groups of channels that were tried on the network and held.
+        The groups of channels whose cuts were tried on the network and passed.
     refusals
-        The layers whose outputs cannot be pruned, and why.
+        The layers whose output channels cannot be pruned, and why.
     others
         Modules with weights of their own that no axis acts on, as (name, kind).
     products
-        Matrix products beside the layers, such as those of attention, that shrink with the groups.
+        Matrix products outside of layers, such as those of attention, that shrink with the groups.
     branches
-        What can be left out whole, in order of execution.
+        The branches that can be left out, in order of execution.
     """
 
     layers: tuple[Layer, ...]
@@ -226,12 +227,12 @@ class Anatomy:
     branches: tuple[Branch, ...] = ()
 
     def layer(self, name: str) -> Layer:
-        """Return the layer of that name.
+        """Return the layer with this name.
 
         Raises
         ------
         ValueError
-            If there is none; the nearest names are listed.
+            If there is none; the message lists the nearest names.
         """
         found = {layer.name: layer for layer in self.layers}
         if name not in found:
@@ -239,12 +240,12 @@ class Anatomy:
         return found[name]
 
     def group(self, name: str) -> Group:
-        """Return the group of that name.
+        """Return the group with this name.
 
         Raises
         ------
         ValueError
-            If there is none; the nearest names are listed.
+            If there is none; the message lists the nearest names.
         """
         found = {group.name: group for group in self.groups}
         if name not in found:
@@ -253,12 +254,12 @@ class Anatomy:
 
 
 def select(what: str, parts: Iterable[Part], only: tuple[str, ...]) -> tuple[Part, ...]:
-    """Return the layers, groups or branches that an axis acts on: those of these names, or all where there are none.
+    """Return the layers, groups or branches with these names; all of them where no name is given.
 
     Raises
     ------
     ValueError
-        If there is no such one; the nearest names are listed.
+        If a name does not exist; the message lists the nearest names.
     """
     known = {part.name: part for part in parts}
     for name in only:

@@ -1,4 +1,4 @@
-"""Cut channels out of modules: plain slicing, by the positions that a group names."""
+"""Cut channels out of modules by slicing their tensors at the positions that a group lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spaces.network.layers import CONVOLUTIONS, NORMS, TRANSPOSED, depthwise
+from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, TRANSPOSED, depthwise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
-    """Remove from `model`, in place, all units of the groups but the kept ones.
+    """Remove from `model`, in place, all units of the groups except the kept ones.
 
     Parameters
     ----------
     model
-        A copy that may be changed; its layers have the widths that the groups were traced with.
+        A copy that may be changed; its layers have the widths with which the groups were traced.
     kept
-        Pairs of a group and the units of it that stay.
+        Pairs of a group and its units that are kept.
     """
     modules = dict(model.named_modules())
     for (name, side, dimension), positions in removed_positions(kept).items():
@@ -40,83 +40,83 @@ def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
 
 
 def removed_positions(kept: Iterable[tuple[Group, Sequence[int]]]) -> dict[tuple[str, Side, int], set[int]]:
-    """Return the positions that go with all units of the groups but the kept ones, by layer, side and dimension."""
+    """Return the positions of all units except the kept ones, by layer, side and dimension."""
     positions: defaultdict[tuple[str, Side, int], set[int]] = defaultdict(set)
     for group, units in kept:
-        lost = set(range(group.units)).difference(units)
+        removed = set(range(group.units)).difference(units)
         for member in group.members:
             positions[member.layer, member.side, member.dimension].update(
-                position for unit in lost for position in member.positions[unit]
+                position for unit in removed for position in member.positions[unit]
             )
     return positions
 
 
-def _left(size: int, gone: set[int]) -> Tensor:
-    return torch.tensor([index for index in range(size) if index not in gone], dtype=torch.long)
+def _kept_indices(size: int, removed: set[int]) -> Tensor:
+    return torch.tensor([index for index in range(size) if index not in removed], dtype=torch.long)
 
 
-def _slice(module: nn.Module, leaf: str, dimension: int, gone: set[int]) -> int:
-    """Slice the tensor called `leaf` along `dimension`; return how much is left of it."""
+def _slice(module: nn.Module, leaf: str, dimension: int, removed: set[int]) -> int:
+    """Slice the tensor called `leaf` along `dimension`; return its new size there."""
     old: Tensor | None = getattr(module, leaf)
     if old is None:
         return 0
-    left = _left(old.shape[dimension], gone)
-    new = old.detach().index_select(dimension, left.to(old.device)).contiguous()
+    kept = _kept_indices(old.shape[dimension], removed)
+    new = old.detach().index_select(dimension, kept.to(old.device)).contiguous()
     setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
-    return len(left)
+    return len(kept)
 
 
-def _cut_outputs(module: nn.Module, gone: set[int]) -> None:
+def _cut_outputs(module: nn.Module, removed: set[int]) -> None:
     if isinstance(module, CONVOLUTIONS):
-        alone = depthwise(module)
-        module.out_channels = _slice(module, "weight", 0, gone)
-        _slice(module, "bias", 0, gone)
-        if alone:
+        is_depthwise = depthwise(module)
+        module.out_channels = _slice(module, "weight", 0, removed)
+        _slice(module, "bias", 0, removed)
+        if is_depthwise:
             module.in_channels = module.groups = module.out_channels
     elif isinstance(module, TRANSPOSED):
-        width = module.out_channels // module.groups  # the outputs of all groups are stored at the same places
-        module.out_channels = module.groups * _slice(module, "weight", 1, {position % width for position in gone})
-        _slice(module, "bias", 0, gone)
+        width = module.out_channels // module.groups  # all groups store their outputs at the same positions
+        module.out_channels = module.groups * _slice(module, "weight", 1, {position % width for position in removed})
+        _slice(module, "bias", 0, removed)
     elif isinstance(module, nn.Linear):
-        module.out_features = _slice(module, "weight", 0, gone)
-        _slice(module, "bias", 0, gone)
+        module.out_features = _slice(module, "weight", 0, removed)
+        _slice(module, "bias", 0, removed)
     else:
-        _cut_norm(module, gone)
+        _cut_norm(module, removed)
 
 
-def _cut_norm(module: nn.Module, gone: set[int]) -> None:
+def _cut_norm(module: nn.Module, removed: set[int]) -> None:
     for leaf in ("weight", "bias", "running_mean", "running_var"):
         if hasattr(module, leaf):
-            _slice(module, leaf, 0, gone)
-    if isinstance(module, NORMS):
-        module.num_features -= len(gone)
+            _slice(module, leaf, 0, removed)
+    if isinstance(module, CHANNEL_NORMS):
+        module.num_features -= len(removed)
     elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = (module.normalized_shape[0] - len(gone),)
+        module.normalized_shape = (module.normalized_shape[0] - len(removed),)
     elif isinstance(module, nn.GroupNorm):
-        module.num_channels -= len(gone)
+        module.num_channels -= len(removed)
     elif isinstance(module, nn.PReLU):
-        module.num_parameters -= len(gone)
+        module.num_parameters -= len(removed)
 
 
-def _cut_inputs(module: nn.Module, gone: set[int]) -> None:
+def _cut_inputs(module: nn.Module, removed: set[int]) -> None:
     if isinstance(module, nn.Linear):
-        module.in_features = _slice(module, "weight", 1, gone)
+        module.in_features = _slice(module, "weight", 1, removed)
     elif isinstance(module, TRANSPOSED):
-        module.in_channels = _slice(module, "weight", 0, gone)
+        module.in_channels = _slice(module, "weight", 0, removed)
     elif isinstance(module, CONVOLUTIONS) and module.groups == 1:
-        module.in_channels = _slice(module, "weight", 1, gone)
+        module.in_channels = _slice(module, "weight", 1, removed)
     elif isinstance(module, CONVOLUTIONS):
-        _cut_grouped_inputs(module, gone)
+        _cut_grouped_inputs(module, removed)
     else:
-        _cut_norm(module, gone)
+        _cut_norm(module, removed)
 
 
-def _cut_grouped_inputs(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, gone: set[int]) -> None:
-    """Every group of the convolution loses its own inputs, all of them equally many."""
+def _cut_grouped_inputs(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, removed: set[int]) -> None:
+    """Remove from every group of the convolution its own inputs, the same number from each."""
     width = module.in_channels // module.groups
     parts = []
     for index, part in enumerate(module.weight.detach().chunk(module.groups)):
-        local = {position - index * width for position in gone if index * width <= position < (index + 1) * width}
-        parts.append(part.index_select(1, _left(width, local).to(part.device)))
+        local = {position - index * width for position in removed if index * width <= position < (index + 1) * width}
+        parts.append(part.index_select(1, _kept_indices(width, local).to(part.device)))
     module.weight = nn.Parameter(torch.cat(parts).contiguous(), module.weight.requires_grad)
-    module.in_channels -= len(gone)
+    module.in_channels -= len(removed)

@@ -1,7 +1,7 @@
-"""From the network that was trained to the one that is shipped: BatchNorm folded, integers packed.
+"""Turn a trained network into its deployed form: BatchNorms folded, integers packed.
 
-Per-channel symmetric codes survive the folding unchanged: a BatchNorm multiplies every output channel by one number,
-and so does the scale. What is measured, exported and verified is this form.
+Folding does not change per-channel symmetric integers: a BatchNorm multiplies every output channel by one number, and
+so does the scale. Networks are measured, exported and verified in this form.
 """
 
 from __future__ import annotations
@@ -19,66 +19,66 @@ from spaces.network.statistics import forward_in_eval
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TOLERANCE = 1e-3  # relative; folding only reorders roundings, which a hundred layers make larger
+FOLDING_TOLERANCE = 1e-3  # relative to the largest output; folding changes only roundings, which add up over layers
 
 
 @runtime_checkable
 class TrainingForm(Protocol):
-    """A module that stands for one layer while it is trained and is shipped in another form, such as integers."""
+    """A module that replaces one layer in training and is deployed in another form, such as integers."""
 
     layer: nn.Module
 
     def scale_outputs(self, gain: Tensor) -> None:
-        """Multiply each output channel by its gain, shape (O,), in place; the bias of the layer stays."""
+        """Multiply each output channel by its gain, shape (O,), in place; the bias of the layer is unchanged."""
         ...
 
     def stop_rounding_inputs(self) -> None:
-        """Take the inputs as they are from now on, so that two networks can be compared digit by digit."""
+        """Use the inputs without rounding from now on, so that two networks can be compared numerically."""
         ...
 
     def shipped(self) -> nn.Module:
-        """Return the form that is shipped; this one cannot be used any more."""
+        """Return the deployed form; this module must not be used afterwards."""
         ...
 
 
 def deployed(model: nn.Module, example: Tensor) -> nn.Module:
-    """Return the finished network in evaluation mode; `model` is not changed.
+    """Return the deployed network in evaluation mode; `model` is not changed.
 
     Parameters
     ----------
     model
-        A trained network, with or without modules of a `TrainingForm`.
+        A trained network, with or without modules of the protocol `TrainingForm`.
     example
-        A batch of inputs, shape (B, ...): which BatchNorm follows which convolution is seen on it, and that the folded
-        network answers as the unfolded one is checked on it.
+        A batch of inputs, shape (B, ...). The network runs on the first two, to find which BatchNorm reads which
+        convolution, and to check that folding does not change the outputs.
     """
-    seen = example[:2]
+    inputs = example[:2]
     finished = copy.deepcopy(model).eval()
-    finished = _folded_where_alike(finished, _pairs(finished, seen), seen)
+    finished = _fold_where_outputs_agree(finished, _foldable_pairs(finished, inputs), inputs)
     for name, module in list(finished.named_modules()):
         if isinstance(module, TrainingForm):
             replace_module(finished, name, module.shipped().eval())
     return finished
 
 
-def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Find the BatchNorms whose input is the very output of a convolution, each used once."""
-    made: dict[int, tuple[str, Tensor]] = {}
+def _foldable_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
+    """Return (layer, BatchNorm) pairs where the norm reads the output tensor of the layer and both are called once."""
+    producers: dict[int, tuple[str, Tensor]] = {}
     pairs: list[tuple[str, str]] = []
     calls: dict[str, int] = {}
 
     def produce(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
-            made[id(output)] = name, output  # holding the tensor keeps its id from being given to another
+            producers[id(output)] = name, output  # holding the tensor prevents reuse of its id
 
         return note
 
     def consume(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def note(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if id(inputs[0]) in made and is_plain_norm(norm, inputs[0], output):
-                pairs.append((made[id(inputs[0])][0], name))
+            if id(inputs[0]) in producers and is_plain_norm(norm, inputs[0], output):
+                pairs.append((producers[id(inputs[0])][0], name))
 
         return note
 
@@ -96,17 +96,17 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     return [(convolution, norm) for convolution, norm in pairs if calls[convolution] == calls[norm] == 1]
 
 
-def _folded_where_alike(model: nn.Module, pairs: list[tuple[str, str]], seen: Tensor) -> nn.Module:
-    """Fold all of the pairs, or half by half those that leave the answers alike: some are read before their norm."""
+def _fold_where_outputs_agree(model: nn.Module, pairs: list[tuple[str, str]], example: Tensor) -> nn.Module:
+    """Fold the pairs that keep the outputs, found by bisection: some layers are also read before their norm."""
     if not pairs:
         return model
     folded = _folded(model, pairs)
-    if _agree(model, folded, seen):
+    if _outputs_agree(model, folded, example):
         return folded
     if len(pairs) == 1:
         return model
     half = len(pairs) // 2
-    return _folded_where_alike(_folded_where_alike(model, pairs[:half], seen), pairs[half:], seen)
+    return _fold_where_outputs_agree(_fold_where_outputs_agree(model, pairs[:half], example), pairs[half:], example)
 
 
 def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
@@ -118,7 +118,7 @@ def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
 
 
 def _fold(module: nn.Module, norm: nn.Module) -> None:
-    """Multiply the layer's outputs by what the norm would, in place: gain on weights or scales, shift in the bias."""
+    """Apply the norm inside the layer, in place: the gain to its weights or scales, the shift to its bias."""
     layer = module.layer if isinstance(module, TrainingForm) else module
     assert isinstance(norm, BATCH_NORMS)
     assert norm.running_mean is not None
@@ -134,17 +134,17 @@ def _fold(module: nn.Module, norm: nn.Module) -> None:
     module.scale_outputs(gain) if isinstance(module, TrainingForm) else scale_outputs(layer, gain)
 
 
-def _agree(model: nn.Module, folded: nn.Module, example: Tensor) -> bool:
-    """Whether both answer alike with unrounded inputs: a value on the edge of two levels may fall to either side."""
-    answers = []
+def _outputs_agree(model: nn.Module, folded: nn.Module, example: Tensor) -> bool:
+    """Whether both give the same outputs with unrounded inputs; rounded ones near a tie may fall on either level."""
+    outputs = []
     for network in (model, folded):
         unrounded = copy.deepcopy(network)
         for module in unrounded.modules():
             if isinstance(module, TrainingForm):
                 module.stop_rounding_inputs()
         with torch.no_grad():
-            answers.append([leaf for leaf in tree_leaves(unrounded(example)) if isinstance(leaf, Tensor)])
+            outputs.append([leaf for leaf in tree_leaves(unrounded(example)) if isinstance(leaf, Tensor)])
     return all(
-        bool((got - want).abs().max() <= TOLERANCE * want.abs().max().clamp_min(1e-6))
-        for want, got in zip(*answers, strict=True)
+        bool((got - want).abs().max() <= FOLDING_TOLERANCE * want.abs().max().clamp_min(1e-6))
+        for want, got in zip(*outputs, strict=True)
     )

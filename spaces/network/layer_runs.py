@@ -1,4 +1,4 @@
-"""Which layers of a network run on an example, and on what."""
+"""Describe the layers that run on an example, with the shapes of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
-    """Return the layers of a model that run on one example, shape (1, ...), in order of execution.
+    """Return the layers that run on one example, shape (1, ...), in order of execution.
 
     Raises
     ------
     ValueError
         If the forward pass fails on the example.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
     runs: dict[str, list[Run]] = {}
     by_keyword: set[str] = set()
 
@@ -32,43 +32,43 @@ def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
         def note(_: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
             if not inputs:
                 by_keyword.add(name)
-            elif isinstance(output, Tensor):  # else it is a layer by its class alone
+            elif isinstance(output, Tensor):  # a subclass may return something else; it is not a layer then
                 runs.setdefault(name, []).append(_run(module, inputs[0], output))
 
         return module.register_forward_hook(note)
 
-    handles = [watch(name, module) for name, module in found.items()]
+    handles = [watch(name, module) for name, module in modules.items()]
     try:
         forward_in_eval(model, example)
     except Exception as error:
         raise ValueError(
             f"the network must accept the example, but its forward failed on a tensor of shape "
-            f"{tuple(example.shape)}: {first_line(error)}; give an example as the network is called in use"
+            f"{tuple(example.shape)}: {first_line(error)}; pass an example of the shape that the network is used with"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
     if by_keyword:
         name = min(by_keyword)
-        raise ValueError(f"layer {name!r} is called with its input as a keyword; call it as self.{name}(x)")
-    holding = count_holders(model)
+        raise ValueError(f"layer {name!r} gets its input as a keyword; call it as self.{name}(x)")
+    holders = count_holders(model)
     return tuple(
-        describe(name, found[name], tuple(calls), tied=holding[id(found[name].weight)] > 1)
+        describe(name, modules[name], tuple(calls), tied=holders[id(modules[name].weight)] > 1)
         for name, calls in runs.items()
     )
 
 
-def _run(module: nn.Module, given: Tensor, output: Tensor) -> Run:
-    # not divided by the length of the batch, which is 1: windows and tokens may have been moved there
+def _run(module: nn.Module, inputs: Tensor, output: Tensor) -> Run:
+    # the batch has one example, so its leading dimensions count the windows and tokens that were moved there
     if isinstance(module, nn.Linear):
         return Run(output.numel() // output.shape[-1], (), ())
     space = len(module.kernel_size)  # type: ignore[arg-type]
-    times = math.prod(output.shape[: -space - 1])  # without a batch the channels come first
-    return Run(times, tuple(given.shape[-space:]), tuple(output.shape[-space:]))
+    times = math.prod(output.shape[: -space - 1])  # there may be no batch dimension
+    return Run(times, tuple(inputs.shape[-space:]), tuple(output.shape[-space:]))
 
 
 def describe(name: str, module: nn.Module, runs: tuple[Run, ...] = (), *, tied: bool = False) -> Layer:
-    """Return the `Layer` of a convolution or linear module; without runs, as applied at one position."""
+    """Return the `Layer` of a convolution or linear module; without `runs`, its kernel is applied once."""
     kind = type(module).__name__
     if isinstance(module, nn.Linear):
         return Layer(name, kind, module.out_features, module.in_features, (), (), 1, runs or (Run(1, (), ()),), tied)

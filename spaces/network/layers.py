@@ -1,4 +1,4 @@
-"""Kinds of layers, and what can be said of one or done to one whatever its kind."""
+"""Types of layers, and operations that work on all of them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+CHANNEL_NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # with `num_features`
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYER_TYPES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
 def without_norm(norm: nn.Module) -> nn.Module:
-    """Return what is left of a norm once a layer does its work, or none has to: nothing, or its activation."""
+    """Return the module that replaces a norm that is folded or left out: its activation, or an identity."""
     return nn.Sequential(*norm.children()) if any(norm.children()) else nn.Identity()
 
 
 def is_plain_norm(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
-    """Whether a norm is torch's own, or of a class that only calls its children after it, as timm's activate."""
+    """Whether a norm is torch's own, or a subclass that only applies its children afterwards, as timm's norms."""
     assert isinstance(norm, BATCH_NORMS)
     if type(norm).forward is nn.BatchNorm2d.forward:
         return True
@@ -32,19 +32,19 @@ def is_plain_norm(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
 
 
 def count_holders(model: nn.Module) -> Counter[int]:
-    """Return how many modules hold each parameter, by the parameter's id; one of two names is one module."""
+    """Return the number of modules that hold each parameter, by its id; a module with two names counts once."""
     return Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of the one of that name, under every other name too by which the network knows it."""
+    """Replace the module with this name, also under all its other names in the network."""
     old = model.get_submodule(name)
-    for alike in [other for other, held in model.named_modules(remove_duplicate=False) if held is old]:
-        model.set_submodule(alike, module)
+    for alias in [other for other, held in model.named_modules(remove_duplicate=False) if held is old]:
+        model.set_submodule(alias, module)
 
 
 def depthwise(module: nn.Module) -> bool:
-    """Whether the module is a convolution with one kernel for every channel, which it keeps apart."""
+    """Whether the module is a convolution with exactly one kernel for every channel."""
     return (
         isinstance(module, CONVOLUTIONS)
         and module.groups > 1
@@ -53,33 +53,33 @@ def depthwise(module: nn.Module) -> bool:
 
 
 def has_plain_weight(module: nn.Module) -> bool:
-    """Whether the weight of a layer is simply a parameter, not computed from others before every forward."""
+    """Whether the weight of a layer is a parameter, not computed from other parameters in every forward pass."""
     return "weight" in dict(module.named_parameters(recurse=False))
 
 
-FLOAT_BITS = 32  # bits of a layer that is left alone
+FLOAT_BITS = 32  # bits of a weight or activation that is not quantized
 
 
 def scale_outputs(layer: nn.Module, gain: Tensor) -> None:
-    """Multiply the weight of a layer in place, so that each output channel becomes `gain` times what it was.
+    """Multiply the weight of a layer in place, so that each output channel is multiplied by its gain.
 
     Parameters
     ----------
     layer
-        A convolution or linear layer; its bias stays.
+        A convolution or linear layer; its bias is unchanged.
     gain
-        One number an output channel, shape (O,).
+        One number for each output channel, shape (O,).
     """
     weight = layer.get_parameter("weight")
-    if isinstance(layer, TRANSPOSED):  # the outputs of a group lie along the second axis
-        for part, its in zip(weight.data.chunk(layer.groups), gain.chunk(layer.groups), strict=True):
-            part.mul_(along(its, 1, part))
+    if isinstance(layer, TRANSPOSED):  # the outputs of a group lie along dimension 1
+        for part, part_gain in zip(weight.data.chunk(layer.groups), gain.chunk(layer.groups), strict=True):
+            part.mul_(along(part_gain, 1, part))
     else:
         weight.data.mul_(along(gain, 0, weight))
 
 
 def along(values: Tensor, axis: int, like: Tensor) -> Tensor:
-    """Return the values as a tensor that lies along that axis of another."""
+    """Reshape a vector so that it lies along one axis of a tensor like `like`."""
     return values.reshape([-1 if dimension == axis else 1 for dimension in range(like.dim())])
 
 
@@ -98,5 +98,5 @@ def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
     return output
 
 
-# what gives as many numbers as it is given, so that zeros can stand for it
-SHAPELESS = (*NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
+# modules whose output has the shape of their input, so that zeros can replace it
+SHAPE_PRESERVING = (*CHANNEL_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)

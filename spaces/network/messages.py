@@ -1,4 +1,4 @@
-"""Sentences for errors."""
+"""Texts of error messages."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ if TYPE_CHECKING:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, for a message of one line; its class where it says nothing."""
+    """Return the first line of an error's message, or the name of its class where the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """Word the error for a name that does not exist, with the nearest names that do.
+    """Return the error message for an unknown name, with the nearest known names.
 
     Parameters
     ----------
     what
-        The kind of thing, such as `layer`.
+        The kind of object, such as `layer`.
     name
-        What was asked for.
+        The unknown name.
     known
-        The names that exist, in any iterable.
+        The names that exist.
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]

@@ -1,4 +1,4 @@
-"""Leave layers of a network out: modules that stand in their places."""
+"""Leave branches of a network out, and the modules that replace their layers."""
 
 from __future__ import annotations
 
@@ -7,61 +7,61 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spaces.network.layers import CONVOLUTIONS, SHAPELESS, replace_module, without_norm
+from spaces.network.layers import CONVOLUTIONS, SHAPE_PRESERVING, replace_module, without_norm
 
 if TYPE_CHECKING:
     from spaces.network.anatomy import Branch
 
 
 class ZeroOutput(nn.Module):
-    """Stands for a module of a branch that is left out: gives zeros of the shape that it would give.
+    """Replaces a module of a branch that is left out, and returns zeros of the shape of its output.
 
     Parameters
     ----------
     module
-        A linear layer, a convolution, or what keeps the shape of its input, such as a norm.
+        A linear layer, a convolution, or a module that keeps the shape of its input, such as a norm.
     sums_left_out
-        How many sums of the network go with it, which costs ask for (`objectives.layers.LeftOut`).
+        Number of sums that are left out with the module; costs read it (`objectives.layers.LeftOut`).
 
     Raises
     ------
     ValueError
-        If it is none of these, as a layer that was split or rounded before.
+        If it is none of these, such as a layer that was factorized or quantized before.
     """
 
     def __init__(self, module: nn.Module, sums_left_out: int = 0) -> None:
         super().__init__()
         self.sums_left_out = sums_left_out
         self.channels = 0
-        self.windows: tuple[tuple[int, int], ...] = ()
+        self.windows: tuple[tuple[int, int], ...] = ()  # of each spatial dimension: added size, stride
         if isinstance(module, nn.Linear):
             self.channels = module.out_features
         elif isinstance(module, CONVOLUTIONS):
             self.channels = module.out_channels
-            around = module._reversed_padding_repeated_twice[::-1]  # noqa: SLF001 - knows padding="same"
+            padding = module._reversed_padding_repeated_twice[::-1]  # noqa: SLF001 - handles padding="same"
             sizes = zip(module.kernel_size, module.dilation, module.stride, strict=True)
             self.windows = tuple(
-                (sum(around[2 * at : 2 * at + 2]) - dilation * (size - 1) - 1, stride)
+                (sum(padding[2 * at : 2 * at + 2]) - dilation * (size - 1) - 1, stride)
                 for at, (size, dilation, stride) in enumerate(sizes)
             )
-        elif not isinstance(module, SHAPELESS):
-            raise _too_late(module)
+        elif not isinstance(module, SHAPE_PRESERVING):
+            raise _wrong_order_error(module)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return zeros."""
         shape = list(x.shape)
         if self.channels:
             shape[-1 - len(self.windows)] = self.channels
-        for at, (more, stride) in enumerate(self.windows):
-            place = at - len(self.windows)
-            shape[place] = (shape[place] + more) // stride + 1
+        for at, (added, stride) in enumerate(self.windows):
+            dimension = at - len(self.windows)
+            shape[dimension] = (shape[dimension] + added) // stride + 1
         return x.new_zeros(shape)
 
 
 class PassThrough(nn.Module):
-    """Stands for a layer that is left out where no shortcut is: gives what it is given, as a layer does.
+    """Replaces a layer that is left out where there is no shortcut, and returns a copy of its input.
 
-    That is a tensor of its own, contiguous, which what comes behind may write into.
+    The copy is contiguous, and the next module may write into it, as into the output of a layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,39 +69,39 @@ class PassThrough(nn.Module):
         return x.clone(memory_format=torch.contiguous_format)
 
 
-LEFT_OUT = (ZeroOutput, PassThrough)
+LEFT_OUT = (ZeroOutput, PassThrough)  # types of the modules that replace layers that are left out
 
 
 def leave_out(model: nn.Module, branch: Branch) -> None:
-    """Leave a branch out of a network, in place: zeros stand for it beside a shortcut, its input where there is none.
+    """Leave a branch out, in place: zeros replace its output where there is a shortcut, else its input does.
 
     Parameters
     ----------
     model
-        A copy that may be changed; its layers keep their names, as `ZeroOutput` or `PassThrough`, so that
-        later steps find them.
+        A copy that may be changed. Its layers keep their names, as `ZeroOutput` or `PassThrough`, so that later steps
+        find them.
     branch
-        As traced on the network, or on the one from which it was pruned.
+        A branch that was traced on this network, or on the one from which it was pruned.
 
     Raises
     ------
     ValueError
-        If a straight branch was pruned otherwise behind it than before it, or layers in it are split or rounded.
+        If a straight branch was pruned differently before and after, or if its layers were factorized or quantized.
     """
-    _pass(model, branch) if branch.straight else _silence(model, branch)
+    _pass_input_through(model, branch) if branch.straight else _zero_outputs(model, branch)
 
 
-def _pass(model: nn.Module, branch: Branch) -> None:
-    """Let layers, and the norms behind them, give what they are given, in a network that may be changed."""
+def _pass_input_through(model: nn.Module, branch: Branch) -> None:
+    """Replace the layers of a branch and their norms, in place, by modules that return their input."""
     layers = [model.get_submodule(name) for name in branch.layers]
     for layer in layers:
         if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
-            raise _too_late(layer)
-    before, behind = _width(layers[0], "in"), _width(layers[-1], "out")
-    if before != behind:
+            raise _wrong_order_error(layer)
+    before, after = _width(layers[0], "in"), _width(layers[-1], "out")
+    if before != after:
         raise ValueError(
-            f"{branch.name!r} cannot be left out where it is given {before} channels and gives {behind}; "
-            "Space.suggest prunes them alike"
+            f"{branch.name!r} cannot be left out where it is given {before} channels and gives {after}; "
+            "Space.suggest prunes both to the same number"
         )
     for name, layer in zip(branch.layers, layers, strict=True):
         replace_module(model, name, PassThrough().train(layer.training))
@@ -114,12 +114,12 @@ def _width(layer: nn.Module, side: str) -> int:
     return int(getattr(layer, f"{side}_{'features' if isinstance(layer, nn.Linear) else 'channels'}"))
 
 
-def _too_late(module: nn.Module) -> ValueError:
-    return ValueError(f"branches are left out before ranks and bits, but got {type(module).__name__} in one")
+def _wrong_order_error(module: nn.Module) -> ValueError:
+    return ValueError(f"branches must be left out before ranks and bits, but got {type(module).__name__} in a branch")
 
 
-def _silence(model: nn.Module, branch: Branch) -> None:
-    """Put zeros in the place of all in a branch, of a network that may be changed."""
+def _zero_outputs(model: nn.Module, branch: Branch) -> None:
+    """Replace the modules and parameters of a branch, in place, by zeros."""
     for name in (*branch.layers, *branch.others):
         owner, _, leaf = name.rpartition(".")
         holder = model.get_submodule(owner)

@@ -1,7 +1,7 @@
-"""What the layers of a network see, and what follows for their weights.
+"""Statistics of the inputs of layers: their moments, samples of them, and running statistics of norms.
 
 Legend: `G` groups of a convolution (1 for other layers), `O` output and `I` input channels of one group, `K` kernel
-positions, `N` rows (examples times positions), `D` = I*K, or I where the kernel positions are pooled.
+positions, `N` rows (examples times positions), `D` columns: I*K, or I where the kernel positions are pooled.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces.network.cache import cached
-from spaces.network.layers import CONVOLUTIONS, LAYER_TYPES, NORMS
+from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, LAYER_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch.utils.hooks import RemovableHandle
 
-MOST_ROWS = 16384  # rows beyond this change the moments by less than the damping does
-MOST_COLUMNS = 1152  # 128 channels of 3x3; above it the kernel positions are pooled
-DAMPING = 0.01  # of the mean diagonal, as in Frantar & Alistarh 2022 (arXiv:2208.11580)
+MOST_ROWS = 16384  # rows that moments are computed from; more would change them by less than the damping does
+MOST_COLUMNS = 1152  # columns: 128 channels of 3x3 kernels; above it the kernel positions are pooled
+DAMPING = 0.01  # share of the mean diagonal added to it, as in Frantar & Alistarh 2022 (arXiv:2208.11580)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """First and second moment of the inputs of one layer, those of each group by themselves.
+    """First and second moments of the inputs of one layer, separately for each group.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Moments:
     second_GDD
         Damped mean outer product, shape (G, D, D).
     block
-        How many neighbouring columns belong to one input channel: K, or 1 where the positions are pooled.
+        Number of neighbouring columns that belong to one input channel: K, or 1 where kernel positions are pooled.
     """
 
     mean_GD: Tensor
@@ -48,45 +48,45 @@ class Moments:
 
     @property
     def channels_GII(self) -> Tensor:  # noqa: N802 - the suffix names the dimensions
-        """The second moment between channels, mean over the kernel positions, shape (G, I, I)."""
+        """Second moment between channels, averaged over the kernel positions, shape (G, I, I)."""
         groups, columns = self.mean_GD.shape
         size = columns // self.block
         blocks = self.second_GDD.reshape(groups, size, self.block, size, self.block)
         return blocks.diagonal(dim1=2, dim2=4).mean(-1)
 
-    def without(self, gone: Iterable[int]) -> Moments:
-        """Return the moments of the inputs that stay when these channels go, from every group equally many."""
+    def without(self, removed: Iterable[int]) -> Moments:
+        """Return the moments of the inputs that are left without these channels, the same number from every group."""
         groups, columns = self.mean_GD.shape
         kept_GD = torch.ones(groups, columns // self.block, dtype=torch.bool, device=self.mean_GD.device)
-        kept_GD.view(-1)[list(gone)] = False
+        kept_GD.view(-1)[list(removed)] = False
         kept_GD = kept_GD.repeat_interleave(self.block, 1)
         mean = self.mean_GD[kept_GD].reshape(groups, -1)
-        both = kept_GD[:, :, None] & kept_GD[:, None]
-        return Moments(mean, self.second_GDD[both].reshape(groups, mean.shape[1], mean.shape[1]), self.block)
+        kept_GDD = kept_GD[:, :, None] & kept_GD[:, None]
+        return Moments(mean, self.second_GDD[kept_GDD].reshape(groups, mean.shape[1], mean.shape[1]), self.block)
 
 
-def inherit(model: nn.Module, smaller: nn.Module, gone: Mapping[str, Iterable[int]]) -> None:
-    """Let what is left of a network take its moments from what that network saw.
+def inherit(model: nn.Module, smaller: nn.Module, removed: Mapping[str, Iterable[int]]) -> None:
+    """Let a pruned copy derive its moments from those of the original network.
 
     Parameters
     ----------
     model, smaller
-        The network, and a copy of it that has lost channels.
-    gone
-        Which input channels each layer lost; the others lost none.
+        The network, and a pruned copy of it.
+    removed
+        The input channels that each layer lost; layers that are not listed lost none.
     """
-    _heritage(smaller).append((model, gone))
+    _originals(smaller).append((model, removed))
 
 
-def _heritage(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Iterable[int]]]]:
-    return cached(model, "heritage", list)
+def _originals(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Iterable[int]]]]:
+    return cached(model, "originals", list)
 
 
 def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, Moments]:
-    """Measure the inputs of the named layers on a batch, once a layer.
+    """Measure the moments of the inputs of the named layers on a batch, once for each layer.
 
-    Layers that read one channel a group are left out: it has no others to go together with. A network that was pruned
-    is told from the one that it was: what stays is fitted to see what it saw, and nothing is run again.
+    Layers that read one channel per group are omitted: they mix no channels. The moments of a pruned network are
+    derived from those of the original network, without running it: its kept layers are fitted to the original inputs.
 
     Parameters
     ----------
@@ -97,26 +97,26 @@ def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str
     names
         Names of convolution or linear layers.
     """
-    wanted = list(names)
+    requested = list(names)
     known: dict[str, Moments | None] = cached(model, ("moments", example), dict)
-    missing = [name for name in dict.fromkeys(wanted) if name not in known]
-    for before, gone in _heritage(model) if missing else ():
-        had = moments(before, example, missing)
-        known |= {name: had[name].without(gone.get(name, ())) for name in missing if name in had}
+    missing = [name for name in dict.fromkeys(requested) if name not in known]
+    for original, removed in _originals(model) if missing else ():
+        inherited = moments(original, example, missing)
+        known |= {name: inherited[name].without(removed.get(name, ())) for name in missing if name in inherited}
         missing = [name for name in missing if name not in known]
     if missing:
-        known |= dict.fromkeys(missing) | _moments(model, example, missing)
-    return {name: seen for name in wanted if (seen := known[name]) is not None}
+        known |= dict.fromkeys(missing) | _measure_moments(model, example, missing)
+    return {name: found for name in requested if (found := known[name]) is not None}
 
 
-def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Moments]:
+def _measure_moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Moments]:
     sums: dict[str, tuple[int, Tensor, Tensor, int]] = {}
 
     def note(name: str, rows_GND: Tensor, block: int) -> None:
         count, total, products = rows_GND.shape[1], rows_GND.sum(1), rows_GND.transpose(1, 2) @ rows_GND
-        if name in sums:  # a layer that is called again
-            before = sums[name]
-            count, total, products = count + before[0], total + before[1], products + before[2]
+        if name in sums:  # the layer was called before
+            earlier = sums[name]
+            count, total, products = count + earlier[0], total + earlier[1], products + earlier[2]
         sums[name] = count, total, products, block
 
     show_rows(model, example, names, note)
@@ -132,24 +132,24 @@ def _moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[st
 def show_rows(
     model: nn.Module, example: Tensor, names: Iterable[str], note: Callable[[str, Tensor, int], None]
 ) -> None:
-    """Run the model once and show the inputs of layers that mix channels, at every call, as `rows_of` gives them.
+    """Run the model once and pass the inputs of layers that mix channels, at every call, to `note`.
 
     Parameters
     ----------
     model, example
         The network, which is not changed, and inputs for it.
     names
-        Names of convolution or linear layers; those that mix no channels are left out.
+        Names of convolution or linear layers; those that mix no channels are omitted.
     note
-        Called with the name, the rows, shape (G, N, D), which may be a view of what the network goes on with, and the
-        block.
+        Called with the name, the rows, shape (G, N, D), and the block, as `rows_of` returns them. The rows may be a
+        view of a tensor that the network still uses.
     """
 
     def watch(name: str, module: nn.Module) -> RemovableHandle:
         return module.register_forward_pre_hook(lambda _, inputs: note(name, *rows_of(module, inputs[0].detach())))
 
     layers = {name: model.get_submodule(name) for name in names}
-    handles = [watch(name, module) for name, module in layers.items() if _mixes(module)]
+    handles = [watch(name, module) for name, module in layers.items() if _mixes_channels(module)]
     try:
         forward_in_eval(model, example)
     finally:
@@ -157,30 +157,30 @@ def show_rows(
             handle.remove()
 
 
-def _mixes(module: nn.Module) -> bool:
+def _mixes_channels(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, CONVOLUTIONS) and module.groups < module.in_channels)
 
 
 def rows_of(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
-    """Return the inputs as the kernel meets them, shape (G, N, D), and the block."""
+    """Return the inputs of a layer, one row for each kernel application, shape (G, N, D), and the block."""
     if not isinstance(module, CONVOLUTIONS):
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
         return rows[:: max(1, len(rows) // MOST_ROWS)][None], 1
     size, groups = math.prod(module.kernel_size), module.groups
     space = inputs.dim() - 2
-    if inputs.shape[1] * size > MOST_COLUMNS * math.sqrt(groups):  # no more numbers than of a dense layer
+    if inputs.shape[1] * size > MOST_COLUMNS * math.sqrt(groups):  # bounds G * D * D by MOST_COLUMNS squared
         rows = inputs.movedim(1, -1).reshape(-1, inputs.shape[1]).float()
         return _by_group(rows[:: max(1, len(rows) // MOST_ROWS)], groups), 1
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    around = module._reversed_padding_repeated_twice  # noqa: SLF001 - knows padding="same"
-    padded = F.pad(inputs.float(), around, mode)
+    padding = module._reversed_padding_repeated_twice  # noqa: SLF001 - handles padding="same"
+    padded = F.pad(inputs.float(), padding, mode)
     for axis in range(space):
-        reach = (module.kernel_size[axis] - 1) * module.dilation[axis] + 1
-        padded = padded.unfold(2 + axis, reach, module.stride[axis])
-    for axis, step in enumerate(module.dilation):  # the windows came last, one dimension each
+        extent = (module.kernel_size[axis] - 1) * module.dilation[axis] + 1
+        padded = padded.unfold(2 + axis, extent, module.stride[axis])
+    for axis, step in enumerate(module.dilation):  # `unfold` appended the dimensions of the windows
         padded = padded[(slice(None),) * (2 + space + axis) + (slice(None, None, step),)]
-    many = padded.shape[0] * math.prod(padded.shape[2 : 2 + space])
-    skip = max(1, math.ceil((many / MOST_ROWS) ** (1 / space)))
+    row_count = padded.shape[0] * math.prod(padded.shape[2 : 2 + space])
+    skip = max(1, math.ceil((row_count / MOST_ROWS) ** (1 / space)))
     windows = padded[(slice(None), slice(None), *[slice(None, None, skip)] * space)]
     return _by_group(windows.movedim(1, 1 + space).reshape(-1, inputs.shape[1] * size), groups), size
 
@@ -190,7 +190,7 @@ def _by_group(rows: Tensor, groups: int) -> Tensor:
 
 
 def forward_in_eval(model: nn.Module, example: Tensor) -> None:
-    """Run the model once without gradients in evaluation mode; its mode is put back."""
+    """Run the model once in evaluation mode without gradients, then restore its mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -202,18 +202,18 @@ def forward_in_eval(model: nn.Module, example: Tensor) -> None:
 
 
 def inputs_of(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return some of the numbers that each of the layers reads, flat; what `reestimate` saw need not be run again."""
+    """Return a flat sample of the inputs of each layer; samples that `reestimate` took are reused."""
     seen: dict[str, list[Tensor]] = cached(model, ("inputs", example), dict)
     missing = {name: model.get_submodule(name) for name in names if name not in seen}
     if missing:
-        with _noting(missing, seen):
+        with _sampling_inputs(missing, seen):
             forward_in_eval(model, example)
     return {name: torch.cat(seen[name]) for name in names if name in seen}
 
 
 @contextlib.contextmanager
-def _noting(modules: Mapping[str, nn.Module], seen: dict[str, list[Tensor]]) -> Iterator[None]:
-    """Note, of every call of a layer, some of the numbers that it reads."""
+def _sampling_inputs(modules: Mapping[str, nn.Module], seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Add a sample of the inputs of a layer to `seen` at every call."""
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: seen.setdefault(name, []).append(subsample(inputs[0]).clone())
@@ -228,18 +228,18 @@ def _noting(modules: Mapping[str, nn.Module], seen: dict[str, list[Tensor]]) -> 
 
 
 def subsample(values: Tensor, most: int = 16384) -> Tensor:
-    """Return about `most` of the values, evenly spaced, as a flat view where that is possible."""
+    """Return about `most` values, evenly spaced, as a flat view where possible."""
     flat = values.detach().flatten()
     return flat[:: max(1, len(flat) // most)]
 
 
 def reestimate(model: nn.Module, example: Tensor, batch: int = 256) -> None:
-    """Set in place the running statistics of every BatchNorm to those of the example; without one, do nothing.
+    """Set the running statistics of every BatchNorm to those of the example, in place; do nothing if there is none.
 
-    After a layer upstream has changed, the old statistics are wrong, and no score of the network means anything
-    before they are put right (Li et al. 2020, EagleEye, arXiv:2007.02491).
+    After an earlier layer has changed, the old statistics are wrong, and scores of the network are meaningless until
+    they are estimated again (Li et al. 2020, EagleEye, arXiv:2007.02491).
     """
-    norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, CHANNEL_NORMS) and m.track_running_stats]
     if not norms or len(example) < 2:  # noqa: PLR2004 - one example has no variance
         return
     modes = {module: module.training for module in model.modules()}
@@ -247,11 +247,11 @@ def reestimate(model: nn.Module, example: Tensor, batch: int = 256) -> None:
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over the batches
+        norm.momentum = None  # None: the mean over all batches
         norm.train()
     seen: dict[str, list[Tensor]] = cached(model, ("inputs", example), dict)
     seen.clear()
-    with torch.no_grad(), _noting(dict(model.named_modules()), seen):
+    with torch.no_grad(), _sampling_inputs(dict(model.named_modules()), seen):
         for part in example.split(batch):
             if len(part) > 1:
                 model(part)

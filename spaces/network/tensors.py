@@ -1,4 +1,4 @@
-"""One operation of torch as it was called, and the tensors in what it was given."""
+"""Find the tensors in nested containers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def tensors(tree: object) -> list[Tensor]:
-    """Return the tensors in a nest of containers of any kind."""
+    """Return the tensors in nested containers, mappings and dataclasses included."""
     found: list[Tensor] = []
     for leaf in tree_leaves(tree):
         if isinstance(leaf, Tensor):

@@ -1,4 +1,4 @@
-"""ExecuTorch: .pte files."""
+"""The ExecuTorch runtime: .pte files."""
 
 from objectives.runtimes.executorch.runtime import ExecuTorch
 

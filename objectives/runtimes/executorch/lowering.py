@@ -1,6 +1,6 @@
-"""Lower a finished network to an ExecuTorch file for XNNPACK.
+"""Lowering of a finished network to an ExecuTorch file for XNNPACK.
 
-Import it only where the ``executorch`` extra is known to be there.
+Import this module only where the ``executorch`` extra is installed.
 """
 
 from __future__ import annotations
@@ -14,22 +14,29 @@ from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_
 from torch import fx
 
 from objectives.runtimes.executorch.packing import packing
-from objectives.runtimes.passes.integers import DEQUANTIZE, KERNELS, QUANTIZE, WEIGHT, constant, integer_graph
-from objectives.runtimes.runtime import ExportError, refused, silence
+from objectives.runtimes.passes.integers import (
+    DEQUANTIZE,
+    DEQUANTIZE_WEIGHT,
+    INTEGER_LAYERS,
+    QUANTIZE,
+    constant,
+    integer_graph,
+)
+from objectives.runtimes.runtime import ExportError, export_error, silence
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _MEAN = torch.ops.aten.mean.dim
-IMAGE = 4  # dimensions of a batch of images
-BIASED = 3  # arguments of a layer with a bias: input, weight, bias
+_IMAGE_DIMENSIONS = 4  # of a batch of images: N, C, H, W
+_ALL_ARGUMENTS = 3  # number of arguments, of a layer (input, weight, bias) and of a mean (input, dimensions, keepdim)
 
 
-def lowered(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
-    """Return the bytes of the file, and the operators that XNNPACK does not take; see `Runtime.export`."""
+def lower(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
+    """Return the bytes of the file, and the operators that XNNPACK does not execute; see `Runtime.export`."""
     with silence(), torch.no_grad(), packing():
         try:
-            graph_module = integer_graph(model, example, floating=False)
+            graph_module = integer_graph(model, example, mixed=False)
             _complete(graph_module)
             program = torch.export.export(graph_module, (example[:1].cpu(),), strict=False)
             edge = to_edge_transform_and_lower(
@@ -38,41 +45,46 @@ def lowered(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
             nodes = edge.exported_program().graph.nodes
-            left = [str(node.target._op) for node in nodes if hasattr(node.target, "_op")]  # noqa: SLF001 - its name
+            portable = [str(node.target._op) for node in nodes if hasattr(node.target, "_op")]  # noqa: SLF001 - its name
             aligned = ExecutorchBackendConfig(segment_alignment=CONSTANT_TENSOR_ALIGNMENT)
-            return bytes(edge.to_executorch(aligned).buffer), left
+            return bytes(edge.to_executorch(aligned).buffer), portable
         except ExportError:
             raise
-        except Exception as error:  # the parts of the exporter raise whatever they do
-            raise refused(model, "an ExecuTorch", error) from error
+        except Exception as error:  # the exporter raises exceptions of any type
+            raise export_error(model, "an ExecuTorch", error) from error
 
 
 def _complete(graph_module: fx.GraphModule) -> None:
-    """Write layers and means as XNNPACK takes them: with a bias, and over the last two dimensions, kept; in place."""
+    """Write layers with a bias, and means over the last two dimensions that keep them, as XNNPACK needs; in place."""
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.target == DEQUANTIZE:  # the partitioner joins what shares one, also where that makes a circle
+        if node.target == DEQUANTIZE:  # copied for each reader: the partitioner fuses readers of one, even into a cycle
             for user in list(node.users)[1:]:
                 with graph.inserting_after(node):
                     user.replace_input_with(node, graph.node_copy(node))
-        if node.target in KERNELS and (len(node.args) < BIASED or node.args[2] is None):
+        if node.target in INTEGER_LAYERS and (len(node.args) < _ALL_ARGUMENTS or node.args[2] is None):
             assert isinstance(node.args[1], fx.Node)
             outputs = constant(
-                graph_module, node.args[1].all_input_nodes[0] if node.args[1].target == WEIGHT else node.args[1]
+                graph_module,
+                node.args[1].all_input_nodes[0] if node.args[1].target == DEQUANTIZE_WEIGHT else node.args[1],
             )
             name = f"bias_{node.name}"
             graph_module.register_buffer(name, torch.zeros(len(outputs)))
             with graph.inserting_before(node):
                 bias = graph.get_attr(name)
-            node.args = (*node.args[:2], bias, *node.args[BIASED:])
-        elif node.target == _MEAN and sorted(d % IMAGE for d in node.args[1]) == [2, 3] and len(node.args) < BIASED:
+            node.args = (*node.args[:2], bias, *node.args[_ALL_ARGUMENTS:])
+        elif (
+            node.target == _MEAN
+            and sorted(d % _IMAGE_DIMENSIONS for d in node.args[1]) == [2, 3]
+            and len(node.args) < _ALL_ARGUMENTS
+        ):
             with graph.inserting_before(node):
                 kept = graph.call_function(_MEAN, (node.args[0], [-1, -2], True))
                 flat = graph.call_function(torch.ops.aten.flatten.using_ints, (kept, 1))
             node.replace_all_uses_with(flat)
             graph.erase_node(node)
             quantizer = next((user for user in flat.users if user.target == QUANTIZE), None)
-            if quantizer is not None:  # what computes with integers is found by those right before and behind it
+            if quantizer is not None:  # XNNPACK recognizes an integer operator by the quantizers directly around it
                 with graph.inserting_before(flat):
                     codes = graph.call_function(QUANTIZE, (kept, *quantizer.args[1:]))
                     flat.replace_input_with(kept, graph.call_function(DEQUANTIZE, (codes, *quantizer.args[1:])))

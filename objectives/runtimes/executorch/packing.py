@@ -1,6 +1,6 @@
-"""Write XNNPACK's part of an ExecuTorch file with nothing in it twice, and nothing that no runtime reads.
+"""Serialization of the XNNPACK part of an ExecuTorch file, without duplicates and without data that no runtime reads.
 
-Import it only where the ``executorch`` extra is known to be there.
+Import this module only where the ``executorch`` extra is installed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.emit import _emitter
 from executorch.exir.schema import ContainerMetadata
 
-from objectives.runtimes.passes.flatbuffers import written_once
+from objectives.runtimes.passes.flatbuffers import serialize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,31 +40,32 @@ if TYPE_CHECKING:
 
     from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import XNNGraph
 
-_IDENTIFIER = b"XN01"
+_XNNPACK_IDENTIFIER = b"XN01"
 
 
 @contextlib.contextmanager
 def packing() -> Iterator[None]:
-    """Let the exporter write small files; it has no options for any of this.
+    """Patch the exporter within the context so that it writes small files; it has no options for this.
 
-    - It names every weight, bias and vector of scales by a digest of 64 letters, which is written twice, and gives each
-      a segment of its own, so that files may share them: more than half of the bytes of a small network. Here they lie
-      behind the graph, where the runtime looks for what has no name.
-    - It writes how Python nests inputs and outputs, which are one tensor each here.
-    - What one graph holds twice: see `_share_scales`, `_pass_by` and `flatbuffer_sharing`.
+    - The exporter names every weight, bias and vector of scales by a digest of 64 letters, written twice, and gives
+      each a segment, so that files can share them: more than half of the bytes of a small network. Here, they are
+      stored after the graph, where the runtime looks for constants without a name.
+    - The exporter stores how Python nests inputs and outputs; here, each is a single tensor.
+    - Duplicates within a graph are removed: see `_share_scales`, `_bypass_transpositions` and
+      `objectives.runtimes.passes.flatbuffers`.
     """
-    known: dict[str, bytes] = {}
+    named: dict[str, bytes] = {}
 
     class Inline(NamedDataStore):  # type: ignore[misc]
-        def add_named_data(self, key: str, data: Any, *_: object, **__: object) -> None:  # noqa: ANN401 - bytes or alike
-            known[key] = bytes(data)
+        def add_named_data(self, key: str, data: Any, *_: object, **__: object) -> None:  # noqa: ANN401 - bytes-like
+            named[key] = bytes(data)
 
     def serialized(graph: XNNGraph, _: bytearray) -> bytes:
-        _pass_by(graph)
+        _bypass_transpositions(graph)
         _share_scales(graph)
         for node in graph.xnodes:
-            node.debug_handle = 0  # links to lines of the model, which the file does not have
-        return bytes(serialize_xnnpack_binary(graph, _inline(graph, known)))
+            node.debug_handle = 0  # a link to a line of the model's code, which the file does not contain
+        return bytes(serialize_xnnpack_binary(graph, _inline(graph, named)))
 
     with (
         patch.object(xnnpack_preprocess, "NamedDataStore", Inline),
@@ -75,8 +76,8 @@ def packing() -> Iterator[None]:
         yield
 
 
-def _pass_by(graph: XNNGraph) -> None:
-    """Leave out transpositions that move no number and whose result is given another shape, as before a classifier."""
+def _bypass_transpositions(graph: XNNGraph) -> None:
+    """Remove transpositions that move no number and whose output is only reshaped, as before a classifier."""
     values = _by_id(graph)
     readers: dict[int, list[Any]] = {}
     for node in graph.xnodes:
@@ -97,9 +98,9 @@ def _pass_by(graph: XNNGraph) -> None:
 
 
 def _share_scales(graph: XNNGraph) -> None:
-    """Let a bias name the scales of its weight: XNNPACK asks for some and reads none.
+    """Let a bias refer to the scales of its weight: XNNPACK requires scales for a bias but does not read them.
 
-    It adds the bias to sums of products as it is, on whose grid it lies: that of the input times that of the weight.
+    It adds the bias as it is to sums of products, whose scale is that of the input times that of the weight.
     """
     values = _by_id(graph)
     for node in graph.xnodes:
@@ -109,16 +110,16 @@ def _share_scales(graph: XNNGraph) -> None:
             bias.scale_buffer_idx = weight.scale_buffer_idx
 
 
-def _inline(graph: XNNGraph, known: dict[str, bytes]) -> bytearray:
-    """Place the constants one behind the other, equal ones once, name their places in the graph, and return them."""
+def _inline(graph: XNNGraph, named: dict[str, bytes]) -> bytearray:
+    """Return the constants one after another, equal ones once, and store their positions in the graph."""
     content = bytearray()
-    entries = graph.constant_data[:1]  # stands for none
+    entries = graph.constant_data[:1]  # the first entry means: no constant
     place: dict[bytes, int] = {}
 
     def placed(index: int) -> int:
         if index <= 0:
             return index
-        data = known[graph.constant_data[index].named_key]
+        data = named[graph.constant_data[index].named_key]
         if data not in place:
             content.extend(bytes(-len(content) % CONSTANT_TENSOR_ALIGNMENT))
             place[data] = len(entries)
@@ -140,32 +141,32 @@ def _by_id(graph: XNNGraph) -> dict[int, Any]:
 
 
 def _tensor(value: Any) -> Any:  # noqa: ANN401 - the exporter publishes no types
-    """Return shape, place and name of a value."""
+    """Return the part of a value that contains its shape, its constant and its id."""
     return getattr(value.xvalue_union, "tensor_value", value.xvalue_union)
 
 
 def _channelwise(value: Any) -> Any:  # noqa: ANN401 - the exporter publishes no types
-    """Return the grid of a value whose scales are constants of the file, or nothing."""
+    """Return the quantization of a value whose scales are constants of the file; None for other values."""
     grid = getattr(value.xvalue_union, "quant_params", None)
     return grid if getattr(grid, "scale_buffer_idx", 0) > 0 else None
 
 
 def _flatbuffer(graph: XNNGraph) -> bytes:
-    """Return the graph with its equal vectors, such as shapes, written once."""
+    """Return the bytes of the graph, with equal vectors such as shapes stored once."""
     classes = _classes()
-    return written_once(classes.XNNGraphT.InitFromPackedBuf(convert_to_flatbuffer(graph)), _IDENTIFIER)
+    return serialize(classes.XNNGraphT.InitFromPackedBuf(convert_to_flatbuffer(graph)), _XNNPACK_IDENTIFIER)
 
 
 @functools.cache
 def _classes() -> ModuleType:
-    """Return classes that read and write XNNPACK's graphs, which flatc makes from the exporter's own schema."""
+    """Return classes that read and write XNNPACK graphs, which flatc generates from the schema of the exporter."""
     with tempfile.TemporaryDirectory() as folder:
         schema = Path(folder) / "xnnpack.fbs"
         schema.write_bytes((importlib.resources.files(serialization) / "schema.fbs").read_bytes())
         _run_flatc(["--python", "--gen-object-api", "--gen-onefile", "-o", folder, str(schema)])
         source = Path(folder) / "xnnpack_generated.py"
         # flatc 24 spells the names of its functions for unions in two ways
-        source.write_text(re.sub(r"\w+Creator\b", lambda name: name[0].lower(), source.read_text("utf-8")), "utf-8")
+        source.write_text(re.sub(r"\w+Creator\b", lambda match: match[0].lower(), source.read_text("utf-8")), "utf-8")
         spec = importlib.util.spec_from_file_location("xnnpack_generated", source)
         assert spec is not None
         assert spec.loader is not None

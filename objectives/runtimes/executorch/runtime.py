@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.runtime import Precision, extra, in_evaluation, refused, silence
+from objectives.runtimes.runtime import Precision, export_error, import_extra, require_eval_mode, silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class ExecuTorch:
     """ExecuTorch on the CPU, with XNNPACK.
 
-    Layers with weights and inputs of 8 bits compute with integers, and what lies between them does too (see
-    `objectives.runtimes.passes.integers`). There is no other width: a weight of fewer bits takes a byte, and one whose
-    layer computes in floating point is stored so.
+    Layers with weights and inputs of 8 bits compute with integers, and so do the operators between them (see
+    `objectives.runtimes.passes.integers`). No other integer width is supported: a weight of fewer bits takes a byte,
+    and the weight of a layer that computes in floating point is stored in floating point.
 
     Parameters
     ----------
     threads
-        Threads of one inference; the same for all files that a process executes.
+        Number of threads of one inference; all files that a process executes must have the same.
     """
 
     threads: int = 1
@@ -46,14 +46,15 @@ class ExecuTorch:
 
     @property
     def channels(self) -> int:
-        """8: XNNPACK computes 16 side by side, and 8 in half of the time; 24 take what 32 do."""
+        """8: XNNPACK computes 16 channels in parallel, and 8 in half the time; 24 take as long as 32."""
         return 8
 
     @property
     def layout(self) -> FileLayout:
-        """Of layers and their rounding read off rows of them, of all else off 48 files of plans for four networks.
+        """Bytes (fitted): layers and their rounding from files of stacked layers, the rest from 48 files of plans.
 
-        28 files of other plans are told within 3.0%, half of them within 0.9%.
+        The plans are for four networks. On 28 files of other plans the error of the predicted size is at most 3.0%,
+        its median 0.9%.
         """
         return FileLayout(
             graph=1640,
@@ -73,7 +74,7 @@ class ExecuTorch:
         )
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
-        """Return the widths of two-dimensional convolutions and linear layers; see `Runtime`."""
+        """Return the precision of two-dimensional convolutions and of linear layers; see `Runtime`."""
         del groups
         return (Precision(8, 8),) if kind in {"Conv2d", "Linear"} else ()
 
@@ -83,18 +84,20 @@ class ExecuTorch:
         Raises
         ------
         ExportError
-            If an operator has no form in ExecuTorch.
+            If ExecuTorch does not have an operator of the model.
         ImportError
             If the ``executorch`` extra is not installed.
         """
-        in_evaluation(model)
-        content, left = extra("executorch", "objectives.runtimes.executorch.lowering").lowered(model, example)
+        require_eval_mode(model)
+        content, portable = import_extra("executorch", "objectives.runtimes.executorch.lowering").lower(model, example)
         path.write_bytes(content)
         try:
             self.load(path)(example[:1].cpu())
-        except RuntimeError as error:  # kernels say only when they run what they do not know
+        except RuntimeError as error:  # a missing kernel is only reported when the file runs
             path.unlink()
-            raise refused(model, "an ExecuTorch", RuntimeError(f"one of {', '.join(left)} does not run")) from error
+            raise export_error(
+                model, "an ExecuTorch", RuntimeError(f"one of {', '.join(portable)} does not run")
+            ) from error
 
     def load(self, path: Path) -> Callable[[Tensor], Tensor]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
@@ -104,16 +107,16 @@ class ExecuTorch:
         ImportError
             If the ``executorch`` extra is not installed.
         """
-        module = extra("executorch", "executorch.runtime")
+        module = import_extra("executorch", "executorch.runtime")
         _use_threads(self.threads)
         with silence():
             runtime = module.Runtime.get()
             program = runtime.load_program(path.read_bytes(), verification=module.Verification.Minimal)
             method = program.load_method("forward")
 
-        def run(x: Tensor, _held: object = program) -> Tensor:
+        def run(x: Tensor, _loaded: object = program) -> Tensor:
             x = x.detach().contiguous()
-            # the runtime writes every answer to the same memory
+            # clone: the runtime writes every output to the same memory
             return torch.cat([method.execute([one])[0].clone() for one in x.split(1)])
 
         return run
@@ -121,8 +124,8 @@ class ExecuTorch:
 
 @functools.cache
 def _use_threads(threads: int) -> None:
-    """Size the pool of threads of this process, before any file is loaded: later on that ends the process."""
+    """Set the number of threads of this process, once, before a file is loaded: later it would crash the process."""
     if _use_threads.cache_info().currsize:
-        raise ValueError(f"ExecuTorch has one number of threads a process, and {threads} is not that of before")
+        raise ValueError(f"ExecuTorch cannot change the number of threads of a process, but got another one: {threads}")
     with silence():
-        extra("executorch", "executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(threads)  # noqa: SLF001 - there is no other way
+        import_extra("executorch", "executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(threads)  # noqa: SLF001 - no public function does it

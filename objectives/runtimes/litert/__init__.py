@@ -1,4 +1,4 @@
-"""LiteRT (TFLite): .tflite files."""
+"""The LiteRT (TFLite) runtime: .tflite files."""
 
 from objectives.runtimes.litert.runtime import LiteRt
 

@@ -1,6 +1,6 @@
-"""Convert a finished network to a LiteRT file whose weights take no more bits than they need.
+"""Conversion of a finished network to a LiteRT file whose weights are stored in as few bits as they need.
 
-Import it only where the ``litert`` extra is known to be there.
+Import this module only where the ``litert`` extra is installed.
 """
 
 from __future__ import annotations
@@ -18,36 +18,39 @@ from ai_edge_litert.tools import flatbuffer_utils
 from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
 from litert_torch.quantize.quant_config import QuantConfig
 
-from objectives.runtimes.file_layout import joined
-from objectives.runtimes.passes.flatbuffers import written_once
-from objectives.runtimes.passes.integers import NOTHING_LESS, WEIGHT, constant, integer_graph, put_constant
-from objectives.runtimes.runtime import ExportError, refused, silence
+from objectives.runtimes.file_layout import pack_bits
+from objectives.runtimes.passes.flatbuffers import serialize
+from objectives.runtimes.passes.integers import DEQUANTIZE_WEIGHT, NO_LOWER_BOUND, constant, integer_graph, put_constant
+from objectives.runtimes.runtime import ExportError, export_error, silence
 
 if TYPE_CHECKING:
     from torch import Tensor, fx, nn
 
-_ROUND = torch.ops.quantized_decomposed.quantize_per_channel.default
-_IDENTIFIER = b"TFL3"
-_ABSENT = -1  # an input that an operator may have and here has not
-_ROUNDING = 2.0**-22  # relative: one product of two floats
-_DEQUANTIZE_VERSION = 6  # the first that knows 4 bits
-# the orders of a weight's dimensions in a file: convolutions, depthwise ones
-_ORDERS = {4: ((0, 2, 3, 1), (1, 2, 3, 0))}
-_UNPACKING = {schema.BuiltinOperator.DEQUANTIZE}
-_KERNELS = {schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D,
-            schema.BuiltinOperator.FULLY_CONNECTED}  # fmt: skip
-# a type, its bits, and the operators that read it
-_TYPES = ((schema.TensorType.INT2, 2, _UNPACKING), (schema.TensorType.INT4, 4, _UNPACKING | _KERNELS))
+_QUANTIZE_WEIGHT = torch.ops.quantized_decomposed.quantize_per_channel.default
+_TFLITE_IDENTIFIER = b"TFL3"
+_NO_INPUT = -1  # index of an optional input that an operator does not have
+_PRODUCT_ERROR = 2.0**-22  # relative error of a product of two float32
+_DEQUANTIZE_VERSION = 6  # first version of the operator that reads 4 bits
+# orders of the dimensions of a weight in a file, by their number: of convolutions, of depthwise convolutions
+_DIMENSION_ORDERS = {4: ((0, 2, 3, 1), (1, 2, 3, 0))}
+_UNPACKING_OPERATORS = {schema.BuiltinOperator.DEQUANTIZE}
+_LAYER_OPERATORS = {schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D,
+                    schema.BuiltinOperator.FULLY_CONNECTED}  # fmt: skip
+# types of fewer than 8 bits: the type, its bits, and the operators that can read it
+_PACKED_TYPES = (
+    (schema.TensorType.INT2, 2, _UNPACKING_OPERATORS),
+    (schema.TensorType.INT4, 4, _UNPACKING_OPERATORS | _LAYER_OPERATORS),
+)
 
 
-def converted(model: nn.Module, example: Tensor) -> bytes:
-    """Return the bytes of the file; see `Runtime.export`."""
+def convert(model: nn.Module, example: Tensor) -> bytes:
+    """Return the bytes of the LiteRT file; see `Runtime.export`."""
     with silence(), torch.no_grad():
         try:
-            graph_module = integer_graph(model, example, floating=True)
-            weights = _rounded_weights(graph_module)
+            graph_module = integer_graph(model, example, mixed=True)
+            weights = _quantize_weights(graph_module)
             config = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-            # the configuration only says that the graph's own quantizers are to become integers
+            # the configuration only makes the converter replace the quantizers of the graph by integers
             converter = {"quant_config": QuantConfig(pt2e_quantizer=config)} if weights else {}
             edge = litert_torch.convert(graph_module, (example[:1].cpu(),), **converter)
             with tempfile.TemporaryDirectory() as folder:
@@ -55,44 +58,44 @@ def converted(model: nn.Module, example: Tensor) -> bytes:
                 content = (Path(folder) / "model").read_bytes()
         except ExportError:
             raise
-        except Exception as error:  # the converter raises whatever its parts do
-            raise refused(model, "a LiteRT", error) from error
-    return _packed(content, weights)
+        except Exception as error:  # the converter raises exceptions of any type
+            raise export_error(model, "a LiteRT", error) from error
+    return _pack(content, weights)
 
 
 class Weight(NamedTuple):
-    """An integer weight: its codes, and which axis has a scale each."""
+    """An integer weight: its codes, and the axis of its output channels, which have a scale each."""
 
     codes: np.ndarray
     axis: int
 
 
-def _rounded_weights(graph_module: fx.GraphModule) -> list[Weight]:
-    """Write every integer weight as a float that is rounded to it, the form that the converter knows; return them."""
-    graph, found = graph_module.graph, []
-    for node in [node for node in graph.nodes if node.target == WEIGHT]:
+def _quantize_weights(graph_module: fx.GraphModule) -> list[Weight]:
+    """Write every integer weight as a float and a quantizer, which the converter can read; return the weights."""
+    graph, weights = graph_module.graph, []
+    for node in [node for node in graph.nodes if node.target == DEQUANTIZE_WEIGHT]:
         codes, scale, zeros, axis, *ends = node.args
         integers, scales = constant(graph_module, codes), constant(graph_module, scale)
         shape = [-1 if dimension == axis else 1 for dimension in range(integers.dim())]
         with graph.inserting_before(node):
-            copied = graph.create_node("get_attr", codes.target)
+            copied_codes = graph.create_node("get_attr", codes.target)
         values = integers * scales.reshape(shape)
-        floats = put_constant(graph_module, copied, values)
+        floats = put_constant(graph_module, copied_codes, values)
         with graph.inserting_before(node):
-            again = graph.call_function(_ROUND, (floats, scale, zeros, axis, *ends))
-        node.args = (again, *node.args[1:])
-        found.append(Weight(integers.numpy(), axis))
+            quantized = graph.call_function(_QUANTIZE_WEIGHT, (floats, scale, zeros, axis, *ends))
+        node.args = (quantized, *node.args[1:])
+        weights.append(Weight(integers.numpy(), axis))
     graph_module.recompile()
-    return found
+    return weights
 
 
-def _packed(content: bytes, weights: list[Weight]) -> bytes:
-    """Return the file with its weights at 2 or 4 bits where they fit, and without what no runtime reads."""
+def _pack(content: bytes, weights: list[Weight]) -> bytes:
+    """Return the file with weights of 2 or 4 bits where the codes fit, and without all that no runtime reads."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     (graph,) = model.subgraphs
-    _join(model)
-    _own_buffers(model)
-    _unfold(model, weights)
+    _remove_barriers(model)
+    _separate_buffers(model)
+    _restore_integer_weights(model, weights)
     users: dict[int, set[int]] = {}
     for node in graph.operators:
         code = model.operatorCodes[node.opcodeIndex].builtinCode
@@ -105,19 +108,19 @@ def _packed(content: bytes, weights: list[Weight]) -> bytes:
         if data is None or tensor.type != schema.TensorType.INT8:
             continue
         codes = np.frombuffer(bytes(data), np.int8)
-        for kind, bits, readers in _TYPES:
+        for kind, bits, readers in _PACKED_TYPES:
             if users.get(index, set()) <= readers and np.abs(codes.astype(np.int16)).max() < 2 ** (bits - 1):
-                model.buffers[tensor.buffer].data = joined(codes, bits)
+                model.buffers[tensor.buffer].data = pack_bits(codes, bits)
                 tensor.type = kind
                 break
     model.metadata = []
     model.description = b""
     _drop_empty(model)
-    return written_once(model, _IDENTIFIER)  # each channel of weight and bias has 8 bytes of zero points, all 0
+    return serialize(model, _TFLITE_IDENTIFIER)  # shares vectors such as the zero points, 8 bytes of 0 a channel
 
 
 def _drop_empty(model: schema.ModelT) -> None:
-    """Leave out buffers without data, all but the first, which stands for none, and scales where there are none."""
+    """Remove buffers without data except the first, to which tensors without data refer, and empty quantizations."""
     (graph,) = model.subgraphs
     used = [0, *sorted({tensor.buffer for tensor in graph.tensors if model.buffers[tensor.buffer].data is not None})]
     for tensor in graph.tensors:
@@ -126,26 +129,27 @@ def _drop_empty(model: schema.ModelT) -> None:
             tensor.quantization = None
         elif tensor.quantization is not None:
             tensor.quantization.zeroPoint = np.asarray(tensor.quantization.zeroPoint, np.int64)
-    model.buffers = [model.buffers[at] for at in used]
+    model.buffers = [model.buffers[index] for index in used]
 
 
-def _join(model: schema.ModelT) -> None:
-    """Leave out the operators that kept others apart while the file was made, and the tensors that nothing reads."""
+def _remove_barriers(model: schema.ModelT) -> None:
+    """Remove the clamps that kept the converter from fusing operators, and the tensors that nothing reads."""
     (graph,) = model.subgraphs
-    maxima = {at for at, code in enumerate(model.operatorCodes) if code.builtinCode == schema.BuiltinOperator.MAXIMUM}
-    same: dict[int, int] = {}
+    maximum = schema.BuiltinOperator.MAXIMUM
+    maxima = {index for index, code in enumerate(model.operatorCodes) if code.builtinCode == maximum}
+    replaced: dict[int, int] = {}
     for node in graph.operators:
-        if node.opcodeIndex in maxima and _numbers(model, node.inputs[1]) == {float(np.float32(NOTHING_LESS))}:
-            same[node.outputs[0]] = node.inputs[0]
-    graph.operators = [node for node in graph.operators if node.outputs[0] not in same]
+        if node.opcodeIndex in maxima and _distinct(model, node.inputs[1]) == {float(np.float32(NO_LOWER_BOUND))}:
+            replaced[node.outputs[0]] = node.inputs[0]
+    graph.operators = [node for node in graph.operators if node.outputs[0] not in replaced]
     codes = sorted({node.opcodeIndex for node in graph.operators})
-    model.operatorCodes = [model.operatorCodes[at] for at in codes]
+    model.operatorCodes = [model.operatorCodes[index] for index in codes]
     for node in graph.operators:
         node.opcodeIndex = codes.index(node.opcodeIndex)
-        node.inputs = [same.get(index, index) for index in node.inputs]
+        node.inputs = [replaced.get(index, index) for index in node.inputs]
     read = {index for node in graph.operators for index in (*node.inputs, *node.outputs)}
-    used = sorted({*read, *graph.inputs, *graph.outputs} - {_ABSENT})
-    place = {index: at for at, index in enumerate(used)} | {_ABSENT: _ABSENT}
+    used = sorted({*read, *graph.inputs, *graph.outputs} - {_NO_INPUT})
+    place = {index: position for position, index in enumerate(used)} | {_NO_INPUT: _NO_INPUT}
     graph.tensors = [graph.tensors[index] for index in used]
     for node in graph.operators:
         node.inputs, node.outputs = ([place[index] for index in indices] for indices in (node.inputs, node.outputs))
@@ -155,16 +159,16 @@ def _join(model: schema.ModelT) -> None:
             named.tensorIndex = place[named.tensorIndex]
 
 
-def _numbers(model: schema.ModelT, index: int) -> set[float]:
-    """Return the different numbers of a constant, none of what is computed."""
+def _distinct(model: schema.ModelT, index: int) -> set[float]:
+    """Return the distinct values of a floating-point constant; none for a tensor that is computed."""
     (graph,) = model.subgraphs
     data = model.buffers[graph.tensors[index].buffer].data
     floating = data is not None and graph.tensors[index].type == schema.TensorType.FLOAT32
     return set(np.frombuffer(bytes(data), np.float32).tolist()) if floating else set()
 
 
-def _own_buffers(model: schema.ModelT) -> None:
-    """Give every tensor a buffer of its own: constants that are equal share one, and may be packed differently."""
+def _separate_buffers(model: schema.ModelT) -> None:
+    """Give every tensor its own buffer: equal constants share one, but may be packed differently."""
     (graph,) = model.subgraphs
     seen: set[int] = set()
     for tensor in graph.tensors:
@@ -174,15 +178,16 @@ def _own_buffers(model: schema.ModelT) -> None:
         seen.add(tensor.buffer)
 
 
-def _unfold(model: schema.ModelT, weights: list[Weight]) -> None:
-    """Put integers and a DEQUANTIZE in place of each weight that the converter has folded to numbers; in place.
+def _restore_integer_weights(model: schema.ModelT, weights: list[Weight]) -> None:
+    """Replace each weight that the converter has folded to floats by integers and a DEQUANTIZE, in place.
 
-    It folds what multiplies a layer's answers in too, as the scale of attention's scores: then the scales are others.
+    The converter also folds factors of a layer's output into the weight, such as the scale of attention scores. The
+    scales then differ from those of the network.
     """
     (graph,) = model.subgraphs
     known: dict[tuple[int, ...], list[tuple[np.ndarray, int]]] = {}
     for weight in weights:
-        for axes in (range(weight.codes.ndim), *_ORDERS.get(weight.codes.ndim, ())):
+        for axes in (range(weight.codes.ndim), *_DIMENSION_ORDERS.get(weight.codes.ndim, ())):
             codes = np.ascontiguousarray(weight.codes.transpose(axes))
             known.setdefault(codes.shape, []).append((codes, axes.index(weight.axis)))
     for index, tensor in enumerate(list(graph.tensors)):
@@ -205,14 +210,14 @@ def _unfold(model: schema.ModelT, weights: list[Weight]) -> None:
         model.buffers.append(buffer)
         graph.tensors.append(integers)
         model.buffers[tensor.buffer].data = None
-        tensor.buffer = 0  # the empty one
+        tensor.buffer = 0  # the empty buffer
         node = schema.OperatorT()
-        node.opcodeIndex, node.inputs, node.outputs = _dequantize(model), [len(graph.tensors) - 1], [index]
+        node.opcodeIndex, node.inputs, node.outputs = _dequantize_index(model), [len(graph.tensors) - 1], [index]
         graph.operators.insert(0, node)
 
 
 def _match(values: np.ndarray, known: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """Return the integers that give those numbers, each channel's times its scale, with the scales and their axis."""
+    """Return the codes that equal the values up to a scale for each channel, with the scales and their axis."""
     for codes, axis in known:
         scales = _scales(values, codes, axis)
         if scales is not None:
@@ -221,19 +226,20 @@ def _match(values: np.ndarray, known: list[tuple[np.ndarray, int]]) -> tuple[np.
 
 
 def _scales(values: np.ndarray, codes: np.ndarray, axis: int) -> np.ndarray | None:
-    numbers, integers = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64) for x in (values, codes))
+    """Return the scale of each channel by least squares; None if the codes do not reproduce the values."""
+    floats, integers = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64) for x in (values, codes))
     squares = (integers**2).sum(1)
-    scales = np.where(squares > 0, (numbers * integers).sum(1) / np.maximum(squares, 1), 1.0)
-    exact = np.abs(numbers - scales[:, None] * integers).max() <= _ROUNDING * np.abs(numbers).max()
+    scales = np.where(squares > 0, (floats * integers).sum(1) / np.maximum(squares, 1), 1.0)
+    exact = np.abs(floats - scales[:, None] * integers).max() <= _PRODUCT_ERROR * np.abs(floats).max()
     return scales.astype(np.float32) if exact and (scales > 0).all() else None
 
 
-def _dequantize(model: schema.ModelT) -> int:
-    """Return the place of DEQUANTIZE among the operators that the file names."""
+def _dequantize_index(model: schema.ModelT) -> int:
+    """Return the index of DEQUANTIZE in the operator codes of the file; add it if it is missing."""
     wanted = schema.BuiltinOperator.DEQUANTIZE
-    for place, code in enumerate(model.operatorCodes):
+    for index, code in enumerate(model.operatorCodes):
         if code.builtinCode == wanted:
-            return place
+            return index
     code = schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = wanted
     code.version = _DEQUANTIZE_VERSION

@@ -1,4 +1,4 @@
-"""LiteRT, which was TensorFlow Lite: one .tflite file, for Android, iOS and boards."""
+"""LiteRT, formerly TensorFlow Lite: one .tflite file, for Android, iOS and embedded boards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.runtime import Precision, extra, in_evaluation, silence
+from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-_PACKED = tuple(Precision(bits, FLOAT_BITS) for bits in (2, 4, 8))
-_COMPUTED = (Precision(4, 8), Precision(8, 8))
-_BYTE = np.iinfo(np.int8)
+_WEIGHTS_ONLY = tuple(Precision(bits, FLOAT_BITS) for bits in (2, 4, 8))
+_INTEGER = (Precision(4, 8), Precision(8, 8))
+_INT8 = np.iinfo(np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class LiteRt:
     """LiteRT on the CPU, with XNNPACK.
 
     Weights are packed to 2, 4 or 8 bits. With rounded inputs, convolutions and linear layers compute with integers, and
-    what lies between them does too (see `objectives.runtimes.passes.integers`); where the network begins or ends with
-    such a layer, the file takes or gives 8-bit integers, whose scale it holds. Otherwise weights are unpacked to
-    floating point: 8 bits once, while the file is loaded, 4 and 2 bits at every inference, which is slower.
+    so do the operators between them (see `objectives.runtimes.passes.integers`). If the network begins or ends with
+    such a layer, the file reads or writes 8-bit integers, whose scale it contains. Otherwise weights are unpacked to
+    floating point: 8 bits once, when the file is loaded; 4 and 2 bits at every inference, which is slower.
 
     Parameters
     ----------
     threads
-        Threads of one inference.
+        Number of threads of one inference.
     """
 
     threads: int = 1
@@ -53,14 +53,15 @@ class LiteRt:
 
     @property
     def channels(self) -> int:
-        """8: XNNPACK computes 16 side by side, and 8 in half of the time; 24 take what 32 do."""
+        """8: XNNPACK computes 16 channels in parallel, and 8 in half the time; 24 take as long as 32."""
         return 8
 
     @property
     def layout(self) -> FileLayout:
-        """Of layers and their rounding read off rows of them, of all else off 72 files of plans for four networks.
+        """Bytes (fitted): layers and their rounding from files of stacked layers, the rest from 72 files of plans.
 
-        48 files of other plans are told within 3.0%, half of them within 0.8%.
+        The plans are for four networks. On 48 files of other plans the error of the predicted size is at most 3.0%,
+        its median 0.8%.
         """
         return FileLayout(
             graph=1500,
@@ -83,9 +84,9 @@ class LiteRt:
         )
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
-        """Return the widths of two-dimensional convolutions and linear layers; see `Runtime`."""
+        """Return the precisions of two-dimensional convolutions and of linear layers; see `Runtime`."""
         del groups
-        return (*_PACKED, *_COMPUTED) if kind in {"Conv2d", "Linear"} else ()
+        return (*_WEIGHTS_ONLY, *_INTEGER) if kind in {"Conv2d", "Linear"} else ()
 
     def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
         """Write ``model`` to one .tflite file that takes one input at a time; see `Runtime`.
@@ -93,12 +94,12 @@ class LiteRt:
         Raises
         ------
         ExportError
-            If an operator has no form in LiteRT.
+            If LiteRT does not have an operator of the model.
         ImportError
             If the ``litert`` extra is not installed.
         """
-        in_evaluation(model)
-        path.write_bytes(extra("litert", "objectives.runtimes.litert.packing").converted(model, example))
+        require_eval_mode(model)
+        path.write_bytes(import_extra("litert", "objectives.runtimes.litert.packing").convert(model, example))
 
     def load(self, path: Path) -> Callable[[Tensor], Tensor]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
@@ -108,34 +109,34 @@ class LiteRt:
         ImportError
             If the ``litert`` extra is not installed.
         """
-        module = extra("litert", "ai_edge_litert.interpreter")
+        module = import_extra("litert", "ai_edge_litert.interpreter")
         with silence():
             interpreter = module.Interpreter(model_content=path.read_bytes(), num_threads=self.threads)
             interpreter.allocate_tensors()
-        (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+        (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
 
         def run(x: Tensor) -> Tensor:
             results = []
-            for one in _codes(np.ascontiguousarray(x.detach().numpy()), taken):
-                interpreter.set_tensor(taken["index"], one[None])
+            for one in _quantized(np.ascontiguousarray(x.detach().numpy()), source):
+                interpreter.set_tensor(source["index"], one[None])
                 interpreter.invoke()
-                results.append(_values(interpreter.get_tensor(given["index"]), given))
+                results.append(_dequantized(interpreter.get_tensor(target["index"]), target))
             return torch.from_numpy(np.concatenate(results))
 
         return run
 
 
-def _codes(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
-    """Return what a file takes in place of numbers."""
+def _quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
+    """Return the values as the type of an input tensor of the file, which may be 8-bit integers."""
     if tensor["dtype"] != np.int8:
         return values
     scale, zero = tensor["quantization"]
-    codes: NDArray[Any] = (np.rint(values / np.float32(scale)) + zero).clip(_BYTE.min, _BYTE.max).astype(np.int8)
+    codes: NDArray[Any] = (np.rint(values / np.float32(scale)) + zero).clip(_INT8.min, _INT8.max).astype(np.int8)
     return codes
 
 
-def _values(codes: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
-    """Return the numbers that a file gave."""
+def _dequantized(codes: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
+    """Return the values of an output tensor of the file as floats."""
     if tensor["dtype"] != np.int8:
         return codes
     scale, zero = tensor["quantization"]

@@ -1,6 +1,6 @@
-"""An ONNX graph with its constants at hand, and the removal of all that execution does not need.
+"""An ONNX graph with access to its constants, and the removal of all that execution does not need.
 
-Import it only where the ``onnx`` extra is known to be there.
+Import this module only where the ``onnx`` extra is installed.
 """
 
 from collections.abc import Iterator
@@ -13,79 +13,79 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-# Attributes whose default stands in the prose of the ONNX standard only, and not in its schemas.
-_ONES = {"dilations", "strides"}
-_ZEROS = {"output_padding", "pads"}
+# Attributes whose defaults are in the text of the ONNX standard, but not in its schemas: all ones, or all zeros.
+_ONES_BY_DEFAULT = {"dilations", "strides"}
+_ZEROS_BY_DEFAULT = {"output_padding", "pads"}
 _CONVOLUTIONS = {"Conv", "ConvTranspose"}
 _QUANTIZERS = {"DequantizeLinear", "QuantizeLinear"}
 
 
 class Graph:
-    """A view of a graph; every method that changes something changes the graph in place."""
+    """A view of an ONNX graph; methods that change the graph do so in place."""
 
     def __init__(self, proto: GraphProto) -> None:
         self.proto = proto
         self.constants: dict[str, NDArray[Any]] = {
             tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer
         }
-        self._fresh = (f"packed_{index}" for index in count())
+        self._free_names = (f"packed_{index}" for index in count())
 
     def producer(self, value: str) -> NodeProto | None:
         """Return the node that computes ``value``; None for an input or a constant."""
         return next((node for node in self.proto.node if value in node.output), None)
 
     def readers(self, value: str) -> list[NodeProto]:
-        """Return the nodes that take ``value``."""
+        """Return the nodes that read ``value``."""
         return [node for node in self.proto.node if value in node.input]
 
     def only_reader(self, value: str) -> NodeProto | None:
-        """Return the one node that takes ``value``; None when there are more, or it is a result."""
+        """Return the only node that reads ``value``; None if there are several, or if it is an output of the graph."""
         readers = self.readers(value)
-        is_result = any(output.name == value for output in self.proto.output)
-        return readers[0] if len(readers) == 1 and not is_result else None
+        is_output = any(output.name == value for output in self.proto.output)
+        return readers[0] if len(readers) == 1 and not is_output else None
 
     def source(self, value: str, through: set[str]) -> NodeProto | None:
-        """Return the node that computes ``value``, seen through the operators that are named."""
+        """Return the node that computes ``value``, skipping operators of the types ``through``."""
         node = self.producer(value)
         while node is not None and node.op_type in through:
             node = self.producer(node.input[0])
         return node
 
     def sink(self, value: str, through: set[str]) -> NodeProto | None:
-        """Return the one node that takes ``value``, seen through the operators that are named."""
+        """Return the only node that reads ``value``, skipping operators of the types ``through``."""
         node = self.only_reader(value)
         while node is not None and node.op_type in through:
             node = self.only_reader(node.output[0])
         return node
 
     def replace(self, value: str, other: str) -> None:
-        """Give ``other`` to all that take ``value``."""
+        """Let all nodes that read ``value`` read ``other`` instead."""
         for node in self.readers(value):
-            node.input[:] = [other if given == value else given for given in node.input]
+            node.input[:] = [other if name == value else name for name in node.input]
 
     def scalar(self, value: str) -> float:
-        """Return the constant ``value``, which must have one element."""
+        """Return the constant ``value`` of one element as a number."""
         return float(self.constants[value].item())
 
     def add_constant(self, array: NDArray[Any]) -> str:
-        """Store ``array``, or find the scalar that is equal to it; return its name."""
+        """Store ``array``, or find an equal scalar that is stored already; return its name."""
         for name, known in self.constants.items():
             if array.ndim == known.ndim == 0 and known.dtype == array.dtype and known == array:
                 return name
-        name = next(self._fresh)
+        name = next(self._free_names)
         self.constants[name] = array
         self.proto.initializer.append(numpy_helper.from_array(array, name))
         return name
 
     def insert_before(self, node: NodeProto, op_type: str, inputs: list[str], **attributes: Any) -> str:  # noqa: ANN401
-        """Put a new node in front of ``node`` and return the name of its output."""
-        output = next(self._fresh)
+        """Insert a new node before ``node`` and return the name of its output."""
+        output = next(self._free_names)
         position = next(index for index, other in enumerate(self.proto.node) if other is node)
         self.proto.node.insert(position, helper.make_node(op_type, inputs, [output], **attributes))
         return output
 
     def drop_unused(self) -> None:
-        """Remove nodes and constants that no output needs."""
+        """Remove the nodes and constants that no output depends on."""
         needed = {output.name for output in self.proto.output}
         for node in reversed(list(self.proto.node)):
             if needed.isdisjoint(node.output):
@@ -99,7 +99,7 @@ class Graph:
 
 
 def strip(model: ModelProto) -> None:
-    """Remove, in place, what a runtime can do without: texts, inferred shapes, defaults and long names."""
+    """Remove, in place, all that execution does not need: texts, inferred shapes, default attributes, long names."""
     graph = Graph(model.graph)
     graph.drop_unused()
     for node in model.graph.node:
@@ -120,19 +120,19 @@ def strip(model: ModelProto) -> None:
 
 
 def _drop_zero_point(graph: Graph, node: NodeProto) -> None:
-    """Drop a zero point that is zero: the default of both quantizers is an unsigned (signed) zero of 8 bits."""
+    """Drop a zero point of zero: without one, ONNX assumes zero, as uint8 when quantizing, as the input's type else."""
     if len(node.input) == 3 and node.input[2] in graph.constants:  # noqa: PLR2004 - value, scale, zero point
         zero_point = graph.constants[node.input[2]]
-        given = node.op_type == "DequantizeLinear" or zero_point.dtype == np.uint8
-        if given and not zero_point.any():
+        is_default = node.op_type == "DequantizeLinear" or zero_point.dtype == np.uint8
+        if is_default and not zero_point.any():
             del node.input[2:]
 
 
 def _is_default(node: NodeProto, item: AttributeProto, opset: int) -> bool:
-    """Tell whether leaving ``item`` out changes nothing."""
+    """Return whether ``item`` has its default value, so that dropping it changes nothing."""
     value = helper.get_attribute_value(item)
-    if item.name in _ONES | _ZEROS:
-        return set(value) <= ({1} if item.name in _ONES else {0})
+    if item.name in _ONES_BY_DEFAULT | _ZEROS_BY_DEFAULT:
+        return set(value) <= ({1} if item.name in _ONES_BY_DEFAULT else {0})
     if item.name == "kernel_shape" and node.op_type in _CONVOLUTIONS:
         return True  # the weight has that shape
     declared = onnx.defs.get_schema(node.op_type, opset).attributes.get(item.name)
@@ -142,12 +142,12 @@ def _is_default(node: NodeProto, item: AttributeProto, opset: int) -> bool:
 
 
 def _rename(graph: GraphProto) -> None:
-    """Give every value the shortest name that is free; the input becomes ``x`` and the output ``y``."""
+    """Give every value the shortest free name; the input becomes ``x`` and the output ``y``."""
     names = {"": "", graph.input[0].name: "x", graph.output[0].name: "y"}
-    fresh = _short_names()
+    free_names = _short_names()
     for value in chain((item.name for item in graph.initializer), *(node.output for node in graph.node)):
         if value not in names:
-            names[value] = next(fresh)
+            names[value] = next(free_names)
     for item in (*graph.input, *graph.output, *graph.initializer):
         item.name = names[item.name]
         item.doc_string = ""
@@ -167,7 +167,7 @@ def _short_names() -> Iterator[str]:
 
 
 def _name_batch(graph: GraphProto) -> None:
-    """Call the dynamic batch dimension ``N``, and leave every other unknown dimension without a name."""
+    """Name the dynamic batch dimension ``N``, and remove the names of all other dynamic dimensions."""
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for item in (*graph.input, *graph.output):
         item.ClearField("metadata_props")
@@ -180,6 +180,6 @@ def _name_batch(graph: GraphProto) -> None:
 
 
 def store(graph: Graph, name: str, kind: int, shape: tuple[int, ...], packed: bytes) -> None:
-    """Replace the constant ``name`` by ``packed`` elements of the ONNX type ``kind``."""
+    """Replace the constant ``name`` by ``packed``, the bytes of elements of the ONNX type ``kind``."""
     tensor = next(tensor for tensor in graph.proto.initializer if tensor.name == name)
     tensor.CopyFrom(TensorProto(name=name, data_type=kind, dims=shape, raw_data=packed))

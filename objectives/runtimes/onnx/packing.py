@@ -1,9 +1,9 @@
-"""Pack the integer weights of an exported ONNX graph, in the form that ONNX Runtime executes well.
+"""Packing of the integer weights of an exported ONNX graph, in a form that ONNX Runtime executes fast.
 
-Import it only where the ``onnx`` extra is known to be there.
+Import this module only where the ``onnx`` extra is installed.
 
-Legend: ``codes`` are the integers of a weight, ``O`` its output channels, a ``unit`` is what one step of an integer
-accumulator is worth.
+Legend: ``codes`` are the integers of a weight, ``O`` its output channels; a ``unit`` is the value of one step of an
+integer accumulator.
 """
 
 from typing import Any
@@ -12,31 +12,36 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from objectives.runtimes.file_layout import joined
+from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.onnx.graph import Graph, store, strip
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 
-# What rounding the bias to integers may change, as a share of the output's range; beyond it, floating point is used.
+# Largest change of a bias by rounding it to integers, as a share of the output range (chosen); above it, a layer stays
+# in floating point.
 _BIAS_TOLERANCE = 2**-15
-# uint8 times at most this, twice, stays within 16 bits: x86 without VNNI cannot saturate.
+# Largest code for which the sum of two products with uint8 fits 16 bits, so that x86 without VNNI cannot saturate.
 _SAFE_CODE = 64
-# What ONNX Runtime moves quantizers across, since it changes no value; it also ignores clamps in front of quantizers.
-_MOVES = {"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-_CLAMPS = {"Clip", "Relu"}
-# The layers whose floating-point weights it may round.
-_ROUNDED = {"Conv", "ConvTranspose", "Gemm"}
-_UNSIGNED = ((TensorProto.UINT2, 2), (TensorProto.UINT4, 4))
-_SIGNED = ((TensorProto.INT2, 2), (TensorProto.INT4, 4))
+# Operators across which ONNX Runtime moves quantizers, since they change no value.
+_TRANSPARENT_OPS = {"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+# Operators that ONNX Runtime ignores before quantizers.
+_CLAMP_OPS = {"Clip", "Relu"}
+# Layers whose floating-point weights ONNX Runtime may round: see `_guard_float_weight`.
+_UNGUARDED_LAYERS = {"Conv", "ConvTranspose", "Gemm"}
+# ONNX types of fewer than 8 bits with their bits, ascending.
+_UNSIGNED_TYPES = ((TensorProto.UINT2, 2), (TensorProto.UINT4, 4))
+_SIGNED_TYPES = ((TensorProto.INT2, 2), (TensorProto.INT4, 4))
 
 
-def pack(exported: ModelProto) -> ModelProto:
+def pack(exported: ModelProto, least_bits: int) -> ModelProto:
     """Return ``exported`` with packed weights and without all that execution does not need.
 
     Parameters
     ----------
     exported
         A graph with one input and one output whose integer weights are INT8 or UINT8 initializers.
+    least_bits
+        Bits of the narrowest integer type that the runtime reads: 2, 4 or 8.
 
     Returns
     -------
@@ -57,9 +62,9 @@ def pack(exported: ModelProto) -> ModelProto:
         if codes is None or codes.dtype not in (np.int8, np.uint8) or len(graph.readers(node.input[0])) > 1:
             continue
         if node.op_type == "DequantizeLinear":
-            _pack_uniform(graph, node, codes)
+            _pack_uniform(graph, node, codes, least_bits)
         elif node.op_type == "Cast":
-            _store_codes(graph, node.input[0], codes)
+            _store_codes(graph, node.input[0], codes, least_bits)
     for node in list(model.graph.node):
         if node.op_type == "QuantizeLinear":
             _guard_float_weight(graph, node)
@@ -68,45 +73,48 @@ def pack(exported: ModelProto) -> ModelProto:
 
 
 def needs_two_bits(codes: Codes) -> bool:
-    """Tell whether ``codes`` fit a type of two bits, which the file can only have from opset 25."""
-    return codes.size > 0 and _narrowest(codes)[1] == 2  # noqa: PLR2004 - two bits are two bits
+    """Return whether ``codes`` fit a type of two bits, which needs opset 25."""
+    return codes.size > 0 and _narrowest(codes, 2)[1] == 2  # noqa: PLR2004 - the bits in the name
 
 
-def _narrowest(codes: Codes) -> tuple[int, int]:
-    """Return the ONNX type that holds ``codes``, and its width; the lowest signed number is not used."""
+def _narrowest(codes: Codes, least_bits: int) -> tuple[int, int]:
+    """Return the narrowest ONNX type that holds ``codes``, and its bits; the lowest signed number is not used."""
     signed = codes.dtype == np.int8
     largest = int(np.abs(codes.astype(np.int16)).max())
-    for kind, bits in _SIGNED if signed else _UNSIGNED:
-        if largest < 2 ** (bits - signed):
+    for kind, bits in _SIGNED_TYPES if signed else _UNSIGNED_TYPES:
+        if bits >= least_bits and largest < 2 ** (bits - signed):
             return kind, bits
     return (TensorProto.INT8 if signed else TensorProto.UINT8), 8
 
 
-def _store_codes(graph: Graph, name: str, codes: Codes) -> bool:
-    """Store ``codes`` in the narrowest type, the first of a byte in its lowest bits; tell if that is below 8."""
-    kind, bits = _narrowest(codes)
-    store(graph, name, kind, codes.shape, joined(codes, bits).tobytes())
-    return bits < 8  # noqa: PLR2004 - a byte
+def _store_codes(graph: Graph, name: str, codes: Codes, least_bits: int) -> None:
+    """Store ``codes`` in the narrowest type."""
+    kind, bits = _narrowest(codes, least_bits)
+    store(graph, name, kind, codes.shape, pack_bits(codes, bits).tobytes())
 
 
 def _simplify_gather(graph: Graph, node: NodeProto) -> None:
-    """Write ``table[codes]`` as Gather: the exporter writes Unsqueeze and GatherND."""
+    """Replace the Unsqueeze and GatherND that the exporter writes for ``table[codes]`` by one Gather."""
     table, index = graph.constants.get(node.input[0]), graph.producer(node.input[1])
     if table is not None and table.ndim == 1 and index is not None and index.op_type == "Unsqueeze":
         node.CopyFrom(helper.make_node("Gather", [node.input[0], index.input[0]], list(node.output)))
 
 
 def _quantizer(graph: Graph, quantize: NodeProto) -> tuple[float, float, float]:
-    """Return scale, zero point and largest code of a quantizer and the Clip that may follow it."""
+    """Return scale, zero point and largest code of a quantizer; the largest code is that of a Clip if one follows."""
     limit = graph.only_reader(quantize.output[0])
     largest = graph.scalar(limit.input[2]) if limit is not None and limit.op_type == "Clip" else 255.0
     return graph.scalar(quantize.input[1]), graph.scalar(quantize.input[2]), largest
 
 
 def _drop_covered_clamp(graph: Graph, quantize: NodeProto) -> None:
-    """Drop a ReLU or ReLU6 before a quantizer that saturates at the same range or a tighter one."""
-    clamp = graph.source(quantize.input[0], _MOVES)
-    if clamp is None or clamp.op_type not in _CLAMPS or graph.sink(clamp.output[0], _MOVES) is not quantize:
+    """Drop a ReLU or ReLU6 before a quantizer that saturates at the same range or at a smaller one."""
+    clamp = graph.source(quantize.input[0], _TRANSPARENT_OPS)
+    if (
+        clamp is None
+        or clamp.op_type not in _CLAMP_OPS
+        or graph.sink(clamp.output[0], _TRANSPARENT_OPS) is not quantize
+    ):
         return
     low, high = (0.0, np.inf) if clamp.op_type == "Relu" else (-np.inf, np.inf)
     if len(clamp.input) > 1 and clamp.input[1]:
@@ -118,24 +126,24 @@ def _drop_covered_clamp(graph: Graph, quantize: NodeProto) -> None:
         graph.replace(clamp.output[0], clamp.input[0])
 
 
-def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes) -> None:
-    """Pack the weight behind ``dequantize``, in a form that is prepared once, while the file is loaded.
+def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes, least_bits: int) -> None:
+    """Pack the weight that ``dequantize`` reads, in a form that ONNX Runtime unpacks once, when it loads the file.
 
-    A DequantizeLinear that no integer kernel absorbs runs again at every inference (1.5 times the time of three
-    64-channel convolutions), whereas Cast and Mul are folded. So the form depends on who reads the weight:
+    A DequantizeLinear that is not fused into an integer kernel runs at every inference (1.5 times the time of three
+    64-channel convolutions), whereas Cast and Mul are folded. The form therefore depends on what reads the weight:
 
-    - integer kernels, which know no INT4: Cast to INT8, Mul by a factor if one is needed, DequantizeLinear;
+    - an integer kernel, which has no INT4: Cast to INT8, Mul by a factor if one is needed, DequantizeLinear;
     - anything else: Cast to FLOAT, Mul.
     """
     name, scale_name = dequantize.input[:2]
     scale_O = graph.constants[scale_name]
     axis = next((item.i for item in dequantize.attribute if item.name == "axis"), 1)
     if any(graph.constants[zero_point].any() for zero_point in dequantize.input[2:]):
-        return  # an asymmetric weight stays as it was exported
+        return  # an asymmetric weight is kept as it was exported
     factor = _integer_factor(graph, dequantize, codes)
     outputs = list(dequantize.output)
     if factor is None:
-        _store_codes(graph, name, codes)
+        _store_codes(graph, name, codes, least_bits)
         shape = [-1 if dimension == axis else 1 for dimension in range(codes.ndim)]
         scale_name = graph.add_constant(scale_O.reshape(shape if scale_O.ndim else ()))
         floating = graph.insert_before(dequantize, "Cast", [name], to=TensorProto.FLOAT)
@@ -143,10 +151,10 @@ def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes) -> None:
         return
     if factor > 1:
         scale_name = graph.add_constant(scale_O / np.float32(factor))
-    if _narrowest(codes)[1] == 8:  # noqa: PLR2004 - a byte each: the factor can go into the codes
-        _store_codes(graph, name, codes * np.int8(factor))
+    if _narrowest(codes, least_bits)[1] == 8:  # noqa: PLR2004 - codes of a byte can be multiplied by the factor here
+        _store_codes(graph, name, codes * np.int8(factor), least_bits)
     else:
-        _store_codes(graph, name, codes)
+        _store_codes(graph, name, codes, least_bits)
         name = graph.insert_before(dequantize, "Cast", [name], to=TensorProto.INT8)
         if factor > 1:
             multiplier = graph.add_constant(np.array(factor, np.int8))
@@ -155,32 +163,32 @@ def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes) -> None:
 
 
 def _integer_factor(graph: Graph, dequantize: NodeProto, codes: Codes) -> int | None:
-    """Return what to multiply ``codes`` by for an integer kernel, or None where floating point is right.
+    """Return the factor by which to multiply ``codes`` for an integer kernel, or None if floating point is better.
 
-    ONNX Runtime rounds the bias of an integer kernel to multiples of (input scale) x (weight scale). With few bits
-    that unit is coarse, and the file would not compute what was trained. Codes that are larger by a power of two,
-    with scales that are smaller by it, are the same weights in a finer unit.
+    ONNX Runtime rounds the bias of an integer kernel to multiples of (input scale) x (weight scale). With few bits,
+    this unit is coarse, and the file would not compute what was trained. Codes multiplied by a power of two, with
+    scales divided by it, are the same weights with a finer unit.
     """
     layer = graph.only_reader(dequantize.output[0])
     if layer is None or layer.op_type != "Conv":
         return None  # ONNX Runtime 1.32 has integer kernels for Gemm, but does not choose them
-    feed, quantize = graph.source(layer.input[0], _MOVES), graph.sink(layer.output[0], _MOVES)
-    if feed is None or feed.op_type != "DequantizeLinear" or quantize is None or quantize.op_type != "QuantizeLinear":
+    before, after = graph.source(layer.input[0], _TRANSPARENT_OPS), graph.sink(layer.output[0], _TRANSPARENT_OPS)
+    if before is None or before.op_type != "DequantizeLinear" or after is None or after.op_type != "QuantizeLinear":
         return None
-    input_scale, (output_scale, _, levels) = graph.scalar(feed.input[1]), _quantizer(graph, quantize)
+    input_scale, (output_scale, _, levels) = graph.scalar(before.input[1]), _quantizer(graph, after)
     bias = graph.constants.get(layer.input[2]) if len(layer.input) > 2 else np.zeros(1)  # noqa: PLR2004
     largest = max(int(np.abs(codes.astype(np.int16)).max()), 1)
     for factor in (1, 2 ** max(int(np.log2(_SAFE_CODE / largest)), 0)):
         unit_O = input_scale * graph.constants[dequantize.input[1]].astype(np.float64) / factor
-        if bias is not None and np.all(_rounding(bias, unit_O) <= _BIAS_TOLERANCE * output_scale * levels):
+        if bias is not None and np.all(_rounding_error(bias, unit_O) <= _BIAS_TOLERANCE * output_scale * levels):
             return factor
     return None
 
 
-def _rounding(bias: NDArray[Any], unit_O: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what storing ``bias`` as 32-bit multiples of ``unit_O`` changes, as absolute values."""
+def _rounding_error(bias: NDArray[Any], unit_O: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the absolute error of storing ``bias`` as 32-bit multiples of ``unit_O``."""
     limits = np.iinfo(np.int32)
-    with np.errstate(all="ignore"):  # the scale of a channel of zeros may be zero: the result is not a number then
+    with np.errstate(all="ignore"):  # a channel of zeros may have a scale of zero, which gives NaN
         stored = np.clip(np.rint(bias / unit_O), limits.min, limits.max) * unit_O
     return np.asarray(np.abs(stored - bias))
 
@@ -188,15 +196,16 @@ def _rounding(bias: NDArray[Any], unit_O: NDArray[np.float64]) -> NDArray[np.flo
 def _guard_float_weight(graph: Graph, quantize: NodeProto) -> None:
     """Keep ONNX Runtime from rounding the weight of a floating-point layer between two quantizers.
 
-    Its optimizer WeightBiasQuantization takes a layer whose input is dequantized and whose output is quantized, with at
-    most Relu or Clip between, for one that should be integer, and rounds its weight to 8 bits with one scale for all
-    channels (16 instead of 290 dB on three convolutions). A Max at the quantizer's lower end changes nothing else.
+    Its optimization WeightBiasQuantization treats a layer whose input is dequantized and whose output is quantized,
+    with at most Relu or Clip between, as an integer layer, and rounds its weight to 8 bits with one scale for all
+    channels (16 instead of 290 dB on three convolutions). A Max at the lower end of the quantizer's range prevents
+    that and changes no output.
     """
-    layer = graph.source(quantize.input[0], _MOVES | _CLAMPS)
-    if layer is None or layer.op_type not in _ROUNDED:
+    layer = graph.source(quantize.input[0], _TRANSPARENT_OPS | _CLAMP_OPS)
+    if layer is None or layer.op_type not in _UNGUARDED_LAYERS:
         return
-    feed, weight = graph.source(layer.input[0], _MOVES), graph.producer(layer.input[1])
-    dequantized = [node is not None and node.op_type == "DequantizeLinear" for node in (feed, weight)]
+    before, weight = graph.source(layer.input[0], _TRANSPARENT_OPS), graph.producer(layer.input[1])
+    dequantized = [node is not None and node.op_type == "DequantizeLinear" for node in (before, weight)]
     if dequantized == [True, False]:
         scale, zero_point, _ = _quantizer(graph, quantize)
         lowest = graph.add_constant(np.array(-zero_point * scale, np.float32))

@@ -1,4 +1,4 @@
-"""ONNX Runtime: one .onnx file, with integer weights packed to their bits."""
+"""ONNX Runtime: one .onnx file, with integer weights packed to their bit width."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.runtime import Precision, extra, in_evaluation
+from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxRuntime:
     """ONNX Runtime on the CPU.
 
-    The file holds what was trained: scales, zero points and codes as they are. Weights of 3 and 4 bits are stored
-    as 4-bit integers, of 2 bits as 2-bit integers, of 5 to 8 bits as bytes; the indices of a codebook take 2, 4 or 8
-    bits. Convolutions between quantized activations run in integer kernels, other layers in floating point with
-    weights that are unpacked while the file is loaded.
+    The file holds the trained scales, zero points and codes unchanged. Weights of 3 and 4 bits are stored as 4-bit
+    integers, of 2 bits as 2-bit integers, of 5 to 8 bits as bytes; the indices of a codebook take 2, 4 or 8 bits.
+    Convolutions between quantized activations run in integer kernels. Other layers run in floating point; their
+    weights are unpacked when the file is loaded.
 
     Parameters
     ----------
     threads
-        Threads of one inference.
+        Number of threads of one inference.
     """
 
     threads: int = 1
@@ -44,14 +44,15 @@ class OnnxRuntime:
 
     @property
     def channels(self) -> int:
-        """8: 17, 25 or 31 channels take 1.1 to 2.4 times what 24 or 32 do. With AVX-512 24 take what 32 do."""
+        """8: 17, 25 or 31 channels take 1.1 to 2.4 times as long as 24 or 32. With AVX-512, 24 take as long as 32."""
         return 8
 
     @property
     def layout(self) -> FileLayout:
-        """Of layers read off rows of them, of rounded inputs and factors off 80 files of plans for four networks.
+        """Bytes (fitted): layers from files of stacked layers, the rest from 80 files of plans for four networks.
 
-        60 files of other plans are told within 4.0%, half of them within 0.3%.
+        The rest are rounded inputs and factors. On 60 files of other plans the error of the predicted size is at most
+        4.0%, its median 0.3%.
         """
         return FileLayout(
             graph=190,
@@ -73,15 +74,15 @@ class OnnxRuntime:
         )
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
-        """Return the widths of convolutions, and of linear layers, whose inputs stay in floating point.
+        """Return the precisions of convolutions and linear layers; linear layers keep floating-point inputs.
 
-        ONNX Runtime 1.32 has integer kernels for linear layers, but does not choose them where the answer is to be in
-        floating point. See `Runtime`.
+        ONNX Runtime 1.32 has integer kernels for linear layers, but does not choose them where the output is floating
+        point. See `Runtime`.
         """
         del groups
-        packed = tuple(Precision(bits, FLOAT_BITS) for bits in (2, 4, 8))
-        computed = tuple(Precision(bits, 8) for bits in (2, 4, 8))
-        return (*packed, *computed) if kind in {"Conv1d", "Conv2d", "Conv3d"} else packed
+        weights_only = tuple(Precision(bits, FLOAT_BITS) for bits in (2, 4, 8))
+        integer = tuple(Precision(bits, 8) for bits in (2, 4, 8))
+        return (*weights_only, *integer) if kind in {"Conv1d", "Conv2d", "Conv3d"} else weights_only
 
     def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
         """Write ``model`` to one .onnx file with input ``x``, output ``y`` and any batch size.
@@ -89,9 +90,9 @@ class OnnxRuntime:
         Parameters
         ----------
         model
-            A finished model in eval mode with one tensor in and one out; it is not changed.
+            A finished model in eval mode with one input tensor and one output tensor; it is not changed.
         example
-            A batch of inputs; only its shape behind the batch and its dtype count.
+            A batch of inputs; only its dtype and its shape without the batch dimension matter.
         path
             The file to write; its folder must exist.
 
@@ -102,12 +103,7 @@ class OnnxRuntime:
         ImportError
             If the ``onnx`` extra is not installed.
         """
-        onnx = extra("onnx", "onnx")
-        in_evaluation(model)
-        graph = extra("onnx", "objectives.runtimes.onnx.tracing").trace(model, example)
-        packed = extra("onnx", "objectives.runtimes.onnx.packing").pack(graph)
-        onnx.checker.check_model(packed)
-        path.write_bytes(packed.SerializeToString(deterministic=True))
+        write(model, example, path, least_bits=2, extra=self.name)
 
     def load(self, path: Path) -> Callable[[Tensor], Tensor]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size.
@@ -115,7 +111,7 @@ class OnnxRuntime:
         Parameters
         ----------
         path
-            A file that `export` has written.
+            A file written by `export`.
 
         Raises
         ------
@@ -131,9 +127,22 @@ class OnnxRuntime:
         return run
 
 
+def write(model: nn.Module, example: Tensor, path: Path, *, least_bits: int, extra: str) -> None:
+    """Write a .onnx file for a runtime that reads integers of ``least_bits`` or more; see `OnnxRuntime.export`.
+
+    ``extra`` is the optional dependency that an error names if a package is missing.
+    """
+    onnx = import_extra(extra, "onnx")
+    require_eval_mode(model)
+    graph = import_extra(extra, "objectives.runtimes.onnx.tracing").trace(model, example, least_bits)
+    packed = import_extra(extra, "objectives.runtimes.onnx.packing").pack(graph, least_bits)
+    onnx.checker.check_model(packed)
+    path.write_bytes(packed.SerializeToString(deterministic=True))
+
+
 def _open(content: bytes, threads: int, *, wide: bool) -> Any:  # noqa: ANN401 - onnxruntime has no types
-    """Start a session; ``wide`` asks for kernels that sum products in 32 bits, at about twice the time."""
-    onnxruntime = extra("onnx", "onnxruntime")
+    """Start a session; ``wide`` selects kernels that sum products in 32 bits and take about twice as long."""
+    onnxruntime = import_extra("onnx", "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -145,13 +154,13 @@ def _open(content: bytes, threads: int, *, wide: bool) -> Any:  # noqa: ANN401 -
 
 @cache
 def _saturates() -> bool:
-    """Tell whether integer convolutions on this processor clip their sums to 16 bits.
+    """Check whether integer convolutions on this processor saturate their sums at 16 bits.
 
-    x86 processors without VNNI add two uint8 x int8 products in 16 bits: 8-bit weights with 8-bit activations
-    saturate (28 instead of 55 dB on a small network). `session.x64quantprecision` avoids that, but it doubles the time,
-    also where nothing saturates, so the processor is asked with a convolution whose result is known.
+    x86 processors without VNNI add two uint8 x int8 products in 16 bits, so that 8-bit weights with 8-bit activations
+    saturate (28 instead of 55 dB on a small network). `session.x64quantprecision` avoids that, but doubles the time
+    even where nothing saturates. Therefore a convolution with a known result is executed first.
     """
-    helper, kinds = extra("onnx", "onnx").helper, extra("onnx", "onnx").TensorProto
+    helper, kinds = import_extra("onnx", "onnx").helper, import_extra("onnx", "onnx").TensorProto
     channels, step = 16, 255.0 * 127.0 * 16 / 200
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "one"], ["q"]),

@@ -1,6 +1,6 @@
-"""Trace a finished model to an ONNX graph in which integer weights are still integers.
+"""Tracing of a finished model to an ONNX graph whose integer weights are still integers.
 
-Import it only where the ``onnx`` extra is known to be there.
+Import this module only where the ``onnx`` extra is installed.
 """
 
 import importlib
@@ -13,24 +13,26 @@ from onnxscript import opset21 as op
 from torch import Tensor, nn
 
 from objectives.runtimes.onnx.packing import needs_two_bits
-from objectives.runtimes.passes.zero_branches import without_zeros
-from objectives.runtimes.runtime import has_one_output, refused, silence
+from objectives.runtimes.passes.zero_branches import remove_zero_branches
+from objectives.runtimes.runtime import export_error, require_one_output, silence
 
-_OPSET = 21  # the first with 4-bit integers
-_OPSET_TWO_BITS = 25  # the first with 2-bit integers
-_LARGEST_BYTE = 255
-_BATCHES = ({0: torch.export.Dim.DYNAMIC},)
+_OPSET = 21  # first ONNX opset with 4-bit integers
+_OPSET_TWO_BITS = 25  # first ONNX opset with 2-bit integers
+_UINT8_MAX = 255
+_DYNAMIC_BATCH = ({0: torch.export.Dim.DYNAMIC},)
 
 
-def trace(model: nn.Module, example: Tensor) -> ModelProto:
+def trace(model: nn.Module, example: Tensor, least_bits: int) -> ModelProto:
     """Return the graph of ``model``, with a dynamic batch dimension.
 
     Parameters
     ----------
     model
-        A finished model in eval mode with one tensor in and one out.
+        A finished model in eval mode with one input tensor and one output tensor.
     example
         A batch of inputs.
+    least_bits
+        Bits of the narrowest integer type that the runtime reads: 2, 4 or 8.
 
     Raises
     ------
@@ -40,8 +42,9 @@ def trace(model: nn.Module, example: Tensor) -> ModelProto:
     weights = [
         tensor.cpu().numpy() for tensor in model.state_dict().values() if tensor.dtype in (torch.int8, torch.uint8)
     ]
-    opset = _OPSET_TWO_BITS if any(map(needs_two_bits, weights)) else _OPSET
-    two = example[:1].repeat_interleave(2, dim=0)  # torch.export takes a dimension of 1 for a constant
+    two_bits = least_bits == 2 and any(map(needs_two_bits, weights))  # noqa: PLR2004 - two bits
+    opset = _OPSET_TWO_BITS if two_bits else _OPSET
+    two = example[:1].repeat_interleave(2, dim=0)  # torch.export treats a dimension of size 1 as a constant
     with silence(), torch.no_grad():
         importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers torch.ops.quantized_decomposed
         try:
@@ -53,24 +56,24 @@ def trace(model: nn.Module, example: Tensor) -> ModelProto:
                 optimize=False,
                 external_data=False,
                 opset_version=opset,
-                dynamic_shapes=_BATCHES,
+                dynamic_shapes=_DYNAMIC_BATCH,
                 custom_translation_table={torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize},
             )
         except torch.onnx.OnnxExporterError as error:
-            raise refused(model, "an ONNX", error) from error
+            raise export_error(model, "an ONNX", error) from error
         assert program is not None
-        has_one_output(model, len(program.model.graph.outputs))
+        require_one_output(model, len(program.model.graph.outputs))
         _optimize(program.model)
     return ir.to_proto(program.model)
 
 
 def _captured(model: nn.Module, two: Tensor) -> nn.Module | torch.export.ExportedProgram:
-    """Return the graph of ``model`` without what adds zeros, or ``model``, where the exporter must try other ways."""
+    """Return the graph of ``model`` without branches of zeros, or ``model`` itself if it cannot be captured."""
     try:
-        program = torch.export.export(model, (two,), dynamic_shapes=_BATCHES, strict=False)
-    except Exception:  # noqa: BLE001 - the exporter fails too, and says so
+        program = torch.export.export(model, (two,), dynamic_shapes=_DYNAMIC_BATCH, strict=False)
+    except Exception:  # noqa: BLE001 - the ONNX exporter tries other ways, and reports the error if it fails too
         return model
-    without_zeros(program.graph_module)
+    remove_zero_branches(program.graph_module)
     return program
 
 
@@ -82,23 +85,23 @@ def _quantize(
     quant_max: int,
     dtype: int,  # noqa: ARG001
 ) -> Any:  # noqa: ANN401
-    """Translate quantize_per_tensor: ONNX saturates at the type's largest number, so fewer bits need a Clip.
+    """Translate quantize_per_tensor; ONNX saturates only at the limits of the type, so fewer bits need a Clip.
 
-    The Clip acts on integers, after the quantizer: between a convolution and its quantizer it would keep ONNX
-    Runtime from joining the two to an integer convolution.
+    The Clip acts on the integers after the quantizer: between a convolution and its quantizer it would prevent ONNX
+    Runtime from fusing the two to an integer convolution.
     """
-    codes = op.QuantizeLinear(x, op.Constant(value_float=scale), _byte(zero_point))
-    return codes if quant_max == _LARGEST_BYTE else op.Clip(codes, None, _byte(quant_max))
+    codes = op.QuantizeLinear(x, op.Constant(value_float=scale), _uint8(zero_point))
+    return codes if quant_max == _UINT8_MAX else op.Clip(codes, None, _uint8(quant_max))
 
 
-def _byte(value: int) -> Any:  # noqa: ANN401
+def _uint8(value: int) -> Any:  # noqa: ANN401
     return op.Constant(value=helper.make_tensor("byte", TensorProto.UINT8, (), [value]))
 
 
 def _optimize(model: ir.Model) -> None:
-    """Fold and clean ``model`` in place, but leave its integer weights alone.
+    """Fold constants and clean up ``model`` in place, but keep its integer weights.
 
-    Folding would turn them into floating-point constants, so they are inputs of unknown value meanwhile.
+    Folding would turn them into floating-point constants, so they are made graph inputs during the optimization.
     """
     graph = model.graph
     kinds = (ir.DataType.INT8, ir.DataType.UINT8)

@@ -1,1 +1,1 @@
-"""Rewrites of exported graphs and files that several formats share."""
+"""Transformations of exported graphs and files that several runtimes share."""

@@ -1,6 +1,6 @@
-"""Write FlatBuffers in which equal vectors stand once.
+"""Serialization of FlatBuffers that stores equal vectors once.
 
-Import it only where an extra that brings ``flatbuffers`` is known to be there.
+Import this module only where an extra that installs ``flatbuffers`` is installed.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def written_once(content: Any, identifier: bytes) -> bytes:  # noqa: ANN401 - of classes that flatc makes
-    """Return the bytes of a file.
+def serialize(root: Any, identifier: bytes) -> bytes:  # noqa: ANN401 - a class that flatc generates
+    """Return the bytes of a file in which equal vectors are stored once.
 
     Parameters
     ----------
-    content
-        Its root, of the object interface of FlatBuffers.
+    root
+        The root table, in the object API of FlatBuffers.
     identifier
-        Four letters that say what it is.
+        Four bytes that identify the file format.
     """
-    builder = _Sharing()
-    builder.Finish(content.Pack(builder), file_identifier=identifier)
+    builder = _SharingBuilder()
+    builder.Finish(root.Pack(builder), file_identifier=identifier)
     return bytes(builder.Output())
 
 
-class _Sharing(flatbuffers.Builder):  # type: ignore[misc]
-    """A builder that writes equal vectors once."""
+class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]
+    """A builder that stores equal vectors once."""
 
     def __init__(self) -> None:
         super().__init__(1024)
         self._written: dict[tuple[str, bytes], int] = {}
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802 - overrides
-        """Return the place of a vector of numbers."""
+        """Return the offset of a vector of numbers."""
         key = x.dtype.str, x.tobytes()
         if key not in self._written:
             self._written[key] = super().CreateNumpyVector(x)

@@ -1,16 +1,16 @@
-"""From a finished network to a graph for runtimes whose integer kernels take and give integers: LiteRT, ExecuTorch.
+"""The graph of a finished network for runtimes whose integer kernels read and write integers: LiteRT and ExecuTorch.
 
-A finished network rounds the inputs of its layers, each on the grid that was searched for it. Kernels of these runtimes
-know more of rounding: a convolution gives integers, an addition takes and gives them, and a tensor has one grid,
-whoever reads it. So after every operator that can compute with integers its output is rounded:
+A finished network rounds the inputs of its layers, each on the grid that the search chose. The kernels of these
+runtimes need more rounding: a convolution outputs integers, an addition reads and writes integers, and a tensor has one
+grid for all its readers. So the output of every operator that can compute with integers is rounded:
 
-- where only rounded inputs of layers read it, and on one grid, on that one: nothing changes;
-- elsewhere on 8 bits that cover the calibration inputs and the grids of all readers. That rounds a shortcut, or the
-  answer, which the network did not; how far the file is from the network is what its verification tells.
+- if only rounded inputs of layers read it, all on one grid: on that grid, which changes nothing;
+- otherwise to 8 bits that cover the range on the calibration inputs and the grids of all readers. This also rounds
+  tensors that the network does not round, such as shortcuts and outputs; verification measures the resulting error.
 
-Inputs of layers that compute in floating point are clipped and not rounded: that would gain nothing.
+The inputs of layers that compute in floating point are clipped but not rounded, since rounding would gain nothing.
 
-Legend: a `quantizer` is `quantize_per_tensor`; what a `mover` gives lies on the grid of what it takes.
+Legend: a `quantizer` is a `quantize_per_tensor`; the output of a `mover` lies on the grid of its input.
 """
 
 from __future__ import annotations
@@ -22,93 +22,93 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, fx, nn
 
-from objectives.runtimes.passes.zero_branches import mutates, without_zeros
-from objectives.runtimes.runtime import ExportError, has_one_output
+from objectives.runtimes.passes.zero_branches import ADDITIONS, ATEN, mutates, remove_zero_branches
+from objectives.runtimes.runtime import ExportError, require_one_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FINEST = 100  # XNNPACK's own bound is 1024
-SEEN = 128  # calibration inputs from which ranges are read
-LOWEST, HIGHEST = -128, 127
-NOTHING_LESS = -3e38  # a clamp at this changes nothing
-_ATEN, _OPS = torch.ops.aten, torch.ops.quantized_decomposed
+SCALE_RATIO = 100  # largest scale of a sum over the scale of a term (chosen; the bound of XNNPACK is 1024)
+RANGE_INPUTS = 128  # calibration inputs on which ranges are measured (chosen)
+INT8_MIN, INT8_MAX = -128, 127
+NO_LOWER_BOUND = -3e38  # a clamp at this value changes no activation
+_OPS = torch.ops.quantized_decomposed
 QUANTIZE, DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default
-WEIGHT = _OPS.dequantize_per_channel.default
-_CLAMPS = {_ATEN.relu.default, _ATEN.relu_.default, _ATEN.hardtanh.default, _ATEN.hardtanh_.default,
-           _ATEN.relu6.default}  # fmt: skip
-_FRESH = {_ATEN.relu_.default: _ATEN.relu.default, _ATEN.hardtanh_.default: _ATEN.hardtanh.default}
-_MOVERS = {_ATEN.max_pool2d.default, _ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints,
-           _ATEN.permute.default, _ATEN.transpose.int, _ATEN.squeeze.dim, _ATEN.unsqueeze.default}  # fmt: skip
-_SUMS = {_ATEN.add.Tensor, _ATEN.add_.Tensor}
-_INTEGERS = {*_SUMS, _ATEN.mean.dim, _ATEN.avg_pool2d.default,
-             _ATEN.adaptive_avg_pool2d.default, _ATEN.cat.default}  # fmt: skip
-KERNELS = {_ATEN.conv2d.default, _ATEN.conv2d.padding, _ATEN.linear.default}
-_LAYERS = {*KERNELS, _ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv3d.default, _ATEN.conv3d.padding,
-           _ATEN.conv_transpose1d.default, _ATEN.conv_transpose2d.input, _ATEN.conv_transpose3d.input}  # fmt: skip
+DEQUANTIZE_WEIGHT = _OPS.dequantize_per_channel.default
+# clamps that kernels fuse, and the out-of-place variants of in-place clamps
+_FUSED_CLAMPS = {ATEN.relu.default, ATEN.relu_.default, ATEN.hardtanh.default, ATEN.hardtanh_.default,
+                 ATEN.relu6.default}  # fmt: skip
+_OUT_OF_PLACE = {ATEN.relu_.default: ATEN.relu.default, ATEN.hardtanh_.default: ATEN.hardtanh.default}
+_MOVERS = {ATEN.max_pool2d.default, ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints,
+           ATEN.permute.default, ATEN.transpose.int, ATEN.squeeze.dim, ATEN.unsqueeze.default}  # fmt: skip
+_INTEGER_OPERATORS = {*ADDITIONS, ATEN.mean.dim, ATEN.avg_pool2d.default,
+                      ATEN.adaptive_avg_pool2d.default, ATEN.cat.default}  # fmt: skip
+INTEGER_LAYERS = {ATEN.conv2d.default, ATEN.conv2d.padding, ATEN.linear.default}  # layers with integer kernels
+_ATEN_LAYERS = {*INTEGER_LAYERS, ATEN.conv1d.default, ATEN.conv1d.padding, ATEN.conv3d.default, ATEN.conv3d.padding,
+                ATEN.conv_transpose1d.default, ATEN.conv_transpose2d.input, ATEN.conv_transpose3d.input}  # fmt: skip
 
 
 class Grid(NamedTuple):
-    """Levels of a tensor, as a quantizer takes them."""
+    """The levels of a tensor, in the order of the arguments of a quantizer."""
 
     scale: float
     zero: int
-    lowest: int = LOWEST
-    highest: int = HIGHEST
+    lowest: int = INT8_MIN
+    highest: int = INT8_MAX
     dtype: torch.dtype = torch.int8
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The least and the largest number on it."""
+        """The least and the largest number on the grid."""
         return (self.lowest - self.zero) * self.scale, (self.highest - self.zero) * self.scale
 
     @classmethod
     def over(cls, low: float, high: float) -> Grid:
-        """Return the grid of 8 bits over a range, in which zero is exact."""
+        """Return the grid of 8 bits over a range that is extended to zero; zero is exactly on the grid."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / (HIGHEST - LOWEST) or 1.0  # of a tensor of zeros
-        return cls(scale, round(LOWEST - low / scale))
+        scale = (high - low) / (INT8_MAX - INT8_MIN) or 1.0  # the range of a tensor of zeros is empty
+        return cls(scale, round(INT8_MIN - low / scale))
 
 
-def integer_graph(model: nn.Module, example: Tensor, *, floating: bool) -> fx.GraphModule:
-    """Return the graph of a finished network for one input at a time, with signed grids after all that gives integers.
+def integer_graph(model: nn.Module, example: Tensor, *, mixed: bool) -> fx.GraphModule:
+    """Return the graph of a finished network for one input at a time, with signed grids after all integer operators.
 
     Parameters
     ----------
     model
-        In evaluation mode.
+        A network in evaluation mode.
     example
         The calibration inputs.
-    floating
-        Whether the runtime knows more than integers throughout: a layer that computes in floating point may keep its
-        weight as integers, and a sum have parts of both kinds.
+    mixed
+        Whether the runtime can mix integers and floating point: a layer that computes in floating point may store its
+        weight as integers, and a sum may have terms of both kinds.
 
     Raises
     ------
     ExportError
-        If an input is rounded to less than 8 bits, which no kernel does, or there is more than one output.
+        If an input is rounded to less than 8 bits, for which there is no kernel, or if there are several outputs.
     """
     graph_module: Any = torch.export.export(model, (example[:1],), strict=False).module(check_guards=False)
-    without_zeros(graph_module)
+    remove_zero_branches(graph_module)
     graph = graph_module.graph
-    _clamp_first(graph)
-    has_one_output(model, len(graph.output_node().all_input_nodes))
-    layers = [node for node in graph.nodes if node.target in _LAYERS]
+    _clamp_before_movers(graph)
+    require_one_output(model, len(graph.output_node().all_input_nodes))
+    layers = [node for node in graph.nodes if node.target in _ATEN_LAYERS]
     integer = {node for node in layers if _is_integer(node)}
     for node in layers:
         if node not in integer:
-            _leave_floating(node)
+            _clip_float_input(node)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.target in {QUANTIZE, DEQUANTIZE}:
-            node.args = (node.args[0], *_signed(node.args[1:]))
+            node.args = (node.args[0], *_signed_grid(node.args[1:]))
     if any(node.target == QUANTIZE for node in graph.nodes):
-        _round_throughout(graph_module, example, integer, mixed=floating)
-    if floating:
+        _round_outputs(graph_module, example, integer, mixed=mixed)
+    if mixed:
         for node in layers:
             if node not in integer:
-                _keep_floating(node)
-    kept = {node for node in graph.nodes if node.target == WEIGHT and (floating or _reader(node) in integer)}
+                _isolate_float_layer(node)
+    kept = {node for node in graph.nodes if node.target == DEQUANTIZE_WEIGHT and (mixed or _reader(node) in integer)}
     _fold(graph_module, kept)
     _drop_unused(graph_module)
     graph.lint()
@@ -117,54 +117,54 @@ def integer_graph(model: nn.Module, example: Tensor, *, floating: bool) -> fx.Gr
 
 
 def constant(graph_module: fx.GraphModule, node: fx.Node) -> Tensor:
-    """Return the tensor that a node reads."""
+    """Return the tensor of a constant node."""
     assert isinstance(node.target, str)
-    found: Tensor = operator.attrgetter(node.target)(graph_module)
-    return found
+    tensor: Tensor = operator.attrgetter(node.target)(graph_module)
+    return tensor
 
 
-def _clamp_first(graph: fx.Graph) -> None:
-    """Clamp before values are moved instead of behind, in place: the kernel of a layer does it on the way.
+def _clamp_before_movers(graph: fx.Graph) -> None:
+    """Move clamps before movers, in place, so that the kernel of the layer fuses them.
 
-    Not where something is written in between, or by the clamp itself into what others may see.
+    A clamp is not moved if anything is written in between, or if it writes into a tensor that has other readers.
     """
     for node in list(graph.nodes):
-        while node.target in _CLAMPS and (given := node.all_input_nodes[0]).target in _MOVERS:
-            (values,) = given.all_input_nodes
+        while node.target in _FUSED_CLAMPS and (mover := node.all_input_nodes[0]).target in _MOVERS:
+            (values,) = mover.all_input_nodes
             order = list(graph.nodes)
-            between = order[order.index(given) + 1 : order.index(node)]
-            seen = mutates(node) and given.target != _ATEN.max_pool2d.default
-            if seen or len(given.users) > 1 or len(values.users) > 1 or any(map(mutates, between)):
+            between = order[order.index(mover) + 1 : order.index(node)]
+            visible = mutates(node) and mover.target != ATEN.max_pool2d.default
+            if visible or len(mover.users) > 1 or len(values.users) > 1 or any(map(mutates, between)):
                 break
-            node.target = _FRESH.get(node.target, node.target)
-            node.replace_all_uses_with(given)
-            node.replace_input_with(given, values)
-            given.replace_input_with(values, node)
-            given.prepend(node)
+            node.target = _OUT_OF_PLACE.get(node.target, node.target)
+            node.replace_all_uses_with(mover)
+            node.replace_input_with(mover, values)
+            mover.replace_input_with(values, node)
+            mover.prepend(node)
 
 
-def _leave_floating(layer: fx.Node) -> None:
-    """Give a layer that computes in floating point its inputs clipped as by the network, but not rounded; in place."""
-    given = layer.args[0]
-    if isinstance(given, fx.Node) and given.target == DEQUANTIZE:
-        scale, zero, lowest, highest = given.args[1:5]
+def _clip_float_input(layer: fx.Node) -> None:
+    """Clip the input of a layer that computes in floating point as the network does, without rounding; in place."""
+    source = layer.args[0]
+    if isinstance(source, fx.Node) and source.target == DEQUANTIZE:
+        scale, zero, lowest, highest = source.args[1:5]
         ends = ((lowest - zero) * scale, (highest - zero) * scale)  # type: ignore[operator]
-        (values,) = given.all_input_nodes[0].all_input_nodes
+        (values,) = source.all_input_nodes[0].all_input_nodes
         with layer.graph.inserting_before(layer):
-            clipped = layer.graph.call_function(_ATEN.clamp.default, (values, *ends))
-        layer.replace_input_with(given, clipped)
+            clipped = layer.graph.call_function(ATEN.clamp.default, (values, *ends))
+        layer.replace_input_with(source, clipped)
 
 
-def _signed(given: tuple[Any, ...]) -> Grid:
-    scale, zero, lowest, highest, dtype = given
+def _signed_grid(arguments: tuple[Any, ...]) -> Grid:
+    scale, zero, lowest, highest, dtype = arguments
     if dtype == torch.int8:
-        return Grid(*given)
-    if highest - lowest != HIGHEST - LOWEST:
+        return Grid(*arguments)
+    if highest - lowest != INT8_MAX - INT8_MIN:
         raise ExportError(
-            f"inputs of layers are rounded to 8 bits here, or not at all, but got {int(highest + 1).bit_length() - 1} "
-            "bits; BitWidths(runtime=...) offers what the runtime computes with"
+            "this runtime rounds inputs of layers to 8 bits or not at all, but got "
+            f"{int(highest + 1).bit_length() - 1} bits; BitWidths(runtime=...) offers the widths that it supports"
         )
-    return Grid(scale, zero + LOWEST, LOWEST, HIGHEST)
+    return Grid(scale, zero + INT8_MIN, INT8_MIN, INT8_MAX)
 
 
 def _reader(node: fx.Node) -> fx.Node:
@@ -172,68 +172,69 @@ def _reader(node: fx.Node) -> fx.Node:
 
 
 def _is_integer(layer: fx.Node) -> bool:
-    """Whether a layer's weight and input are both integers."""
-    if layer.target not in KERNELS:
+    """Return whether the weight and the input of a layer are both integers."""
+    if layer.target not in INTEGER_LAYERS:
         return False
-    given, weight = layer.args[:2]
-    return isinstance(weight, fx.Node) and weight.target == WEIGHT and isinstance(given, fx.Node) and _rooted(given)
+    source, weight = layer.args[:2]
+    packed = isinstance(weight, fx.Node) and weight.target == DEQUANTIZE_WEIGHT
+    return packed and isinstance(source, fx.Node) and _on_grid(source)
 
 
-def _rooted(node: fx.Node) -> bool:
-    """Whether what the node gives lies on a grid."""
+def _on_grid(node: fx.Node) -> bool:
+    """Return whether the output of a node lies on a grid."""
     while node.target in _MOVERS:
         node = node.all_input_nodes[0]
     return node.target == DEQUANTIZE
 
 
-def _keep_floating(layer: fx.Node) -> None:
-    """Put operators that change nothing around a layer, in place.
+def _isolate_float_layer(layer: fx.Node) -> None:
+    """Insert operators that change nothing before and after a layer, in place.
 
-    Without the one behind it its kernel would be joined with a quantizer; without the one before it, a norm's scales
-    would be folded into its weight, which is not made of few integers then.
+    The one after the layer prevents the converter from fusing the layer with a quantizer. The one before prevents it
+    from folding the scales of a norm into the weight, which would no longer consist of few integers.
     """
-    given, weight = layer.args[:2]
-    packed = isinstance(weight, fx.Node) and weight.target == WEIGHT
-    if packed and isinstance(given, fx.Node) and not _rooted(given):
+    source, weight = layer.args[:2]
+    packed = isinstance(weight, fx.Node) and weight.target == DEQUANTIZE_WEIGHT
+    if packed and isinstance(source, fx.Node) and not _on_grid(source):
         with layer.graph.inserting_before(layer):
-            apart = layer.graph.call_function(_ATEN.clamp_min.default, (given, NOTHING_LESS))
-        layer.replace_input_with(given, apart)
-    last = _clamped(layer)
+            barrier = layer.graph.call_function(ATEN.clamp_min.default, (source, NO_LOWER_BOUND))
+        layer.replace_input_with(source, barrier)
+    last = _last_clamp(layer)
     for quantizer in [user for user in last.users if user.target == QUANTIZE]:
         lowest, _ = _grid(quantizer).ends
         with layer.graph.inserting_before(quantizer):
-            quantizer.replace_input_with(last, layer.graph.call_function(_ATEN.clamp_min.default, (last, lowest)))
+            quantizer.replace_input_with(last, layer.graph.call_function(ATEN.clamp_min.default, (last, lowest)))
 
 
-def _round_throughout(graph_module: fx.GraphModule, example: Tensor, integer: set[fx.Node], *, mixed: bool) -> None:
-    """Round what every operator gives that computes with integers, each tensor on one grid; in place."""
-    ranges = _Ranges(graph_module)
+def _round_outputs(graph_module: fx.GraphModule, example: Tensor, integer: set[fx.Node], *, mixed: bool) -> None:
+    """Round the output of every operator that computes with integers, each tensor on one grid; in place."""
+    observer = _RangeObserver(graph_module)
     with torch.no_grad():
-        for one in example[:SEEN].split(1):
-            ranges.run(one)
+        for one in example[:RANGE_INPUTS].split(1):
+            observer.run(one)
     for node in list(graph_module.graph.nodes):
-        if not mixed and node.target in _INTEGERS and any(map(_rooted, node.all_input_nodes)):
-            for given in node.all_input_nodes:  # kernels take all or none as integers
-                if not _rooted(given):
-                    _round(graph_module.graph, given, ranges.seen)
-        gives = (
+        if not mixed and node.target in _INTEGER_OPERATORS and any(map(_on_grid, node.all_input_nodes)):
+            for source in node.all_input_nodes:  # kernels read integers at all inputs or at none
+                if not _on_grid(source):
+                    _round(graph_module.graph, source, observer.ranges)
+        is_integer = (
             node in integer
-            or (node.target in _INTEGERS and all(map(_rooted, node.all_input_nodes)))
+            or (node.target in _INTEGER_OPERATORS and all(map(_on_grid, node.all_input_nodes)))
             or (node.op == "placeholder" and any(user.target == QUANTIZE for user in node.users))
         )
-        if gives:
-            _round(graph_module.graph, _clamped(node), ranges.seen)
+        if is_integer:
+            _round(graph_module.graph, _last_clamp(node), observer.ranges)
 
 
-def _clamped(node: fx.Node) -> fx.Node:
-    """Return the last of the clamps behind a node, which kernels do on the way."""
-    while len(node.users) == 1 and _reader(node).target in _CLAMPS:
+def _last_clamp(node: fx.Node) -> fx.Node:
+    """Return the last of the clamps after a node that its kernel fuses; the node itself if there are none."""
+    while len(node.users) == 1 and _reader(node).target in _FUSED_CLAMPS:
         node = _reader(node)
     return node
 
 
-def _round(graph: fx.Graph, root: fx.Node, seen: dict[str, tuple[float, float]]) -> None:
-    """Put one quantizer behind a tensor and behind each that is moved from it, in place of those that are there."""
+def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]]) -> None:
+    """Quantize a tensor and all tensors that are moved from it on one grid, instead of the quantizers they have."""
     members = [root]
     old: list[fx.Node] = []
     others: list[fx.Node] = []
@@ -243,9 +244,9 @@ def _round(graph: fx.Graph, root: fx.Node, seen: dict[str, tuple[float, float]])
     grids = {_grid(quantizer) for quantizer in old}
     if len(grids) == 1 and not others:
         (grid,) = grids
-    else:  # kernels add only what is not much finer than the sum
-        sums = [tuple(end / FINEST for end in seen[user.name]) for user in others if user.target in _SUMS]
-        lows, highs = zip(seen[root.name], *sums, *(found.ends for found in grids), strict=True)
+    else:  # kernels do not add terms whose grid is much finer than that of the sum
+        sums = [tuple(end / SCALE_RATIO for end in ranges[user.name]) for user in others if user.target in ADDITIONS]
+        lows, highs = zip(ranges[root.name], *sums, *(found.ends for found in grids), strict=True)
         grid = Grid.over(min(lows), max(highs))
     for quantizer in old:
         for dequantizer in list(quantizer.users):
@@ -263,28 +264,28 @@ def _round(graph: fx.Graph, root: fx.Node, seen: dict[str, tuple[float, float]])
 
 
 def _grid(quantizer: fx.Node) -> Grid:
-    given: Any = quantizer.args[1:]
-    return Grid(*given)
+    arguments: Any = quantizer.args[1:]
+    return Grid(*arguments)
 
 
-class _Ranges(fx.Interpreter):
-    """Runs the graph and keeps the ends of every tensor."""
+class _RangeObserver(fx.Interpreter):
+    """An interpreter of the graph that records the range of every tensor."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
-        self.seen: dict[str, tuple[float, float]] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
 
-    def run_node(self, node: fx.Node) -> Any:  # noqa: ANN401 - whatever a node gives
-        """Run one node."""
-        given = super().run_node(node)
-        if node.op != "get_attr" and isinstance(given, Tensor) and given.is_floating_point():
-            low, high = self.seen.get(node.name, (0.0, 0.0))
-            self.seen[node.name] = min(low, float(given.min())), max(high, float(given.max()))
-        return given
+    def run_node(self, node: fx.Node) -> Any:  # noqa: ANN401 - any value of a graph
+        """Run one node and extend its range."""
+        value = super().run_node(node)
+        if node.op != "get_attr" and isinstance(value, Tensor) and value.is_floating_point():
+            low, high = self.ranges.get(node.name, (0.0, 0.0))
+            self.ranges[node.name] = min(low, float(value.min())), max(high, float(value.max()))
+        return value
 
 
 def _fold(graph_module: fx.GraphModule, kept: set[fx.Node]) -> None:
-    """Replace what depends on constants alone by its value, but for the weights to keep; in place."""
+    """Replace nodes that depend on constants alone by their values, except the nodes to keep; in place."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         inputs = node.all_input_nodes
@@ -298,18 +299,18 @@ def _fold(graph_module: fx.GraphModule, kept: set[fx.Node]) -> None:
 
 
 def put_constant(graph_module: fx.GraphModule, node: fx.Node, value: Tensor) -> fx.Node:
-    """Replace a node by a constant, and return that."""
+    """Replace a node by a constant, and return the node of the constant."""
     name = f"constant_{node.name}"
     graph_module.register_buffer(name, value)
     with graph_module.graph.inserting_before(node):
-        found = graph_module.graph.get_attr(name)
-    node.replace_all_uses_with(found)
+        replacement = graph_module.graph.get_attr(name)
+    node.replace_all_uses_with(replacement)
     graph_module.graph.erase_node(node)
-    return found
+    return replacement
 
 
 def _drop_unused(graph_module: fx.GraphModule) -> None:
-    """Drop the constants that nothing reads, which a file would hold; in place."""
+    """Remove the constants that nothing reads, which the file would contain; in place."""
     graph = graph_module.graph
     graph.eliminate_dead_code()
     used = {node.target for node in graph.nodes if node.op == "get_attr"}

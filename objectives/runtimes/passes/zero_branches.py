@@ -1,131 +1,131 @@
-"""Sums with zeros are left out of a graph, which are left of a branch that a network does without, and other no-ops."""
+"""Removal of operators that change nothing from a graph, above all of sums with zeros that omitted branches leave."""
 
 from __future__ import annotations
 
 import torch
 from torch import fx
 
-_ATEN = torch.ops.aten
-_ZEROS = {_ATEN.new_zeros.default, _ATEN.zeros.default}
-_BOUNDED = {_ATEN.hardtanh.default, _ATEN.hardtanh_.default}
-_CLAMPS = {_ATEN.relu.default, _ATEN.relu_.default}
-_SUMS = {_ATEN.add.Tensor, _ATEN.add_.Tensor}
-_DROPOUTS = {_ATEN.dropout.default, _ATEN.dropout_.default, _ATEN.feature_dropout.default,
-             _ATEN.feature_dropout_.default, _ATEN.alpha_dropout.default, _ATEN.alpha_dropout_.default,
-             _ATEN.feature_alpha_dropout.default, _ATEN.feature_alpha_dropout_.default}  # fmt: skip
-_PRODUCTS = {_ATEN.mul.Tensor, _ATEN.mul_.Tensor}
-# of zeros these give zeros
-_KEEPING = {*_CLAMPS, _ATEN.hardswish.default, _ATEN.hardswish_.default, _ATEN.silu.default, _ATEN.silu_.default,
-            _ATEN.relu6.default, _ATEN.relu6_.default, _ATEN.leaky_relu.default, _ATEN.leaky_relu_.default,
-            _ATEN.gelu.default, _ATEN.dropout.default, _ATEN.mean.dim, _ATEN.avg_pool2d.default,
-            _ATEN.adaptive_avg_pool2d.default, _ATEN.max_pool2d.default, _ATEN.view.default, _ATEN.reshape.default,
-            _ATEN.flatten.using_ints, _ATEN.permute.default, _ATEN.transpose.int, _ATEN.unsqueeze.default,
-            _ATEN.clone.default}  # fmt: skip
-BOTH = 2
+ATEN = torch.ops.aten
+ADDITIONS = {ATEN.add.Tensor, ATEN.add_.Tensor}
+_PRODUCTS = {ATEN.mul.Tensor, ATEN.mul_.Tensor}
+_ZERO_TENSORS = {ATEN.new_zeros.default, ATEN.zeros.default}
+_HARDTANHS = {ATEN.hardtanh.default, ATEN.hardtanh_.default}
+_RELUS = {ATEN.relu.default, ATEN.relu_.default}
+_DROPOUTS = {ATEN.dropout.default, ATEN.dropout_.default, ATEN.feature_dropout.default,
+             ATEN.feature_dropout_.default, ATEN.alpha_dropout.default, ATEN.alpha_dropout_.default,
+             ATEN.feature_alpha_dropout.default, ATEN.feature_alpha_dropout_.default}  # fmt: skip
+# operators with one input whose output is zero where the input is
+_ZERO_PRESERVING = {*_RELUS, ATEN.hardswish.default, ATEN.hardswish_.default, ATEN.silu.default, ATEN.silu_.default,
+                    ATEN.relu6.default, ATEN.relu6_.default, ATEN.leaky_relu.default, ATEN.leaky_relu_.default,
+                    ATEN.gelu.default, ATEN.dropout.default, ATEN.mean.dim, ATEN.avg_pool2d.default,
+                    ATEN.adaptive_avg_pool2d.default, ATEN.max_pool2d.default, ATEN.view.default,
+                    ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.permute.default, ATEN.transpose.int,
+                    ATEN.unsqueeze.default, ATEN.clone.default}  # fmt: skip
+_OPERANDS = 2  # tensors of a sum
 
 
-def without_zeros(graph_module: fx.GraphModule) -> None:
-    """Leave out what adds zeros and what makes them, copies, dropout, and a ReLU right behind another; in place.
+def remove_zero_branches(graph_module: fx.GraphModule) -> None:
+    """Remove sums with zeros and the operators that compute the zeros, copies, dropout, and repeated ReLUs; in place.
 
-    Where something else is written into the zeros all stays as it is, and so does a sum that something is written into,
-    where that would be seen elsewhere.
+    If something other than zeros is written into the zeros, no sum is removed. A sum that is written into is kept if
+    the write would become visible elsewhere.
 
     Parameters
     ----------
     graph_module
-        As `torch.export` captures it. What it answers stays the same.
+        A graph captured by `torch.export`. Its outputs do not change.
     """
     graph = graph_module.graph
-    hollow, sums = _looked(graph)
-    for node, left in sums.items():  # an argument may have been replaced since
-        _replace(node, node.args[left], hollow)
+    zero_based, sums = _sums_with_zeros(graph)
+    for node, kept in sums.items():  # the argument is read here, since an earlier removal may have replaced it
+        _replace(node, node.args[kept], zero_based)
     for node in list(graph.nodes):
-        if _repeats(node):
-            _replace(node, node.all_input_nodes[0], hollow)
-    for node in reversed(list(graph.nodes)):  # an operator in place counts as one with effects, and would stay
-        if node in hollow and not node.users:
+        if _is_identity(node):
+            _replace(node, node.all_input_nodes[0], zero_based)
+    for node in reversed(list(graph.nodes)):  # dead code elimination keeps in-place operators, which have side effects
+        if node in zero_based and not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     graph_module.recompile()
 
 
-def _looked(graph: fx.Graph) -> tuple[set[fx.Node], dict[fx.Node, int]]:
-    """Return what is made of zeros alone, and which argument is left of each sum with zeros.
+def _sums_with_zeros(graph: fx.Graph) -> tuple[set[fx.Node], dict[fx.Node, int]]:
+    """Return the nodes computed from zeros alone, and for each sum with zeros the index of the argument to keep.
 
-    Nothing, where anything is written into zeros that is read otherwise than as the result.
+    Both are empty if anything is written into zeros that are read otherwise than as the result of the write.
     """
     zeros: set[fx.Node] = set()
-    hollow: set[fx.Node] = set()
+    zero_based: set[fx.Node] = set()
     sums: dict[fx.Node, int] = {}
     for node in graph.nodes:
-        given = [one for one in node.args if isinstance(one, fx.Node)] or node.all_input_nodes
-        if given and hollow.issuperset(given):
-            hollow.add(node)
-        if _gives_zeros(node, given, zeros):
+        inputs = [one for one in node.args if isinstance(one, fx.Node)] or node.all_input_nodes
+        if inputs and zero_based.issuperset(inputs):
+            zero_based.add(node)
+        if _returns_zeros(node, inputs, zeros):
             zeros.add(node)
-            hollow.add(node)
-        elif node.target in _SUMS and len(given) == BOTH and zeros.intersection(given) and not node.kwargs:
-            sums[node] = 0 if given[1] in zeros else 1
-        into = given[0] if given and mutates(node) and node not in zeros else None
-        if into in hollow and (node not in sums or len(into.users) > 1):
+            zero_based.add(node)
+        elif node.target in ADDITIONS and len(inputs) == _OPERANDS and zeros.intersection(inputs) and not node.kwargs:
+            sums[node] = 0 if inputs[1] in zeros else 1
+        written = inputs[0] if inputs and mutates(node) and node not in zeros else None
+        if written in zero_based and (node not in sums or len(written.users) > 1):
             return set(), {}
-    return hollow, sums
+    return zero_based, sums
 
 
-def _gives_zeros(node: fx.Node, given: list[fx.Node], zeros: set[fx.Node]) -> bool:
-    """Whether a node gives zeros, and leaves all that it is given as it was but for zeros."""
-    silent = [one for one in given if one in zeros]
-    if node.target in _BOUNDED:
+def _returns_zeros(node: fx.Node, inputs: list[fx.Node], zeros: set[fx.Node]) -> bool:
+    """Return whether a node returns zeros and writes into no input other than zeros."""
+    zero_inputs = [one for one in inputs if one in zeros]
+    if node.target in _HARDTANHS:
         low, high = (float(bound) for bound in node.args[1:3])  # type: ignore[arg-type]
-        return len(silent) == 1 and low <= 0 <= high
+        return len(zero_inputs) == 1 and low <= 0 <= high
     return (
-        node.target in _ZEROS
-        or (node.target in _KEEPING and len(silent) == len(given) == 1)
-        or (node.target in _PRODUCTS and len(silent) > 0 and (given[0] in zeros or not mutates(node)))
-        or (node.target in _SUMS and len(silent) == BOTH)
+        node.target in _ZERO_TENSORS
+        or (node.target in _ZERO_PRESERVING and len(zero_inputs) == len(inputs) == 1)
+        or (node.target in _PRODUCTS and len(zero_inputs) > 0 and (inputs[0] in zeros or not mutates(node)))
+        or (node.target in ADDITIONS and len(zero_inputs) == _OPERANDS)
     )
 
 
-def _repeats(node: fx.Node) -> bool:
-    """Whether a node gives what it is given: a ReLU behind another, dropout, or a copy that lies in memory alike."""
-    if node.target in _CLAMPS:
-        return node.all_input_nodes[0].target in _CLAMPS
+def _is_identity(node: fx.Node) -> bool:
+    """Return whether a node returns its input: a ReLU after a ReLU, dropout, or a copy with the same strides."""
+    if node.target in _RELUS:
+        return node.all_input_nodes[0].target in _RELUS
     if node.target in _DROPOUTS:
         return node.args[2:] == (False,)
-    return node.target == _ATEN.clone.default and (
+    return node.target == ATEN.clone.default and (
         node.meta["val"].stride() == node.all_input_nodes[0].meta["val"].stride()
     )
 
 
 def mutates(node: fx.Node) -> bool:
-    """Whether a node writes into what it is given."""
+    """Return whether a node writes into its input."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
 
 
-def _written(node: fx.Node, but: fx.Node) -> bool:
-    """Whether something writes into what a node gives, or into a view of it, but for one other node."""
+def _is_written(node: fx.Node, ignored: fx.Node) -> bool:
+    """Return whether any node except `ignored` writes into the output of a node, or into a view of it."""
     for user in node.users:
         schema = getattr(user.target, "_schema", None)
-        if user is but or schema is None or user.args[:1] != (node,):
+        if user is ignored or schema is None or user.args[:1] != (node,):
             continue
-        if schema.is_mutable or (any(given.alias_info for given in schema.returns) and _written(user, but)):
+        if schema.is_mutable or (any(output.alias_info for output in schema.returns) and _is_written(user, ignored)):
             return True
     return False
 
 
-def _replace(node: fx.Node, other: object, hollow: set[fx.Node]) -> None:
-    """Let all that reads a node read another of the same shape, and erase it, where that changes no answer.
+def _replace(node: fx.Node, other: object, zero_based: set[fx.Node]) -> None:
+    """Replace a node by another of the same shape and erase it, if that changes no output of the graph.
 
-    The graph's own outputs stay. What is written into a node would be written into the other too, so nothing else may
-    read that.
+    The outputs of the graph themselves are kept. Writes into the node would become writes into the other node, so a
+    node that is written into is replaced only if nothing else reads the other node.
     """
     if not isinstance(other, fx.Node) or any(user.op == "output" for user in node.users):
         return
     if node.meta["val"].shape != other.meta["val"].shape:
         return
-    if _written(node, node) or _written(other, node):
-        readers = [user for user in other.users if user is not node and user not in hollow]
+    if _is_written(node, node) or _is_written(other, node):
+        readers = [user for user in other.users if user is not node and user not in zero_based]
         if readers or other.op == "placeholder":
             return
     node.replace_all_uses_with(other)

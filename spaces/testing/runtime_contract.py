@@ -1,4 +1,4 @@
-"""What every runtime promises; a test class inherits it and says how its runtime is made."""
+"""The contract of a runtime; a test class inherits it and defines how its runtime is made."""
 
 from __future__ import annotations
 
@@ -13,125 +13,57 @@ from torch import Tensor, nn
 
 from objectives import SizeBytes
 from objectives.runtimes import ExportError
-from spaces import (
-    BitWidths,
-    Distill,
-    Factorize,
-    Plan,
-    Prune,
-    PruneRatios,
-    Quantize,
-    Ranks,
-    Skip,
-    deployed,
-    trace,
-    unfuse_attention,
+from spaces.axes.bits import BitWidths, Quantize
+from spaces.axes.depth import Skip
+from spaces.axes.distill import Distill
+from spaces.axes.prune import Prune, PruneRatios
+from spaces.axes.ranks import Factorize, Ranks
+from spaces.dependency.trace import trace
+from spaces.network.deploy import deployed
+from spaces.network.layers import FLOAT_BITS
+from spaces.network.unfused_attention import unfuse_attention
+from spaces.plan import Plan
+from spaces.testing.networks import (
+    CLASSES,
+    Mlp,
+    Net,
+    Plain,
+    Residual,
+    Separable,
+    Straight,
+    example,
+    scrambled,
+    teacher,
 )
-from studies.digits import Net as Digits
-from studies.fashion_mnist import Introductory
-from tests.nets import CLASSES, Mlp, Net, Plain, Residual, Separable, Straight, example, run, scrambled, teacher
+from spaces.testing.runtime_networks import WIDE, WIDTH, Attentive, Bessel, Bottlenecks, Pair, Pooled, Row, Shortcut
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from objectives.runtimes import Runtime
-    from spaces import Axis
+    from spaces.plan import Axis
 
-FLOAT_BITS = 32
-EXACT = 80.0  # dB: nothing but the order of floating-point sums differs
-INTEGER = 20.0  # dB: integer kernels also round what the network does not; the networks here are small and random
-SAID = 0.03  # relative, of the size that is told before there is a file
-
-
-class Attentive(Net):
-    """Tokens, one block of attention with its shortcut, and a head."""
-
-    shape: ClassVar[tuple[int, ...]] = (6, 10)
-
-    def __init__(self, width: int = 16) -> None:
-        super().__init__()
-        self.embed = nn.Linear(10, width)
-        self.norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
-        self.head = nn.Linear(width, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        normal = self.norm(x)
-        return run((x + self.attention(normal, normal, normal, need_weights=False)[0]).mean(1), self.head)
+EXACT = 80.0  # dB: only the order of floating-point sums differs
+INTEGER = 20.0  # dB: integer kernels round more tensors than the network does; these networks are small and random
+SIZE_ERROR = 0.03  # largest relative error of the predicted size
 
 
-class Row(nn.Module):
-    """Three layers of one kind with ReLUs between them, as wide as files show what their weights take."""
-
-    def __init__(self, kind: str, groups: int) -> None:
-        super().__init__()
-        if kind == "Linear":
-            self.shape: tuple[int, ...] = (WIDTH,)
-            layers = [nn.Linear(WIDTH, WIDTH) for _ in range(3)]
-        else:
-            dimensions = int(kind[-2])
-            self.shape = (WIDTH, *[4] * dimensions)
-            layers = [getattr(nn, kind)(WIDTH, WIDTH, 3, padding=1, groups=groups) for _ in range(3)]
-        self.row = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.row(x)  # type: ignore[no-any-return]
-
-
-class Bottlenecks(Net):
-    """Two inverted residuals with nothing between their sums, as in MobileNetV2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(inplace=True),
-                nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8),
-            )
-            for _ in range(2)
-        )  # fmt: skip
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return run(x.mean((2, 3)), self.head)
-
-
-WIDTH, WIDE = 32, 64
 KINDS = (("Conv1d", 1), ("Conv2d", 1), ("Conv2d", WIDTH), ("Conv3d", 1), ("ConvTranspose2d", 1), ("Linear", 1))
 BLOCKS = (Plain, Separable, Residual, Mlp, Attentive)
 PAIRS = list(itertools.combinations(("channels", "ranks", "bits"), 2))
 
 
-class Twice(nn.Module):
-    """A network with two outputs."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x + 1, x - 1
-
-
-class Strange(nn.Module):
-    """A network with an operator that no runtime has."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.special.bessel_j0(x)  # type: ignore[no-any-return]
-
-
 def sqnr(reference: Tensor, other: Tensor) -> float:
-    """Return the power of the reference over that of the difference, in dB."""
+    """Return the power of the reference over the power of the difference, in dB."""
     return float(10 * torch.log10(reference.square().mean() / (reference - other).square().mean().clamp_min(1e-30)))
 
 
 class RuntimeContract:
-    """Tests of a runtime; its extra is installed, or they are skipped."""
+    """Tests of a runtime; they are skipped if its extra is not installed."""
 
     needs: ClassVar[tuple[str, ...]]
-    loads: ClassVar[str]  # a module of the extra
-    lacks: ClassVar[tuple[str, ...]] = ()  # kinds of layers that it does not execute at all
+    loads: ClassVar[str]  # a module of the extra that `load` imports
+    lacks: ClassVar[tuple[str, ...]] = ()  # kinds of layers that the runtime does not support
 
     def make(self) -> Runtime:
         """Return the runtime."""
@@ -143,14 +75,14 @@ class RuntimeContract:
             pytest.importorskip(module)
 
     def agreement(self, model: nn.Module, inputs: Tensor, path: Path) -> float:
-        """Export a network to the path and return its agreement with the file on these inputs, in dB."""
+        """Export a network to the path; return the SQNR of the outputs of the file on these inputs, in dB."""
         runtime = self.make()
         runtime.export(model, inputs, path)
         with torch.no_grad():
             return sqnr(model(inputs), runtime.load(path)(inputs))
 
     @pytest.mark.parametrize(("kind", "groups"), KINDS, ids=[f"{kind}-{groups}" for kind, groups in KINDS])
-    def test_layers_are_packed_at_the_widths_it_declares(self, kind: str, groups: int, tmp_path: Path) -> None:
+    def test_layers_are_packed_at_the_declared_precisions(self, kind: str, groups: int, tmp_path: Path) -> None:
         torch.manual_seed(0)
         net, runtime = Row(kind, groups).eval(), self.make()
         inputs = torch.randn(32, *net.shape)
@@ -167,18 +99,18 @@ class RuntimeContract:
             finished = deployed(step.apply(net, inputs), inputs)
             assert self.agreement(finished, inputs, path) > (INTEGER if pair.activations < FLOAT_BITS else EXACT)
             saved = whole - path.stat().st_size
-            overhead = 3 * (600 + 32 * WIDTH)  # quantizers, and scales of every channel
+            overhead = 3 * (600 + 32 * WIDTH)  # bytes of quantizers, and of the scales of all channels
             assert saved > weights * (FLOAT_BITS - pair.weights) / 8 - overhead, pair
 
     @pytest.mark.parametrize("other", ["channels", "ranks", "bits"])
-    def test_a_file_holds_nothing_of_what_is_left_out(self, other: str, tmp_path: Path) -> None:
+    def test_a_file_contains_nothing_of_removed_branches(self, other: str, tmp_path: Path) -> None:
         runtime, inputs = self.make(), example(teacher(Residual), 64)
         net = teacher(Residual)
         anatomy = trace(net, inputs)
         axes: dict[str, Axis] = {"channels": PruneRatios(), "ranks": Ranks(), "bits": BitWidths(runtime=runtime)}
         act = axes[other].suggest(FixedTrial(axes[other].uniform(anatomy, 0.5)), anatomy)
-        less = Skip(tuple((branch, True) for branch in anatomy.branches))
-        steps = (act, less) if other == "channels" else (less, act)
+        skip = Skip(tuple((branch, True) for branch in anatomy.branches))
+        steps = (act, skip) if other == "channels" else (skip, act)
         finished = deployed(Plan(steps, Distill()).apply(net, inputs), inputs)
         rounded = other == "bits" and any(pair.activations < FLOAT_BITS for pair in runtime.precisions("Conv2d", 1))
         path = tmp_path / f"less.{runtime.suffix}"
@@ -187,16 +119,16 @@ class RuntimeContract:
         assert path.stat().st_size < 0.6 * whole
 
     @pytest.mark.parametrize(("kind", "count"), [(Bottlenecks, 2), (Straight, 3)])
-    def test_branches_that_follow_each_other_are_left_out(self, kind: type[Net], count: int, tmp_path: Path) -> None:
+    def test_consecutive_branches_are_removed(self, kind: type[Net], count: int, tmp_path: Path) -> None:
         net, inputs = scrambled(kind()), torch.randn(16, 3, 8, 8)
         anatomy = trace(net, inputs)
         assert len(anatomy.branches) == count
-        less = Skip(tuple((branch, True) for branch in anatomy.branches))
-        finished = deployed(less.apply(net, inputs), inputs)
+        skip = Skip(tuple((branch, True) for branch in anatomy.branches))
+        finished = deployed(skip.apply(net, inputs), inputs)
         assert self.agreement(finished, inputs, tmp_path / f"less.{self.make().suffix}") > EXACT
 
-    def test_layers_of_attention_are_packed_and_left_out_like_others(self, tmp_path: Path) -> None:
-        """Converters fold the scale of the scores into weights, which are no multiples of the old scales any more."""
+    def test_attention_layers_are_packed_and_removed_like_other_layers(self, tmp_path: Path) -> None:
+        """Converters fold the scale of attention scores into weights, which changes the scales of the weights."""
         torch.manual_seed(0)
         runtime, inputs = self.make(), torch.randn(32, 6, 10)
         net = unfuse_attention(scrambled(Attentive(WIDE)), inputs)
@@ -215,7 +147,7 @@ class RuntimeContract:
 
     @pytest.mark.parametrize("block", BLOCKS, ids=[block.__name__ for block in BLOCKS])
     @pytest.mark.parametrize("pair", PAIRS, ids=["-".join(pair) for pair in PAIRS])
-    def test_files_of_two_axes_answer_as_the_network(
+    def test_files_of_two_axes_compute_the_outputs_of_the_network(
         self, block: type[Net], pair: tuple[str, str], tmp_path: Path
     ) -> None:
         runtime, inputs = self.make(), example(teacher(block), 64)
@@ -230,9 +162,9 @@ class RuntimeContract:
         agreement = self.agreement(finished, inputs, tmp_path / f"model.{runtime.suffix}")
         assert agreement > (INTEGER if "bits" in pair else EXACT)
 
-    def test_pooling_and_dropout_between_a_layer_and_its_relu_change_nothing(self, tmp_path: Path) -> None:
+    def test_pooling_and_dropout_between_a_layer_and_its_relu_do_not_change_the_outputs(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
-        net, runtime, inputs = Introductory().eval(), self.make(), torch.randn(32, 1, 28, 28)
+        net, runtime, inputs = Pooled().eval(), self.make(), torch.randn(32, *Pooled.shape)
         widths = []
         for layer in trace(net, inputs).layers:
             pairs = runtime.precisions(layer.kind, 1)
@@ -253,18 +185,16 @@ class RuntimeContract:
         ],
         ids=str,
     )
-    def test_the_size_of_a_file_is_told_before_there_is_one(
-        self, pairs: tuple[tuple[int, int], ...], tmp_path: Path
-    ) -> None:
+    def test_the_size_of_a_file_is_predicted(self, pairs: tuple[tuple[int, int], ...], tmp_path: Path) -> None:
         torch.manual_seed(0)
-        net, runtime = scrambled(Digits()), self.make()
-        inputs = torch.randn(32, 1, 8, 8)
+        net, runtime = scrambled(Shortcut()), self.make()
+        inputs = torch.randn(32, *Shortcut.shape)
         names = [layer.name for layer in trace(net, inputs).layers]
         widths = tuple((name, *pair) for name, pair in zip(names, itertools.cycle(pairs), strict=False))
         steps = (Prune((("first", 0.25),)), Factorize((("second", 0.5),)), Quantize(widths))
         finished = deployed(Plan(steps, Distill()).apply(net, inputs), inputs)
         runtime.export(finished, inputs, tmp_path / "model")
-        assert SizeBytes(runtime)(finished) == pytest.approx((tmp_path / "model").stat().st_size, rel=SAID)
+        assert SizeBytes(runtime)(finished) == pytest.approx((tmp_path / "model").stat().st_size, rel=SIZE_ERROR)
 
     def test_a_file_takes_batches_of_any_size(self, tmp_path: Path) -> None:
         net, runtime = teacher(Plain), self.make()
@@ -288,33 +218,33 @@ class RuntimeContract:
         assert all(torch.equal(before[name], value) for name, value in finished.state_dict().items())
         assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
-    def test_a_model_in_training_is_refused(self, tmp_path: Path) -> None:
+    def test_a_model_in_training_mode_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ExportError, match="must be in eval mode to be exported, but Linear is training"):
             self.make().export(nn.Linear(3, 3), torch.randn(1, 3), tmp_path / "model")
 
-    def test_an_operator_without_a_form_is_named_in_one_line(self, tmp_path: Path) -> None:
-        with pytest.raises(ExportError, match=r"^every operator .* but Strange fails: .*bessel[^\n]*$"):
-            self.make().export(Strange().eval(), torch.randn(1, 3), tmp_path / "model")
+    def test_an_unsupported_operator_is_named_in_one_line(self, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match=r"^every operator .* but Bessel fails: .*bessel[^\n]*$"):
+            self.make().export(Bessel().eval(), torch.randn(1, 3), tmp_path / "model")
 
-    def test_two_outputs_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ExportError, match="must return one tensor to be exported, but Twice returns 2"):
-            self.make().export(Twice().eval(), torch.randn(1, 3), tmp_path / "model")
+    def test_two_outputs_are_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match="must return one tensor to be exported, but Pair returns 2"):
+            self.make().export(Pair().eval(), torch.randn(1, 3), tmp_path / "model")
 
-    def test_a_missing_extra_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_extra_is_named_in_the_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "model").write_bytes(b"")
         monkeypatch.setitem(sys.modules, self.loads, None)
         with pytest.raises(ImportError, match=rf"pip install slimfront\[{self.make().name}\]"):
             self.make().load(tmp_path / "model")
 
-    def test_it_is_frozen_and_its_names_are_words(self) -> None:
+    def test_it_compares_by_value_and_its_names_are_identifiers(self) -> None:
         runtime = self.make()
         assert runtime == self.make()
         assert runtime.name.isidentifier()
         assert runtime.suffix.isidentifier()
 
     @pytest.mark.parametrize("bits", [2, 4, 8])
-    def test_layers_of_equal_weights_are_stored_both(self, bits: int, tmp_path: Path) -> None:
-        """Converters let equal integers of different scales share their bytes, which are then packed once."""
+    def test_layers_with_equal_codes_are_both_stored(self, bits: int, tmp_path: Path) -> None:
+        """Converters share the bytes of equal integers with different scales, which must be packed only once."""
         first, second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         second.load_state_dict({name: 2 * tensor for name, tensor in first.state_dict().items()})
         net = nn.Sequential(first, nn.ReLU(), second).eval()

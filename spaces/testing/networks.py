@@ -1,4 +1,4 @@
-"""Small networks, one a difficulty, with weights and statistics that no shortcut in the code gets right by chance."""
+"""Small networks, one for each difficulty, with weights and statistics for which wrong code gives wrong results."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-CLASSES = 5
+CLASSES = 5  # outputs of every network
 N = TypeVar("N", bound=nn.Module)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+AFFINE_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 
 
 def run(x: Tensor, *modules: nn.Module) -> Tensor:
-    """Run one module after the other."""
+    """Run the modules one after the other."""
     for module in modules:
         x = module(x)
     return x
 
 
 class Net(nn.Module):
-    """A network that says what it takes."""
+    """A network that knows the shape of its inputs, without the batch dimension."""
 
     shape: ClassVar[tuple[int, ...]] = (3, 8, 8)
 
 
 class Plain(Net):
-    """Convolutions, and a linear head on a flattened map."""
+    """Convolutions, and a linear head on flattened channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Plain(Net):
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut, a 1x1 convolution where the shape changes."""
+    """Two convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Residual(Net):
 
 
 class Dense(Net):
-    """Every layer reads the concatenation of what came before."""
+    """Every layer reads the concatenated outputs of all earlier layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Separable(Net):
 
 
 class Straight(Net):
-    """Layers that give the shape that they are given, and no way around them: of MobileNetV1, and of VGG."""
+    """Layers whose outputs have the shape of their inputs, without shortcuts, as in MobileNetV1 and VGG."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Straight(Net):
 
 
 class Grouped(Net):
-    """A convolution of two groups between dense ones."""
+    """A convolution of two groups between dense convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Mlp(Net):
 
 
 class Padded(Net):
-    """A shortcut without parameters: every other pixel, and zeros for the channels that it lacks."""
+    """A shortcut without parameters: every other pixel, padded with channels of zeros."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class Padded(Net):
 
 
 class SqueezeExcite(Net):
-    """Channels that are multiplied by what a side branch says of them."""
+    """Channels that are multiplied by the output of a side branch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class SqueezeExcite(Net):
 
 
 class Normed(Net):
-    """The other normalizations, and a slope a channel."""
+    """GroupNorm and LayerNorm, and a PReLU with a slope for each channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,7 +240,7 @@ class Normed(Net):
 
 
 class Wide(Net):
-    """Enough channels for a Tucker decomposition."""
+    """Enough channels for a Tucker-2 decomposition."""
 
     shape = (3, 4, 4)
 
@@ -255,7 +255,7 @@ class Wide(Net):
         return run(F.relu(self.bn(self.conv(F.relu(self.stem(x))))).mean((2, 3)), self.head)
 
 
-NETS: tuple[type[Net], ...] = (
+NETWORKS: tuple[type[Net], ...] = (
     Plain, Residual, Dense, Separable, Grouped, Sequence, Mlp, Padded, SqueezeExcite, Normed,
 )  # fmt: skip
 
@@ -264,14 +264,14 @@ _TEACHERS: dict[type[Net], Net] = {}
 
 
 def scrambled(net: N) -> N:
-    """Give every norm statistics, gains of both signs and shifts, and every PReLU its slopes; evaluation mode."""
+    """Randomize statistics, gains (of both signs) and shifts of norms, and slopes of PReLUs; set evaluation mode."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             assert module.running_mean is not None
             assert module.running_var is not None
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
-        if isinstance(module, NORMS) and module.weight is not None:
+        if isinstance(module, AFFINE_NORMS) and module.weight is not None:
             signs = torch.where(torch.rand(module.weight.shape) < 0.3, -1.0, 1.0)
             module.weight.data = signs * torch.empty_like(signs).uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.3)
@@ -281,7 +281,7 @@ def scrambled(net: N) -> N:
 
 
 def teacher(kind: type[Net]) -> Net:
-    """Return the one network of this class; nothing may change it."""
+    """Return the shared network of this class, which must not be changed."""
     if kind not in _TEACHERS:
         torch.manual_seed(1)
         _TEACHERS[kind] = scrambled(kind())
@@ -290,5 +290,5 @@ def teacher(kind: type[Net]) -> Net:
 
 @functools.cache
 def example(net: Net, count: int = 16) -> Tensor:
-    """Return inputs of a network, always the same."""
+    """Return inputs for a network, the same at every call."""
     return torch.randn(count, *net.shape, generator=torch.Generator().manual_seed(2))
