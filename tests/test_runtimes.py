@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime, Runtime
+from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime, OpenVino, Runtime
 from spaces import Quantize, deployed, trace, unfuse_attention
 from spaces.testing import RuntimeContract
 from spaces.testing.networks import CLASSES, Net, Plain, Residual, Separable, example, run, teacher
@@ -44,6 +44,14 @@ class TestOnnxRuntime(RuntimeContract):
 
     def make(self) -> Runtime:
         return OnnxRuntime()
+
+
+class TestOpenVino(RuntimeContract):
+    needs = ("onnx", "onnxscript", "openvino")
+    loads = "openvino"
+
+    def make(self) -> Runtime:
+        return OpenVino()
 
 
 class TestLiteRt(RuntimeContract):

@@ -2,6 +2,7 @@
 
 from objectives.runtimes.executorch.runtime import ExecuTorch
 from objectives.runtimes.litert.runtime import LiteRt
+from objectives.runtimes.onnx.openvino import OpenVino
 from objectives.runtimes.onnx.runtime import OnnxRuntime
 from objectives.runtimes.runtime import ExportError, Precision, Runtime
 
@@ -9,6 +10,7 @@ RUNTIMES: dict[str, type[Runtime]] = {
     "onnx": OnnxRuntime,
     "litert": LiteRt,
     "executorch": ExecuTorch,
+    "openvino": OpenVino,
 }
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "ExportError",
     "LiteRt",
     "OnnxRuntime",
+    "OpenVino",
     "Precision",
     "Runtime",
     "named",

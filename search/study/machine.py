@@ -13,7 +13,7 @@ import torch
 from search.study.errors import UserError
 
 # Packages that execute networks; their versions change how long a network takes.
-EXECUTING_PACKAGES = ("torch", "onnxruntime", "ai-edge-litert", "executorch")
+EXECUTING_PACKAGES = ("torch", "onnxruntime", "ai-edge-litert", "executorch", "openvino")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""ONNX Runtime: .onnx files."""
+"""ONNX Runtime and OpenVINO: .onnx files."""
 
 from objectives.runtimes.onnx.runtime import OnnxRuntime
 
