@@ -36,21 +36,23 @@ class BudgetClock:
     @property
     def total(self) -> float:
         """The length of the run in seconds, by its tightest time bound; infinity without one."""
-        minutes = self.budget.minutes
-        bounds = [None if minutes is None else 60 * minutes, self.budget.cpu_seconds]  # seconds
-        return min((bound for bound in bounds if bound is not None), default=float("inf"))
+        return min((bound for _, bound in self._bounds()), default=float("inf"))
 
     @property
     def spent(self) -> float:
         """The share of the time that has passed: 0 without a time bound, above 1 once the budget is exceeded."""
-        shares = [0.0]
-        if self.budget.minutes is not None:
-            shares.append((time.monotonic() - self.wall) / (60 * self.budget.minutes))
-        if self.budget.cpu_seconds is not None:
-            shares.append((time.process_time() - self.cpu) / self.budget.cpu_seconds)
-        return max(shares)
+        return max((passed / bound for passed, bound in self._bounds()), default=0.0)
 
     @property
     def left(self) -> float:
         """The remaining seconds, at least 0; infinity without a time bound."""
-        return max(0.0, (1 - self.spent) * self.total) if self.timed else float("inf")
+        return max(0.0, min((bound - passed for passed, bound in self._bounds()), default=float("inf")))
+
+    def _bounds(self) -> list[tuple[float, float]]:
+        """Return the seconds that have passed and the seconds of the bound, for each time bound."""
+        bounds = []
+        if self.budget.minutes is not None:
+            bounds.append((time.monotonic() - self.wall, 60 * self.budget.minutes))
+        if self.budget.cpu_seconds is not None:
+            bounds.append((time.process_time() - self.cpu, self.budget.cpu_seconds))
+        return bounds
