@@ -1,4 +1,4 @@
-# make demo: from nothing to a front, a picture and a verified file.   make test: every check.
+# make demo: from nothing to a front, a picture and a verified file.   make test: static checks and fast tests.
 VENV := .venv
 PYTHON := python3.11
 READY := $(VENV)/.ready

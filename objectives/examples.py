@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,7 @@ class Examples:
 
     inputs: Tensor
     labels: Tensor
+    _digests: list[str] = field(default_factory=list, init=False)  # of the content, computed once: it reads all data
 
     def __post_init__(self) -> None:
         """Check the types and the lengths."""
@@ -71,9 +72,11 @@ class Examples:
 
     def __repr__(self) -> str:
         """Return a text with count, shape and a digest of the content, the same in every process."""
-        digest = hashlib.sha256(self.inputs.contiguous().numpy().tobytes())
-        digest.update(self.labels.contiguous().numpy().tobytes())
-        return f"Examples({len(self)} of {tuple(self.inputs.shape[1:])}, sha256 {digest.hexdigest()[:12]})"
+        if not self._digests:
+            digest = hashlib.sha256(self.inputs.contiguous().numpy().data)
+            digest.update(self.labels.contiguous().numpy().data)
+            self._digests.append(digest.hexdigest()[:12])
+        return f"Examples({len(self)} of {tuple(self.inputs.shape[1:])}, sha256 {self._digests[0]})"
 
     def batches(self, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of inputs and labels in order, of at most `size` examples."""

@@ -37,7 +37,7 @@ class Choice(NamedTuple):
 
 
 class Step(Protocol):
-    """One act on a model."""
+    """One change of a network."""
 
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
         """Return a new model; `model` is not changed.
@@ -84,7 +84,7 @@ class Sparing(Protocol):
 
 
 class Recovery(Protocol):
-    """How accuracy is won back."""
+    """The loss of the fine-tuning."""
 
     def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of the student's outputs (B, classes), given the teacher's outputs and labels (B,)."""

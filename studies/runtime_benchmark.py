@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 from objectives import Top1
-from objectives.runtimes import RUNTIMES, named
+from objectives.runtimes import named
 from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.runtimes.runtime import silence
 from search.evaluation.reference import teacher_file
@@ -165,12 +165,16 @@ def main() -> None:
     parser.add_argument("study", help="file.py:function or package.module:function that returns a StudySpec")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of that function")
     parser.add_argument("--folder", help="the study's files (default: runs/<name of the study>)")
-    parser.add_argument("--runtime", choices=RUNTIMES, help="the runtime of the files (default: the study's)")
+    parser.add_argument("--runtime", choices=QUANTIZERS, help="the runtime of the files (default: the study's)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     spec = resolved(load(options.study, options.set))
     if options.runtime:
         spec = replace(spec, runtime=named(options.runtime))
+    if spec.runtime.name not in QUANTIZERS:
+        parser.error(
+            f"there are no 8-bit tools for the runtime {spec.runtime.name}; the runtimes are {', '.join(QUANTIZERS)}"
+        )
     folder = folder_of(spec, options.folder)
     study = open_study(spec, folder, None, create=False)
     subject = Subject(spec, torch.device("cpu"))

@@ -51,7 +51,7 @@ from search.proposals.stratified import StratifiedRandom
 from search.study import machine
 from search.study.budget_clock import BudgetClock
 from search.study.files import save_json, state_path
-from search.study.front import front, spent
+from search.study.front import front, trained_count
 from search.study.storage import open_study
 from spaces import BitWidths, PruneRatios, Ranks
 from studies.fashion_mnist import residual
@@ -142,7 +142,7 @@ def _statistics(study: Study, context: Context, started: float) -> dict[str, flo
     draft = draft_of(study)
     return {
         "drafted": 0 if draft is None else len(draft.trials),
-        "trained": spent(study),
+        "trained": trained_count(study),
         "cpu_seconds": time.process_time() - started,
         **{PROFILE_PREFIX + name: seconds for name, seconds in context.cpu_profile.seconds.items()},
     }

@@ -90,7 +90,7 @@ def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
     trials
         Number of candidates to train.
     runtime
-        The runtime that executes the files: onnx, litert or executorch.
+        The runtime that executes the files: onnx, litert, executorch or openvino.
     """
     file_runtime = named(runtime)
     data_splits = splits(data)

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from spaces.costs.effects import Layers
     from spaces.costs.frame import Frame
 
-WORDS = "all", "row", "middle"  # of rung 0, 1 and 2
+WORDS = "all", "row", "middle"  # of crop 0, 1 and 2
 
 
 @dataclass(frozen=True, slots=True)
-class KernelRung:
+class KernelCrop:
     """0 for a whole kernel, 1 for its middle row, 2 for its middle."""
 
     of: ClassVar[Literal["layer"]] = "layer"
@@ -49,32 +49,32 @@ class KernelRung:
 
 @dataclass(frozen=True, slots=True)
 class CropKernels:
-    """Remove the outer positions of kernels; `rungs` are pairs of (layer, 0, 1 or 2)."""
+    """Remove the outer positions of kernels; `crops` are pairs of (layer, 0, 1 or 2)."""
 
-    rungs: tuple[tuple[str, int], ...]
+    crops: tuple[tuple[str, int], ...]
 
     def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
         cropped = copy.deepcopy(model)
         if not self.words():
             return cropped
-        for name, rung in self.rungs:
+        for name, crop in self.crops:
             layer = cropped.get_submodule(name)
-            if rung and isinstance(layer, nn.Conv2d):
-                replace_module(cropped, name, _cropped(layer, rung).train(layer.training))
+            if crop and isinstance(layer, nn.Conv2d):
+                replace_module(cropped, name, _cropped(layer, crop).train(layer.training))
         reestimate(cropped, example)
         return cropped
 
     def apply_to_shapes(self, architectures: Architectures, row: int) -> None:
-        if self.rungs:
-            names, rungs = zip(*self.rungs, strict=True)
-            architectures.write(row, KernelRung(), names, rungs)
+        if self.crops:
+            names, crops = zip(*self.crops, strict=True)
+            architectures.write(row, KernelCrop(), names, crops)
 
     def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
         del anatomy
-        return {"kernel kept": {name: Choice(rung, rung / 2, WORDS[rung]) for name, rung in self.rungs}}
+        return {"kernel kept": {name: Choice(crop, crop / 2, WORDS[crop]) for name, crop in self.crops}}
 
     def words(self) -> str:
-        cropped = [f"{name} {WORDS[rung]}" for name, rung in self.rungs if rung]
+        cropped = [f"{name} {WORDS[crop]}" for name, crop in self.crops if crop]
         return f"kernels {', '.join(cropped)}" if cropped else ""
 
 
@@ -103,20 +103,20 @@ def _layers(anatomy: Anatomy) -> list[Layer]:
     return [layer for layer in same if not (layer.tied or layer.stays or layer.transposed)]
 
 
-def _cropped(layer: nn.Conv2d, rung: int) -> nn.Conv2d:
+def _cropped(layer: nn.Conv2d, crop: int) -> nn.Conv2d:
     middle = layer.kernel_size[0] // 2
     smaller = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
-        (1, 1 if rung > 1 else layer.kernel_size[1]),
-        padding=(0, 0 if rung > 1 else middle * layer.dilation[1]),  # keeps the size of the input
+        (1, 1 if crop > 1 else layer.kernel_size[1]),
+        padding=(0, 0 if crop > 1 else middle * layer.dilation[1]),  # keeps the size of the input
         dilation=(layer.dilation[0], layer.dilation[1]),
         groups=layer.groups,
         bias=layer.bias is not None,
         padding_mode=layer.padding_mode,
     )
     weight = layer.weight.detach()[:, :, middle : middle + 1]
-    smaller.weight.data = (weight[..., middle : middle + 1] if rung > 1 else weight).clone()
+    smaller.weight.data = (weight[..., middle : middle + 1] if crop > 1 else weight).clone()
     if layer.bias is not None and smaller.bias is not None:
         smaller.bias.data = layer.bias.detach().clone()
     return smaller.to(layer.weight.device)

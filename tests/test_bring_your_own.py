@@ -121,14 +121,14 @@ def test_the_study_leads_to_a_file_that_onnx_runtime_executes(
     assert members
     for member in members:
         assert member["feasible"] == "yes"
-        assert float(member["file_worst_recall"]) >= 60
+        assert float(member["file_worst_recall_percent"]) >= 60
         assert 0 < float(member["file_bytes"]) < float(teacher["size_bytes"])
 
     out = tmp_path / "out"
     exported = typed("-m", "search", "export", *study, "--pick", "min size_bytes", "--out", str(out))
     assert exported.returncode == 0, exported.stderr
     record = json.loads((out / "verification.json").read_text())
-    assert record["worst_recall_file"] == pytest.approx(record["worst_recall_torch"], abs=5)
+    assert record["worst_recall_percent_file"] == pytest.approx(record["worst_recall_percent_torch"], abs=5)
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"x": np.zeros((3, 1, 10, 10), np.float32)})
     assert answer.shape == (3, 4)

@@ -602,7 +602,7 @@ def test_the_plan_of_a_killed_trial_is_run_again(
 
 def test_a_finished_study_prints_how_to_continue(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", STUDY]) == 0
-    assert "4 of 4 trials are done; --trials asks for more" in capsys.readouterr().err
+    assert "4 of 4 trials are done; use a larger --trials to continue" in capsys.readouterr().err
 
 
 def test_no_plan_is_trained_twice(finished: Path) -> None:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 
 from search.proposals.draft_sampler import DraftSampler, _acquisition, _observations, _read_draft
 from search.proposals.stratified import StratifiedRandom
-from search.study.records import DRAFT, RANGES, RUNG, STOPPED
+from search.study.records import DRAFT, EARLY_CHECK, RANGES, STOPPED
 
 Make = Callable[[], BaseSampler]
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -130,9 +130,11 @@ def measured_study() -> optuna.Study:
         draft.add_trial(create_trial(params=params, distributions=SPACE, values=[loss, 1 / ratio]))
         if (loss, ratio) in FRONT:
             top1 = FRONT[loss, ratio]
-            rung = {"epochs": 1, "values": {"0": 1.5 * top1 - 47}}
+            check = {"epochs": 1, "values": {"0": 1.5 * top1 - 47}}
             found = [top1, 1 / ratio]
-            study.add_trial(create_trial(params=params, distributions=SPACE, values=found, user_attrs={RUNG: rung}))
+            study.add_trial(
+                create_trial(params=params, distributions=SPACE, values=found, user_attrs={EARLY_CHECK: check})
+            )
     return study
 
 
@@ -164,7 +166,7 @@ def test_a_plan_that_is_expected_to_miss_a_limit_is_not_proposed() -> None:
     assert gains[88.0][0] < gains[88.0][1] - 3, "its predicted accuracy is 86 percent"
 
 
-def test_a_trial_stopped_at_a_rung_counts_with_its_extrapolated_values() -> None:
+def test_a_stopped_trial_counts_with_its_extrapolated_values() -> None:
     study = measured_study()
     params, found = {"x": (len(FRONT) + len(BETWEEN)) / 100, "y": 1}, 1.5 * 80 - 47
     study.add_trial(
@@ -172,7 +174,7 @@ def test_a_trial_stopped_at_a_rung_counts_with_its_extrapolated_values() -> None
             state=TrialState.PRUNED,
             params=params,
             distributions=SPACE,
-            user_attrs={STOPPED: True, RUNG: {"epochs": 1, "values": {"0": found}}},
+            user_attrs={STOPPED: True, EARLY_CHECK: {"epochs": 1, "values": {"0": found}}},
         )
     )
     known = _read_draft(study)

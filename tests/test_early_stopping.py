@@ -14,8 +14,8 @@ from optuna.trial import TrialState, create_trial
 from objectives import Limit
 from search.evaluation.early_stopping import MIN_TRIALS, EarlyStopping
 from search.results.candidates import candidates
-from search.study.front import spent, trained
-from search.study.records import REASON, RUNG, STOPPED
+from search.study.front import trained, trained_count
+from search.study.records import EARLY_CHECK, REASON, STOPPED
 from tests.small_study import context, searched, study
 
 if TYPE_CHECKING:
@@ -31,11 +31,13 @@ def shared() -> Context:
     return context(study())
 
 
-def with_trained(rung: float, end: float, size: float, epochs: float = EPOCHS, count: int = MIN_TRIALS) -> optuna.Study:
-    """Return a study of trials with equal sizes, equal accuracies at the rung, and equal accuracies at the end."""
+def with_trained(
+    check: float, end: float, size: float, epochs: float = EPOCHS, count: int = MIN_TRIALS
+) -> optuna.Study:
+    """Return a study of trials with equal sizes, equal accuracies at the check, and equal accuracies at the end."""
     main = optuna.create_study(directions=["maximize", "minimize"])
     for _ in range(count):
-        attributes = {RUNG: {"epochs": epochs, "values": {"0": rung}}}
+        attributes = {EARLY_CHECK: {"epochs": epochs, "values": {"0": check}}}
         main.add_trial(create_trial(values=[end, size], user_attrs=attributes))
     return main
 
@@ -54,7 +56,7 @@ def measured(main: optuna.Study, size: float, share: float = 0.3, *, strict: boo
         strict=strict,
     )
     stopping(0.1)
-    assert RUNG not in trial.user_attrs
+    assert EARLY_CHECK not in trial.user_attrs
     try:
         stopping(share)
     finally:
@@ -63,7 +65,7 @@ def measured(main: optuna.Study, size: float, share: float = 0.3, *, strict: boo
 
 
 def test_a_training_is_stopped_if_a_cheaper_trial_is_out_of_reach() -> None:
-    main = with_trained(rung=109.0, end=110.5, size=50.0)  # the expected gain is 1.5 points
+    main = with_trained(check=109.0, end=110.5, size=50.0)  # the expected gain is 1.5 points
     with pytest.raises(optuna.TrialPruned):
         measured(main, size=60.0)
     trial = main.trials[-1]
@@ -71,14 +73,14 @@ def test_a_training_is_stopped_if_a_cheaper_trial_is_out_of_reach() -> None:
     assert trial.user_attrs[REASON] == (
         "stopped after a quarter of its training: trial 0, which costs no more, is out of reach"
     )
-    assert 90 < trial.user_attrs[RUNG]["values"]["0"] <= 100
+    assert 90 < trial.user_attrs[EARLY_CHECK]["values"]["0"] <= 100
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_training_is_stopped_if_it_will_miss_a_limit(strict: bool) -> None:  # noqa: FBT001
-    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[RUNG]["values"]["0"]
-    main = with_trained(rung=50.0, end=50.5, size=99.0)
-    for other in with_trained(rung=50.0, end=53.5, size=99.0).trials:
+    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]
+    main = with_trained(check=50.0, end=50.5, size=99.0)
+    for other in with_trained(check=50.0, end=53.5, size=99.0).trials:
         main.add_trial(other)  # the expected gain is 2 points, with a standard deviation of 1.5
     reasons = {}
     for gain in (1.9, 2.1, 3.4, 3.6):
@@ -98,9 +100,9 @@ def test_a_training_is_stopped_if_it_will_miss_a_limit(strict: bool) -> None:  #
 
 
 def test_strict_stopping_ends_a_training_that_is_not_expected_to_beat_the_others() -> None:
-    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[RUNG]["values"]["0"]
-    main = with_trained(rung=now - 0.7, end=now - 0.2, size=50.0)
-    for trial in with_trained(rung=now - 0.7, end=now + 2.8, size=50.0).trials:
+    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]
+    main = with_trained(check=now - 0.7, end=now - 0.2, size=50.0)
+    for trial in with_trained(check=now - 0.7, end=now + 2.8, size=50.0).trials:
         main.add_trial(trial)  # the expected gain is 2 points, with a standard deviation of 1.5
     assert STOPPED not in measured(main, size=60.0).user_attrs
     with pytest.raises(optuna.TrialPruned):
@@ -109,19 +111,19 @@ def test_strict_stopping_ends_a_training_that_is_not_expected_to_beat_the_others
 
 
 @pytest.mark.parametrize("main", [
-    with_trained(rung=109.0, end=110.5, size=70.0),  # the others cost more
-    with_trained(rung=60.0, end=100.5, size=50.0),  # it is expected to beat the others
-    with_trained(rung=109.0, end=110.5, size=50.0, epochs=2),  # the others had another length
-    with_trained(rung=109.0, end=110.5, size=50.0, count=MIN_TRIALS - 1),
+    with_trained(check=109.0, end=110.5, size=70.0),  # the others cost more
+    with_trained(check=60.0, end=100.5, size=50.0),  # it is expected to beat the others
+    with_trained(check=109.0, end=110.5, size=50.0, epochs=2),  # the others had another length
+    with_trained(check=109.0, end=110.5, size=50.0, count=MIN_TRIALS - 1),
 ], ids=["more expensive", "caught up", "longer", "too few"])  # fmt: skip
 def test_a_training_that_may_become_the_best_of_its_size_continues(main: optuna.Study) -> None:
     trial = measured(main, size=60.0)
     assert STOPPED not in trial.user_attrs
-    assert RUNG in trial.user_attrs
+    assert EARLY_CHECK in trial.user_attrs
 
 
 def test_a_finished_training_is_not_stopped() -> None:
-    assert RUNG not in measured(with_trained(rung=109.0, end=110.5, size=50.0), size=60.0, share=1.0).user_attrs
+    assert EARLY_CHECK not in measured(with_trained(check=109.0, end=110.5, size=50.0), size=60.0, share=1.0).user_attrs
 
 
 def test_stopped_trials_count_towards_the_budget_and_appear_in_the_table(tmp_path: Path) -> None:
@@ -129,6 +131,6 @@ def test_stopped_trials_count_towards_the_budget_and_appear_in_the_table(tmp_pat
     stopped = [trial for trial in main.trials if STOPPED in trial.user_attrs]
     assert stopped
     assert all(trial.state == TrialState.PRUNED for trial in stopped)
-    assert spent(main) == 30 == len(trained(main)) + len(stopped)
+    assert trained_count(main) == 30 == len(trained(main)) + len(stopped)
     table = candidates(main, study()).set_index("number")
     assert set(table.loc[[trial.number for trial in stopped], "state"]) == {"stopped early"}

@@ -68,10 +68,10 @@ def test_a_name_of_a_constant_means_one_thing() -> None:
     assert not {name: values for name, values in meanings.items() if len(values) > 1}
 
 
-def test_every_room_says_what_it_is_for() -> None:
-    rooms = [path for path in _modules() if path.name == "__init__.py"]
-    assert rooms
-    assert not [path for path in rooms if not ast.get_docstring(ast.parse(path.read_text()))]
+def test_every_package_says_what_it_is_for() -> None:
+    packages = [path for path in _modules() if path.name == "__init__.py"]
+    assert packages
+    assert not [path for path in packages if not ast.get_docstring(ast.parse(path.read_text()))]
 
 
 def test_runtimes_and_plots_are_not_loaded_by_the_space() -> None:

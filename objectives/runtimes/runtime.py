@@ -91,6 +91,7 @@ class Runtime(Protocol):
         ----------
         model
             A finished model in eval mode; it is not changed.
+        example
             A batch of inputs, usually the calibration inputs. Integer kernels also round tensors that the model does
             not round; the ranges for that are measured on this batch.
         path

@@ -36,8 +36,8 @@ class Prediction(NamedTuple):
 class CostModel:
     """The costs of plans for one teacher.
 
-    Two functions of `search.evaluation.profiling` change it by fitting models to measured costs: `fit_before_search`
-    before a study starts, and `refit` between trials.
+    Only `search.evaluation.profiling` changes it: `fit_before_search` adds models, `measure_promising` and `refit` fit
+    them again to more measurements, and `refit` drops a formula that disagrees with a measurement.
 
     Parameters
     ----------

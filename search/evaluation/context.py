@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from spaces import Plan, Recovery
     from spaces.plan import Step
 
-TIMED_STEPS = 10  # training steps whose time is averaged
+TIMED_STEPS = 10  # training steps whose time is averaged (chosen)
 
 
 class Context:

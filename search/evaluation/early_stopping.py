@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from objectives import Metric
 from search.study.cpu_profile import MEASURING
-from search.study.records import REASON, RUNG, STOPPED
+from search.study.records import EARLY_CHECK, REASON, STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from search.evaluation.context import Context
 
-RUNG_SHARE = 0.25  # share of the training after which a network is measured, at its rung
-RUNG_EXAMPLES = 1000  # validation examples that are measured on at the rung, at most
-MIN_TRIALS = 8  # trained trials; with fewer the gain in the rest of a training cannot be estimated
+CHECK_SHARE = 0.25  # share of the training after which early stopping measures the network (chosen)
+CHECK_EXAMPLES = 1000  # at most this many validation examples are used (chosen)
+MIN_TRIALS = 8  # trained trials; with fewer the gain in the rest of a training cannot be estimated (chosen)
 
 
 class EarlyStopping:
@@ -58,7 +58,7 @@ class EarlyStopping:
         self._trial, self._context, self._model, self._progress = trial, context, model, progress
         self._epochs, self._strict = epochs, strict
         examples = context.spec.splits.validation.take(
-            torch.arange(min(RUNG_EXAMPLES, len(context.spec.splits.validation)))
+            torch.arange(min(CHECK_EXAMPLES, len(context.spec.splits.validation)))
         )
         self._objectives = [
             (at, x.on(examples) if isinstance(x, Metric) else x)
@@ -69,7 +69,7 @@ class EarlyStopping:
         self._done = not (self._objectives and self._costs)
 
     def __call__(self, share: float) -> None:
-        """Report the progress, and measure the network once, at the rung.
+        """Report the progress, and measure the network once, when a quarter of the training is done.
 
         Raises
         ------
@@ -77,13 +77,13 @@ class EarlyStopping:
             If the network is expected to be dominated or to miss a limit.
         """
         self._progress(share)
-        if self._done or not RUNG_SHARE <= share < 1:
+        if self._done or not CHECK_SHARE <= share < 1:
             return
         self._done = True
         with self._context.cpu_profile.charge(MEASURING):
             finished = self._context.subject.finish(self._model)
             now = {str(at): float(objective(finished)) for at, objective in self._objectives}
-        self._trial.set_user_attr(RUNG, {"epochs": self._epochs, "values": now})
+        self._trial.set_user_attr(EARLY_CHECK, {"epochs": self._epochs, "values": now})
         reason = self._stopping(now)
         if reason is not None:
             self._trial.set_user_attr(STOPPED, value=True)
@@ -93,12 +93,16 @@ class EarlyStopping:
     def _stopping(self, now: dict[str, float]) -> str | None:
         """Return why the training should stop: a limit or a trained trial is out of reach; None if it should not."""
         complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        comparable = [trial for trial in complete if trial.user_attrs.get(RUNG, {}).get("epochs") == self._epochs]
+        comparable = [
+            trial for trial in complete if trial.user_attrs.get(EARLY_CHECK, {}).get("epochs") == self._epochs
+        ]
         if len(comparable) < MIN_TRIALS:
             return None
         predictions = {}
         for at, objective in self._objectives:
-            gains = np.array([trial.values[at] - trial.user_attrs[RUNG]["values"][str(at)] for trial in comparable])
+            gains = np.array(
+                [trial.values[at] - trial.user_attrs[EARLY_CHECK]["values"][str(at)] for trial in comparable]
+            )
             sign = -self._sign(at)
             best = sign * (now[str(at)] + np.median(gains)) + (0 if self._strict else gains.std())
             predictions[at] = sign, best

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 
-PROFILED_NETWORKS = 20  # networks that are profiled before a search
+PROFILED_NETWORKS = 20  # networks that are profiled before a search (chosen)
 MIN_PROFILED_NETWORKS = 8  # profiled networks; with fewer no model is fitted
-PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # rounds, and plans in each, of promising plans measured before a draft
-MIXED_PLANS = 4  # uniform plans; a profiled plan takes each parameter from one of them
+PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # round r measures up to 6 r of the most promising plans (chosen)
+MIXED_PLANS = 4  # uniform plans; a profiled plan takes each parameter from one of them (chosen)
 MEASUREMENTS_VARIABLE = "SLIMFRONT_MEASURED"  # the environment variable that names the folder of measurements
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from objectives import Examples
     from spaces import Recovery
 
-PROXY_INPUTS = 256  # training inputs of the proxy loss, drawn independently of the calibration inputs
+PROXY_INPUTS = 256  # training inputs of the proxy loss, drawn independently of the calibration inputs (chosen)
 
 
 class ProxyLoss:

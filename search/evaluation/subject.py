@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
     from spaces import Anatomy, Plan
 
-ROUGH_INPUTS = 128  # calibration inputs for a network that is built only to compute its proxy loss
+ROUGH_INPUTS = 128  # calibration inputs for a network that is built only to compute its proxy loss (chosen)
 
 
 class Subject:

@@ -18,6 +18,7 @@ from search.study.errors import Diverged
 from search.study.files import save_state, state_path
 from search.study.queue import worker
 from search.study.records import (
+    EARLY_CHECK,
     EPOCHS,
     EXCESS,
     INEXACT,
@@ -28,7 +29,6 @@ from search.study.records import (
     REASON,
     RELATIVE,
     REPLAY,
-    RUNG,
     SECONDS,
     STOPPED,
     VALUES,
@@ -139,7 +139,7 @@ def run_trial(
 
 
 def _record(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
-    """Record the measured values and the relative excess predicted_excess each limit; return the excess.
+    """Record the measured values and the relative excess over each limit; return the excess.
 
     Raises
     ------
@@ -225,7 +225,7 @@ def _costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
 
 def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
     """Replay an earlier trial of the same plan: end as it did, without building or training."""
-    for name in (VALUES, EXCESS, REASON, EPOCHS, RUNG, STOPPED):
+    for name in (VALUES, EXCESS, REASON, EPOCHS, EARLY_CHECK, STOPPED):
         if name in earlier.user_attrs:
             trial.set_user_attr(name, earlier.user_attrs[name])
     trial.set_user_attr(REPLAY, earlier.user_attrs.get(REPLAY, earlier.number))

@@ -14,7 +14,7 @@ from search.loop.watch import Watch
 from search.study.budget_clock import BudgetClock
 from search.study.console import console
 from search.study.errors import Diverged
-from search.study.front import spent
+from search.study.front import trained_count
 from search.study.queue import enqueue, requeue_abandoned
 from search.study.records import AHEAD, RANGES, STARTED
 
@@ -54,9 +54,9 @@ def run(study: Study, context: Context, folder: Path) -> bool:
             study.set_user_attr(STARTED, value=True)
             for params in plans:
                 enqueue(study, params)
-    done = spent(study)
+    done = trained_count(study)
     if spec.budget.trials is not None and done >= spec.budget.trials:
-        console.print(f"{done} of {spec.budget.trials} trials are done; --trials asks for more")
+        console.print(f"{done} of {spec.budget.trials} trials are done; use a larger --trials to continue")
         return True
     if AHEAD in study.user_attrs:  # the study has measurements from its start
         fit_before_search(context, 0.0)

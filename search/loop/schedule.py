@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from search.study.console import console
 from search.study.cpu_profile import BUILDING, TRAINING
-from search.study.front import front, spent, trained
+from search.study.front import front, trained, trained_count
 from search.study.queue import enqueue, fixed, params_of
 from search.study.records import ASKED, EPOCHS, RANGE, SECONDS
 from search.training.learning_rate import MAX_TRAINABLE_LOSS, TEST_STEPS, Rate, range_test
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 MIN_CANDIDATES = 8  # candidates that must fit in the time left; otherwise trainings are shortened (fitted)
-MIN_TRAINING_STEPS = 25  # steps below which no training is shortened
+MIN_TRAINING_STEPS = 25  # steps below which no training is shortened (chosen)
 FRONT_SHARE = 0.25  # last share of the time, kept for training the front further if trainings were shortened (fitted)
-MIN_LENGTHENING = 1.5  # ratio of a second training's epochs to the first's, below which it is not worth its time
+MIN_LENGTHENING = 1.5  # a second training has at least this many times the epochs of the first (chosen)
 
 
 def range_tested(study: Study, context: Context) -> Rate | None:
@@ -100,7 +100,7 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
         console.print(f"the time per candidate is unknown, because timing one failed: {first_line(error)}")
         return recipe
     trials = clock.budget.trials
-    count = MIN_CANDIDATES if trials is None else max(1, min(MIN_CANDIDATES, trials - spent(study)))
+    count = MIN_CANDIDATES if trials is None else max(1, min(MIN_CANDIDATES, trials - trained_count(study)))
     if clock.left >= count * (step_seconds * steps + other_seconds):
         return recipe
     affordable_steps = ((clock.left - FRONT_SHARE * clock.total) / count - other_seconds) / step_seconds
@@ -123,11 +123,13 @@ def prolong(study: Study, spec: StudySpec, seconds: float) -> int:
     seconds
         CPU time for all members together; the time per epoch is estimated from the trained trials.
     """
-    over = trained(study)
+    finished = trained(study)
     epoch_seconds = (
-        statistics.fmean(trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in over) if over else 0.0
+        statistics.fmean(trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in finished)
+        if finished
+        else 0.0
     )
-    members = sorted(front(study), key=lambda member: _gap(member, over, spec), reverse=True)
+    members = sorted(front(study), key=lambda member: _gap(member, finished, spec), reverse=True)
     for count in range(len(members), 0, -1):
         epochs = min(spec.recipe.epochs, seconds / (count * epoch_seconds))
         chosen = _shorter(study, members, epochs)[:count]
@@ -154,10 +156,10 @@ def _enqueue_all(study: Study, members: Sequence[FrozenTrial], epochs: float) ->
     return len(members)
 
 
-def _gap(member: FrozenTrial, over: Sequence[FrozenTrial], spec: StudySpec) -> float:
+def _gap(member: FrozenTrial, finished: Sequence[FrozenTrial], spec: StudySpec) -> float:
     """Return a trial's distance from the best values, in shares of the range, summed over the trained objectives."""
     columns = [at for at, objective in enumerate(spec.objectives) if not objective.is_cost]
-    values = np.array([trial.values for trial in over])[:, columns]
+    values = np.array([trial.values for trial in finished])[:, columns]
     signs = [1 if spec.objectives[at].direction == "maximize" else -1 for at in columns]
     best = (values * signs).max(0)
     own = np.array(member.values)[columns] * signs

@@ -18,7 +18,7 @@ from search.loop.schedule import FRONT_SHARE, prolong
 from search.proposals.proxy_correlation import is_misleading
 from search.study.console import EVERY_SECONDS, bar, console, duration
 from search.study.errors import Diverged, UserError
-from search.study.front import front, spent
+from search.study.front import front, trained_count
 from search.study.queue import enqueue
 from search.study.records import ASKED, INTERRUPTED, REASON
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe
     from search.training.learning_rate import Rate
 
-MAX_FRUITLESS = 300  # rejected or replayed plans in a row; then the space is exhausted or the limits are too tight
-FIRST_FAILURES = 3  # failed trials before any is trained; then the study has an error
+MAX_FRUITLESS = 300  # rejected or replayed plans in a row; then no new plan meets the limits (chosen)
+FIRST_FAILURES = 3  # failed trials before any is trained; then the study has an error (chosen)
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Watch:
 
     def __enter__(self) -> Self:
         """Show the progress bar and handle Ctrl-C."""
-        self.at_start = self.done = spent(self.study)
+        self.at_start = self.done = trained_count(self.study)
         self.began = self.clock.spent  # before this, the draft took time
         self.progress = self.exits.enter_context(bar("best"))
         self.task = self.progress.add_task("trials", total=self._total(), best="", completed=self.at_start)
@@ -98,7 +98,7 @@ class Watch:
     def over(self) -> bool:
         """Whether to stop before the next trial."""
         trials = self.context.spec.budget.trials
-        enough = trials is not None and spent(self.study) >= trials
+        enough = trials is not None and trained_count(self.study) >= trials
         return self.stopped or self.exhausted or self.clock.spent >= 1 or enough
 
     def _total(self) -> float:
@@ -117,7 +117,7 @@ class Watch:
         UserError
             If the first trials all fail.
         """
-        done = spent(self.study)
+        done = trained_count(self.study)
         self.fruitless = 0 if done > self.done else self.fruitless + 1
         self.done = done
         self.progress.update(self.task, completed=done, best=best_points(self.study))

@@ -14,7 +14,7 @@ from search.proposals.limits import meet_limits
 from search.proposals.sensitivity_table import safe_log
 from search.proposals.short_training import ShortTraining, rate_is_known
 from search.study.cpu_profile import SCORING
-from search.study.queue import accompanied, worker
+from search.study.queue import is_other_live_worker, worker
 from search.study.records import PLAN, PROXY_LOSS, SHORT_TRAINING, WORKER
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from search.proposals.sensitivity_table import SensitivityTable
     from spaces import Plan, Step
 
-SEED_SHARE = 1 / 3  # share of the draft's plans that come directly from the Lagrangian search
-MUTANTS = 48  # mutated plans that are generated together; only the most promising one is scored
-ATTEMPTS = 20  # failed attempts to find a new plan, after which the space counts as exhausted
-CROSSOVER_SHARE = 0.3  # share of its parameters that a plan takes from its mate, on average, if it takes any
+SEED_SHARE = 1 / 3  # share of the draft's plans that come directly from the Lagrangian search (chosen)
+MUTANTS = 48  # mutated plans that are generated together; only the most promising one is scored (chosen)
+ATTEMPTS = 20  # failed attempts to find a new plan, after which the space counts as exhausted (chosen)
+CROSSOVER_SHARE = 0.3  # share of its parameters that a plan takes from its mate, on average, if it takes any (chosen)
 
 
 class Draft:
@@ -161,7 +161,7 @@ class Draft:
                 left_out = float(self._table.combine(row[None]).left_out[0])
                 self._short_training.note(left_out, self._losses[-1] / ratio, ratio)
             self._update_front(len(self._losses) - 1)
-        if any(accompanied(trial.user_attrs[WORKER]) for trial in trials[self._trials_read :]):
+        if any(is_other_live_worker(trial.user_attrs[WORKER]) for trial in trials[self._trials_read :]):
             self._worker_seed = os.getpid()  # several workers must not draw the same plans
         self._trials_read = len(trials)
 

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from sklearn.linear_model import BayesianRidge
 
 from search.proposals.draft_records import MIN_LOSS, choices_in, draft_of, metric_names, plausible
-from search.study.records import RUNG, STOPPED, VALUES
+from search.study.records import EARLY_CHECK, STOPPED, VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-THRESHOLDS = 256  # random bounds on the costs over which the expected improvement is averaged
+THRESHOLDS = 256  # random bounds on the costs over which the expected improvement is averaged (chosen)
 MIN_REGRESSION_TRIALS = 4  # trained trials; with fewer no regression is fitted
 COST_SCALE = 0.1  # scale of the cost features in the regression; on a front they correlate with the loss (fitted)
-REDRAWN = 2  # parameters of a plan that are redrawn, on average, once the draft is exhausted
-INHERIT_PROBABILITY = 0.7  # of taking a parameter that the draft lacks from a trial on the front
+REDRAWN = 2  # parameters of a plan that are redrawn, on average, once the draft is exhausted (chosen)
+INHERIT_PROBABILITY = 0.7  # of taking a parameter that the draft lacks from a trial on the front (chosen)
 LOSS_FEATURES = 2  # features computed from the loss; the costs follow
 
 
@@ -34,7 +34,7 @@ class DraftSampler(BaseSampler):
     The draft is a study `<name>-draft` in the same storage, with many cheap trials. An objective that both studies have
     under one metric name is known for every plan. The other objectives are predicted by Bayesian ridge regression,
     fitted to the trained trials; its features are the draft's first value and, scaled down, the known objectives.
-    For a trial that was stopped at a rung, its final values are extrapolated from those at the rung. The gain is the
+    For a trial that early stopping ended, its final values are extrapolated from those at the check. The gain is the
     mean, over random thresholds of the known objectives, of the expected improvement on the best trial that is within
     the threshold and meets the limits, times the probability that the plan meets the limits that are known only after
     training. If there is no draft, or none or all of the objectives are known, NSGA-II samples the trials.
@@ -134,7 +134,7 @@ class _Observations(NamedTuple):
     excess
         By how much the trained plans exceed each limit, zero or less if they meet it, shape (T, M).
     stopped, extrapolated
-        Indices of the plans that were stopped at a rung, shape (S,), and their predicted objectives, extrapolated to
+        Indices of the plans that early stopping ended, shape (S,), and their predicted objectives, extrapolated to
         the end of training, shape (S, L).
     depends_on_training
         Whether training changes a predicted objective; if not, it is a cost that the draft lacks, shape (L,).
@@ -188,8 +188,8 @@ def _observations(study: Study, draft: _Draft) -> _Observations:
     params = list(drafted[0].params)
     index_of = {choices_in(trial, params): index for index, trial in enumerate(drafted)}
     taken = np.zeros(len(drafted), dtype=bool)
-    trained, outcomes, excess, rungs, stopped, stopped_rungs, pending, others = [], [], [], [], [], [], [], []
-    at_rungs: set[str] = set()
+    trained, outcomes, excess, checks, stopped, stopped_checks, pending, others = [], [], [], [], [], [], [], []
+    measured_at_check: set[str] = set()
     limits = sorted({limit for trial in study.get_trials(deepcopy=False) for limit in trial.constraints})
     for trial in study.get_trials(deepcopy=False):
         index = index_of.get(choices_in(trial, params))
@@ -197,23 +197,23 @@ def _observations(study: Study, draft: _Draft) -> _Observations:
             taken[index] = True
             if trial.state == TrialState.RUNNING:
                 pending.append(index)
-            at_rungs |= trial.user_attrs.get(RUNG, {}).get("values", {}).keys()
-            rung = _rung(trial, objectives, predicted) * np.array([1, *signs[predicted]])
+            measured_at_check |= trial.user_attrs.get(EARLY_CHECK, {}).get("values", {}).keys()
+            check = _at_check(trial, objectives, predicted) * np.array([1, *signs[predicted]])
             if STOPPED in trial.user_attrs:
                 stopped.append(index)
-                stopped_rungs.append(rung)
+                stopped_checks.append(check)
         if trial.state == TrialState.COMPLETE:
             signed = np.array(trial.values) * signs
             if index is not None:
                 trained.append(index)
                 outcomes.append(signed[predicted])
                 excess.append([trial.constraints.get(limit, 0.0) for limit in limits])
-                rungs.append(rung)
+                checks.append(check)
             elif max(trial.constraints.values(), default=0.0) <= 0:
                 others.append([*_to_log(np.array(trial.values)[None, known])[0] * signs[known], *signed[predicted]])
     final = np.array(outcomes).reshape(-1, len(predicted))
     shape = -1, 1 + len(predicted)
-    extrapolated = _extrapolate(np.array(rungs).reshape(shape), final, np.array(stopped_rungs).reshape(shape))
+    extrapolated = _extrapolate(np.array(checks).reshape(shape), final, np.array(stopped_checks).reshape(shape))
     usable = np.isfinite(extrapolated).all(1)
     return _Observations(
         features=np.column_stack([np.log(loss), np.sqrt(loss), costs]),
@@ -225,33 +225,33 @@ def _observations(study: Study, draft: _Draft) -> _Observations:
         excess=np.array(excess).reshape(len(excess), len(limits)),
         stopped=np.array(stopped, dtype=int)[usable],
         extrapolated=extrapolated[usable],
-        depends_on_training=np.array([not at_rungs or str(at) in at_rungs for at in predicted]),
+        depends_on_training=np.array([not measured_at_check or str(at) in measured_at_check for at in predicted]),
         pending=np.array(pending, dtype=int),
         others=np.array(others).reshape(len(others), len(known) + len(predicted)),
     )
 
 
-def _rung(trial: FrozenTrial, objectives: list[str], predicted: list[int]) -> np.ndarray:
-    """Return a trial's epochs and its predicted objectives at the rung; NaN where a value is missing."""
-    rung, before = trial.user_attrs.get(RUNG, {}), trial.user_attrs.get(VALUES, {})
-    at_rung = rung.get("values", {})
-    values = (at_rung.get(str(at), before.get(objectives[at], np.nan)) for at in predicted)
-    return np.array([rung.get("epochs", np.nan), *values])
+def _at_check(trial: FrozenTrial, objectives: list[str], predicted: list[int]) -> np.ndarray:
+    """Return a trial's epochs and its predicted objectives at the check; NaN where a value is missing."""
+    check, before = trial.user_attrs.get(EARLY_CHECK, {}), trial.user_attrs.get(VALUES, {})
+    values_at_check = check.get("values", {})
+    values = (values_at_check.get(str(at), before.get(objectives[at], np.nan)) for at in predicted)
+    return np.array([check.get("epochs", np.nan), *values])
 
 
-def _extrapolate(rungs: np.ndarray, final: np.ndarray, stopped_rungs: np.ndarray) -> np.ndarray:
+def _extrapolate(checks: np.ndarray, final: np.ndarray, stopped_checks: np.ndarray) -> np.ndarray:
     """Return the values that stopped trials would have reached at the end of their training.
 
-    They are predicted from the values at the rung, since the distance of a poor network from a good one is larger after
-    a quarter of the training than at its end. Values are NaN if too few trials of that length were trained.
+    They are predicted from the values at the check, since the distance of a poor network from a good one is larger
+    after a quarter of the training than at its end. Values are NaN if too few trials of that length were trained.
     """
-    extrapolated = np.full((len(stopped_rungs), final.shape[1]), np.nan)
-    for epochs in np.unique(stopped_rungs[:, 0][np.isfinite(stopped_rungs).all(1)]):
-        same_length = (rungs[:, 0] == epochs) & np.isfinite(rungs).all(1)
-        rows = (stopped_rungs[:, 0] == epochs) & np.isfinite(stopped_rungs).all(1)
+    extrapolated = np.full((len(stopped_checks), final.shape[1]), np.nan)
+    for epochs in np.unique(stopped_checks[:, 0][np.isfinite(stopped_checks).all(1)]):
+        same_length = (checks[:, 0] == epochs) & np.isfinite(checks).all(1)
+        rows = (stopped_checks[:, 0] == epochs) & np.isfinite(stopped_checks).all(1)
         for column in range(final.shape[1]) if same_length.sum() >= MIN_REGRESSION_TRIALS else ():
-            model = BayesianRidge().fit(rungs[same_length, 1 + column, None], final[same_length, column])
-            extrapolated[rows, column] = model.predict(stopped_rungs[rows, 1 + column, None])
+            model = BayesianRidge().fit(checks[same_length, 1 + column, None], final[same_length, column])
+            extrapolated[rows, column] = model.predict(stopped_checks[rows, 1 + column, None])
     return extrapolated
 
 

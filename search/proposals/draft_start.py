@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
 
-MIN_SCORED, MAX_SCORED = 100, 1000  # plans in the draft, unless the user gives a number
-SCORED_PER_TRIAL = 12  # plans in the draft for each trained trial of the budget
-TABLE_SHARE = 0.25  # share of the budget's time: the most that measuring the sensitivity table may take
-PROMISING_SHARE = 0.05  # share of the budget's time: the most that measuring promising plans may take
-MIN_DRAFT_SHARE = 0.1  # share of the budget's time that the draft gets, however long the measurements before it took
+MIN_SCORED, MAX_SCORED = 100, 1000  # plans in the draft, unless the user gives a number (chosen)
+SCORED_PER_TRIAL = 12  # plans in the draft for each trained trial of the budget (chosen)
+TABLE_SHARE = 0.25  # share of the budget's time: the most that measuring the sensitivity table may take (chosen)
+PROMISING_SHARE = 0.05  # share of the budget's time: the most that measuring promising plans may take (chosen)
+MIN_DRAFT_SHARE = 0.1  # share of the budget's time that the draft gets at least (chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class DraftStart:
         Share of the budget's time by which the draft must be done; if the measurements before it took longer, the
         draft still gets a tenth of the time.
     seconds
-        CPU time that the table may take, and the same again for the measurements; at most a quarter of the budget's
-        time.
+        CPU time that the table may take, at most a quarter of the budget's time. Measuring random networks before it
+        may take the same again; measuring promising plans after it, at most 5% of the budget's time.
     """
 
     plans: int = 8

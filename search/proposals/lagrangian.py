@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spaces.costs.architectures import Architectures
 
 MULTIPLIERS = np.geomspace(3e-4, 10, 28)  # nats per factor of e in cost (fitted)
-MAX_SWEEPS = 6  # sweeps of coordinate descent over all parameters
+MAX_SWEEPS = 6  # sweeps of coordinate descent over all parameters (chosen)
 TIE_WEIGHT = 0.01  # nats per factor of e in each cost; of plans with similar losses, the smaller is preferred (fitted)
 
 

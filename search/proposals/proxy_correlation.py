@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
 
 POOR_NOTE = "; this is poor, so early stopping ends every training that is not expected to beat the others"
-MIN_TRUSTED_TRIALS = 12  # trained trials of the draft; with fewer the correlation is not judged
-POOR_CORRELATION = 0.3  # rank correlation below which the proxy loss is not trusted
-BAND_TRIALS = 4  # smallest number of trials of similar cost among which ranks are compared
+MIN_TRUSTED_TRIALS = 12  # trained trials of the draft; with fewer the correlation is not judged (chosen)
+POOR_CORRELATION = 0.3  # rank correlation below which the proxy loss is not trusted (chosen)
+BAND_TRIALS = 4  # smallest number of trials of similar cost among which ranks are compared (chosen)
 
 
 class ProxyCorrelation(NamedTuple):
@@ -104,8 +104,8 @@ def prediction_report(study: Study, spec: StudySpec) -> str:
 
 def cost_prediction_errors(study: Study) -> dict[str, PredictionError]:
     """Compare the predictions of every cost model with the measured values, including those of rejected trials."""
-    over = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    both = [trial.user_attrs for trial in over if {PREDICTED, VALUES} <= trial.user_attrs.keys()]
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    both = [trial.user_attrs for trial in finished if {PREDICTED, VALUES} <= trial.user_attrs.keys()]
     found = {}
     for name in dict.fromkeys(name for attrs in both for name in attrs[PREDICTED]):
         pairs = [(attrs[PREDICTED][name], attrs[VALUES][name]) for attrs in both if name in attrs[VALUES]]

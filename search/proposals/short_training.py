@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
     from spaces import Plan
 
-SHORT_STEPS = 25  # steps of a short training
-FIRST_TRAINED = 8  # plans that may be trained first; after these, as many examples are scored as are trained on
-NEIGHBOURS = 5  # trained plans whose median ratio is the prediction for another plan
+SHORT_STEPS = 25  # steps of a short training (chosen)
+FIRST_TRAINED = 8  # plans trained first; then as many examples are scored as are trained on (chosen)
+NEIGHBOURS = 5  # trained plans whose median ratio is the prediction for another plan (chosen)
 DEPTH_WEIGHT = 5.0  # weight of the share of left-out layers, relative to the log loss, in the distance (fitted)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
+MIN_SHAPE, SHAPE_RANGE = 0.5, 4.0  # parameters of the beta distribution around a trial's strength (chosen)
+
 
 class StratifiedRandom(BaseSampler):
     """Sample random plans whose strengths of compression are uniformly distributed.
@@ -65,7 +67,9 @@ class StratifiedRandom(BaseSampler):
         if not isinstance(distribution, FloatDistribution | IntDistribution):
             return self._random.sample_independent(study, trial, param_name, distribution)
         weak, strong = study.user_attrs.get(RANGES, {}).get(param_name, (distribution.low, distribution.high))
-        position = self._rng.beta(0.5 + 4 * self._strength, 0.5 + 4 * (1 - self._strength))
+        position = self._rng.beta(
+            MIN_SHAPE + SHAPE_RANGE * self._strength, MIN_SHAPE + SHAPE_RANGE * (1 - self._strength)
+        )
         if distribution.log:
             value = math.exp(math.log(weak) + position * (math.log(strong) - math.log(weak)))
         else:

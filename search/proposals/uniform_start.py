@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
 
-BISECTION_STEPS = 5  # halvings of the strength, to find the weakest plan within the limits
-STRENGTH_SHARES = (0.0, 0.25, 0.5)  # shares of the way from the weakest plan within the limits to the strongest plan
+BISECTION_STEPS = 5  # halvings of the strength, to find the weakest plan within the limits (chosen)
+STRENGTH_SHARES = (0.0, 0.25, 0.5)  # shares of the way from the weakest allowed plan to the strongest (chosen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 mpl.rcParams["svg.hashsalt"] = "slimfront"
 GREY, BLUE, RED, GREEN = "#b8bcc4", "#1f5fbf", "#c23b22", "#2a8c4a"
-WIDE_RANGE = 8  # a cost that spans more than this factor is drawn on a logarithmic axis
+WIDE_RANGE = 8  # a cost that spans more than this factor is drawn on a logarithmic axis (chosen)
 
 
 def draw_front(
@@ -32,7 +32,7 @@ def draw_front(
     files: pd.DataFrame,
     runtime: str,
 ) -> None:
-    """Draw the first objective over each of the others, both fronts joined, the teacher as a star.
+    """Draw the first objective against each of the others: candidates, both fronts, and the teacher as a star.
 
     Parameters
     ----------

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from search.results.file_records import Member
     from search.study.spec import StudySpec
 
-LEAST_TRIALS_FOR_IMPORTANCE = 8  # trained trials; from fewer the importance of some 20 parameters is noise
-REFERENCE_POINT_REACH = 1.1  # distance of the reference point from the best value, in ranges of the trained values
+LEAST_TRIALS_FOR_IMPORTANCE = 8  # trained trials; from fewer the importance of some 20 parameters is noise (chosen)
+REFERENCE_POINT_REACH = 1.1  # distance of the reference point from the best values, in ranges (chosen)
 
 
 def report(study: Study, context: Context, members: Sequence[Member], out: Path) -> list[Path]:

@@ -122,7 +122,7 @@ def confirmed_table(
             if isinstance(value, dict) and "mean" in value:
                 row[name] = f"{value['mean']:.2f} ± {value['spread']:.2f}"
         row["kept"] = "yes" if kept else "no"
-        row["plan"] = study.trials[record["trial"]].user_attrs["plan"]
+        row["plan"] = study.trials[record["trial"]].user_attrs[PLAN]
         rows.append(row)
     return pd.DataFrame(rows)
 

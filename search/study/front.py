@@ -25,7 +25,7 @@ def trained(study: Study) -> list[FrozenTrial]:
     return [trial for trial in complete if REPLAY not in trial.user_attrs]
 
 
-def spent(study: Study) -> int:
+def trained_count(study: Study) -> int:
     """Return the number of trials that were trained, to the end or until early stopping, without replays."""
     pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
     stopped = [trial for trial in pruned if STOPPED in trial.user_attrs and REPLAY not in trial.user_attrs]

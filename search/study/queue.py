@@ -22,7 +22,7 @@ def worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def accompanied(name: str) -> bool:
+def is_other_live_worker(name: str) -> bool:
     """Return whether a worker is another process that is alive; one on another machine counts as alive."""
     host, _, pid = name.rpartition(":")
     return name != worker() and (host != socket.gethostname() or _alive(int(pid)))

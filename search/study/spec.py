@@ -199,7 +199,7 @@ class StudySpec:
 
     @property
     def costs(self) -> tuple[Objective, ...]:
-        """The measured objectives that are known before training, each name once."""
+        """The measured objectives that do not depend on training, each name once."""
         return tuple(objective for objective in self.measured if objective.is_cost)
 
     @property

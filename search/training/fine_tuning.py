@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe
     from spaces import Recovery
 
-WARM_UP_SHARE = 0.05  # share of the steps over which the learning rate rises
-MAX_GRADIENT_NORM = 5.0  # larger gradients are clipped; a pruned network starts with a few very large ones
+WARM_UP_SHARE = 0.05  # share of the steps over which the learning rate rises (chosen)
+MAX_GRADIENT_NORM = 5.0  # larger gradients are clipped; a pruned network starts with a few very large ones (chosen)
 
 
 def fine_tune(

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from search.training.fine_tuning import TeacherOutputs
     from spaces import Recovery
 
-FIRST_RATE, MIN_RATE, MAX_RATE = 4e-3, 1e-6, 10.0  # learning rates: the first that is tried, and the bounds
-RATE_FACTOR = 2.0  # ratio of one tried learning rate to the next
-TEST_STEPS = 25  # steps of each training of the range test
-SCORED_STEPS_SHARE = 0.25  # last share of these steps, whose mean loss is compared
+FIRST_RATE, MIN_RATE, MAX_RATE = 4e-3, 1e-6, 10.0  # learning rates: the first that is tried, and the bounds (chosen)
+RATE_FACTOR = 2.0  # ratio of one tried learning rate to the next (chosen)
+TEST_STEPS = 25  # steps of each training of the range test (chosen)
+SCORED_STEPS_SHARE = 0.25  # last share of these steps, whose mean loss is compared (chosen)
 LOSS_EXPONENT = 0.65  # the best learning rate grows with this power of the loss (fitted: studies/LOG.md)
 STEPS_EXPONENT = 0.5  # the best learning rate grows with this power of the steps (fitted: studies/LOG.md)
 MAX_TRAINABLE_LOSS = 1.1  # nats; networks with at most this loss are trainable (fitted: studies/LOG.md)

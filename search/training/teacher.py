@@ -68,10 +68,8 @@ def trained(model: nn.Module, train: Examples, recipe: Recipe, *, seed: int = 0,
     """
     class_name = type(model).__name__
     rest = fingerprint(model), train, seed, smoothing
-    path, *earlier = (
-        _path(class_name, recipe, rest) for recipe in (define_value(recipe), define_value_with_modules(recipe))
-    )
-    for candidate in (path, *earlier):
+    path = _path(class_name, define_value(recipe), rest)
+    for candidate in (path, _path(class_name, define_value_with_modules(recipe), rest)):  # the second: of version 0.1
         if candidate.exists():
             model.load_state_dict(load_file(candidate))
             return model.eval()

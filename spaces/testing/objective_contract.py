@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from objectives import Objective
 
-UNIT = re.compile(r"(\w+_)?(macs|bops|parameters|bytes|ms|nats|(nano|micro|milli)?joules|seconds|share)|top\d+")
+UNIT = re.compile(r"(\w+_)?(macs|bops|parameters|bytes|ms|nats|percent|(nano|micro|milli)?joules|seconds|share)|top\d+")
 
 
 class ObjectiveContract:
