@@ -123,11 +123,11 @@ def _spec(options: argparse.Namespace) -> StudySpec:
     bounds = {name: getattr(options, name, None) for name in ("trials", "minutes", "cpu_seconds")}
     try:
         budget = spec.budget if all(value is None for value in bounds.values()) else Budget(**bounds)
+        runtime = spec.runtime if options.runtime in {None, spec.runtime.name} else named(options.runtime)
     except ValueError as error:
         raise UserError(str(error)) from error
     sampler = SAMPLERS[options.sampler] if options.sampler else spec.sampler
     seed = spec.seed if options.seed is None else options.seed
-    runtime = named(options.runtime) if options.runtime else spec.runtime
     return resolved(dataclasses.replace(spec, budget=budget, sampler=sampler, seed=seed, runtime=runtime))
 
 
@@ -309,7 +309,7 @@ def _command(
     add("--folder", help="folder of the study's files (default: runs/<name of the study>)")
     add("--storage", help="Optuna storage URL of the trials (default: journal.log in the folder)")
     add("--sampler", choices=SAMPLERS, help="sampler that proposes plans (default: the study's, mostly draft)")
-    add("--runtime", choices=RUNTIMES, help="runtime to export and verify files for (default: the study's)")
+    add("--runtime", help=f"runtime of the files: {', '.join(RUNTIMES)}, or the study's own (default)")
     add("--seed", type=int, help="base seed of all random draws (default: the study's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to train on (auto: a GPU if any)")
     add("--threads", type=int, default=1, help="CPU threads (default: 1; more help large networks only)")

@@ -150,7 +150,11 @@ class Plan:
 
     def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
         """Return the choices of all steps for each layer, by the title of the choice."""
-        return {title: chosen for step in self.steps for title, chosen in step.choices(anatomy).items()}
+        choices: dict[str, dict[str, Choice]] = {}
+        for step in self.steps:
+            for title, chosen in step.choices(anatomy).items():
+                choices.setdefault(title, {}).update(chosen)
+        return choices
 
     def words(self) -> str:
         """Summarize the steps and the recovery in one line."""

@@ -464,6 +464,13 @@ def test_files_of_another_runtime_are_verified_without_any_training(
     assert {path.stem for path in records} == {str(name) for name in members.index}
 
 
+def test_an_unknown_runtime_is_reported(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finished_dir
+    assert main(["front", STUDY, "--runtime", "onnx"]) == 0
+    assert main(["front", STUDY, "--runtime", "magic"]) == 2
+    assert "slimfront: there is no runtime 'magic'; the names are onnx, litert, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["knee", "max top1 where size_bytes<=2500"])
 def test_export_writes_and_prints_its_measurements(
     finished_dir: Path, tmp_path: Path, words: str, capsys: pytest.CaptureFixture[str]

@@ -28,6 +28,7 @@ from spaces import BitWidths, Depth, Distill, Plan, PruneRatios, Ranks, Space, T
 from spaces.testing import AxisContract, ObjectiveContract
 from spaces.testing.networks import NETWORKS, Net, Plain, Residual, Separable, Straight, example, teacher
 from tests.outside_axis import CropKernels, KernelSizes
+from tests.outside_groups import Groups
 from tests.outside_objective import Energy
 from tests.small_study import searched, study
 
@@ -44,6 +45,17 @@ ROOT = Path(__file__).parent.parent
 
 class TestKernelSizes(AxisContract):
     axis = KernelSizes()
+    networks = (Plain, Residual, Separable, Straight)
+
+
+class TestGroups(AxisContract):
+    axis = Groups()
+    networks = (Plain, Residual, Separable, Straight)
+
+
+class TestGroupsBehindRanks(AxisContract):
+    axis = Groups()
+    before, after = (PruneRatios(), Depth(), Ranks()), (BitWidths(),)
     networks = (Plain, Residual, Separable, Straight)
 
 

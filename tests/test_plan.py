@@ -84,6 +84,13 @@ def test_the_choices_of_a_plan_join_those_of_its_steps() -> None:
     }
 
 
+def test_choices_of_two_steps_with_one_title_are_joined() -> None:
+    steps = (Quantize((("a", 4, 8),)), Quantize((("b", 8, 8),)))
+    layers = (describe("a", nn.Linear(2, 2)), describe("b", nn.Linear(2, 2)))
+    choices = Plan(steps, Distill()).choices(Anatomy(layers, (), (), (), ()))
+    assert values(choices) == {"weight bits": {"a": 4, "b": 8}, "input bits": {"a": 8, "b": 8}}
+
+
 def test_a_space_draws_one_step_for_each_axis_in_order() -> None:
     net = teacher(Plain)
     plan = SPACE.suggest(optuna.create_study().ask(), trace(net, example(net)))

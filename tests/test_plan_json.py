@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given
@@ -127,3 +128,13 @@ def test_a_step_of_the_user_is_created_if_its_class_is_given() -> None:
     with pytest.raises(UserError, match="Mine"):
         round_trip(mine)
     assert round_trip(mine, (Mine,)) == mine
+
+
+def test_numbers_of_numpy_become_json_numbers() -> None:
+    plan = Quantize((("first", int(np.int64(4)), 8),))
+    assert json.dumps(encode(Quantize((("first", np.int64(4), 8),)))) == json.dumps(encode(plan))  # type: ignore[arg-type]
+
+
+def test_a_value_without_a_json_form_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"must be numbers, texts, tuples or dataclasses, but got array\(\[1"):
+        encode((np.array([1]),))

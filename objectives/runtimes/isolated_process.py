@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -23,6 +24,8 @@ from objectives.runtimes.runtime import ExportError
 from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import Tensor
 
     from objectives.runtimes.runtime import Runtime
@@ -37,7 +40,7 @@ class IsolatedProcess:
     Parameters
     ----------
     runtime
-        The runtime that executes the file: a dataclass of JSON values, in a module that can be imported.
+        The runtime that executes the file: a dataclass of JSON values, in a module that can be imported or in a file.
     path
         The file to load.
 
@@ -117,15 +120,31 @@ def _to_json(value: Any) -> Any:  # noqa: ANN401 - any field of a runtime
     if not dataclasses.is_dataclass(value):
         return value
     fields = {field.name: _to_json(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
-    return {"module": type(value).__module__, "kind": type(value).__qualname__, "fields": fields}
+    module = type(value).__module__
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return {"module": module, "file": file, "kind": type(value).__qualname__, "fields": fields}
 
 
 def _from_json(value: Any) -> Any:  # noqa: ANN401 - any field of a runtime
     """Return the value that `_to_json` has converted."""
     if not isinstance(value, dict):
         return value
-    kind = getattr(importlib.import_module(value["module"]), value["kind"])
+    kind = getattr(_import(value["module"], value["file"]), value["kind"])
     return kind(**{name: _from_json(field) for name, field in value["fields"].items()})
+
+
+def _import(name: str, file: str | None) -> ModuleType:
+    """Import a module by its name, or from its file where it has no importable name, such as a user's study."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        spec = None if file is None else importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
 
 
 def main() -> None:

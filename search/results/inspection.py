@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from search.study.spec import StudySpec
     from spaces import Anatomy
 
@@ -17,7 +19,10 @@ def inspection(spec: StudySpec, anatomy: Anatomy) -> pd.DataFrame:
     Other modules with weights, on which no axis acts, follow with empty shares.
     """
     total = sum(layer.macs for layer in anatomy.layers) or 1
-    actions = {type(axis).__name__: axis.acts_on(anatomy) for axis in spec.space.steps}
+    actions: dict[str, Mapping[str, str]] = {}
+    for axis in spec.space.steps:
+        name = type(axis).__name__
+        actions[name if name not in actions else f"{name} {len(actions) + 1}"] = axis.acts_on(anatomy)
     rows = [
         {
             "layer": layer.name,
@@ -31,7 +36,7 @@ def inspection(spec: StudySpec, anatomy: Anatomy) -> pd.DataFrame:
     ]
     rows += [
         {"layer": name or "(the network itself)", "kind": kind, "shape": "", "macs_percent": None,
-         **dict.fromkeys(actions, "pruned with its neighbours, or kept")}
+         **dict.fromkeys(actions, "follows its neighbours")}
         for name, kind in anatomy.others
     ]  # fmt: skip
     return pd.DataFrame(rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 import spaces
 from search.study.errors import UserError
 from spaces.network.messages import unknown_name
@@ -13,13 +15,23 @@ KIND = "kind"  # key of a JSON object: the name of the class
 
 
 def encode(value: object) -> Any:  # noqa: ANN401 - any JSON value
-    """Convert dataclasses to objects with their class name under `kind`, and tuples to lists; keep other values."""
+    """Convert dataclasses to objects with their class name under `kind`, and tuples to lists; keep other JSON values.
+
+    Raises
+    ------
+    UserError
+        If a value has no JSON form, such as a tensor in a step of the user's own.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {KIND: type(value).__name__, **fields}
     if isinstance(value, tuple):
         return [encode(item) for item in value]
-    return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(f"the fields of a step must be numbers, texts, tuples or dataclasses, but got {value!r}")
 
 
 def decode(value: Any, kinds: tuple[type, ...] = ()) -> Any:  # noqa: ANN401 - any JSON value

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spaces.costs.effects import Effect, Layers
-from spaces.costs.factors import Factors, Shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -146,12 +145,8 @@ class Architectures:
     def parts(self) -> Parts:
         """Return the layers in their deployed form, by the rules by which the steps build them."""
         frame, layers = self.frame, self._layers()
-        removed = frame.units - _kept_units(layers)
-        lost = removed @ frame.channels_per_unit_GC
-        outputs, inputs, groups = (frame.channels_3L - lost.reshape(-1, *frame.channels_3L.shape)).transpose(1, 0, 2)
-        grouped = (groups > 1).astype(float) if frame.any_depthwise else frame.grouped
-        shapes = Shapes(outputs, inputs, groups, outputs / groups, inputs / groups, *layers.shapes[5:])
-        factors = _factors(shapes, layers)
+        removed = layers.removed_units()
+        shapes, factors, _ = layers.factors()
         if (layers.kept_NL < 1).any():
             factors = factors.only_kept(layers.kept_NL)
         last = (factors.weights > 0).astype(float)  # the last factor has the bias
@@ -159,7 +154,7 @@ class Architectures:
         return Parts(
             macs=factors.macs_of_each,
             weights=factors.weights,
-            biases=last * (outputs * frame.biased),
+            biases=last * (shapes.outputs * frame.biased),
             outputs=factors.array[1],
             inputs=np.concatenate((shapes.group_inputs[None], factors.array[1, :-1])),  # outputs of the factor before
             weight_bits=layers.weight_bits_NL,
@@ -168,7 +163,7 @@ class Architectures:
             linear=frame.linear,
             padded=factors.array[3] * layers.padded,
             strided=factors.array[3] * frame.strided,
-            grouped=grouped,
+            grouped=(shapes.groups > 1).astype(float),
             product_macs=frame.products.total(removed, layers.kept_NL),
             parameters=frame.parameters.total(removed, layers.kept_NL),
             held=-frame.parameters.count_left_out(layers.kept_NL),
@@ -181,23 +176,3 @@ class Architectures:
         for effect, chosen in self.chosen.items():
             effect.apply(chosen, layers)
         return layers
-
-
-def _kept_units(layers: Layers) -> np.ndarray:
-    """Return the kept units of each group, shape (N, G), with equal numbers before and after a left-out layer."""
-    joined_groups = layers.frame.joined_groups
-    units = layers.units_NG.copy() if joined_groups else layers.units_NG
-    for layer, before, after in joined_groups:  # in order of execution
-        units[:, after] = np.where(layers.kept_NL[:, layer] > 0, units[:, after], units[:, before])
-    return units
-
-
-def _factors(shapes: Shapes, layers: Layers) -> Factors:
-    """Return the factors of layers that are split where that saves multiply-adds, and the whole layers elsewhere."""
-    weights = shapes.outputs * shapes.group_inputs * shapes.area
-    whole = Factors.of((weights, shapes.outputs, shapes.positions, 1))
-    chosen = layers.fractions_NL < 1
-    if layers.splitting is None or not np.count_nonzero(chosen):
-        return whole
-    split = layers.splitting.factors(shapes, layers.fractions_NL)
-    return split.where(chosen & (split.macs < weights * shapes.positions), whole)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from spaces.costs.factors import Factors, Shapes
 from spaces.network.layers import FLOAT_BITS
 
 if TYPE_CHECKING:
-    from spaces.costs.factors import Shapes, Splitting
+    from spaces.costs.factors import Splitting
     from spaces.costs.frame import Frame
 
 
@@ -30,8 +31,9 @@ class Layers:
     kept_NL
         1 for a layer that is kept, 0 for one that is left out.
     shapes
-        Kernels and the number of their applications, before any layer is split. Their channels are those of the
-        teacher; the kept channels are computed from the units.
+        Kernels, groups and the number of their applications, before any layer is split. `outputs` and `inputs` are
+        those of the teacher, and what an effect writes to them is ignored: see `channels`. An effect may change
+        `groups`, `height`, `width`, `area`, `plane` and `positions`.
     padded
         1 for a convolution with padding, 0 otherwise.
     splitting, fractions_NL
@@ -68,6 +70,45 @@ class Layers:
             activation_bits_NL=np.full((count, len(frame.layers)), FLOAT_BITS),
             levels_NL=np.zeros((count, len(frame.layers)), dtype=np.int64),
         )
+
+    def removed_units(self) -> np.ndarray:
+        """Return the removed units of each group, shape (N, G); before and after a left-out layer, equal numbers."""
+        units_NG = self.units_NG.copy() if self.frame.joined_groups else self.units_NG
+        for layer, before, after in self.frame.joined_groups:  # in order of execution
+            units_NG[:, after] = np.where(self.kept_NL[:, layer] > 0, units_NG[:, after], units_NG[:, before])
+        removed: np.ndarray = self.frame.units - units_NG
+        return removed
+
+    def channels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the kept outputs, the kept inputs and the groups of each layer, shape (N, L) each."""
+        frame = self.frame
+        lost = (self.removed_units() @ frame.channels_per_unit_GC).reshape(-1, *frame.channels_3L.shape)
+        outputs, inputs, groups = (frame.channels_3L - lost).transpose(1, 0, 2)
+        if self.shapes.groups is not frame.shapes.groups:
+            groups = groups * (self.shapes.groups / frame.shapes.groups)
+        return outputs, inputs, groups
+
+    def factors(self) -> tuple[Shapes, Factors, np.ndarray]:
+        """Return the kept shapes, the factors of all layers, and which layers are split, shape (N, L).
+
+        A layer is split if that saves multiply-adds.
+        """
+        outputs, inputs, groups = self.channels()
+        shapes = Shapes(outputs, inputs, groups, outputs / groups, inputs / groups, *self.shapes[5:])
+        weights = shapes.outputs * shapes.group_inputs * shapes.area
+        whole = Factors.of((weights, shapes.outputs, shapes.positions, 1))
+        chosen = self.fractions_NL < 1
+        if self.splitting is None or not np.count_nonzero(chosen):
+            return shapes, whole, np.zeros_like(chosen)
+        split = self.splitting.factors(shapes, self.fractions_NL)
+        is_split = chosen & (split.macs < weights * shapes.positions)
+        return shapes, split.where(is_split, whole), is_split
+
+    def settle_splits(self) -> np.ndarray:
+        """Return which layers earlier steps have split, shape (N, L), and let no later effect split another one."""
+        _, _, is_split = self.factors()
+        self.fractions_NL = np.where(is_split, self.fractions_NL, 1)
+        return is_split
 
 
 class Effect(Protocol):

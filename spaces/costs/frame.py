@@ -41,7 +41,6 @@ class Frame:
         self.shapes = Shapes(*(np.array(values, dtype=float) for values in zip(*each, strict=True)))
         self.shapes = self.shapes._replace(plane=self.shapes.plane > 0)
         depthwise = np.array([layer.depthwise for layer in layers], dtype=bool)
-        self.any_depthwise = bool(depthwise.any())
         outputs = self._channels_per_unit("out")
         inputs = np.where(depthwise, outputs, self._channels_per_unit("in"))  # depthwise inputs are cut as outputs
         self.channels_3L = np.stack((self.shapes.outputs, self.shapes.inputs, self.shapes.groups))
@@ -51,7 +50,6 @@ class Frame:
         self.biased = np.array([module.bias is not None for module in finished_layers], dtype=float)
         self.linear = np.array([not layer.kernel for layer in layers], dtype=bool)
         self.strided = np.array([max(layer.stride, default=1) > 1 for layer in layers], dtype=float)
-        self.grouped = (self.shapes.groups > 1).astype(float)
         self.padded = np.array([_padded(module) for module in finished_layers], dtype=float)
         self.joined_groups = [  # columns of a straight branch, of the group before it and of the group after it
             (self.layers[branch.name], *(self.groups[name] for name in branch.joins))

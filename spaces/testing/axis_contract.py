@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
-from typing import TYPE_CHECKING, ClassVar
+import json
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import optuna
 import pytest
@@ -14,16 +16,18 @@ from optuna.trial import FixedTrial
 from objectives import Bops, Macs, Parameters
 from spaces.axes.bits import BitWidths
 from spaces.axes.depth import Depth
-from spaces.axes.distill import Distill
+from spaces.axes.distill import Distill, Temperatures
 from spaces.axes.prune import PruneRatios
 from spaces.axes.ranks import Ranks
 from spaces.costs.frame import Frame
 from spaces.dependency.trace import trace
 from spaces.network.deploy import deployed
-from spaces.plan import Plan, architectures_of
+from spaces.plan import Plan, Space, architectures_of
 from spaces.testing.networks import CLASSES, NETWORKS, Net, example, teacher
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from spaces.plan import Axis, Choice, Step
 
 HALF = 0.5  # strength of most steps that are tested
@@ -45,6 +49,17 @@ def drawn(axis: Axis, net: Net, seed: int) -> tuple[Step, dict[str, float]]:
 def values(choices: dict[str, dict[str, Choice]]) -> dict[str, dict[str, float]]:
     """Return only the chosen numbers of the choices."""
     return {title: {name: choice.value for name, choice in chosen.items()} for title, chosen in choices.items()}
+
+
+def assert_costs_are_exact(net: Net, *steps: Step) -> nn.Module:
+    """Return the finished network of these steps; its costs must be those that are computed from shapes."""
+    plan, inputs = Plan(steps, Distill()), example(net)
+    whole, finished = deployed(net, inputs), deployed(plan.apply(net, inputs), inputs)
+    rows = architectures_of(Frame(trace(net, inputs), whole), [None, plan]).parts()
+    for cost in (Macs(inputs), Bops(inputs), Parameters()):
+        of_teacher, of_plan = cost.foreseen(rows)
+        assert cost(whole) + of_plan - of_teacher == cost(finished), f"{cost.name} of {plan.words()}"
+    return finished
 
 
 class AxisContract:
@@ -115,12 +130,7 @@ class AxisContract:
         assert costs[-1] < costs[0]
 
     def test_costs_computed_from_shapes_are_exact(self, net: Net) -> None:
-        plan = Plan((step(self.axis, net, HALF),), Distill())
-        whole, smaller = deployed(net, example(net)), deployed(plan.apply(net, example(net)), example(net))
-        rows = architectures_of(Frame(trace(net, example(net)), whole), [None, plan]).parts()
-        for cost in (Macs(example(net)), Bops(example(net)), Parameters()):
-            of_teacher, of_plan = cost.foreseen(rows)
-            assert cost(whole) + of_plan - of_teacher == cost(smaller), cost.name
+        assert_costs_are_exact(net, step(self.axis, net, HALF))
 
     def test_gradients_reach_every_parameter(self, net: Net) -> None:
         model = step(self.axis, net, HALF).apply(net, example(net)).train()
@@ -137,10 +147,30 @@ class AxisContract:
             chosen = [axis for place, axis in enumerate((*self.before, *self.after)) if place in combined]
             place = len(combined & set(range(len(self.before))))
             axes = [*chosen[:place], self.axis, *chosen[place:]]
-            plan = Plan(tuple(step(axis, net, HALF) for axis in axes), Distill())
-            model = plan.apply(net, example(net))
-            assert model(example(net)).isfinite().all()
-            assert deployed(model, example(net))(example(net)).shape == (16, CLASSES)
+            finished = assert_costs_are_exact(net, *(step(axis, net, HALF) for axis in axes))
+            assert finished(example(net)).shape == (16, CLASSES)
+            assert finished(example(net)).isfinite().all()
+
+    def test_costs_of_random_plans_of_all_axes_are_exact(self, net: Net) -> None:
+        space = Space((*self.before, self.axis, *self.after), Temperatures())
+        for seed in range(3):
+            trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask()
+            assert_costs_are_exact(net, *space.suggest(trial, trace(net, example(net))).steps)
+
+    def test_choices_are_described_for_layers(self, net: Net) -> None:
+        anatomy = trace(net, example(net))
+        names = {layer.name for layer in anatomy.layers}
+        choices = step(self.axis, net, HALF).choices(anatomy)
+        for title, chosen in choices.items():
+            assert chosen.keys() <= names, title
+            assert all(0 <= choice.strength <= 1 and choice.word for choice in chosen.values()), title
+        others = [axis for axis in (*self.before, *self.after) if type(axis) is not type(self.axis)]
+        assert not [title for axis in others for title in step(axis, net, HALF).choices(anatomy) if title in choices]
+
+    def test_steps_consist_of_json_values(self, net: Net) -> None:
+        """An exported plan is JSON; the numbers of numpy, for example, are not."""
+        one: Any = drawn(self.axis, net, 0)[0]
+        assert json.dumps(dataclasses.asdict(one))
 
     def test_trained_weights_can_be_loaded_into_a_new_model(self, net: Net) -> None:
         half = step(self.axis, net, HALF)
