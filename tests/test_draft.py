@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -119,12 +120,18 @@ def test_a_table_that_another_worker_measured_is_not_measured_again(monkeypatch:
     assert DraftStart(plans=5, scored=20)(shared(), main, BudgetClock(Budget())) == first
 
 
-def test_uniform_plans_replace_the_draft_if_no_cost_is_known_or_the_table_takes_too_long() -> None:
+def test_uniform_plans_replace_the_draft_if_no_cost_is_known_or_the_table_takes_too_long(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     main = optuna.create_study(study_name="none", storage=optuna.storages.InMemoryStorage())
     assert DraftStart(seconds=0)(shared(), main, BudgetClock(Budget())) == uniform_designs(shared())
+    printed = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"the sensitivity table is skipped: \d+ entries would take some \d+ CPU seconds", printed)
+    assert "no draft, because there is no sensitivity table; the initial designs compress all layers equally" in printed
     (top1, _) = shared().spec.objectives
     alone = context(dataclasses.replace(study(), objectives=(top1,), limits=()))
     assert DraftStart()(alone, main, BudgetClock(Budget())) == uniform_designs(alone)
+    assert "no draft, because no objective is known before training" in " ".join(capsys.readouterr().err.split())
     assert draft_of(main) is None
 
 
@@ -255,13 +262,15 @@ def test_an_exhausted_space_ends_the_draft() -> None:
 
 
 def test_uniform_plans_replace_the_draft_if_no_table_sum_meets_the_limits(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in ("lagrangian", "draft"):
         none = lambda _, costs: np.zeros(len(costs["macs"]), dtype=bool)  # noqa: E731
         monkeypatch.setattr(f"search.proposals.{module}.meet_limits", none)
     main = optuna.create_study(study_name="tight", storage=optuna.storages.InMemoryStorage())
     assert DraftStart(scored=10)(shared(), main, BudgetClock(Budget())) == uniform_designs(shared())
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "no draft, because no plan of the sensitivity table meets the limits; the initial designs" in printed
 
 
 def test_a_definition_changed_before_any_training_starts_a_new_draft(tmp_path: Path) -> None:

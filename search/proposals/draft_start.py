@@ -11,13 +11,15 @@ from search.proposals.lagrangian import best_sums
 from search.proposals.limits import check_reachable
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.uniform_start import uniform_designs
-from search.study.console import track
+from search.study.console import console, track
 
 if TYPE_CHECKING:
     from optuna import Study
 
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
+
+    Reachable = dict[tuple[float, ...], dict[str, float]]  # costs of the strongest plan of each set of axes
 
 MIN_SCORED, MAX_SCORED = 100, 1000  # plans in the draft, unless the user gives a number (chosen)
 SCORED_PER_TRIAL = 12  # plans in the draft for each trained trial of the budget (chosen)
@@ -66,7 +68,8 @@ class DraftStart:
         cost_names = [objective.name for objective in context.spec.objectives if objective.name in formulas]
         table = measured_table(context, study, seconds) if cost_names else None
         if table is None:
-            return uniform_designs(context, reachable)
+            reason = "there is no sensitivity table" if cost_names else "no objective is known before training"
+            return _without_draft(reason, context, reachable)
         seconds = min(self.seconds, PROMISING_SHARE * clock.total)
         measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), seconds)
         draft = Draft(context, table, study, cost_names)
@@ -75,9 +78,17 @@ class DraftStart:
         with track("scoring plans by their proxy loss") as progress:
             while len(draft) < target and (clock.spent < until or len(draft) < self.plans) and draft.step(target):
                 progress(max(len(draft) / target, clock.spent / until))
-        return draft.best(self.plans) if len(draft) else uniform_designs(context, reachable)
+        if not len(draft):
+            return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
+        return draft.best(self.plans)
 
     def _target(self, clock: BudgetClock) -> int:
         """Return the number of plans that the draft is to reach."""
         trials = clock.budget.trials
         return MAX_SCORED if trials is None else min(MAX_SCORED, max(MIN_SCORED, SCORED_PER_TRIAL * trials))
+
+
+def _without_draft(reason: str, context: Context, reachable: Reachable) -> list[dict[str, float]]:
+    """Report that there is no draft, and return uniform plans instead."""
+    console.print(f"no draft, because {reason}; the initial designs compress all layers equally")
+    return uniform_designs(context, reachable)

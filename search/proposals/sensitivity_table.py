@@ -11,7 +11,7 @@ import numpy as np
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from search.study.console import track
+from search.study.console import console, track
 from search.study.cpu_profile import TABLE
 from search.study.records import SENSITIVITIES
 from spaces.plan import architectures_of
@@ -149,6 +149,10 @@ def _measure_losses(
             progress(done / count)
             spent = time.process_time() - started
             if done >= TIMED_ENTRIES and spent > seconds * done / count:
+                console.print(
+                    f"the sensitivity table is skipped: {count} entries would take some {spent * count / done:.0f} CPU "
+                    f"seconds, and it may take {seconds:.0f}; allow more by a longer budget and DraftStart(seconds=...)"
+                )
                 return None
         losses.append(np.array(added))
     return losses
