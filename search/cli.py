@@ -67,8 +67,8 @@ SAMPLERS = {
 EXIT_STOPPED = 130  # exit code: what shells report for a command that Ctrl-C ended (128 + SIGINT)
 # Parts of the help: of --pick, and of the command line as a whole.
 MEMBER = "knee (best trade-off), the number of a trial, or 'max NAME [where NAME<=VALUE and ...]' (also min, <, >, >=)"
-SESSION = """\
-a typical session:
+TYPICAL_USE = """\
+typical use:
   slimfront inspect studies/digits.py:study     what can be compressed, layer by layer
   slimfront run studies/digits.py:study         search and print the front
   slimfront report studies/digits.py:study      pictures and an interactive page
@@ -268,7 +268,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = _Parser(
-        prog="slimfront", epilog=SESSION, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="slimfront", epilog=TYPICAL_USE, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Compress a trained PyTorch network. A joint search over pruned channels, ranks, bit widths and\n"
         "distillation finds a Pareto front of small trained networks.",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from search.costs.cost_model import CostModel
 from search.evaluation.reference import prepared
 from search.proposals.defaults import resolved
 from search.proposals.draft_records import draft_of
+from search.proposals.uniform_start import UniformStart
 from search.results.confirm import weights_of
 from search.results.export import export, rebuild, restored
 from search.results.file_records import with_records
@@ -33,8 +35,11 @@ from tests.outside_objective import Energy
 from tests.small_study import searched, study
 
 if TYPE_CHECKING:
+    import numpy as np
     from optuna import Study
+    from torch import nn
 
+    from objectives.layers import Parts
     from search import StudySpec
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
@@ -167,3 +172,25 @@ def test_a_step_that_crops_nothing_changes_nothing() -> None:
     net: Any = teacher(Residual)
     none = Plan((CropKernels((("stem", 0),)),), Distill())
     assert torch.equal(none.apply(net, example(net))(example(net)), net(example(net)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class WrongEnergy(Energy):
+    """A formula that does not hold, such as one that forgets what an axis does."""
+
+    def foreseen(self, parts: Parts) -> np.ndarray:
+        return 1.5 * Energy.foreseen(self, parts)
+
+    def __call__(self, model: nn.Module) -> float:
+        return float(Energy.foreseen(self, layers_in(model, self.example))[0])
+
+
+def test_a_formula_that_does_not_hold_is_reported_with_its_plan_and_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = dataclasses.replace(spec(), start=UniformStart(), budget=Budget(3))
+    wrong = WrongEnergy(base.splits.validation.inputs)
+    searched(dataclasses.replace(base, objectives=(base.objectives[0], wrong)), tmp_path)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"trial \d \(.*distil .*\): energy_nanojoules is [\d.,]+, computed as -?[\d.,]+", printed)
+    assert "energy_nanojoules of this network cannot be computed exactly" in printed

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from search.costs.cost_model import inexact
 from search.evaluation.early_stopping import EarlyStopping
 from search.study import machine
+from search.study.console import console
 from search.study.errors import Diverged
 from search.study.files import save_state, state_path
 from search.study.queue import worker
@@ -119,6 +120,8 @@ def run_trial(
         values = _costs(shorter, spec)
     if names := inexact(predicted.exact, values):
         trial.set_user_attr(INEXACT, names)
+        differences = (f"{name} is {values[name]:,.6g}, computed as {predicted.exact[name]:,.6g}" for name in names)
+        console.print(f"trial {trial.number} ({plan.words()}): {'; '.join(differences)}", markup=False)
     _reject(trial, spec, values)
     _record(trial, spec, values)
     trial.set_user_attr(EPOCHS, recipe.epochs)
