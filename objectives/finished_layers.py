@@ -11,10 +11,6 @@ from torch import Tensor, nn
 from objectives.layers import FLOAT_BITS, LeftOut, LowPrecision
 from objectives.mac_counter import count
 
-LAYER_NUMBERS = (  # of the numbers of one layer
-    "macs", "weights", "biases", "outputs", "inputs", "weight_bits", "activation_bits", "levels",
-    "linear", "padded", "strided", "grouped",
-)  # fmt: skip
 CONVOLUTION_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -55,31 +51,35 @@ def layers_in(model: nn.Module, example: Tensor) -> FinishedLayers:
     example
         Inputs, shape (B, ...); the first is used to count multiply-adds.
     """
-    macs = count(model, example)
-    inside = {
-        id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()
-    }
+    macs, wrapped = count(model, example), wrapped_in(model)
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LowPrecision) or (_is_layer(module) and id(module) not in inside)
+        if isinstance(module, LowPrecision) or (is_layer(module) and id(module) not in wrapped)
     }
     rows = [(float(macs[name]), *_numbers(module)) for name, module in found.items()]
-    columns = {
-        name: np.array(column)[None, None] for name, column in zip(LAYER_NUMBERS, zip(*rows, strict=True), strict=True)
-    }
     owned = {id(parameter) for module in found.values() for parameter in module.parameters()}
     others = [parameter.numel() for parameter in model.parameters() if id(parameter) not in owned]
     left_out = sum(module.sums_left_out for module in model.modules() if isinstance(module, LeftOut))
-    columns["product_macs"] = np.array([float(macs[""] - sum(macs[name] for name in found))])
-    columns["parameters"] = np.array([float(sum(others))])
-    columns["held"] = np.array([float(len(others))])
-    columns["sums"] = np.array([-float(left_out)])
-    return FinishedLayers(**columns)
+    totals = macs[""] - sum(macs[name] for name in found), sum(others), len(others), -left_out  # outside of layers
+    return FinishedLayers(
+        *(np.array(column)[None, None] for column in zip(*rows, strict=True)),
+        *(np.array([float(total)]) for total in totals),
+    )
+
+
+def wrapped_in(model: nn.Module) -> set[int]:
+    """Return the ids of the modules that belong to a layer with a quantized weight or input."""
+    return {id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()}
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Return whether a module is a convolution or a linear layer."""
+    return isinstance(module, (*CONVOLUTION_KINDS, nn.Linear))
 
 
 def _numbers(module: nn.Module) -> tuple[float, ...]:
-    """Return the numbers of one layer, in the order of `LAYER_NUMBERS` after the multiply-adds."""
+    """Return the numbers of one layer, in the order of the attributes of `FinishedLayers` after the multiply-adds."""
     layer: Any = next(iter(module.children())) if isinstance(module, LowPrecision) else module
     sizes = {name.rpartition(".")[2]: parameter.numel() for name, parameter in module.named_parameters()}
     weight_bits, activation_bits, levels = FLOAT_BITS, FLOAT_BITS, 0
@@ -94,7 +94,3 @@ def _numbers(module: nn.Module) -> tuple[float, ...]:
         shape = layer.out_channels, layer.in_channels // layer.groups
         flags = 0.0, float(padded), float(max(layer.stride) > 1), float(layer.groups > 1)
     return (float(weights), float(sizes.get("bias", 0)), *shape, weight_bits, activation_bits, levels, *flags)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, (*CONVOLUTION_KINDS, nn.Linear))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import nn
 
-from objectives.finished_layers import CONVOLUTION_KINDS
+from objectives.finished_layers import CONVOLUTION_KINDS, is_layer, wrapped_in
 from objectives.layers import FLOAT_BITS, Factored, LeftOut, LowPrecision
 from objectives.runtimes.onnx.runtime import OnnxRuntime
 
@@ -48,10 +48,7 @@ class SizeBytes:
 
     def __call__(self, model: nn.Module) -> float:
         """Return the prediction in bytes."""
-        wrapped = {
-            id(child) for module in model.modules() if isinstance(module, LowPrecision) for child in module.children()
-        }
-        layout = self.runtime.layout
+        layout, wrapped = self.runtime.layout, wrapped_in(model)
         total, summaries = layout.graph + self.per_network + self.per_tensor * _tensors_outside_layers(model), []
         for module in model.modules():
             if isinstance(module, LowPrecision):
@@ -61,10 +58,10 @@ class SizeBytes:
                 numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False))
                 total += (
                     float(_layer_bytes(layout, _node_bytes_of(layout, module), floats=numbers))
-                    if _is_layer(module)
+                    if is_layer(module)
                     else 4 * numbers
                 )
-                summaries += [FLOAT_LAYER] * _is_layer(module)
+                summaries += [FLOAT_LAYER] * is_layer(module)
             if isinstance(module, LeftOut):
                 total -= layout.sum * module.sums_left_out
             if isinstance(module, Factored):
@@ -126,7 +123,7 @@ def _tensors_outside_layers(model: nn.Module) -> int:
     return sum(
         len(list(module.parameters(recurse=False)))
         for module in model.modules()
-        if not _is_layer(module) and not isinstance(module, LowPrecision)
+        if not is_layer(module) and not isinstance(module, LowPrecision)
     )
 
 
@@ -222,10 +219,6 @@ def _node_bytes(layout: FileLayout, linear: Numbers, padded: Numbers, strided: N
 
 def _factor_saving(layout: FileLayout, linear: Numbers, grouped: Numbers) -> Numbers:
     return np.where(linear, layout.linear_factor, layout.factor + layout.grouped_factor * grouped)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, (*CONVOLUTION_KINDS, nn.Linear))
 
 
 def _node_bytes_of(layout: FileLayout, layer: nn.Module) -> Numbers:

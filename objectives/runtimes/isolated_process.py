@@ -133,18 +133,25 @@ def _from_json(value: Any) -> Any:  # noqa: ANN401 - any field of a runtime
     return kind(**{name: _from_json(field) for name, field in value["fields"].items()})
 
 
+def import_file(name: str, path: Path) -> ModuleType:
+    """Import the Python file at `path` as the module `name`."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def _import(name: str, file: str | None) -> ModuleType:
     """Import a module by its name, or from its file where it has no importable name, such as a user's study."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        spec = None if file is None else importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None:
+        if file is None:
             raise
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module
+        return import_file(name, Path(file))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from objectives.runtimes.isolated_process import import_file
 from search.study.errors import UserError
 from search.study.spec import StudySpec
 from spaces.network.messages import unknown_name
@@ -80,18 +81,11 @@ def _module(location: str) -> ModuleType:
         if not location.endswith(".py"):
             return importlib.import_module(location)
         sys.path.insert(0, str(path.resolve().parent))  # a study may import modules from its own folder
-        name = f"{USER_PACKAGE}.{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
+        return import_file(f"{USER_PACKAGE}.{path.stem}", path)
     except Exception as error:
         raise UserError(
             f"{location} cannot be imported: {type(error).__name__}: {error} ({_line_of(error)})"
         ) from error
-    return module
 
 
 def _line_of(error: Exception) -> str:

@@ -187,14 +187,15 @@ class StudySpec:
             raise ValueError(f"objectives must be a tuple of at least one objective, but got {self.objectives!r}")
         if not isinstance(self.limits, tuple):
             raise ValueError(f"limits must be a tuple, such as (limit,), but got {type(self.limits).__name__}")
-        known: dict[str, str] = {}
+        known: dict[str, Objective] = {}
         for objective in (*self.objectives, *(limit.objective for limit in self.limits), *self.reported):
-            name, text = objective.name, repr(objective)
+            name = objective.name
             if objective.direction not in {"minimize", "maximize"}:
                 raise ValueError(f"direction must be minimize or maximize, but {name} has {objective.direction!r}")
-            if known.setdefault(name, text) != text:
+            first = known.setdefault(name, objective)
+            if first is not objective and repr(first) != repr(objective):  # texts with digests of the data are slow
                 raise ValueError(
-                    f"objectives of one name must be the same, but {name!r} is {known[name]} and {text}; rename one"
+                    f"objectives of one name must be the same, but {name!r} is {first!r} and {objective!r}; rename one"
                 )
 
     @property

@@ -84,9 +84,7 @@ class Layers:
         frame = self.frame
         lost = (self.removed_units() @ frame.channels_per_unit_GC).reshape(-1, *frame.channels_3L.shape)
         outputs, inputs, groups = (frame.channels_3L - lost).transpose(1, 0, 2)
-        if self.shapes.groups is not frame.shapes.groups:
-            groups = groups * (self.shapes.groups / frame.shapes.groups)
-        return outputs, inputs, groups
+        return outputs, inputs, groups * (self.shapes.groups / frame.shapes.groups)
 
     def factors(self) -> tuple[Shapes, Factors, np.ndarray]:
         """Return the kept shapes, the factors of all layers, and which layers are split, shape (N, L).

@@ -234,10 +234,7 @@ class Anatomy:
         ValueError
             If there is none; the message lists the nearest names.
         """
-        found = {layer.name: layer for layer in self.layers}
-        if name not in found:
-            raise ValueError(unknown_name("layer", name, found))
-        return found[name]
+        return select("layer", self.layers, (name,))[0]
 
     def group(self, name: str) -> Group:
         """Return the group with this name.
@@ -247,10 +244,7 @@ class Anatomy:
         ValueError
             If there is none; the message lists the nearest names.
         """
-        found = {group.name: group for group in self.groups}
-        if name not in found:
-            raise ValueError(unknown_name("group of channels", name, found))
-        return found[name]
+        return select("group of channels", self.groups, (name,))[0]
 
 
 def select(what: str, parts: Iterable[Part], only: tuple[str, ...]) -> tuple[Part, ...]:

@@ -1,24 +1,20 @@
 """OpenVINO: executes the same kind of .onnx file as ONNX Runtime, with integers of at least 4 bits."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.onnx.runtime import OnnxRuntime, write
-from objectives.runtimes.runtime import Precision, import_extra
-
-_LEAST_BITS = 4  # OpenVINO 2026.4 does not read the 2-bit integers of ONNX: "Unsupported data type INT2"
-_BITS = (4, 8)
+from objectives.runtimes.onnx.runtime import OnnxRuntime
+from objectives.runtimes.runtime import import_extra
 
 
 @dataclass(frozen=True, slots=True)
-class OpenVino:
+class OpenVino(OnnxRuntime):
     """OpenVINO on the CPU.
 
     It reads .onnx files. The format of its own, OpenVINO IR, is two files, one for the graph and one for the weights.
@@ -30,52 +26,12 @@ class OpenVino:
         Number of threads of one inference.
     """
 
-    threads: int = 1
+    bits: ClassVar[tuple[int, ...]] = (4, 8)  # OpenVINO 2026.4 does not read 2: "Unsupported data type INT2"
 
     @property
     def name(self) -> str:
         """``openvino``."""
         return "openvino"
-
-    @property
-    def suffix(self) -> str:
-        """``onnx``."""
-        return "onnx"
-
-    @property
-    def channels(self) -> int:
-        """8, as for ONNX Runtime: the kernels process blocks of 8 or 16 channels."""
-        return OnnxRuntime().channels
-
-    @property
-    def layout(self) -> FileLayout:
-        """The bytes of ONNX files, without 2-bit integers."""
-        return dataclasses.replace(OnnxRuntime().layout, floating_bits=_BITS, integer_bits=_BITS)
-
-    def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
-        """Return 4 and 8 bits, for convolutions also with 8-bit inputs."""
-        return tuple(pair for pair in OnnxRuntime().precisions(kind, groups) if pair.weights >= _LEAST_BITS)
-
-    def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
-        """Write ``model`` to one .onnx file with input ``x``, output ``y`` and any batch size.
-
-        Parameters
-        ----------
-        model
-            A finished model in eval mode with one input tensor and one output tensor; it is not changed.
-        example
-            A batch of inputs; only its dtype and its shape without the batch dimension matter.
-        path
-            The file to write; its folder must exist.
-
-        Raises
-        ------
-        ExportError
-            If an operator has no ONNX form or the model cannot be traced.
-        ImportError
-            If the ``openvino`` extra is not installed.
-        """
-        write(model, example, path, least_bits=_LEAST_BITS, extra=self.name)
 
     def load(self, path: Path) -> Callable[[Tensor], Tensor]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size.

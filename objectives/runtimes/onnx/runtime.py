@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ class OnnxRuntime:
     """
 
     threads: int = 1
+    bits: ClassVar[tuple[int, ...]] = (2, 4, 8)  # of the integers in a file, ascending
 
     @property
     def name(self) -> str:
@@ -66,8 +67,8 @@ class OnnxRuntime:
             sum=20,
             floating=60,
             integer=78,
-            floating_bits=(2, 4, 8),
-            integer_bits=(2, 4, 8),
+            floating_bits=self.bits,
+            integer_bits=self.bits,
             codebook=99,
             inputs=78,
             clip=26,
@@ -80,8 +81,8 @@ class OnnxRuntime:
         point. See `Runtime`.
         """
         del groups
-        weights_only = tuple(Precision(bits, FLOAT_BITS) for bits in (2, 4, 8))
-        integer = tuple(Precision(bits, 8) for bits in (2, 4, 8))
+        weights_only = tuple(Precision(bits, FLOAT_BITS) for bits in self.bits)
+        integer = tuple(Precision(bits, 8) for bits in self.bits)
         return (*weights_only, *integer) if kind in {"Conv1d", "Conv2d", "Conv3d"} else weights_only
 
     def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
@@ -101,9 +102,14 @@ class OnnxRuntime:
         ExportError
             If an operator has no ONNX form or the model cannot be traced.
         ImportError
-            If the ``onnx`` extra is not installed.
+            If the extra of the runtime's name is not installed.
         """
-        write(model, example, path, least_bits=2, extra=self.name)
+        onnx = import_extra(self.name, "onnx")
+        require_eval_mode(model)
+        graph = import_extra(self.name, "objectives.runtimes.onnx.tracing").trace(model, example, min(self.bits))
+        packed = import_extra(self.name, "objectives.runtimes.onnx.packing").pack(graph, min(self.bits))
+        onnx.checker.check_model(packed)
+        path.write_bytes(packed.SerializeToString(deterministic=True))
 
     def load(self, path: Path) -> Callable[[Tensor], Tensor]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size.
@@ -125,19 +131,6 @@ class OnnxRuntime:
             return torch.from_numpy(result)
 
         return run
-
-
-def write(model: nn.Module, example: Tensor, path: Path, *, least_bits: int, extra: str) -> None:
-    """Write a .onnx file for a runtime that reads integers of ``least_bits`` or more; see `OnnxRuntime.export`.
-
-    ``extra`` is the optional dependency that an error names if a package is missing.
-    """
-    onnx = import_extra(extra, "onnx")
-    require_eval_mode(model)
-    graph = import_extra(extra, "objectives.runtimes.onnx.tracing").trace(model, example, least_bits)
-    packed = import_extra(extra, "objectives.runtimes.onnx.packing").pack(graph, least_bits)
-    onnx.checker.check_model(packed)
-    path.write_bytes(packed.SerializeToString(deterministic=True))
 
 
 def _open(content: bytes, threads: int, *, wide: bool) -> Any:  # noqa: ANN401 - onnxruntime has no types
