@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
     from objectives import Examples
     from spaces import Recovery
 
-PROXY_INPUTS = 256  # training inputs of the proxy loss, drawn independently of the calibration inputs (chosen)
+PROXY_INPUTS = 256  # most training inputs of the proxy loss, drawn independently of the calibration inputs (chosen)
 
 
 class ProxyLoss:
-    """The recovery's loss of a network's outputs on some training inputs, minus the same loss of the teacher's outputs.
+    """The recovery's loss of a network's outputs on some training inputs, on a scale of its own.
+
+    The teacher has the proxy loss 0, and a network that answers every input with the mean of the teacher's answers has
+    the proxy loss 1. So a proxy loss means the same whatever the loss, its units, and the number of classes.
 
     Parameters
     ----------
@@ -27,7 +31,7 @@ class ProxyLoss:
     examples
         The training set.
     recovery
-        The recovery that defines the loss and its units.
+        The recovery that defines the loss.
     seed
         Seed of the draw of the inputs.
     """
@@ -40,11 +44,17 @@ class ProxyLoss:
         self._labels = examples.labels[chosen].to(device)
         self._recovery = recovery
         self._teacher: Tensor = outputs(teacher, self._inputs)
-        self._teacher_loss = self._loss(self._teacher)
+        self._ends: dict[int, tuple[float, float]] = {}  # losses of the teacher and the mean answer, by inputs
 
-    def __call__(self, model: nn.Module) -> float:
-        """Return the proxy loss of a network, 0 for the teacher; the network is left in evaluation mode."""
-        return self._loss(outputs(model.eval(), self._inputs)) - self._teacher_loss
+    def __call__(self, model: nn.Module, count: int = PROXY_INPUTS) -> float:
+        """Return the proxy loss of a network on the first `count` inputs; the network is left in evaluation mode."""
+        if count not in self._ends:
+            answers = self._teacher[:count]
+            self._ends[count] = self._loss(answers), self._loss(answers.mean(0, keepdim=True).expand_as(answers))
+        best, constant = self._ends[count]
+        unit = constant - best if math.isfinite(constant) and constant > best else 1.0  # a teacher may be constant
+        return (self._loss(outputs(model.eval(), self._inputs[:count])) - best) / unit
 
     def _loss(self, network_outputs: Tensor) -> float:
-        return float(self._recovery.loss(network_outputs, self._teacher, self._labels))
+        answers = self._teacher[: len(network_outputs)]
+        return float(self._recovery.loss(network_outputs, answers, self._labels[: len(network_outputs)]))

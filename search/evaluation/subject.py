@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
     from spaces import Anatomy, Plan
 
-ROUGH_INPUTS = 128  # calibration inputs for a network that is built only to compute its proxy loss (chosen)
+ROUGH_INPUTS = 128  # most calibration inputs for a network that is built only to be scored or measured (chosen)
 
 
 class Subject:
@@ -52,7 +52,7 @@ class Subject:
     def __init__(self, spec: StudySpec, device: torch.device) -> None:
         self.device = device
         self.example: Tensor = spec.example().to(device)
-        self._rough_example = self.example[:ROUGH_INPUTS].clone()  # kept, since statistics are cached by its identity
+        self._rough_examples: dict[int, Tensor] = {}  # kept, since statistics are cached by their identity
         self._given = spec.teacher
         try:
             self.model: nn.Module = unfuse_attention(compressible_copy(spec.teacher).to(device).eval(), self.example)
@@ -65,9 +65,11 @@ class Subject:
         """Return the untrained network of a plan."""
         return plan.apply(self.model, self.example)
 
-    def build_roughly(self, plan: Plan) -> nn.Module:
-        """Return almost the same network, fitted on fewer inputs; used for the proxy losses of many plans."""
-        return plan.apply(self.model, self._rough_example)
+    def build_roughly(self, plan: Plan, count: int = ROUGH_INPUTS) -> nn.Module:
+        """Return almost the same network, fitted on `count` inputs; used for the proxy losses of many plans."""
+        if count not in self._rough_examples:
+            self._rough_examples[count] = self.example[:count].clone()
+        return plan.apply(self.model, self._rough_examples[count])
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Return the finished form of a network, as it is shipped."""

@@ -1,1 +1,1 @@
-"""Propose plans: initial designs, the sensitivity table, the Lagrangian search, the draft and the samplers."""
+"""Propose plans: initial designs, the sensitivity table, the band search, the draft and the samplers."""

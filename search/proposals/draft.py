@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from optuna.trial import FixedTrial, TrialState, create_trial
+from scipy.stats import spearmanr
 
-from search.proposals.draft_records import MIN_LOSS, NON_FINITE_LOSS, create_draft, plausible
-from search.proposals.lagrangian import representatives, search_within_limits
+from search.proposals.draft_records import MIN_LOSS, create_draft
 from search.proposals.limits import meet_limits
+from search.proposals.seeds import representatives, seeds_within_limits
 from search.proposals.sensitivity_table import safe_log
 from search.proposals.short_training import ShortTraining, rate_is_known
+from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, proxy_loss_of
 from search.study.cpu_profile import SCORING
 from search.study.queue import is_other_live_worker, worker
-from search.study.records import PLAN, PROXY_LOSS, SHORT_TRAINING, WORKER
+from search.study.records import INPUTS, PLAN, PROXY_LOSS, SHORT_TRAINING, WORKER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from optuna import Study
 
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
     from search.proposals.sensitivity_table import SensitivityTable
     from spaces import Plan, Step
 
-SEED_SHARE = 1 / 3  # share of the draft's plans that come directly from the Lagrangian search (chosen)
+SEED_SHARE = 1 / 3  # share of the draft's plans that come directly from the sensitivity table (chosen)
 MUTANTS = 48  # mutated plans that are generated together; only the most promising one is scored (chosen)
 ATTEMPTS = 20  # failed attempts to find a new plan, after which the space counts as exhausted (chosen)
+MIN_RANKED = 20  # scored plans of similar cost, among which the sums of the table are compared with losses (chosen)
+DOUBTFUL_LOSS = 0.5  # proxy loss above which answers are closer to the mean answer than to the teacher's
+DOUBTFUL_SHARE = 4  # one of this many initial designs, at most, has such a loss (chosen)
 CROSSOVER_SHARE = 0.3  # share of its parameters that a plan takes from its mate, on average, if it takes any (chosen)
 
 
@@ -45,14 +50,21 @@ class Draft:
         The main study, in whose storage the draft is kept.
     cost_names
         Names of the costs over which the plans are spread.
+    inputs
+        Returns the number of inputs that each plan is scored on, given the seeds; it is asked for once per study.
     """
 
-    def __init__(self, context: Context, table: SensitivityTable, study: Study, cost_names: list[str]) -> None:
-        self._context, self._table, self._proxy_loss = context, table, context.proxy_loss
-        self._cost_names = cost_names
+    def __init__(
+        self,
+        context: Context,
+        table: SensitivityTable,
+        study: Study,
+        cost_names: list[str],
+        inputs: Callable[[list[Plan]], int],
+    ) -> None:
+        self._context, self._table, self._cost_names = context, table, cost_names
         self._study = create_draft(study, [PROXY_LOSS, *cost_names])
         trains = table.architectures.left_out.any() and rate_is_known(context)
-        self._short_training = ShortTraining(context) if trains else None
         self._choice_of = [{value: choice for choice, value in enumerate(values)} for values in table.values]
         self._choice_counts = np.array([len(values) for values in table.values])
         self._rows = np.zeros((0, len(self._choice_counts)), dtype=int)
@@ -62,9 +74,13 @@ class Draft:
         self._seen_plans: set[tuple[Step, ...]] = set()
         self._own_plans: dict[bytes, tuple[Step, ...]] = {}  # added by this process and not yet read from the storage
         self._trials_read = self._worker_seed = 0
+        self._seeds = list(seeds_within_limits(context, table, cost_names)[::-1])
+        if INPUTS not in self._study.user_attrs:
+            plans = [context.plan(table.params(row)) for row in self._seeds[: -TIMED_PLANS - 1 : -1]]
+            self._study.set_user_attr(INPUTS, inputs(plans))
+        self._inputs: int = self._study.user_attrs[INPUTS]
+        self._short_training = ShortTraining(context, self._inputs) if trains else None
         self._read_new()
-        seeds = search_within_limits(context, table, cost_names)
-        self._seeds = list(np.random.default_rng(context.spec.seed).permutation(seeds))
 
     def __len__(self) -> int:
         """Return the number of scored plans."""
@@ -88,11 +104,11 @@ class Draft:
             return False
         row, params, trial, plan = found
         with self._context.cpu_profile.charge(SCORING):
-            loss = self._proxy_loss(self._context.subject.build_roughly(plan))
+            loss = proxy_loss_of(self._context, plan, self._inputs)
         architectures = self._table.combine(row[None])
         costs = self._stack_costs(self._context.cost_model.of(architectures))[0]
         attributes: dict[str, float | str] = {WORKER: worker(), PLAN: plan.words()}
-        if self._short_training is not None and np.isfinite(loss):
+        if self._short_training is not None and loss < LARGEST_LOSS:
             untrained = max(MIN_LOSS, loss)
             left_out = float(architectures.left_out[0])
             loss = untrained * self._short_training.predict(left_out, untrained)
@@ -104,7 +120,7 @@ class Draft:
             create_trial(
                 params=params,
                 distributions={name: trial.distributions[name] for name in params},
-                values=[loss if np.isfinite(loss) else NON_FINITE_LOSS, *costs],
+                values=[loss, *costs],
                 user_attrs=attributes,
             )
         )
@@ -134,11 +150,33 @@ class Draft:
         """Return the parameters of the plans with the smallest loss in bands of each cost, the largest network first.
 
         Only the front is considered, and the bands span the costs of the front: of all plans that lose almost nothing,
-        only the cheapest is worth training.
+        only the cheapest is worth training. Plans whose answers are farther from the teacher's than one answer for all
+        inputs can be trainable, or not; so that they do not take most of a short study, they are a quarter at most.
         """
-        allowed = np.zeros(len(self), dtype=bool)
-        allowed[self._front()] = True
-        return representatives(self._context, self._table, self._rows, self._log_costs, self._losses, allowed, count)
+        front = self._nondominated
+        doubtful = self._losses[front] > DOUBTFUL_LOSS
+        few = -(-count // DOUBTFUL_SHARE) if doubtful.any() and not doubtful.all() else 0
+        chosen: dict[tuple[float, ...], dict[str, float]] = {}
+        for members, number in ((front[~doubtful], count - few), (front[doubtful], few or count)):
+            if len(members):
+                costs, losses = self._log_costs[members], self._losses[members]
+                for params in representatives(self._context, self._table, self._rows[members], costs, losses, number):
+                    chosen.setdefault(tuple(params.values()), params)
+        return list(chosen.values())
+
+    def words(self) -> str:
+        """Describe how many plans were scored, and how well the sums of the table rank their losses."""
+        scored = self._losses < LARGEST_LOSS
+        found = f"{len(self)} plans were scored on {self._inputs} inputs each"
+        if scored.sum() < MIN_RANKED:
+            return found
+        sums, costs = self._table.sums(self._rows[scored]), self._log_costs[scored, 0]
+        bands = np.array_split(costs.argsort(), max(1, scored.sum() // MIN_RANKED))
+        pairs = [(sums[band], self._losses[scored][band]) for band in bands]
+        ranks = [spearmanr(one, other)[0] for one, other in pairs if np.ptp(one) and np.ptp(other)]
+        if not ranks:
+            return found
+        return f"{found}; the table's sums rank plans of similar cost with a correlation of {np.mean(ranks):.2f}"
 
     def _read_new(self) -> None:
         """Read the draft's new trials from the storage."""
@@ -190,9 +228,12 @@ class Draft:
         A parent on the front is mutated and crossed with a plan that is near it on the front.
         """
         rng = np.random.default_rng((self._context.spec.seed, len(self), self._worker_seed))
-        front = self._front()
+        front = self._nondominated
         for _ in range(ATTEMPTS if len(front) else 0):
-            order = front[self._log_costs[front, rng.integers(len(self._cost_names))].argsort()]
+            doubtful = self._losses[front] > DOUBTFUL_LOSS
+            some = front[doubtful == (rng.integers(DOUBTFUL_SHARE) == 0)]
+            order = front if not len(some) else some
+            order = order[self._log_costs[order, rng.integers(len(self._cost_names))].argsort()]
             index = rng.integers(len(order))
             parent = self._rows[order[index]]
             shape = MUTANTS, len(parent)
@@ -221,11 +262,6 @@ class Draft:
         best_so_far = np.where(not_costlier, np.log(self._losses), np.log(self._losses.max())).min(1)
         best: np.ndarray = rows[(best_so_far - expected).argmax()]
         return best
-
-    def _front(self) -> np.ndarray:
-        """Return the indices of the plausible nondominated plans; no implausible plan dominates a plausible one."""
-        front: np.ndarray = self._nondominated[plausible(self._losses)[self._nondominated]]
-        return front
 
     def _stack_costs(self, costs: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.column_stack([costs[name] for name in self._cost_names])

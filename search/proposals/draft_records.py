@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 
 from search.study.queue import params_of
-from search.study.records import DRAFT
+from search.study.records import DRAFT, MEAN_ANSWER, TEACHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-PLAUSIBLE_SHARE = 0.5  # share of the draft's largest loss above which training is not worth its time (fitted)
-NON_FINITE_LOSS = 1e9  # nats; stored as the loss of a network whose outputs are not finite
-MIN_LOSS = 0.01  # nats; smaller losses are not distinguished (fitted)
+MIN_LOSS = 0.004  # smaller proxy losses are not distinguished (fitted)
 
 
 def draft_of(study: Study) -> Study | None:
@@ -58,14 +56,12 @@ def metric_names(study: Study) -> list[str]:
         return list(study.metric_names or ())
 
 
-def plausible(losses: np.ndarray) -> np.ndarray:
-    """Return, for each plan, whether its proxy loss is small enough that training can give a useful network.
+def middle_value(study: Study, objective: str, sign: float) -> float:
+    """Return the middle between the teacher's value and that of a network that answers all inputs alike.
 
-    A network with the largest loss of the draft answers as if at random. The plan with the smallest loss is always
-    plausible.
+    `sign` is 1 for a minimized objective and -1 for a maximized one; if the middle is not known, the worst value.
     """
-    finite = losses[losses < NON_FINITE_LOSS]
-    if not len(finite):
-        return np.ones(len(losses), dtype=bool)
-    good: np.ndarray = losses <= max(PLAUSIBLE_SHARE * finite.max(), finite.min())
-    return good
+    teacher, mean_answer = (study.user_attrs.get(key, {}).get(objective) for key in (TEACHER, MEAN_ANSWER))
+    if teacher is None or mean_answer is None or sign * mean_answer <= sign * teacher:
+        return float(sign * np.inf)
+    return float(teacher + mean_answer) / 2

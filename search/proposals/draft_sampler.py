@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from scipy.stats import norm
 from sklearn.linear_model import BayesianRidge
 
-from search.proposals.draft_records import MIN_LOSS, choices_in, draft_of, metric_names, plausible
+from search.proposals.draft_records import MIN_LOSS, choices_in, draft_of, metric_names, middle_value
 from search.study.records import EARLY_CHECK, STOPPED, VALUES
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class DraftSampler(BaseSampler):
     For a trial that early stopping ended, its final values are extrapolated from those at the check. The gain is the
     mean, over random thresholds of the known objectives, of the expected improvement on the best trial that is within
     the threshold and meets the limits, times the probability that the plan meets the limits that are known only after
-    training. If there is no draft, or none or all of the objectives are known, NSGA-II samples the trials.
+    training. Improvements count only above the middle between the teacher and a network that answers all inputs alike.
+    If there is no draft, or none or all of the objectives are known, NSGA-II samples the trials.
 
     The sampler's state is in the storage alone, so any number of workers may share a study. A plan that another worker
     is training counts as trained, with its predicted values.
@@ -50,7 +51,7 @@ class DraftSampler(BaseSampler):
     References
     ----------
     Emmerich et al. 2006, IEEE Trans. Evolutionary Computation 10(4): expected improvement of the hypervolume.
-    Gardner et al. 2014, ICML, §3: expected improvement under constraints that are as expensive as the objectives.
+    Gardner et al. 2014, ICML, §3: expected improvement under constraints as expensive as the objectives.
     """
 
     def __init__(self, *, seed: int | None = None) -> None:
@@ -79,7 +80,7 @@ class DraftSampler(BaseSampler):
         if draft is None:
             return self._fallback.sample_relative(study, trial, search_space)
         data = _observations(study, draft)
-        free = np.flatnonzero(~data.taken & data.plausible)
+        free = np.flatnonzero(~data.taken)
         if not len(free):  # the draft is exhausted
             return self._mutate(study, trial, search_space)
         gains = _acquisition(data, free, self._rng)
@@ -127,8 +128,8 @@ class _Observations(NamedTuple):
         Features of the regression, shape (N, F).
     costs
         Known objectives, in logarithms if they are positive, shape (N, C).
-    plausible, taken
-        Whether training the plan can give a useful network; whether it is trained, running, or given up; shape (N,).
+    taken
+        Whether the plan is trained, running, or given up, shape (N,).
     trained, outcomes
         Indices of the trained plans, shape (T,), and the measured values of their predicted objectives, shape (T, L).
     excess
@@ -138,6 +139,8 @@ class _Observations(NamedTuple):
         the end of training, shape (S, L).
     depends_on_training
         Whether training changes a predicted objective; if not, it is a cost that the draft lacks, shape (L,).
+    floor
+        `middle_value` of the predicted objectives, shape (L,).
     pending
         Indices of the plans that are being trained.
     others
@@ -147,7 +150,6 @@ class _Observations(NamedTuple):
 
     features: np.ndarray
     costs: np.ndarray
-    plausible: np.ndarray
     taken: np.ndarray
     trained: np.ndarray
     outcomes: np.ndarray
@@ -155,6 +157,7 @@ class _Observations(NamedTuple):
     stopped: np.ndarray
     extrapolated: np.ndarray
     depends_on_training: np.ndarray
+    floor: np.ndarray
     pending: np.ndarray
     others: np.ndarray
 
@@ -218,7 +221,6 @@ def _observations(study: Study, draft: _Draft) -> _Observations:
     return _Observations(
         features=np.column_stack([np.log(loss), np.sqrt(loss), costs]),
         costs=costs,
-        plausible=plausible(values[:, 0]),
         taken=taken,
         trained=np.array(trained, dtype=int),
         outcomes=final,
@@ -226,6 +228,7 @@ def _observations(study: Study, draft: _Draft) -> _Observations:
         stopped=np.array(stopped, dtype=int)[usable],
         extrapolated=extrapolated[usable],
         depends_on_training=np.array([not measured_at_check or str(at) in measured_at_check for at in predicted]),
+        floor=signs[predicted] * np.array([middle_value(study, objectives[at], signs[at]) for at in predicted]),
         pending=np.array(pending, dtype=int),
         others=np.array(others).reshape(len(others), len(known) + len(predicted)),
     )
@@ -267,7 +270,7 @@ def _acquisition(data: _Observations, free: np.ndarray, rng: np.random.Generator
     As long as no trial meets the limits, only the probability counts; before there are enough trained trials for a
     regression, plans are ranked by how few plans of the draft are better.
     """
-    low, high = data.costs[data.plausible].min(0), data.costs[data.plausible].max(0)
+    low, high = data.costs.min(0), data.costs.max(0)
     thresholds = low + (high - low) * rng.random((THRESHOLDS, len(low)))
     gains, log_feasibility = np.zeros(len(free)), _log_feasibility(data, free)
     likely_feasible = _log_feasibility(data, data.pending) > np.log(0.5)
@@ -279,6 +282,7 @@ def _acquisition(data: _Observations, free: np.ndarray, rng: np.random.Generator
         count = data.costs.shape[1]
         costs = np.vstack([data.costs[data.trained], data.costs[data.pending], data.others[:, :count]])
         values = np.concatenate([data.outcomes[:, column], mean[data.pending], data.others[:, count + column]])
+        values = np.minimum(values, data.floor[column])
         scale = max(float(np.ptp(values)), 1e-12)
         if not feasible.any():
             return log_feasibility
@@ -291,10 +295,8 @@ def _acquisition(data: _Observations, free: np.ndarray, rng: np.random.Generator
         gains += (allowed * improvement).mean(0) / scale
     if gains.any():
         return np.log(np.maximum(gains, 1e-300)) + log_feasibility  # type: ignore[no-any-return]
-    not_better = (data.features[free, 0][None] >= data.features[free, 0][:, None]) | (
-        data.costs[free][None] > data.costs[free][:, None]
-    ).any(2)
-    rank: np.ndarray = not_better.mean(1)
+    worse_loss = data.features[free, 0][None] >= data.features[free, 0][:, None]
+    rank: np.ndarray = (worse_loss | (data.costs[free][None] > data.costs[free][:, None]).any(2)).mean(1)
     return rank
 
 

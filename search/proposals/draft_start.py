@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from search.evaluation.profiling import fit_before_search, measure_promising
 from search.proposals.draft import Draft
-from search.proposals.lagrangian import best_sums
 from search.proposals.limits import check_reachable
+from search.proposals.seeds import best_sums
 from search.proposals.sensitivity_table import measured_table
+from search.proposals.table_losses import TABLE_SHARE, Allowance
 from search.proposals.uniform_start import uniform_designs
 from search.study.console import console, track
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 MIN_SCORED, MAX_SCORED = 100, 1000  # plans in the draft, unless the user gives a number (chosen)
 SCORED_PER_TRIAL = 12  # plans in the draft for each trained trial of the budget (chosen)
-TABLE_SHARE = 0.25  # share of the budget's time: the most that measuring the sensitivity table may take (chosen)
 PROMISING_SHARE = 0.05  # share of the budget's time: the most that measuring promising plans may take (chosen)
 MIN_DRAFT_SHARE = 0.1  # share of the budget's time that the draft gets at least (chosen)
 
@@ -33,12 +33,13 @@ class DraftStart:
     """Start with the best plans of a draft, in which plans are searched by their loss before any training.
 
     First a sensitivity table is measured. Its best sums seed an evolution of plans by their proxy loss: each plan is
-    built, its BatchNorm statistics are re-estimated, and its outputs are compared with the teacher's. If layers can be
+    built, its BatchNorm statistics are re-estimated, and its outputs are compared with the teacher's, on as many inputs
+    as the time allows. If layers can be
     left out, some of the leading plans are trained for a few steps, and the losses of all plans are predicted from
     these (`ShortTraining`). The plans are trials of a separate Optuna study, `<name>-draft`, whose values are the loss
     and the costs. For a cost that no formula gives, such as latency, a model is fitted first, on networks that are
     profiled on this machine; the last of these are plans with the best sums of the table. If no cost is known before
-    training, or the table would take too long, the study starts with the plans of `UniformStart`.
+    training, the study starts with the plans of `UniformStart`.
 
     Parameters
     ----------
@@ -48,38 +49,38 @@ class DraftStart:
         Number of plans in the draft; by default 12 for each trial of the budget, from 100 to 1000.
     share
         Share of the budget's time by which the draft must be done; if the measurements before it took longer, the
-        draft still gets a tenth of the time.
-    seconds
-        CPU time that the table may take, at most a quarter of the budget's time. Measuring random networks before it
-        may take the same again; measuring promising plans after it, at most 5% of the budget's time.
+        draft still gets a tenth of the time. The table takes at most a tenth of the budget, and so does measuring
+        networks before it; measuring promising plans after it takes at most a twentieth.
     """
 
     plans: int = 8
     scored: int | None = None
     share: float = 0.35
-    seconds: float = 120.0
 
     def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:
         """Return the parameters of each plan, the largest network first."""
         reachable = check_reachable(context)
-        seconds = min(self.seconds, TABLE_SHARE * clock.total)
-        fit_before_search(context, seconds)
+        fit_before_search(context, TABLE_SHARE * clock.total)
         formulas = context.cost_model.formulas
         cost_names = [objective.name for objective in context.spec.objectives if objective.name in formulas]
-        table = measured_table(context, study, seconds) if cost_names else None
-        if table is None:
-            reason = "there is no sensitivity table" if cost_names else "no objective is known before training"
-            return _without_draft(reason, context, reachable)
-        seconds = min(self.seconds, PROMISING_SHARE * clock.total)
+        if not cost_names:
+            return _without_draft("no objective is known before training", context, reachable)
+        table = measured_table(context, study, clock)
+        seconds = PROMISING_SHARE * clock.total
         measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), seconds)
-        draft = Draft(context, table, study, cost_names)
         target = self.scored or self._target(clock)
         until = max(self.share, clock.spent + MIN_DRAFT_SHARE)
+        allowance = Allowance.of(context, clock, until - clock.spent)
+        scored_at_least = min(target, MIN_SCORED)
+        draft = Draft(
+            context, table, study, cost_names, lambda plans: allowance.inputs(context, plans, scored_at_least)
+        )
         with track("scoring plans by their proxy loss") as progress:
             while len(draft) < target and (clock.spent < until or len(draft) < self.plans) and draft.step(target):
                 progress(max(len(draft) / target, clock.spent / until))
         if not len(draft):
             return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
+        console.print(draft.words())
         return draft.best(self.plans)
 
     def _target(self, clock: BudgetClock) -> int:

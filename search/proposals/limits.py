@@ -21,14 +21,30 @@ def limits_before_training(context: Context) -> list[Limit]:
     return [limit for limit in context.spec.limits if limit.objective.is_cost]
 
 
-def meet_limits(context: Context, costs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return which plans meet the limits on these costs, shape (plans,); the error of each cost's model is a margin."""
-    feasible = np.ones(len(next(iter(costs.values()))), dtype=bool)
+def excess_over_limits(context: Context, costs: Mapping[str, np.ndarray], *, margin: bool = True) -> np.ndarray:
+    """Return by how much plans exceed the limits on these costs, relative to the bound, shape (plans,); at most 0: not.
+
+    Parameters
+    ----------
+    context
+        The study.
+    costs
+        Costs of the plans, arrays of shape (plans,).
+    margin
+        Whether the error of each cost's model is added to its predictions.
+    """
+    excess = np.full(len(next(iter(costs.values()))), -np.inf)
     for limit in limits_before_training(context):
         name = limit.objective.name
         if name in costs:
-            pessimistic = costs[name] * (1 + context.cost_model.error(limit))
-            feasible &= np.array([limit.excess(float(value)) <= 0 for value in pessimistic], dtype=bool)
+            values = costs[name] * (1 + (context.cost_model.error(limit) if margin else 0.0))
+            excess = np.maximum(excess, [limit.excess(float(value)) for value in values])
+    return excess
+
+
+def meet_limits(context: Context, costs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return which plans meet the limits on these costs, shape (plans,); the error of each cost's model is a margin."""
+    feasible: np.ndarray = excess_over_limits(context, costs) <= 0
     return feasible
 
 

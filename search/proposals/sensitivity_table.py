@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,24 +10,24 @@ import numpy as np
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from search.study.console import console, track
+from search.proposals.table_losses import Allowance, Change, measured_losses
 from search.study.cpu_profile import TABLE
 from search.study.records import SENSITIVITIES
 from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from optuna import Study
     from optuna.distributions import BaseDistribution
 
     from search.evaluation.context import Context
+    from search.study.budget_clock import BudgetClock
     from spaces import Plan
     from spaces.costs.architectures import Architectures
     from spaces.costs.effects import Effect
 
-MIN_COST = 1e-9  # in the unit of any cost; smaller costs, such as zero, are replaced by it in logarithms
-TIMED_ENTRIES = 20  # entries of the table after which the time for all of them is estimated
+MIN_COST = np.finfo(float).tiny  # replaces a cost of zero in logarithms
 
 
 @dataclass(frozen=True)
@@ -71,60 +70,52 @@ class SensitivityTable:
         return self.architectures.mixed(np.where(chosen_NP > 0, starts + chosen_NP - 1, 0), self.owners)
 
 
-def measured_table(context: Context, study: Study, seconds: float) -> SensitivityTable | None:
-    """Return the table of a study, with a progress bar; None if it would take more CPU time than `seconds`.
+def measured_table(context: Context, study: Study, clock: BudgetClock) -> SensitivityTable:
+    """Return the table of a study, with a progress bar; measuring it takes at most a tenth of the budget.
 
-    The measured losses are stored in the study, for other workers and for a resumed run.
+    The losses are stored in the study, for other workers and for a resumed run.
     """
+    changes = single_changes(context)
     known = study.user_attrs.get(SENSITIVITIES)
-    with track("measuring the sensitivity table") as progress, context.cpu_profile.charge(TABLE):
-        table = sensitivity_table(context, progress, seconds, known)
-    if table is not None and known is None:
-        study.set_user_attr(SENSITIVITIES, [added.tolist() for added in table.losses])
-    return table
+    if known is None:
+        with context.cpu_profile.charge(TABLE):
+            known = [added.tolist() for added in measured_losses(context, changes, Allowance.of(context, clock))]
+        study.set_user_attr(SENSITIVITIES, known)
+    return sensitivity_table(context, changes, [np.array(added) for added in known])
 
 
-def sensitivity_table(
-    context: Context, progress: Callable[[float], None], seconds: float, known: Sequence[Sequence[float]] | None = None
-) -> SensitivityTable | None:
-    """Measure the proxy loss of every single change; return None if this would take more CPU time than `seconds`.
-
-    Parameters
-    ----------
-    context
-        The study.
-    progress
-        Called with the share that is done.
-    seconds
-        CPU time that the table may take; the total is estimated from the first entries.
-    known
-        The losses, if they were measured before.
-    """
+def single_changes(context: Context) -> list[Change]:
+    """Return, for each parameter except those of the recovery, the plans in which it alone is changed."""
     space, anatomy = context.spec.space, context.subject.anatomy
     unchanged_params = space.uniform(anatomy, (0.0,) * len(space.steps))
     trial = FixedTrial(unchanged_params)
     unchanged = space.suggest(trial, anatomy)
-    plans: dict[str, dict[float, Plan]] = {}
+    owners = [set(axis.uniform(anatomy, 0.0)) for axis in space.steps]
+    changes = []
     for name, distribution in trial.distributions.items():
         if name not in space.recovery.usual():
             changed = {
                 value: space.suggest(FixedTrial(unchanged_params | {name: value}), anatomy)
                 for value in _values(distribution)
             }
-            plans[name] = _distinct(changed, unchanged_params[name], unchanged)
-    losses = [np.array(added) for added in known] if known else _measure_losses(context, plans, progress, seconds)
-    if losses is None:
-        return None
-    owners = [set(axis.uniform(anatomy, 0.0)) for axis in space.steps]
-    rows = [unchanged, *itertools.chain(*(found.values() for found in plans.values()))]
+            axis = next(number for number, owned in enumerate(owners) if name in owned)
+            distinct = _distinct(changed, unchanged_params[name], unchanged)
+            changes.append(Change(name, axis, (unchanged_params[name], *distinct), (unchanged, *distinct.values())))
+    return changes
+
+
+def sensitivity_table(context: Context, changes: Sequence[Change], losses: Sequence[np.ndarray]) -> SensitivityTable:
+    """Return the table of these changes and the losses that each of them adds."""
+    unchanged = changes[0].plans[:1]
+    rows = [*unchanged, *itertools.chain(*(change.plans[1:] for change in changes))]
     architectures = architectures_of(context.cost_model.frame, rows)
     return SensitivityTable(
-        axes=tuple(next(n for n, owned in enumerate(owners) if name in owned) for name in plans),
-        names=tuple(plans),
-        values=tuple((unchanged_params[name], *found) for name, found in plans.items()),
+        axes=tuple(change.axis for change in changes),
+        names=tuple(change.name for change in changes),
+        values=tuple(change.values for change in changes),
         losses=tuple(losses),
         architectures=architectures,
-        owners=architectures.owners([len(found) for found in plans.values()]),
+        owners=architectures.owners([len(change.plans) - 1 for change in changes]),
     )
 
 
@@ -133,29 +124,6 @@ def _distinct(changed: Mapping[float, Plan], start: float, unchanged: Plan) -> d
     by_distance = sorted(changed.items(), key=lambda item: abs(item[0] - start))
     distinct = {plan: value for value, plan in by_distance if plan != unchanged}
     return {value: plan for plan, value in distinct.items()}
-
-
-def _measure_losses(
-    context: Context, plans: dict[str, dict[float, Plan]], progress: Callable[[float], None], seconds: float
-) -> list[np.ndarray] | None:
-    proxy_loss, started = context.proxy_loss, time.process_time()
-    count, done = sum(map(len, plans.values())), 0
-    losses = []
-    for found in plans.values():
-        added = [0.0]
-        for plan in found.values():
-            added.append(max(added[-1], proxy_loss(context.subject.build_roughly(plan))))
-            done += 1
-            progress(done / count)
-            spent = time.process_time() - started
-            if done >= TIMED_ENTRIES and spent > seconds * done / count:
-                console.print(
-                    f"the sensitivity table is skipped: {count} entries would take some {spent * count / done:.0f} CPU "
-                    f"seconds, and it may take {seconds:.0f}; allow more by a longer budget and DraftStart(seconds=...)"
-                )
-                return None
-        losses.append(np.array(added))
-    return losses
 
 
 def safe_log(costs: np.ndarray) -> np.ndarray:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from search.evaluation.proxy_loss import PROXY_INPUTS
-from search.evaluation.subject import ROUGH_INPUTS
+from search.proposals.table_losses import passes_of
 from search.training.learning_rate import DEFAULT_RATE
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ class ShortTraining:
     ----------
     context
         The study.
+    inputs
+        Number of inputs that a plan is scored on.
 
     Attributes
     ----------
@@ -48,11 +49,11 @@ class ShortTraining:
         Number of scored plans for each trained plan after the first ones.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, inputs: int) -> None:
         recipe, examples = context.spec.recipe, len(context.spec.splits.train)
-        self._context = context
+        self._context, self._inputs = context, inputs
         self._recipe = recipe.longer(SHORT_STEPS / recipe.steps(examples))
-        self.every = SHORT_STEPS * recipe.batch(examples) / (ROUGH_INPUTS + PROXY_INPUTS)
+        self.every = SHORT_STEPS * recipe.batch(examples) / passes_of(inputs)
         self._features: list[tuple[float, float]] = []
         self._ratios: list[float] = []
 
@@ -88,6 +89,6 @@ class ShortTraining:
         recipe = self._context.with_rate(self._recipe, model, DEFAULT_RATE)
         try:
             self._context.train(model, plan, recipe, self._context.spec.seed)
-            return self._context.proxy_loss(model)
+            return self._context.proxy_loss(model, self._inputs)
         except Exception:  # noqa: BLE001 - a trial of the plan will report any error
             return math.inf

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search.evaluation.profiling import fit_before_search, measure_promising
-from search.proposals.lagrangian import best_sums
 from search.proposals.limits import check_reachable
+from search.proposals.seeds import best_sums
 from search.proposals.sensitivity_table import measured_table
+from search.proposals.table_losses import TABLE_SHARE
 from search.proposals.uniform_start import uniform_designs
 
 if TYPE_CHECKING:
@@ -22,27 +23,25 @@ if TYPE_CHECKING:
 class TableStart:
     """Start with the plans whose single changes have the smallest sum of measured losses.
 
-    If no cost is known before training, or the table would take too long, start with the plans of `UniformStart`.
+    If no cost is known before training, start with the plans of `UniformStart`.
 
     Parameters
     ----------
     plans
         Number of plans, spread over the costs.
-    seconds
-        CPU time that the table may take; the measurements before it and those after it may each take the same again.
     """
 
     plans: int = 10
-    seconds: float = 120.0
 
-    def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:  # noqa: ARG002
+    def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:
         """Return the parameters of each plan, the largest network first."""
         reachable = check_reachable(context)
-        fit_before_search(context, self.seconds)
+        fit_before_search(context, TABLE_SHARE * clock.total)
         formulas = context.cost_model.formulas
         cost_names = [objective.name for objective in context.spec.objectives if objective.name in formulas]
-        table = measured_table(context, study, self.seconds) if cost_names else None
-        if table is None:
+        if not cost_names:
             return uniform_designs(context, reachable)
-        measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), self.seconds)
+        table = measured_table(context, study, clock)
+        seconds = TABLE_SHARE * clock.total
+        measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), seconds)
         return best_sums(context, table, cost_names, self.plans) or uniform_designs(context, reachable)

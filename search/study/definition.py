@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Settings that do not change the result of a trial: how long the study runs, what follows the search, and the test
 # split, which only `confirm` reads.
 SETTINGS_WITHOUT_EFFECT = ("budget", "confirmation", "runtime", "splits.test")
+REMOVED_SETTINGS = ("start.seconds",)  # version 0.1 stored them
 MODULE_PREFIX = re.compile(r"[A-Za-z_]\w*\.(?=[A-Za-z_])")  # version 0.1 stored it before the names of classes
 
 
@@ -50,6 +51,7 @@ def differences(stored: dict[str, str], now: dict[str, str]) -> list[str]:
     return [
         f"{path} was {stored.get(path, 'absent')}, is {now.get(path, 'absent')}"
         for path in dict.fromkeys((*stored, *now))
+        if path not in REMOVED_SETTINGS
         if path not in stored or path not in now or not _equal(stored[path], now[path])
     ]
 

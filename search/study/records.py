@@ -9,6 +9,7 @@ from __future__ import annotations
 DEFINITION = "definition"  # every setting that the result of a trial depends on, by its path
 DRAFT = "-draft"  # suffix: the draft of a study has the name of the study and this
 TEACHER = "teacher"  # the value of every objective for the teacher
+MEAN_ANSWER = "mean_answer"  # the same of trained objectives for a network that answers all inputs alike
 STARTED = "anchors"  # whether the initial designs are enqueued
 RANGE = "range_test"  # result of the range test of the learning rate
 RANGES = "ends"  # for each parameter, its values at the weakest and the strongest compression
@@ -35,6 +36,9 @@ STOPPED = "stopped"  # whether early stopping ended it
 REASON = "reason"  # why it ended without values; a failed trial without a reason was interrupted
 REPLAY = "replay_of"  # number of the earlier trial of the same plan whose result it repeats
 SECONDS = "cpu_seconds"  # CPU seconds that it took
+
+# attributes of the draft
+INPUTS = "scored_inputs"  # number of training inputs that its plans are scored on
 
 # attributes of a trial of the draft
 PROXY_LOSS = "one_shot_loss"  # name of its first value, the proxy loss

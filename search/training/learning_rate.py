@@ -24,8 +24,8 @@ TEST_STEPS = 25  # steps of each training of the range test (chosen)
 SCORED_STEPS_SHARE = 0.25  # last share of these steps, whose mean loss is compared (chosen)
 LOSS_EXPONENT = 0.65  # the best learning rate grows with this power of the loss (fitted: studies/LOG.md)
 STEPS_EXPONENT = 0.5  # the best learning rate grows with this power of the steps (fitted: studies/LOG.md)
-MAX_TRAINABLE_LOSS = 1.1  # nats; networks with at most this loss are trainable (fitted: studies/LOG.md)
-MIN_FITTED_LOSS = 0.01  # nats; the smallest loss in the fit of the exponents (fitted)
+MAX_TRAINABLE_LOSS = 0.45  # proxy loss up to which networks are known to be trainable (fitted: studies/LOG.md)
+MIN_FITTED_LOSS = 0.004  # the smallest proxy loss in the fit of the exponents (fitted)
 MAX_FITTED_STEPS = 200  # steps; the longest training in the fit of the exponents (fitted)
 
 
@@ -37,7 +37,7 @@ class Rate(NamedTuple):
     rate
         The highest learning rate of the training.
     loss
-        Proxy loss of the network before training, in nats.
+        Proxy loss of the network before training.
     steps
         Steps of the training.
     """
@@ -57,7 +57,7 @@ class Rate(NamedTuple):
 
 
 # for AdamW, if there is no time for a range test; measured on three networks (fitted: studies/LOG.md)
-DEFAULT_RATE = Rate(0.008, 1.0, 50)
+DEFAULT_RATE = Rate(0.008, 0.4, 50)
 
 
 def range_test(

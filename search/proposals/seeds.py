@@ -1,0 +1,83 @@
+"""Plans from the sensitivity table that meet the limits: the seeds of the draft, and a few that span the costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from search.proposals.band_search import Evaluation, band_search
+from search.proposals.limits import excess_over_limits, limits_before_training
+from search.proposals.sensitivity_table import safe_log
+
+if TYPE_CHECKING:
+    from search.evaluation.context import Context
+    from search.proposals.sensitivity_table import SensitivityTable
+
+
+def seeds_within_limits(context: Context, table: SensitivityTable, cost_names: list[str]) -> np.ndarray:
+    """Return the choices from the table with the best sums of losses at every cost, within the limits.
+
+    Any number of first rows spans the costs. A plan that is cheap in one cost may be expensive in another, so limited
+    costs are searched like the wanted ones. If no plan meets the limits by the margin of the cost models, the margin
+    is left out.
+    """
+    formulas = context.cost_model.formulas
+    limited = [limit.objective.name for limit in limits_before_training(context)]
+    names = [name for name in dict.fromkeys([*cost_names, *limited]) if name in formulas]
+
+    def search(*, margin: bool) -> np.ndarray:
+        def evaluate(chosen: np.ndarray) -> Evaluation:
+            costs = context.cost_model.of(table.combine(chosen))
+            return Evaluation(
+                np.column_stack([costs[name] for name in names]), excess_over_limits(context, costs, margin=margin)
+            )
+
+        return band_search(table.losses, table.axes, evaluate, context.spec.seed)
+
+    found = search(margin=True)
+    return found if len(found) or not context.cost_model.models else search(margin=False)
+
+
+def best_sums(context: Context, table: SensitivityTable, cost_names: list[str], count: int) -> list[dict[str, float]]:
+    """Return the parameters of about `count` plans with the best sums in the table, spread over the costs.
+
+    The list is empty if no plan of the table meets the limits.
+    """
+    chosen = seeds_within_limits(context, table, cost_names)
+    if not len(chosen):
+        return []
+    costs = context.cost_model.of(table.combine(chosen))
+    logs = safe_log(np.column_stack([costs[name] for name in cost_names]))
+    return representatives(context, table, chosen, logs, table.sums(chosen), count)
+
+
+def representatives(
+    context: Context, table: SensitivityTable, chosen: np.ndarray, logs_NC: np.ndarray, losses: np.ndarray, count: int
+) -> list[dict[str, float]]:
+    """Return the parameters of the plans with the smallest loss in bands of each cost, the largest network first.
+
+    Parameters
+    ----------
+    context, table
+        The study and its sensitivity table.
+    chosen
+        Choices from the table, one row per plan, shape (N, parameters).
+    logs_NC, losses
+        For each plan, the logarithm of each cost, and the loss.
+    count
+        Approximate number of plans.
+    """
+    bands = -(-count // logs_NC.shape[1])
+    picked = dict.fromkeys(row for logs in logs_NC.T for row in _spread(logs, losses, bands))
+    usual = context.spec.space.recovery.usual()
+    return [table.params(chosen[row]) | usual for row in sorted(picked, key=lambda row: -logs_NC[row, 0])]
+
+
+def _spread(log_costs: np.ndarray, losses: np.ndarray, count: int) -> list[int]:
+    """Return, for each of `count` bands of equal width, the row with the smallest loss; skip empty bands."""
+    bands = np.linspace(log_costs.min(), log_costs.max(), count + 1)[1:-1]
+    band = np.digitize(log_costs, bands)
+    order = np.lexsort((log_costs, losses, band))
+    first = np.unique(band[order], return_index=True)[1]
+    return [int(row) for row in order[first]]
