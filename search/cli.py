@@ -26,13 +26,14 @@ from search.proposals.draft_sampler import DraftSampler
 from search.proposals.proxy_correlation import prediction_report
 from search.proposals.stratified import StratifiedRandom
 from search.results.confirm import confirm, weights_of
-from search.results.export import ensure_replaceable, export, verify_front
+from search.results.export import VerificationTime, ensure_replaceable, export, verify_front
 from search.results.file_records import with_records
 from search.results.inspection import inspection, percent_acted_on
 from search.results.pick import pick
 from search.results.report import report
 from search.results.tables import confirmed_table, files_note, front_table
 from search.results.verification import record_words
+from search.study.budget_clock import BudgetClock
 from search.study.console import console, print_table, results_console
 from search.study.cpu_profile import FILES
 from search.study.errors import UserError
@@ -143,14 +144,18 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     teacher = measure_teacher(study, context)
     console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
     console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
-    if not run(study, context, folder):
+    clock = BudgetClock.of_process(context.spec.budget)
+    verifying = VerificationTime(context, folder, reference)
+    reserve = None if options.unverified else lambda: verifying.of(_with_weights(front(study), folder))
+    if not run(study, context, folder, clock, reserve):
         count = len(front(study))
         console.print(f"stopped with {count} members on the front; continue with: {options.command_line}", markup=False)
         return EXIT_STOPPED
     members = need_front(study)
     with context.cpu_profile.charge(FILES):
+        clock.reserved = 0.0  # the reserve is for these files
         with_weights = _with_weights(members, folder)
-        failures = [] if options.unverified else verify_front(with_weights, context, folder, reference)
+        failures = [] if options.unverified else verify_front(with_weights, context, folder, reference, clock)
     _show_front(study, context.spec, with_records(members, spec.runtime, folder), options.format)
     if note := prediction_report(study, context.spec):
         console.print(note)

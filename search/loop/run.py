@@ -19,6 +19,7 @@ from search.study.queue import enqueue, requeue_abandoned
 from search.study.records import AHEAD, RANGES, STARTED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from optuna import Study
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
 
 
-def run(study: Study, context: Context, folder: Path) -> bool:
+def run(
+    study: Study,
+    context: Context,
+    folder: Path,
+    clock: BudgetClock | None = None,
+    reserve: Callable[[], float] | None = None,
+) -> bool:
     """Train candidates until the budget is spent; return False if the user stopped the run before.
 
     Parameters
@@ -35,6 +42,10 @@ def run(study: Study, context: Context, folder: Path) -> bool:
         The study; its spec has a start (`search.proposals.defaults.resolved`).
     folder
         Folder for the weights of the candidates.
+    clock
+        The clock of the budget; by default one that starts now.
+    reserve
+        Returns the seconds that are needed after the search; called after each trial of a budget with a time.
 
     Raises
     ------
@@ -42,7 +53,7 @@ def run(study: Study, context: Context, folder: Path) -> bool:
         If the limits cannot be met, or the first trainings all fail.
     """
     spec = context.spec
-    clock = BudgetClock(spec.budget)
+    clock = clock or BudgetClock(spec.budget)
     abandoned = requeue_abandoned(study)
     if abandoned:
         console.print(f"{abandoned} trial(s) of a process that is gone: will be run again")
@@ -66,7 +77,7 @@ def run(study: Study, context: Context, folder: Path) -> bool:
         console.print(
             f"{count} members of the front were trained for much less time than is available: training them further"
         )
-    with Watch(study, context, folder, recipe, rate, clock) as watch, warnings.catch_warnings():
+    with Watch(study, context, folder, recipe, rate, clock, reserve) as watch, warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         with contextlib.suppress(KeyboardInterrupt):
             while not watch.over():

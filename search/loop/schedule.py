@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import TrialState
 
-from search.study.console import console
+from search.study.console import console, duration
 from search.study.cpu_profile import BUILDING, TRAINING
 from search.study.front import front, trained, trained_count
 from search.study.queue import enqueue, fixed, params_of
@@ -107,6 +107,12 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
     short = recipe.longer(min(1.0, max(affordable_steps, MIN_TRAINING_STEPS) / steps))
     short_steps, part = short.steps(len(context.spec.splits.train)), short.epochs / recipe.epochs
     console.print(f"each candidate is trained for {short_steps} steps, {part:.0%} of the recipe, to finish in time")
+    seconds = step_seconds * short_steps + other_seconds
+    if affordable_steps < MIN_TRAINING_STEPS:
+        console.print(
+            f"the time is short: a candidate takes {seconds:.0f} s, so about {max(1, int(clock.left / seconds))} will be "
+            f"trained; {count} of them take some {duration(count * seconds / (1 - FRONT_SHARE))}"
+        )
     return short
 
 

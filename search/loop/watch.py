@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import statistics
 import threading
 import time
 from dataclasses import dataclass, field
@@ -18,12 +19,12 @@ from search.loop.schedule import FRONT_SHARE, prolong
 from search.proposals.proxy_correlation import is_misleading
 from search.study.console import EVERY_SECONDS, bar, console, duration
 from search.study.errors import Diverged, UserError
-from search.study.front import front, trained_count
+from search.study.front import front, trained, trained_count
 from search.study.queue import enqueue
-from search.study.records import ASKED, INTERRUPTED, REASON
+from search.study.records import ASKED, INTERRUPTED, REASON, SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from optuna import Study, Trial
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe
     from search.training.learning_rate import Rate
 
+TRIALS_BEFORE_TIME = 3  # trained trials after which the time that is left is shown (chosen)
+RECENT_TRIALS = 8  # last trained trials, whose median time decides whether another one fits (chosen)
 MAX_FRUITLESS = 300  # rejected or replayed plans in a row; then no new plan meets the limits (chosen)
 FIRST_FAILURES = 3  # failed trials before any is trained; then the study has an error (chosen)
 
@@ -47,6 +50,7 @@ class Watch:
     recipe: Recipe
     rate: Rate | None
     clock: BudgetClock
+    reserve: Callable[[], float] | None = None
     stopped: bool = False
     exhausted: bool = False
     prolonged: bool = False
@@ -98,8 +102,15 @@ class Watch:
     def over(self) -> bool:
         """Whether to stop before the next trial."""
         trials = self.context.spec.budget.trials
-        enough = trials is not None and trained_count(self.study) >= trials
-        return self.stopped or self.exhausted or self.clock.spent >= 1 or enough
+        enough = trials is not None and self.done >= trials
+        # at least one is trained; then the run ends where it comes nearest to its time
+        late = self.clock.left <= self._usual_seconds() / 2 and self.done > 0
+        return self.stopped or self.exhausted or late or enough
+
+    def _usual_seconds(self) -> float:
+        """Return the median CPU seconds of the trials that this run trained, 0 if there are none."""
+        seconds = [trial.user_attrs[SECONDS] for trial in trained(self.study)[-RECENT_TRIALS:]]
+        return statistics.median(seconds) if seconds else 0.0
 
     def _total(self) -> float:
         """Return the estimated final number of trials."""
@@ -128,6 +139,8 @@ class Watch:
         if self.fruitless >= MAX_FRUITLESS:
             console.print(f"stopping: the last {MAX_FRUITLESS} plans all exceeded a limit or had been evaluated before")
             self.exhausted = True
+        if self.reserve is not None and done and self.clock.timed:
+            self.clock.reserved = self.reserve()
         self._prolong()
         self._print(done)
 
@@ -147,9 +160,10 @@ class Watch:
         if console.is_terminal or (now - self.printed < EVERY_SECONDS and done < total - 1):
             return
         self.printed = now
-        new = max(1, done - self.at_start)
-        left = (now - self.started) / new * (total - done)
-        console.print(f"{done}/{total:.0f} trained, {duration(left)} left, {best_points(self.study)}")
+        known = done - self.at_start >= TRIALS_BEFORE_TIME
+        left = (now - self.started) / max(1, done - self.at_start) * (total - done)
+        of_total = f"{done}/{total:.0f} trained, {duration(left)} left" if known else f"{done} trained"
+        console.print(f"{of_total}, {best_points(self.study)}")
 
 
 def best_points(study: Study, count: int = 3) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +19,10 @@ from objectives.runtimes import ExportError
 from search.results.file_records import WEIGHTS_DIGEST, digest, outdated, read_record, record_path
 from search.results.plan_json import decode, encode
 from search.results.verification import Disagreement, verify
-from search.study.console import track
+from search.study.console import console, track
 from search.study.errors import UserError
 from search.study.files import save_json, save_state
-from search.study.records import VALUES
+from search.study.records import SECONDS, VALUES
 from spaces import deployed, unfuse_attention
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from search.evaluation.context import Context
+    from search.study.budget_clock import BudgetClock
     from spaces import Plan
 
 PLAN_FILE, STATE_FILE, RECORD_FILE = "plan.json", "state.safetensors", "verification.json"
@@ -79,7 +83,13 @@ def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) 
     return rebuilt.eval()  # type: ignore[no-any-return]
 
 
-def verify_front(members: list[tuple[FrozenTrial, Path]], context: Context, folder: Path, reference: Path) -> list[str]:
+def verify_front(
+    members: list[tuple[FrozenTrial, Path]],
+    context: Context,
+    folder: Path,
+    reference: Path,
+    clock: BudgetClock | None = None,
+) -> list[str]:
     """Export, read back and verify every member that has no valid verification; return a message for each failure.
 
     Parameters
@@ -92,28 +102,81 @@ def verify_front(members: list[tuple[FrozenTrial, Path]], context: Context, fold
         The folder of the study's files; records are written to `verified/<name of the runtime>/`.
     reference
         The teacher's file, to compare the latency with.
+    clock
+        The clock of a budget: once its time is over, the remaining files are left out, and a message says so.
     """
-    spec, subject = context.spec, context.subject
-    paths = {trial.number: record_path(folder, trial, spec.runtime) for trial, _ in members}
-    unverified = [(trial, weights) for trial, weights in members if outdated(read_record(paths[trial.number]), weights)]
+    spec, example = context.spec, context.subject.example.cpu()
+    unverified = _unverified(members, context, folder)
     failures = []
     if not unverified:
         return []
-    example = subject.example.cpu()
     with track(f"verifying the {spec.runtime.name} files of {len(unverified)} members of the front") as progress:
         for done, (trial, weights) in enumerate(unverified):
+            if clock is not None and clock.left <= 0:
+                console.print(
+                    f"the time is over: {len(unverified) - done} of {len(unverified)} files are not verified; "
+                    "`slimfront confirm STUDY --seeds 0` verifies them"
+                )
+                break
+            started = time.monotonic()
             _, model = restored(trial, context, weights)
+            record_file = record_path(folder, trial, spec.runtime)
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / f"model.{spec.runtime.suffix}"
-                paths[trial.number].unlink(missing_ok=True)  # the record of other weights
+                record_file.unlink(missing_ok=True)  # the record of other weights
                 try:
                     spec.runtime.export(deployed(model, example), example, path)
                     record = verify(model, path, spec, reference) | {WEIGHTS_DIGEST: digest(weights)}
-                    save_json(paths[trial.number], record)
+                    save_json(record_file, record | {SECONDS: time.monotonic() - started})
                 except (Disagreement, ExportError) as error:
                     failures.append(f"trial {trial.number}: {error}")
             progress((done + 1) / len(unverified))
     return failures
+
+
+def _unverified(
+    members: list[tuple[FrozenTrial, Path]], context: Context, folder: Path
+) -> list[tuple[FrozenTrial, Path]]:
+    """Return the members whose files have no valid verification."""
+    runtime = context.spec.runtime
+    return [
+        (trial, weights)
+        for trial, weights in members
+        if outdated(read_record(record_path(folder, trial, runtime)), weights)
+    ]
+
+
+@dataclass
+class VerificationTime:
+    """How long the verification of the front will take.
+
+    As soon as a candidate is trained, one file is verified: so a candidate that the runtime does not support is
+    reported early, and the time of the others is known.
+
+    Parameters
+    ----------
+    context, folder, reference
+        As in `verify_front`.
+    """
+
+    context: Context
+    folder: Path
+    reference: Path
+    _seconds: list[float] = field(default_factory=list)
+
+    def of(self, members: list[tuple[FrozenTrial, Path]]) -> float:
+        """Return the seconds that verifying the members will take."""
+        pending = _unverified(members, self.context, self.folder)
+        if not self._seconds:
+            records = [read_record(record_path(self.folder, trial, self.context.spec.runtime)) for trial, _ in members]
+            self._seconds = [record[SECONDS] for record in records if SECONDS in record]
+        if not self._seconds and pending:
+            started = time.monotonic()
+            for failure in verify_front(pending[:1], self.context, self.folder, self.reference):
+                console.print(failure, markup=False)
+            self._seconds.append(time.monotonic() - started)
+            pending = pending[1:]
+        return statistics.median(self._seconds) * len(pending) if self._seconds else 0.0
 
 
 def ensure_replaceable(folder: Path, *, replace: bool) -> None:

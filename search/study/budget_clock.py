@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from search.study.spec import Budget
+
+# Wall time at which this process started: what has passed since then is at least its CPU time so far, the imports.
+PROCESS_STARTED = time.monotonic() - time.process_time()
+MAX_RESERVED_SHARE = 0.5  # share of a time bound that can be reserved, at most (chosen)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its child processes that have ended, in seconds."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
 
 
 @dataclass
@@ -17,16 +28,24 @@ class BudgetClock:
     Parameters
     ----------
     budget
-        `minutes` is wall time; `cpu_seconds` is CPU time of this process.
+        `minutes` is wall time; `cpu_seconds` is CPU time of this process and its child processes.
     wall
         Wall time at the start of the run, in seconds of `time.monotonic`.
     cpu
-        CPU time of this process at the start of the run, in seconds.
+        CPU time at the start of the run, in seconds of `cpu_seconds`.
+    reserved
+        Seconds at the end that are kept for something else; they do not count as time of the run.
     """
 
     budget: Budget
     wall: float = field(default_factory=time.monotonic)
-    cpu: float = field(default_factory=time.process_time)
+    cpu: float = field(default_factory=cpu_seconds)
+    reserved: float = 0.0
+
+    @classmethod
+    def of_process(cls, budget: Budget) -> BudgetClock:
+        """Return a clock that started with this process, before the first import."""
+        return cls(budget, wall=PROCESS_STARTED, cpu=0.0)
 
     @property
     def timed(self) -> bool:
@@ -49,10 +68,10 @@ class BudgetClock:
         return max(0.0, min((bound - passed for passed, bound in self._bounds()), default=float("inf")))
 
     def _bounds(self) -> list[tuple[float, float]]:
-        """Return the seconds that have passed and the seconds of the bound, for each time bound."""
+        """Return the seconds that have passed and the seconds of the bound without the reserve, for each time bound."""
         bounds = []
         if self.budget.minutes is not None:
             bounds.append((time.monotonic() - self.wall, 60 * self.budget.minutes))
         if self.budget.cpu_seconds is not None:
-            bounds.append((time.process_time() - self.cpu, self.budget.cpu_seconds))
-        return bounds
+            bounds.append((cpu_seconds() - self.cpu, self.budget.cpu_seconds))
+        return [(passed, bound - min(self.reserved, MAX_RESERVED_SHARE * bound)) for passed, bound in bounds]

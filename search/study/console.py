@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Progress and messages go to standard error, results to standard output, so that results can be piped.
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 results_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+SHARE_BEFORE_TIME = 0.05  # of an activity, after which the time that is left is shown (chosen)
 EVERY_SECONDS = 20.0  # seconds between two progress lines where there is no terminal
 
 
@@ -52,7 +53,8 @@ def track(activity: str) -> Iterator[Callable[[float], None]]:
             now = time.monotonic()
             if not console.is_terminal and now - last_line > EVERY_SECONDS:
                 last_line = now
-                console.print(f"{activity}: {done:.0%}, {duration((now - started) * (1 / max(done, 1e-9) - 1))} left")
+                left = f", {duration((now - started) * (1 / done - 1))} left" if done >= SHARE_BEFORE_TIME else ""
+                console.print(f"{activity}: {done:.0%}{left}")
 
         yield progress
     console.print(f"{activity}: done in {duration(time.monotonic() - started)}")
