@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 TRIED = 8  # most promising changes that a greedy step evaluates (chosen)
-MUTANTS = 2000  # mutated plans in a generation, half of them of plans of all axes together (chosen)
+GENERATION_PLANS = 2000  # mutated plans in a generation, half of them of plans of all axes together (chosen)
 MOVES = 1.0, 2.0, 4.0  # mean numbers of changed parameters of mutants; at least one is changed (chosen)
 SWAPPED = 0.3  # share of its parameters that a mutant takes from its mate, if it has one (chosen)
 PATIENCE = 40  # generations without a better plan in any cell, after which an evolution ends (chosen)
@@ -75,7 +75,7 @@ def band_search(
     """
     search = _Search(losses, axes, evaluate)
     rng = np.random.default_rng(seed)
-    most = min(MAX_GENERATIONS, max(MIN_GENERATIONS, MUTATED // (MUTANTS * len(losses))))
+    most = min(MAX_GENERATIONS, max(MIN_GENERATIONS, MUTATED // (GENERATION_PLANS * len(losses))))
     found = search.greedy_paths()
     cells, again = Cells(search.sets_S, *search.range(), found), True
     while again:
@@ -190,7 +190,7 @@ class _Search:
     def mutants(self, cells: Cells, rng: np.random.Generator) -> Plans:
         """Return mutated plans of every cell; half of them are crossed with a plan of a cell that is near."""
         taken = np.flatnonzero(cells.taken_K)
-        parents = np.concatenate([rng.choice(some, MUTANTS // 2) for some in (taken, taken[taken < cells.size])])
+        parents = np.concatenate([rng.choice(some, GENERATION_PLANS // 2) for some in (taken, taken[taken < cells.size])])
         rows = cells.best.rows_NP[parents]
         free = self.free_SP[parents // cells.size]
         mates = cells.near(parents, rng.integers(-2, 3, size=len(parents)))
