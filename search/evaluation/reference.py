@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import math
 import os
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objectives import SizeBytes
+from objectives.objective import Foreseeable, Referenced
 from objectives.runtimes import ExportError
 from search.evaluation.context import Context
 from search.evaluation.subject import Subject
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from torch import nn
 
-    from objectives import Objective
+    from objectives import Limit, Objective
     from objectives.runtimes import Runtime
     from search.study.spec import StudySpec
 
@@ -122,6 +125,44 @@ def measure_teacher(study: Study, context: Context) -> dict[str, float]:
             }
         study.set_user_attr(TEACHER, values)
     return dict(study.user_attrs[TEACHER])
+
+
+def bounded(study: Study, context: Context) -> Context:
+    """Return the context with the teacher's values in all limits that are relative to the teacher.
+
+    Metrics, and costs that follow from shapes, are those stored in the study, so that every run and every worker has
+    the same bounds. A cost that is measured, such as latency, differs between machines and moments; a limit on it takes
+    the teacher's value as measured in this process, which is also what the costs of candidates are measured against.
+
+    Raises
+    ------
+    UserError
+        If an objective fails on the teacher or is not finite, or a limit is a share of a value that is not positive.
+    """
+    stored = TEACHER in study.user_attrs
+    values = measure_teacher(study, context)
+    found = copy.copy(context)
+    with context.cpu_profile.charge(MEASURING):
+        limits = tuple(_against_teacher(limit, values, context, stored=stored) for limit in context.spec.limits)
+    found.spec = dataclasses.replace(context.spec, limits=limits)
+    return found
+
+
+def _against_teacher(limit: Limit, values: dict[str, float], context: Context, *, stored: bool) -> Limit:
+    """Return the limit with the teacher's value; `stored` tells whether another process measured these values."""
+    objective = limit.objective
+    if not limit.is_relative:
+        return limit
+    if objective.is_cost and isinstance(objective, Referenced):
+        value = objective.of_reference()
+    elif objective.is_cost and stored and not isinstance(objective, Foreseeable):
+        value = _first_value(objective, context.subject.finished)
+    else:
+        value = values[objective.name]
+    try:
+        return limit.against(value)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _first_value(objective: Objective, finished: nn.Module) -> float:

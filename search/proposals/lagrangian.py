@@ -86,7 +86,7 @@ def search_within_limits(context: Context, table: SensitivityTable, cost_names: 
     exceed a limit, the search is repeated with the limited costs included.
     """
     formulas = context.cost_model.formulas
-    limited = [limit.objective.name for limit in limits_before_training(context) if limit.at_most is not None]
+    limited = [limit.objective.name for limit in limits_before_training(context) if limit.is_upper]
     both = tuple(name for name in dict.fromkeys([*cost_names, *limited]) if name in formulas)
     found = np.zeros((0, len(table.names)), dtype=int)
     for names in dict.fromkeys((tuple(cost_names), both)):  # only once if every limited cost is wanted
