@@ -158,10 +158,19 @@ def test_a_goal_cannot_be_added_to_a_study_that_has_candidates(tmp_path: Path) -
 
 
 def test_before_the_first_candidate_a_goal_may_change(tmp_path: Path) -> None:
-    for goal in ("999x smaller", "2x smaller", ""):
+    for goal in ("999x smaller", "2x smaller"):
         stored = open_study(resolved(asking(goal)), tmp_path, None, create=True)
-        assert stored.user_attrs.get(GOAL, {"text": ""})["text"] == goal
-    assert with_stored_goal(stored, resolved(study())).limits == study().limits
+        assert stored.user_attrs[GOAL]["text"] == goal
+        assert str(with_stored_goal(stored, resolved(study())).limits[1]) == str(with_goal(asking(goal)).limits[1])
+
+
+def test_a_worker_that_joins_before_the_first_candidate_keeps_the_goal(tmp_path: Path) -> None:
+    open_study(resolved(asking("2x smaller")), tmp_path, None, create=True).set_user_attr("anchors", value=True)
+    joined = open_study(resolved(study()), tmp_path, None, create=True)
+    assert joined.user_attrs["anchors"]
+    corrected = open_study(resolved(dataclasses.replace(study(), seed=3)), tmp_path, None, create=True)
+    assert "anchors" not in corrected.user_attrs
+    assert corrected.user_attrs[GOAL] == {"text": "2x smaller", "runtime": "onnx"}
 
 
 def test_a_stored_goal_is_about_the_files_that_it_was_given_for(tmp_path: Path) -> None:
@@ -218,7 +227,7 @@ def test_the_best_member_uses_its_most_used_limit_least(
     assert best_for_goal(found, spec, members).trial.number == 2  # uses 0.75 of the loss; trial 1 uses 0.96 of the size
     assert best_for_goal(found, spec, members[:2]).trial.number == 1
     note = goal_note(found, spec, members)
-    assert note.startswith(f"goal {spec.goal!r}: met by trials 1, 2; best is trial 2 (its file): size_bytes 100 for ")
+    assert note.startswith(f"goal {spec.goal!r}: met by trials 1, 2; best is trial 2 (its file): size_bytes 100 (")
     assert goal_note(found, spec, members[:1]).startswith(
         f"goal {spec.goal!r}: not met by any file; nearest is trial 0"
     )

@@ -86,7 +86,7 @@ def relative_columns(study: Study, spec: StudySpec, trial: FrozenTrial | None) -
             found[f"{name}_of_teacher"] = 1.0 if trial is None else share
         elif limit.teacher is not None and limit.is_relative:
             lost = 0.0 if trial is None else sign * (trial.user_attrs[VALUES][name] - limit.teacher)
-            found[f"{name}_lost"] = lost
+            found[f"{name}_lost"] = lost + 0.0  # not -0
     return found
 
 
@@ -100,7 +100,7 @@ def goal_note(study: Study, spec: StudySpec, members: Sequence[Member]) -> str:
     trials = f"trial{'s' if len(meeting) > 1 else ''} {', '.join(meeting)}"
     met = f"met by {trials}; best" if meeting else "not met by any file; nearest"
     shown = ", ".join(
-        f"{standing.limit.objective.name} {standing.value:,.6g} for {standing.limit.words}"
+        f"{standing.limit.objective.name} {standing.value:,.6g} (limit: {standing.limit.words})"
         for standing in standings(study, spec, best)
     )
     return f"goal {spec.goal!r}: {met} is trial {best.trial.number} ({where}): {shown}"

@@ -89,22 +89,29 @@ def _opened(
     if spec.name not in stored:
         if not create:
             raise UserError(f"the storage holds no study called {spec.name!r}; start it with: slimfront run")
-        return _created(storage, spec, definition, folder), []
+        return _created(storage, spec, definition, _goal(spec), folder), []
     study = optuna.load_study(study_name=spec.name, storage=storage, sampler=_sampler(spec))
-    started = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-    may_change = create and not started
-    whole = spec if may_change else with_stored_goal(study, spec)
+    whole = with_stored_goal(study, spec)
     present = definition if whole is spec else define(whole)
     changed = differences(study.user_attrs.get(DEFINITION, present), present)
-    if changed and may_change:
+    nothing_trained = not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+    if create and changed and nothing_trained:
         # An error ended the study before its first trial, and the new definition may be the correction.
+        goal = _goal(spec) or study.user_attrs.get(GOAL)
         for name in {spec.name, spec.name + DRAFT} & stored:
             optuna.delete_study(study_name=name, storage=storage)
-        return _created(storage, spec, definition, folder), []
+        return _created(storage, spec, present, goal, folder), []
     return study, changed
 
 
-def _created(storage: BaseStorage, spec: StudySpec, definition: dict[str, str], folder: Path) -> Study:
+def _goal(spec: StudySpec) -> dict[str, str] | None:
+    """Return what is stored of a goal: its text, and the runtime of the files that it is about."""
+    return {"text": spec.goal, "runtime": spec.runtime.name} if spec.goal else None
+
+
+def _created(
+    storage: BaseStorage, spec: StudySpec, definition: dict[str, str], goal: dict[str, str] | None, folder: Path
+) -> Study:
     """Create the study; refuse a folder that holds the candidates of another one."""
     if any(folder.glob("candidates/*")):
         raise UserError(f"{folder} holds the candidates of another study; name another folder with --folder")
@@ -116,8 +123,8 @@ def _created(storage: BaseStorage, spec: StudySpec, definition: dict[str, str], 
         load_if_exists=True,  # another worker may have created it meanwhile
     )
     study.set_user_attr(DEFINITION, definition)
-    if spec.goal:
-        study.set_user_attr(GOAL, {"text": spec.goal, "runtime": spec.runtime.name})
+    if goal:
+        study.set_user_attr(GOAL, goal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([objective.name for objective in spec.objectives])
