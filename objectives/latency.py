@@ -71,6 +71,10 @@ class Latency:
         reference, _ = self._baseline()
         return self._compare(export_and_load(self.runtime, model, self.example), reference).ratio
 
+    def of_reference(self) -> float:
+        """Return the CPU milliseconds a batch of the reference in this process."""
+        return self._baseline()[1]
+
     def __repr__(self) -> str:
         """Return a text with all that the value depends on, without tensors or addresses."""
         return (
@@ -110,3 +114,7 @@ class LatencyShare:
     def __call__(self, model: nn.Module) -> float:
         """Return the share of a finished network, in evaluation mode."""
         return self.latency.share(model)
+
+    def of_reference(self) -> float:
+        """Return the share of the reference: 1 by definition."""
+        return 1.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from objectives.layers import Parts
 
 Direction = Literal["minimize", "maximize"]
+ROUNDING = 1e-12  # relative difference that comes from computing a bound: 98.3 - 1 is a little more than 97.3
 
 
 class Objective(Protocol):
@@ -64,43 +66,142 @@ class Foreseeable(Objective, CostFormula, Protocol):
     """A cost that has an exact formula."""
 
 
+@runtime_checkable
+class Referenced(Objective, Protocol):
+    """An objective that is measured in turns with a reference, the teacher, so that the machine matters less."""
+
+    def of_reference(self) -> float:
+        """Return the value of the reference in this process."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A bound on one objective; exactly one of the two bounds is given.
+    """A bound on one objective, absolute or relative to the teacher; exactly one of the four bounds is given.
+
+    A limit relative to the teacher has a bound once the teacher's value is known (`against`).
 
     Parameters
     ----------
     objective
         The objective that is limited; it need not be among the objectives of the study.
     at_most, at_least
-        The bound, positive.
+        The bound, positive, in the unit of the objective.
+    of_teacher
+        A share of the teacher's value, positive: at most this share of an objective that is minimized, at least this
+        share of one that is maximized.
+    lose_at_most
+        By how much the value may be worse than the teacher's, zero or more, in the unit of the objective.
+
+    Attributes
+    ----------
+    teacher
+        The teacher's value of the objective, None as long as it is not known.
+
+    Examples
+    --------
+    >>> from objectives import Limit, Parameters
+    >>> limit = Limit(Parameters(), of_teacher=0.25)
+    >>> str(limit)
+    "parameters <= 0.25 of the teacher's"
+    >>> limit.against(1000).bound
+    250.0
     """
 
     objective: Objective
     at_most: float | None = None
     at_least: float | None = None
+    of_teacher: float | None = field(default=None, metadata={"added": True})
+    lose_at_most: float | None = field(default=None, metadata={"added": True})
+    teacher: float | None = field(default=None, kw_only=True, metadata={"found": True})
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        if (self.at_most is None) == (self.at_least is None):
+        names = ("at_most", "at_least", "of_teacher", "lose_at_most")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if len(given) != 1:
+            shown = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
             raise ValueError(
-                f"a limit takes exactly one of at_most and at_least, but got at_most={self.at_most}, "
-                f"at_least={self.at_least} for {self.objective.name!r}"
+                f"a limit takes exactly one of {', '.join(names[:-1])} and {names[-1]}, but got {shown} for "
+                f"{self.objective.name!r}"
             )
-        if self.bound <= 0:
-            raise ValueError(f"a limit must be positive, but got {self.bound} for {self.objective.name!r}")
+        ((name, value),) = given.items()
+        if value < 0 or (value == 0 and name != "lose_at_most"):
+            kind = "zero or more" if name == "lose_at_most" else "positive"
+            raise ValueError(f"{name} of a limit must be {kind}, but got {value} for {self.objective.name!r}")
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the bound depends on the teacher's value."""
+        return self.of_teacher is not None or self.lose_at_most is not None
+
+    @property
+    def is_upper(self) -> bool:
+        """Whether values above the bound exceed it, and not those below."""
+        return self.objective.direction == "minimize" if self.is_relative else self.at_most is not None
 
     @property
     def bound(self) -> float:
-        """The bound that was given."""
-        bound = self.at_least if self.at_most is None else self.at_most
-        assert bound is not None
-        return float(bound)
+        """The bound in the unit of the objective.
+
+        Raises
+        ------
+        ValueError
+            If it is relative to the teacher, whose value is not known yet.
+        """
+        absolute = self.at_least if self.at_most is None else self.at_most
+        if absolute is not None:
+            return float(absolute)
+        if self.teacher is None:
+            raise ValueError(f"the limit {self} has no bound before the teacher's value is known; call against(value)")
+        if self.of_teacher is not None:
+            return self.of_teacher * self.teacher
+        assert self.lose_at_most is not None
+        return self.teacher + self.lose_at_most if self.is_upper else self.teacher - self.lose_at_most
+
+    def against(self, teacher: float) -> Limit:
+        """Return the limit with the teacher's value, unchanged if it is not relative to the teacher.
+
+        Raises
+        ------
+        ValueError
+            If it is a share of a value that is not positive.
+        """
+        if not self.is_relative:
+            return self
+        if self.of_teacher is not None and teacher <= 0:
+            raise ValueError(
+                f"of_teacher takes a share of a positive value, but {self.objective.name} of the teacher is "
+                f"{teacher:g}; use lose_at_most"
+            )
+        return replace(self, teacher=float(teacher))
 
     def excess(self, value: float) -> float:
-        """Return by how much the value misses the bound, relative to the bound; at most zero where the limit holds."""
-        return (value - self.bound) / self.bound if self.at_least is None else (self.bound - value) / self.bound
+        """Return by how much the value misses the bound, relative to the bound; at most zero where the limit holds.
+
+        With `lose_at_most` the bound may be near zero, so the excess is relative to the larger of bound and teacher.
+        """
+        if self.is_relative and math.isclose(value, self.bound, rel_tol=ROUNDING):
+            return 0.0
+        missed = value - self.bound if self.is_upper else self.bound - value
+        scale = abs(self.bound) if self.lose_at_most is None else max(abs(self.bound), abs(self.teacher or 0.0))
+        return missed / scale if scale else missed
 
     def __str__(self) -> str:
-        """Return the limit as an inequality, such as `macs <= 200`."""
-        return f"{self.objective.name} {'<=' if self.at_least is None else '>='} {self.bound:g}"
+        """Return the limit as an inequality, such as `macs <= 200` or `macs <= 0.25 of the teacher's`.
+
+        The text is the same on every machine: stored studies name their limits by it.
+        """
+        if self.of_teacher is not None:
+            right = f"{self.of_teacher:g} of the teacher's"
+        elif self.lose_at_most is not None:
+            sign = "+" if self.is_upper else "-"
+            right = f"the teacher's {sign} {self.lose_at_most:g}" if self.lose_at_most else "the teacher's"
+        else:
+            right = f"{self.bound:g}"
+        return f"{self.objective.name} {'<=' if self.is_upper else '>='} {right}"
+
+    @property
+    def words(self) -> str:
+        """The limit as an inequality; if it is relative to a known teacher, with the bound in brackets."""
+        return f"{self} ({self.bound:,.6g})" if self.is_relative and self.teacher is not None else str(self)

@@ -40,7 +40,7 @@ from safetensors.torch import load_file
 from objectives import Top1
 from search import Budget, DraftStart, Recipe, UniformStart
 from search.evaluation.context import Context
-from search.evaluation.reference import measure_teacher
+from search.evaluation.reference import bounded
 from search.evaluation.subject import Subject
 from search.evaluation.trial import key_of, seed_of
 from search.loop.run import run
@@ -106,7 +106,7 @@ def searched(spec: StudySpec, seconds: float, folder: Path) -> tuple[list[Found]
     """Search for this many CPU seconds; return the front and the statistics of the run."""
     started = time.process_time()
     study, context = _new_study(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)), folder)
-    measure_teacher(study, context)
+    context = bounded(study, context)
     if not run(study, context, folder):
         sys.exit("a signal stopped the search; an unfinished search writes no record")
     statistics = _statistics(study, context, started)

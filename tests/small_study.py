@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 from objectives import Examples, Limit, Macs, SizeBytes, Top1
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
 from search.evaluation.context import Context
-from search.evaluation.reference import measure_teacher
+from search.evaluation.reference import bounded
 from search.evaluation.subject import Subject
 from search.loop.run import run
 from search.proposals.defaults import resolved
@@ -113,8 +113,7 @@ def searched(spec: StudySpec, folder: Path) -> Study:
     folder.mkdir(exist_ok=True)
     spec = resolved(spec)
     study = open_study(spec, folder, None, create=True)
-    shared = context(spec)
-    measure_teacher(study, shared)
+    shared = bounded(study, context(spec))
     run(study, shared, folder)
     return study
 

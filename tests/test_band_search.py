@@ -46,7 +46,7 @@ class Random:
         self._weights = random.lognormal(0, 1, size=(PARAMETERS, costs))
 
     def sums(self, rows: np.ndarray) -> np.ndarray:
-        return sum(added[rows[:, at]] for at, added in enumerate(self.losses))  # type: ignore[return-value]
+        return np.sum([added[rows[:, at]] for at, added in enumerate(self.losses)], axis=0)  # type: ignore[no-any-return]
 
     def costs(self, rows: np.ndarray) -> np.ndarray:
         kept = self._kept[np.arange(PARAMETERS), rows]
@@ -138,7 +138,8 @@ def made(kind: type[nn.Module]) -> tuple[Context, SensitivityTable]:
     """Return a study of a network of this kind, and a table of random losses."""
     torch.manual_seed(0)
     net = kind().eval()
-    inputs = torch.randn(16, *net.shape)
+    shape: tuple[int, ...] = net.shape  # type: ignore[assignment]
+    inputs = torch.randn(16, *shape)
     with torch.no_grad():
         data = Examples(inputs, net(inputs).flatten(1).argmax(1))
     space = Space((PruneRatios(), Depth(), Ranks(), BitWidths(weights=(2, 4, 8), activations=(8,))), Temperatures())

@@ -244,8 +244,8 @@ def test_a_limit_that_no_plan_can_meet_is_reported_before_any_training(
 ) -> None:
     assert main(["run", "variants.py:tight"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "the limit macs <= 139.52 cannot be met: the smallest plan reaches macs" in last
-    assert "loosen the limit to" in last
+    assert "the limit macs <= 139.52 cannot be met: the nearest plan reaches macs" in last
+    assert "loosen only this limit, to" in last
     assert not (workdir / "runs" / "small" / "candidates").exists()
 
 
@@ -271,7 +271,7 @@ ERRORS_AFTER_RUN: dict[str, tuple[list[str], str]] = {
     "no sentence": (
         ["export", STUDY, "--pick", "the best"],
         (
-            "a pick must be 'knee', the number of a trial, or 'max NAME' or 'min NAME', optionally followed by "
+            "a pick must be 'goal', 'knee', the number of a trial, or 'max NAME' or 'min NAME', optionally followed by "
             "'where NAME<=VALUE [and ...]', but got 'the best'"
         ),
     ),

@@ -99,6 +99,23 @@ def test_a_training_is_stopped_if_it_will_miss_a_limit(strict: bool) -> None:  #
         assert reasons == {1.9: "", 2.1: "", 3.4: "", 3.6: "out of reach"}
 
 
+def test_a_training_is_stopped_if_it_will_lose_more_than_is_allowed() -> None:
+    main = with_trained(check=50.0, end=52.0, size=99.0)  # the expected gain is 2 points
+    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]
+    reasons = []
+    for loss in (1.5, 0.5):
+        limit = Limit(study().objectives[0], lose_at_most=loss).against(now + 3)
+        limited = context(dataclasses.replace(study(), limits=(limit,)))
+        trial = main.ask()
+        costs = {"size_bytes": 60.0, "macs": 1.0}
+        stopping = EarlyStopping(trial, limited, limited.subject.model, costs, EPOCHS, lambda _: None)
+        with contextlib.suppress(optuna.TrialPruned):
+            stopping(0.3)
+        reasons.append(trial.user_attrs.get(REASON, ""))
+    reason = f"the limit top1 >= the teacher's - 0.5 ({now + 2.5:,.6g}) is out of reach"
+    assert reasons == ["", f"stopped after a quarter of its training: {reason}"]
+
+
 def test_strict_stopping_ends_a_training_that_is_not_expected_to_beat_the_others() -> None:
     now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]
     main = with_trained(check=now - 0.7, end=now - 0.2, size=50.0)

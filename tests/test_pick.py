@@ -1,16 +1,19 @@
-"""Picking a member of the front by a number, the knee or a sentence."""
+"""Picking a member of the front by the goal, a number, the knee or a sentence about the columns of its table."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import optuna
 import pytest
 
 from objectives import Limit, Macs, SizeBytes, Top1
+from search.results.file_records import Member
 from search.results.pick import knee, pick
 from search.study.errors import UserError
-from search.study.records import VALUES
+from search.study.front import front
+from search.study.records import EXCESS, PLAN, VALUES
 from tests.small_study import splits, study
 
 MACS = Macs(splits().validation.inputs)
@@ -19,14 +22,28 @@ SPEC = dataclasses.replace(
 )
 
 
+def record(top1: float, size: int, milliseconds: float) -> dict[str, Any]:
+    return {
+        "top1_file": top1, "file_bytes": size, "teacher_file_bytes": 90_000, "agreement_percent": 100 - size / 30_000,
+        "latency": {"ratio": milliseconds / 2, "cpu_ms": milliseconds},
+    }  # fmt: skip
+
+
 @pytest.fixture
 def found() -> optuna.Study:
     """Return a study with three members of the front and a dominated trial."""
     study_of = optuna.create_study(directions=["maximize", "minimize"])
     for top1, size, macs in ((95, 30000, 9e5), (90, 20000, 5e5), (60, 10000, 6e5), (50, 40000, 1e5)):
         values = {"top1": top1, "size_bytes": size, "macs": macs}
-        study_of.add_trial(optuna.trial.create_trial(values=[top1, size], user_attrs={VALUES: values}))
+        attributes = {VALUES: values, PLAN: "nothing removed", EXCESS: {"macs <= 1e+06": macs / 1e6 - 1}}
+        study_of.add_trial(optuna.trial.create_trial(values=[top1, size], user_attrs=attributes))
     return study_of
+
+
+def members(found: optuna.Study) -> list[Member]:
+    """Return the members of the front; the file of trial 1 is faster than its size suggests, trial 2 has no file."""
+    files = {0: record(94, 30_100, 0.9), 1: record(91, 19_900, 0.2), 2: {}}
+    return [Member(trial, files[trial.number]) for trial in front(found)]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +52,7 @@ def found() -> optuna.Study:
         ("knee", 1),
         ("2", 2),
         (" 0 ", 0),
+        ("goal", 1),
         ("max top1", 0),
         ("min size_bytes", 2),
         ("max top1 where size_bytes<=20000", 1),
@@ -44,10 +62,28 @@ def found() -> optuna.Study:
         ("min size_bytes where top1>90", 0),
         ("max top1 where size_bytes<=30000 and macs<6e5", 1),
         ("min macs", 1),
+        ("min file_bytes", 1),
+        ("min file_latency_ms", 1),
+        ("max latency_ms", 0),
+        ("max top1 where size_bytes<=30000 and latency_ms<=0.5", 1),
+        ("max file_top1 where latency_ratio<0.3", 1),
+        ("max agreement_percent", 1),
+        ("max size_bytes where bytes < 20000", 1),
+        ("min size_bytes where file_feasible=yes", 1),
+        ("min size_bytes where file_front = YES AND top1>=95", 0),
+        ("max top1 where feasible=yes and trial>=1", 1),
+        ("max trial", 2),
+        ("max top1 where size_bytes=10000", 2),
     ],
 )
 def test_a_selection_picks_a_member(found: optuna.Study, selection: str, number: int) -> None:
-    assert pick(found, SPEC, selection).number == number
+    assert pick(found, SPEC, members(found), selection).number == number
+
+
+COLUMNS = (
+    "trial, top1, size_bytes, macs, file_top1, agreement_percent, file_bytes, file_latency_ms, latency_ratio, "
+    "file_front, file_feasible, feasible"
+)
 
 
 @pytest.mark.parametrize(
@@ -58,19 +94,20 @@ def test_a_selection_picks_a_member(found: optuna.Study, selection: str, number:
         (
             "-1",
             (
-                r"a pick must be 'knee', the number of a trial, or 'max NAME' or 'min NAME', optionally followed by "
-                r"'where NAME<=VALUE \[and \.\.\.\]', but got '-1'"
+                r"a pick must be 'goal', 'knee', the number of a trial, or 'max NAME' or 'min NAME', optionally "
+                r"followed by 'where NAME<=VALUE \[and \.\.\.\]', but got '-1'"
             ),
         ),
-        ("best", "a pick must be 'knee', the number of a trial"),
-        ("max top1 where", "a pick must be 'knee', the number of a trial"),
-        ("max top2", "no objective is called 'top2'; the nearest are: top1"),
-        ("max top1 where size<=3", "no objective is called 'size'; the nearest are: size_bytes"),
+        ("best", "a pick must be 'goal', 'knee', the number of a trial"),
+        ("max top1 where", "a pick must be 'goal', 'knee', the number of a trial"),
+        ("max top2", f"the table of the front has no column 'top2'; its columns are {COLUMNS}"),
+        ("max top1 where size<=3", f"the table of the front has no column 'size'; its columns are {COLUMNS}"),
         (
             "max top1 where size_bytes<=20kB",
             "a condition must be of the form size_bytes<=20000, but got 'size_bytes<=20kB'",
         ),
-        ("max top1 where size_bytes=20", "a condition must be of the form size_bytes<=20000"),
+        ("max top1 where size_bytes", "a condition must be of the form size_bytes<=20000"),
+        ("max top1 where size_bytes=small", "a condition must be of the form size_bytes<=20000"),
         (
             "max top1 where size_bytes<=9000",
             "no member of the front has size_bytes<=9000; the nearest is trial 2 with size_bytes 10000",
@@ -79,11 +116,31 @@ def test_a_selection_picks_a_member(found: optuna.Study, selection: str, number:
             "max top1 where top1>=95 and size_bytes<=20000",
             "no member of the front has size_bytes<=20000; the nearest is trial 0 with size_bytes 30000",
         ),
+        (
+            "max top1 where latency_ms<=0.1",
+            "no member of the front has latency_ms<=0.1; the nearest is trial 1 with file_latency_ms 0.2",
+        ),
+        ("max top1 where feasible=no", "no member of the front has feasible=no; feasible is yes"),
+        ("max top1 where feasible<=3", "the column feasible holds words, so only a condition such as feasible=yes"),
+        ("max file_front", "the column file_front holds words"),
     ],
 )
 def test_a_selection_that_fits_no_member_is_an_error(found: optuna.Study, selection: str, error: str) -> None:
     with pytest.raises(UserError, match=error):
-        pick(found, SPEC, selection)
+        pick(found, SPEC, members(found), selection)
+
+
+def test_a_column_without_values_is_an_error_that_says_how_to_measure_it(found: optuna.Study) -> None:
+    unverified = [Member(trial, {}) for trial in front(found)]
+    message = "no member has a value in the column file_latency_ms yet; verify the files first: slimfront confirm"
+    with pytest.raises(UserError, match=message):
+        pick(found, SPEC, unverified, "max top1 where latency_ms<=0.5")
+
+
+def test_without_a_goal_or_limits_no_member_meets_them_best(found: optuna.Study) -> None:
+    free = dataclasses.replace(SPEC, limits=(), reported=(MACS,))
+    with pytest.raises(UserError, match="the study 'small' has no goal and no limits, so no member meets them best"):
+        pick(found, free, members(found), "goal")
 
 
 def test_the_knee_is_nearest_to_the_ideal_point() -> None:

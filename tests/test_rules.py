@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from search.cli import _parser
+from search.cli import ACTS
+from search.command_line import parser_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("search", "spaces", "objectives", "studies")
@@ -36,7 +37,7 @@ def test_the_tree_of_the_readme_names_every_module_once() -> None:
 
 def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text()
-    commands = next(action.choices for action in _parser()._actions if action.choices)
+    commands = next(action.choices for action in parser_of(ACTS)._actions if action.choices)
     assert commands
     for command in commands:
         assert f"`slimfront {command} " in readme

@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("create", [True, False])
 def test_a_study_of_version_0_1_opens_with_its_front(folder: Path, *, create: bool) -> None:
-    (trial,) = need_front(open_study(resolved(spec()), folder, None, create=create))
+    (trial,) = need_front(open_study(resolved(spec()), folder, None, create=create), spec())
     assert trial.values == [50.0, 640.0]
     assert trial.user_attrs[VALUES]["macs"] == 200.0
     assert trial.user_attrs[PREDICTED] == {"latency_ms": 1.25}

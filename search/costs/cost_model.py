@@ -98,7 +98,7 @@ class CostModel:
         """
         name = limit.objective.name
         error = self.models[name].error if name in self.models else 0.0
-        return error if limit.at_least is None else -error
+        return error if limit.is_upper else -error
 
     def over_teacher(self, measured: Mapping[str, float]) -> dict[str, float]:
         """Return the measured costs that have a model, relative to the teacher's cost in this process."""

@@ -107,9 +107,9 @@ class EarlyStopping:
             best = sign * (now[str(at)] + np.median(gains)) + (0 if self._strict else gains.std())
             predictions[at] = sign, best
             for limit in self._context.spec.limits:
-                right_side = (limit.at_most is None) == (sign > 0)
+                right_side = limit.is_upper == (sign < 0)
                 if limit.objective.name == objective.name and right_side and limit.excess(sign * best) > 0:
-                    return f"the limit {limit} is {'not expected to be met' if self._strict else 'out of reach'}"
+                    return f"the limit {limit.words} is {'not expected to be met' if self._strict else 'out of reach'}"
         for trial in comparable:
             not_costlier = all(
                 self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import functools
 import math
 import os
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from objectives import SizeBytes
+from objectives.objective import Foreseeable, Referenced
 from objectives.runtimes import ExportError
 from search.evaluation.context import Context
 from search.evaluation.subject import Subject
@@ -26,7 +29,7 @@ from spaces.network.messages import first_line
 if TYPE_CHECKING:
     from optuna import Study
 
-    from objectives import Objective
+    from objectives import Limit, Objective
     from objectives.runtimes import Runtime
     from search.study.spec import StudySpec
 
@@ -154,6 +157,44 @@ def _mean_answer_values(context: Context) -> dict[str, float]:
             with contextlib.suppress(Exception):  # a user's objective may need more than answers
                 values[objective.name] = float(objective(network))
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def bounded(study: Study, context: Context) -> Context:
+    """Return the context with the teacher's values in all limits that are relative to the teacher.
+
+    Metrics, and costs that follow from shapes, are those stored in the study, so that every run and every worker has
+    the same bounds. A cost that is measured, such as latency, differs between machines and moments; a limit on it takes
+    the teacher's value as measured in this process, which is also what the costs of candidates are measured against.
+
+    Raises
+    ------
+    UserError
+        If an objective fails on the teacher or is not finite, or a limit is a share of a value that is not positive.
+    """
+    stored = TEACHER in study.user_attrs
+    values = measure_teacher(study, context)
+    found = copy.copy(context)
+    with context.cpu_profile.charge(MEASURING):
+        limits = tuple(_against_teacher(limit, values, context, stored=stored) for limit in context.spec.limits)
+    found.spec = dataclasses.replace(context.spec, limits=limits)
+    return found
+
+
+def _against_teacher(limit: Limit, values: dict[str, float], context: Context, *, stored: bool) -> Limit:
+    """Return the limit with the teacher's value; `stored` tells whether another process measured these values."""
+    objective = limit.objective
+    if not limit.is_relative:
+        return limit
+    if objective.is_cost and isinstance(objective, Referenced):
+        value = objective.of_reference()
+    elif objective.is_cost and stored and not isinstance(objective, Foreseeable):
+        value = _first_value(objective, context.subject.finished)
+    else:
+        value = values[objective.name]
+    try:
+        return limit.against(value)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _first_value(objective: Objective, finished: nn.Module) -> float:

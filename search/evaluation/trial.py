@@ -108,6 +108,7 @@ def run_trial(
         trial.set_user_attr(PREDICTED, predicted.modelled)
     _reject(trial, spec, predicted.exact)
     shorter = _shorter(trial.study, key, folder)
+    known = {} if shorter is None else _excess_of_costs(shorter, spec)
     if shorter is None:
         _reject_by_prediction(trial, context, predicted.modelled)
         model = context.build(plan)
@@ -122,8 +123,8 @@ def run_trial(
         trial.set_user_attr(INEXACT, names)
         differences = (f"{name} is {values[name]:,.6g}, computed as {predicted.exact[name]:,.6g}" for name in names)
         console.print(f"trial {trial.number} ({plan.words()}): {'; '.join(differences)}", markup=False)
-    _reject(trial, spec, values)
-    _record(trial, spec, values)
+    _reject(trial, spec, values, known)
+    _record(trial, spec, values, known)
     trial.set_user_attr(EPOCHS, recipe.epochs)
     recipe = context.with_rate(recipe, model, rate)
     trial.set_user_attr(RATE, recipe.learning_rate)
@@ -131,18 +132,20 @@ def run_trial(
     try:
         context.train(model, plan, recipe, seed_of(spec, key), stopping)
     except TrialPruned:
-        _constrain(trial, spec, _excess(spec, values))
+        _constrain(trial, spec, _excess(spec, values) | known)
         trial.set_user_attr(SECONDS, time.process_time() - started)
         raise
     values |= context.measure(model, [objective for objective in spec.measured if not objective.is_cost])
-    _constrain(trial, spec, _record(trial, spec, values))
+    _constrain(trial, spec, _record(trial, spec, values, known))
     save_state(model, state_path(folder, trial.number))
     trial.set_user_attr(SECONDS, time.process_time() - started)
     return tuple(values[objective.name] for objective in spec.objectives)
 
 
-def _record(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
-    """Record the measured values and the relative excess over each limit; return the excess.
+def _record(
+    trial: Trial, spec: StudySpec, values: dict[str, float], known: dict[str, float] | None = None
+) -> dict[str, float]:
+    """Record the measured values and the relative excess over each limit, as far as not `known`; return the excess.
 
     Raises
     ------
@@ -153,12 +156,12 @@ def _record(trial: Trial, spec: StudySpec, values: dict[str, float]) -> dict[str
         if not math.isfinite(value):
             raise Diverged(f"the objective {name} is {value}")
     trial.set_user_attr(VALUES, values)
-    excess = _excess(spec, values)
+    excess = _excess(spec, values) | (known or {})
     trial.set_user_attr(EXCESS, excess)
     return excess
 
 
-def _reject(trial: Trial, spec: StudySpec, values: dict[str, float]) -> None:
+def _reject(trial: Trial, spec: StudySpec, values: dict[str, float], known: dict[str, float] | None = None) -> None:
     """End the trial if these costs exceed a limit; only then record them.
 
     Raises
@@ -166,10 +169,10 @@ def _reject(trial: Trial, spec: StudySpec, values: dict[str, float]) -> None:
     TrialPruned
         If a limit is exceeded.
     """
-    exceeded = [limit for limit, excess in _excess(spec, values).items() if excess > 0]
+    exceeded = _exceeded(spec, _excess(spec, values) | (known or {}))
     if exceeded:
-        _constrain(trial, spec, _record(trial, spec, values))
-        trial.set_user_attr(REASON, f"exceeds the limit {', '.join(exceeded)}")
+        _constrain(trial, spec, _record(trial, spec, values, known))
+        trial.set_user_attr(REASON, f"exceeds the limit {exceeded}")
         raise TrialPruned
 
 
@@ -186,11 +189,16 @@ def _reject_by_prediction(trial: Trial, context: Context, predicted: dict[str, f
         name = limit.objective.name
         if name in predicted:
             predicted_excess[str(limit)] = limit.excess(predicted[name] * (1 - context.cost_model.error(limit)))
-    exceeded = [limit for limit, excess in predicted_excess.items() if excess > 0]
+    exceeded = _exceeded(context.spec, predicted_excess)
     if exceeded:
         _constrain(trial, context.spec, predicted_excess)
-        trial.set_user_attr(REASON, f"predicted to exceed the limit {', '.join(exceeded)}, so it was not measured")
+        trial.set_user_attr(REASON, f"predicted to exceed the limit {exceeded}, so it was not measured")
         raise TrialPruned
+
+
+def _exceeded(spec: StudySpec, excess: dict[str, float]) -> str:
+    """Return the limits that are exceeded, in words."""
+    return ", ".join(limit.words for limit in spec.limits if excess.get(str(limit), 0.0) > 0)
 
 
 def _excess(spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
@@ -224,6 +232,15 @@ def _shorter(study: Study, key: str, folder: Path) -> FrozenTrial | None:
 def _costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
     """Return the costs that an earlier trial of the plan measured; training does not change them."""
     return {objective.name: earlier.user_attrs[VALUES][objective.name] for objective in spec.costs}
+
+
+def _excess_of_costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
+    """Return by how much an earlier trial of the plan exceeds the limits on costs, as found when it was measured.
+
+    Another process may have measured it, on another machine, where a bound relative to the teacher is another one.
+    """
+    on_costs = {str(limit) for limit in spec.limits if limit.objective.is_cost}
+    return {limit: excess for limit, excess in earlier.user_attrs.get(EXCESS, {}).items() if limit in on_costs}
 
 
 def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:

@@ -110,8 +110,8 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
     seconds = step_seconds * short_steps + other_seconds
     if affordable_steps < MIN_TRAINING_STEPS:
         console.print(
-            f"the time is short: a candidate takes {seconds:.0f} s, so about {max(1, int(clock.left / seconds))} will be "
-            f"trained; {count} of them take some {duration(count * seconds / (1 - FRONT_SHARE))}"
+            f"the time is short: about {max(1, int(clock.left / seconds))} candidates can be trained, since one takes "
+            f"{seconds:.0f} s; {count} of them take some {duration(count * seconds / (1 - FRONT_SHARE))}"
         )
     return short
 

@@ -190,7 +190,9 @@ class _Search:
     def mutants(self, cells: Cells, rng: np.random.Generator) -> Plans:
         """Return mutated plans of every cell; half of them are crossed with a plan of a cell that is near."""
         taken = np.flatnonzero(cells.taken_K)
-        parents = np.concatenate([rng.choice(some, GENERATION_PLANS // 2) for some in (taken, taken[taken < cells.size])])
+        parents = np.concatenate(
+            [rng.choice(some, GENERATION_PLANS // 2) for some in (taken, taken[taken < cells.size])]
+        )
         rows = cells.best.rows_NP[parents]
         free = self.free_SP[parents // cells.size]
         mates = cells.near(parents, rng.integers(-2, 3, size=len(parents)))

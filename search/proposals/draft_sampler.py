@@ -76,8 +76,7 @@ class DraftSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the parameters of the plan with the largest expected gain."""
-        draft = self._draft
-        if draft is None:
+        if (draft := self._draft) is None:
             return self._fallback.sample_relative(study, trial, search_space)
         data = _observations(study, draft)
         free = np.flatnonzero(~data.taken)

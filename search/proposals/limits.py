@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from search.study.errors import UserError
+from search.study.errors import LimitsUnmet
+from search.study.unmet import Candidate, details, loosened, shortfall
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from objectives import Limit
     from search.evaluation.context import Context
+    from search.study.unmet import Shortfall
+    from spaces import Plan
 
 
 def limits_before_training(context: Context) -> list[Limit]:
@@ -73,19 +76,54 @@ def check_reachable(context: Context) -> dict[tuple[float, ...], dict[str, float
 
     Raises
     ------
-    UserError
-        If no such plan meets the limits; the message names the binding limit, the smallest value and the nearest plan.
+    LimitsUnmet
+        If no such plan meets the limits. The message names the limit that binds, the value that is enough, and the axis
+        that gives most; its details are the best value for each limit.
     """
     limits = limits_before_training(context)
     sets = sets_of_axes(len(context.spec.space.steps))
     reachable = {mask: costs_of_uniform(context, mask) for mask in sets} if limits else {}
     if not limits or any(meets_limits(context, values) for values in reachable.values()):
         return reachable
-    nearest, values = min(reachable.items(), key=lambda item: max(x.excess(item[1][x.objective.name]) for x in limits))
-    binding = max(limits, key=lambda limit: limit.excess(values[limit.objective.name]))
-    plan = context.plan(context.spec.space.uniform(context.subject.anatomy, nearest))
-    reached = values[binding.objective.name]
-    raise UserError(
-        f"the limit {binding} cannot be met: the smallest plan reaches {binding.objective.name} {reached:.10g}; "
-        f"the nearest plan is: {plan.words()}; loosen the limit to {reached:.10g} or extend the ranges of the axes"
+    plans = {mask: _strongest(context, mask) for mask in sets}
+    candidates = [
+        Candidate(f"by {plans[mask].words()}", values, {str(x): x.excess(values[x.objective.name]) for x in limits})
+        for mask, values in reachable.items()
+    ]
+    found = shortfall(limits, candidates)
+    binding, name = found.binding, found.binding.objective.name
+    alone = found.best[binding].excess[str(binding)] > 0
+    reached = loosened(binding, found.nearest.values[name])
+    how = "cannot be met" if alone or len(limits) == 1 else "cannot be met together with the others"
+    nearest = f"the nearest plan reaches {name} {found.nearest.values[name]:.10g}, {found.nearest.name}"
+    loosen = f"loosen only this limit, to {reached}," if found.enough is not None else _loosen(found, limits)
+    raise LimitsUnmet(
+        f"the limit {binding.words} {how}: {nearest}; {loosen} or {_axis_that_gives_most(context, binding, reachable)}",
+        details(found, candidates),
+    )
+
+
+def _strongest(context: Context, mask: tuple[float, ...]) -> Plan:
+    """Return the plan that compresses every layer as much as possible, with a set of axes."""
+    return context.plan(context.spec.space.uniform(context.subject.anatomy, mask))
+
+
+def _loosen(found: Shortfall, limits: list[Limit]) -> str:
+    """Return how far to loosen all limits that the nearest plan misses."""
+    values = found.nearest.values
+    missed = [limit for limit in limits if found.nearest.excess[str(limit)] > 0]
+    bounds = (f"{limit.objective.name} to {loosened(limit, values[limit.objective.name])}" for limit in missed)
+    return f"no single limit is in the way, so loosen {' and '.join(bounds)},"
+
+
+def _axis_that_gives_most(context: Context, limit: Limit, reachable: dict[tuple[float, ...], dict[str, float]]) -> str:
+    """Return the advice to extend the axis that alone brings the limited cost nearest to its bound."""
+    name = limit.objective.name
+    alone = {mask: values for mask, values in reachable.items() if sum(mask) == 1}
+    mask = min(alone, key=lambda mask: limit.excess(alone[mask][name]))
+    place = mask.index(1.0)
+    axis, step = context.spec.space.steps[place], _strongest(context, mask).steps[place]
+    return (
+        f"extend the range of {type(axis).__name__}, the axis that gives most: alone, at its strongest "
+        f"({step.words()}), it reaches {name} {alone[mask][name]:.10g}"
     )

@@ -13,10 +13,12 @@ from optuna.visualization import plot_hypervolume_history, plot_param_importance
 from search.proposals.proxy_correlation import prediction_report
 from search.results.candidates import candidates
 from search.results.file_records import file_table
+from search.results.goal import goal_note
 from search.results.plots import draw_front, draw_plan, interactive_front
 from search.results.verification import record_words
 from search.study.front import trained
 from search.study.records import TEACHER
+from search.study.unmet import known_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,7 +72,9 @@ def report(study: Study, context: Context, members: Sequence[Member], out: Path)
     ]
     figures = [*fronts, *_history(study), *_importances(study, names)]
     checks = {trial.number: _verification_words(record) for trial, record in members}
-    (out / "front.html").write_text(_page(spec, figures, checks, prediction_report(study, spec)))
+    limits = [f"limit: {limit.words}" for limit in known_limits(study, spec)]
+    notes = filter(None, [*limits, goal_note(study, spec, members), prediction_report(study, spec)])
+    (out / "front.html").write_text(_page(spec, figures, checks, list(notes)))
     return written
 
 
@@ -79,7 +83,7 @@ def _verification_words(record: dict[str, Any]) -> str:
     return record_words(record) if record else "not verified yet"
 
 
-def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str], predictions: str) -> str:
+def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str], notes: list[str]) -> str:
     """Return one HTML page that works offline: it contains the script of the plots."""
     parts = [figure.to_html(full_html=False, include_plotlyjs=not index) for index, figure in enumerate(figures)]
     rows = "".join(
@@ -87,7 +91,7 @@ def _page(spec: StudySpec, figures: list[go.Figure], checks: dict[int, str], pre
         for number, words in checks.items()
     )
     heading = "<h2>The front: plans, and measurements of the exported files</h2>"
-    checked = f"{heading}<ul>{rows}</ul><p>{html.escape(predictions)}</p>"
+    checked = f"{heading}<ul>{rows}</ul>{''.join(f'<p>{html.escape(note)}</p>' for note in notes)}"
     name = html.escape(spec.name)
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{name}</title></head>"

@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 
 from objectives import Metric, SizeBytes
 from search.results.candidates import feasible
-from search.results.file_records import file_table, file_value, measuring_runtime
+from search.results.file_records import Member, file_table, file_value, measuring_runtime
+from search.results.goal import meets_all, relative_columns, standings
 from search.study.front import non_dominated
 from search.study.records import PLAN, PREDICTED, TEACHER, VALUES
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from optuna import Study
 
-    from search.results.file_records import Member
     from search.study.spec import StudySpec
 
 LEAST_FILES_FOR_CORRELATION = 5  # files; a rank correlation over fewer says nothing
@@ -28,10 +28,11 @@ LEAST_FILES_FOR_CORRELATION = 5  # files; a rank correlation over fewer says not
 def front_table(study: Study, spec: StudySpec, members: Sequence[Member]) -> pd.DataFrame:
     """Return one row for the teacher and one for every member of the front.
 
-    The columns are `trial`, the measured objectives, the measurements of the exported file, `feasible` and `plan`, the
-    plan in words. `file_<metric>`, `file_bytes` and `latency_ratio` (over the teacher's file, on the study's runtime)
-    are measured on the file and empty if the member is not verified; `file_front` says whether the file is on the front
-    of the files.
+    The columns are `trial`, the measured objectives, the values of limits relative to the teacher
+    (`<name>_of_teacher`, `<name>_lost`), the measurements of the exported file, `feasible` and `plan`, the plan in
+    words. `file_<metric>`, `agreement_percent`, `file_bytes`, `file_latency_ms` and `latency_ratio` (over the teacher's
+    file, on the study's runtime) are measured on the file and empty if the member is not verified; `file_front` says
+    whether the file is on the front of the files, `file_feasible` whether it meets all limits.
     """
     names = [objective.name for objective in spec.measured]
     metrics = [objective.name for objective in spec.measured if isinstance(objective, Metric)]
@@ -42,18 +43,34 @@ def front_table(study: Study, spec: StudySpec, members: Sequence[Member]) -> pd.
         {
             "trial": str(trial.number),
             **{name: trial.user_attrs[VALUES][name] for name in names},
+            **relative_columns(study, spec, trial),
             **{f"file_{name}": record.get(f"{name}_file") for name in metrics},
+            "agreement_percent": record.get("agreement_percent"),
             "file_bytes": record.get("file_bytes"),
+            "file_latency_ms": record.get("latency", {}).get("cpu_ms"),
             "latency_ratio": record.get("latency", {}).get("ratio"),
             "file_front": on_file_front.get(trial.number, ""),
+            **_file_feasible(study, spec, Member(trial, record)),
             "feasible": "yes" if feasible(trial) else "no",
             "plan": trial.user_attrs[PLAN],
         }
         for trial, record in members
     ]
-    teacher_row = {"trial": "teacher", **{name: teacher.get(name) for name in names}, "latency_ratio": 1.0,
-                   "file_front": "", "feasible": "", "plan": "the network as it was given"}  # fmt: skip
-    return pd.DataFrame([teacher_row, *rows]).infer_objects()
+    teacher_row = {
+        "trial": "teacher", **{name: teacher.get(name) for name in names}, **relative_columns(study, spec, None),
+        "latency_ratio": 1.0, "file_front": "", **({"file_feasible": ""} if spec.limits else {}), "feasible": "",
+        "plan": "the network as it was given",
+    }  # fmt: skip
+    columns = list((rows or [teacher_row])[0])  # the teacher's row has no measurements of a file
+    return pd.DataFrame([teacher_row, *rows], columns=columns).infer_objects()
+
+
+def _file_feasible(study: Study, spec: StudySpec, member: Member) -> dict[str, str]:
+    """Return the cell that says whether a member's file meets all limits, if the study has limits."""
+    if not spec.limits:
+        return {}
+    met = "yes" if meets_all(standings(study, spec, member)) else "no"
+    return {"file_feasible": met if member.record else ""}
 
 
 def files_note(spec: StudySpec, members: Sequence[Member]) -> str:

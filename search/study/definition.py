@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from search.study.spec import StudySpec
 
-# Settings that do not change the result of a trial: how long the study runs, what follows the search, and the test
-# split, which only `confirm` reads.
-SETTINGS_WITHOUT_EFFECT = ("budget", "confirmation", "runtime", "splits.test")
+# Settings that do not change the result of a trial: how long the study runs, what follows the search, the test split,
+# which only `confirm` reads, and the text of the goal, whose limits are compared.
+SETTINGS_WITHOUT_EFFECT = ("budget", "confirmation", "runtime", "splits.test", "goal")
 REMOVED_SETTINGS = ("start.seconds",)  # version 0.1 stored them
 MODULE_PREFIX = re.compile(r"[A-Za-z_]\w*\.(?=[A-Za-z_])")  # version 0.1 stored it before the names of classes
 
@@ -85,8 +85,17 @@ def _settings(path: str, value: object, name: Callable[[object], str]) -> Iterat
 
 
 def _given_fields(value: DataclassInstance) -> list[str]:
-    """Return the fields of a dataclass without those that the program determines itself, such as a calibration."""
-    return [field.name for field in dataclasses.fields(value) if "found" not in field.metadata]
+    """Return the fields of a dataclass that the user gave.
+
+    Left out are those that the program determines itself, such as a calibration (`found`), and those that a later
+    version added (`added`) as long as they have their default: studies that an earlier version stored lack them.
+    """
+    return [
+        field.name
+        for field in dataclasses.fields(value)
+        if "found" not in field.metadata
+        and not ("added" in field.metadata and getattr(value, field.name) == field.default)
+    ]
 
 
 def _name(value: object) -> str:

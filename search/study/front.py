@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from search.study.errors import UserError
 from search.study.records import EXCESS, REPLAY, STOPPED
+from search.study.unmet import no_candidate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,23 +59,22 @@ def non_dominated(points: Sequence[Sequence[float]], spec: StudySpec) -> list[bo
     return [not ((signed >= one).all(1) & (signed > one).any(1)).any() for one in signed]
 
 
-def need_front(study: Study) -> list[FrozenTrial]:
+def need_front(study: Study, spec: StudySpec) -> list[FrozenTrial]:
     """Return the front.
 
     Raises
     ------
     UserError
-        If the front is empty; the message names the trial that comes nearest to the limits.
+        If the front is empty; the message names the limit that binds, the nearest trial, and the way out.
     """
     found = front(study)
     if found:
         return found
-    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(EXCESS)]
-    if not finished:
+    finished = [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.user_attrs.get(EXCESS) and REPLAY not in trial.user_attrs
+    ]
+    if not any(excess > 0 for trial in finished for excess in trial.user_attrs[EXCESS].values()):
         raise UserError("the study has no trained candidate yet; run it for longer: slimfront run")
-    near = min(finished, key=lambda trial: max(trial.user_attrs[EXCESS].values()))
-    binding, excess = max(near.user_attrs[EXCESS].items(), key=lambda item: item[1])
-    raise UserError(
-        f"no candidate meets all limits; the nearest, trial {near.number}, misses {binding} by {excess:.1%}; run the "
-        "study for longer or loosen the limit"
-    )
+    raise no_candidate(study, spec, finished)

@@ -8,6 +8,7 @@ from __future__ import annotations
 # attributes of a study
 DEFINITION = "definition"  # every setting that the result of a trial depends on, by its path
 DRAFT = "-draft"  # suffix: the draft of a study has the name of the study and this
+GOAL = "goal"  # text of the goal, and the name of the runtime that its objectives are measured on
 TEACHER = "teacher"  # the value of every objective for the teacher
 MEAN_ANSWER = "mean_answer"  # the same of trained objectives for a network that answers all inputs alike
 STARTED = "anchors"  # whether the initial designs are enqueued

@@ -163,6 +163,8 @@ class StudySpec:
         Number of training inputs that the steps are fitted on.
     seed
         The base seed of all random draws; with one worker, the same seed gives the same plans and the same values.
+    goal
+        Further limits in words, such as "4x smaller, 2x faster, lose at most 1 point" (see `search.study.goal`).
     """
 
     name: str
@@ -180,6 +182,7 @@ class StudySpec:
     runtime: Runtime = field(default_factory=OnnxRuntime)
     calibration: int = 256
     seed: int = 0
+    goal: str = ""
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail only after the study has started."""

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 
 from search.study.definition import define, differences
 from search.study.errors import UserError
-from search.study.records import DEFINITION, DRAFT
+from search.study.goal import with_stored_goal
+from search.study.records import DEFINITION, DRAFT, GOAL
 from search.study.seeded_sampler import SeededSampler
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
     Parameters
     ----------
     spec
-        The study, with a sampler and a start (see `search.proposals.defaults.resolved`).
+        The study, with a sampler and a start (see `search.proposals.defaults.resolved`). Without a goal it has the goal
+        that it was started with (see `search.study.goal.with_stored_goal`).
     folder
         The folder of its files; it also holds the trials, as `journal.log`, unless `url` names a storage.
     url
@@ -61,6 +63,13 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
             "another process locks it, wait for that process; if it is damaged, start again with another --folder (and "
             "--storage)"
         ) from error
+    if changed and spec.goal and all(words.startswith("limits") for words in changed):
+        stored = study.user_attrs.get(GOAL)
+        before = f"the goal {stored['text']!r}" if stored else "no goal"
+        raise UserError(
+            f"the study {spec.name!r} was started with {before}, so it cannot continue with {spec.goal!r}; leave "
+            "--goal out, or start another study with --folder"
+        )
     if changed:
         hidden = len(changed) - MOST_DIFFERENCES_SHOWN
         more = f" and {hidden} more" if hidden > 0 else ""
@@ -80,19 +89,29 @@ def _opened(
     if spec.name not in stored:
         if not create:
             raise UserError(f"the storage holds no study called {spec.name!r}; start it with: slimfront run")
-        return _created(storage, spec, definition, folder), []
+        return _created(storage, spec, definition, _goal(spec), folder), []
     study = optuna.load_study(study_name=spec.name, storage=storage, sampler=_sampler(spec))
-    changed = differences(study.user_attrs.get(DEFINITION, definition), definition)
+    whole = with_stored_goal(study, spec)
+    present = definition if whole is spec else define(whole)
+    changed = differences(study.user_attrs.get(DEFINITION, present), present)
     nothing_trained = not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
     if create and changed and nothing_trained:
         # An error ended the study before its first trial, and the new definition may be the correction.
+        goal = _goal(spec) or study.user_attrs.get(GOAL)
         for name in {spec.name, spec.name + DRAFT} & stored:
             optuna.delete_study(study_name=name, storage=storage)
-        return _created(storage, spec, definition, folder), []
+        return _created(storage, spec, present, goal, folder), []
     return study, changed
 
 
-def _created(storage: BaseStorage, spec: StudySpec, definition: dict[str, str], folder: Path) -> Study:
+def _goal(spec: StudySpec) -> dict[str, str] | None:
+    """Return what is stored of a goal: its text, and the runtime of the files that it is about."""
+    return {"text": spec.goal, "runtime": spec.runtime.name} if spec.goal else None
+
+
+def _created(
+    storage: BaseStorage, spec: StudySpec, definition: dict[str, str], goal: dict[str, str] | None, folder: Path
+) -> Study:
     """Create the study; refuse a folder that holds the candidates of another one."""
     if any(folder.glob("candidates/*")):
         raise UserError(f"{folder} holds the candidates of another study; name another folder with --folder")
@@ -104,6 +123,8 @@ def _created(storage: BaseStorage, spec: StudySpec, definition: dict[str, str], 
         load_if_exists=True,  # another worker may have created it meanwhile
     )
     study.set_user_attr(DEFINITION, definition)
+    if goal:
+        study.set_user_attr(GOAL, goal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([objective.name for objective in spec.objectives])

@@ -1,0 +1,159 @@
+"""The goal of a study: limits in words, such as "4x smaller, 2x faster, lose at most 1 point"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from objectives import Bops, FrameTime, Latency, LatencyShare, Limit, Macs, Parameters, SizeBytes, Top1, TopK
+from objectives.runtimes import named
+from search.study.errors import UserError
+from search.study.goal_phrases import wishes
+from search.study.records import GOAL
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from objectives import Objective
+    from search.study.goal_phrases import Wish
+    from search.study.spec import StudySpec
+
+KINDS_OF_OBJECTIVES = {
+    "size": SizeBytes,
+    "macs": Macs,
+    "flops": Macs,
+    "bops": Bops,
+    "parameters": Parameters,
+    "frames": FrameTime,
+}
+
+
+def with_goal(spec: StudySpec) -> StudySpec:
+    """Return the study with the limits of its goal; the objectives that they need are then measured too.
+
+    Raises
+    ------
+    UserError
+        If the goal cannot be read, or does not fit the objectives of the study.
+    """
+    own = {str(limit) for limit in spec.limits}
+    new = {str(limit): limit for _, limit in limits_of_goal(spec) if str(limit) not in own}
+    return replace(spec, limits=(*spec.limits, *new.values()))
+
+
+def limits_of_goal(spec: StudySpec) -> list[tuple[str, Limit]]:
+    """Return each phrase of the goal with its limit; empty without a goal.
+
+    A limit is on an objective that the study measures, if there is one of that kind, else on a new one: sizes and times
+    are those of files for the study's runtime, times those of one validation example. What is lost is the first of the
+    study's objectives that depends on training.
+
+    Raises
+    ------
+    UserError
+        If the goal cannot be read, or does not fit the objectives of the study.
+    """
+    if not spec.goal:
+        return []
+    found: list[tuple[str, Limit]] = []
+    said = wishes(spec.goal, spec.measured)
+    in_milliseconds = any(wish.quantity == "latency" and wish.relation == "at_most" for wish in said)
+    for wish in said:
+        objective = _objective(wish, spec, [limit.objective for _, limit in found], in_milliseconds=in_milliseconds)
+        try:
+            found.append((wish.phrase, _limit(wish, objective)))
+        except UserError as error:
+            raise UserError(f"{wish.phrase!r} does not fit this study: {error}") from error
+    return found
+
+
+def measured_for_goal(spec: StudySpec) -> list[str]:
+    """Return the names of the objectives that are measured only because the goal limits them."""
+    of_goal = {str(limit) for _, limit in limits_of_goal(spec)}
+    own = [limit.objective for limit in spec.limits if str(limit) not in of_goal]
+    names = {objective.name for objective in (*spec.objectives, *own, *spec.reported)}
+    return [objective.name for objective in spec.measured if objective.name not in names]
+
+
+def with_stored_goal(study: Study, spec: StudySpec) -> StudySpec:
+    """Return the study's specification with the goal that it was started with, unless it has a goal of its own."""
+    stored = study.user_attrs.get(GOAL)
+    if spec.goal or not stored:
+        return spec
+    try:
+        runtime = spec.runtime if spec.runtime.name == stored["runtime"] else named(stored["runtime"])
+    except ValueError as error:
+        raise UserError(f"the goal of the study is for another runtime: {error}") from error
+    return replace(with_goal(replace(spec, goal=stored["text"], runtime=runtime)), runtime=spec.runtime)
+
+
+def _objective(wish: Wish, spec: StudySpec, earlier: list[Objective], *, in_milliseconds: bool) -> Objective:
+    """Return the objective that a wish is about, of the study or of an earlier phrase; a new one if there is none."""
+    known = [*spec.measured, *earlier]
+    inputs = spec.splits.validation.inputs
+    if wish.quantity == "metric":
+        return _metric(wish, spec, known)
+    if wish.quantity == "latency":
+        latency = next((one for one in known if isinstance(one, Latency)), None)
+        share = next((one for one in known if isinstance(one, LatencyShare)), None)
+        if latency is None and share is not None and not in_milliseconds:
+            return share
+        new = share.latency if share is not None else Latency(spec.runtime, spec.teacher, inputs[:1])
+        return latency or (new if in_milliseconds else LatencyShare(new))
+    if wish.quantity not in KINDS_OF_OBJECTIVES:
+        return next(one for one in known if one.name == wish.quantity)
+    kind = KINDS_OF_OBJECTIVES[wish.quantity]
+    same = [one for one in known if isinstance(one, kind)]
+    on_runtime = [one for one in same if getattr(one, "runtime", spec.runtime) == spec.runtime]
+    if same:
+        return (on_runtime or same)[0]
+    new_objectives: dict[type, Objective] = {
+        SizeBytes: SizeBytes(spec.runtime),
+        Macs: Macs(inputs),
+        Bops: Bops(inputs),
+        Parameters: Parameters(),
+        FrameTime: FrameTime(spec.runtime, inputs),
+    }
+    return new_objectives[kind]
+
+
+def _metric(wish: Wish, spec: StudySpec, known: list[Objective]) -> Objective:
+    """Return the metric of a study: its first objective that depends on training, or a new top-1."""
+    metrics = [objective for objective in known if not objective.is_cost]
+    if wish.relation == "at_least":
+        metrics.sort(key=lambda objective: objective.direction != "maximize")  # stable: the first that is maximized
+    if metrics:
+        return metrics[0]
+    if not spec.splits.validation.classified:
+        raise UserError(
+            f"{wish.phrase!r} needs an objective that depends on training, but the study has none; add one to reported="
+        )
+    return Top1(spec.splits.validation)
+
+
+def _limit(wish: Wish, objective: Objective) -> Limit:
+    """Return the limit that a wish puts on an objective.
+
+    Raises
+    ------
+    UserError
+        If the bound is on the wrong side of the objective, or in a unit that it does not have.
+    """
+    name, relation, number = objective.name, wish.relation, wish.number
+    better = "at_most" if objective.direction == "minimize" else "at_least"
+    if relation in {"at_most", "at_least"} and relation != better:
+        side = "<=" if better == "at_most" else ">="
+        raise UserError(f"{name} is to be {objective.direction}d, so say {name}{side}VALUE")
+    if wish.quantity == "latency" and relation == "of_teacher" and isinstance(objective, LatencyShare):
+        return Limit(objective, at_most=number)
+    if objective.is_cost or _in_percent(objective) or wish.unit not in {"percent", "points"}:
+        return Limit(objective, **{relation: number})
+    if wish.unit == "percent" and relation == "lose_at_most" and 0 < number < 100:  # noqa: PLR2004
+        sign = 1 if objective.direction == "minimize" else -1
+        return Limit(objective, of_teacher=1 + sign * number / 100)
+    raise UserError(f"{name} is not in percent, so name the number in its own unit, such as 'lose at most 0.1 {name}'")
+
+
+def _in_percent(objective: Objective) -> bool:
+    """Whether an objective is in percent: names end in the unit, except for top-1 and top-k."""
+    return isinstance(objective, Top1 | TopK) or objective.name.endswith("_percent")
