@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
+from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from search.results.file_records import WEIGHTS_DIGEST, digest, outdated, read_record, record_path
 from search.results.plan_json import decode, encode
@@ -107,7 +108,7 @@ def verify_front(members: list[tuple[FrozenTrial, Path]], context: Context, fold
                 path = Path(temporary) / f"model.{spec.runtime.suffix}"
                 paths[trial.number].unlink(missing_ok=True)  # the record of other weights
                 try:
-                    spec.runtime.export(deployed(model, example), example, path)
+                    spec.runtime.export(deployed(model, example), inputs_of_file(model, example), path)
                     record = verify(model, path, spec, reference) | {WEIGHTS_DIGEST: digest(weights)}
                     save_json(paths[trial.number], record)
                 except (Disagreement, ExportError) as error:
@@ -170,7 +171,7 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
     unfinished = folder.parent / f".{folder.name}-{os.getpid()}"
     unfinished.mkdir()
     try:
-        spec.runtime.export(deployed(model, example), example, unfinished / name)
+        spec.runtime.export(deployed(model, example), inputs_of_file(model, example), unfinished / name)
         record = verify(model, unfinished / name, spec, reference)
         values = trial.user_attrs[VALUES]
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}
