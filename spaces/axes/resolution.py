@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spaces.costs.architectures import Architectures
     from spaces.costs.effects import Layers
     from spaces.costs.frame import Frame
-    from spaces.network.anatomy import Anatomy, InputSize
+    from spaces.network.anatomy import Anatomy
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +102,14 @@ class Resize:
         ValueError
             If the network was not traced at this size.
         """
-        if not self.words():
-            return
         numbers = architectures.frame.sizes.numbers
-        if self.size not in numbers:
+        if self.size in numbers:  # the whole size is written too: effects act in the order in which they are written
+            architectures.write(row, InputSizeNumber(self.in_file), (NETWORK,), numbers[self.size])
+        elif self.words():
             raise ValueError(
                 f"the costs are known for inputs of {', '.join(map(_by, numbers)) or 'no other size'}, but not of "
                 f"{_by(self.size)}; trace the network with Space.trace, and draw the step from its anatomy"
             )
-        architectures.write(row, InputSizeNumber(self.in_file), (NETWORK,), numbers[self.size])
 
     def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
         """Return the share of the height for each layer that is applied less often at another size."""
@@ -181,15 +180,18 @@ class Resolution:
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Return the sizes of the input for every layer that is applied less often at them, or why there is none."""
         offered = self.offered(anatomy)
-        refusals = [size.refusal for size in anatomy.sizes if size.refusal]
+        refused: dict[str, list[str]] = {}
+        for size in anatomy.sizes:
+            if size.refusal:
+                refused.setdefault(size.refusal, []).append(_by(size.size))
+        reasons = "; ".join(f"not {', '.join(sizes)}: {reason}" for reason, sizes in refused.items())
         names = [layer.name for layer in anatomy.layers]
         if len(offered) == 1:
-            reason = refusals[0] if refusals else "no smaller size was tried; trace the network with Space.trace"
-            return dict.fromkeys(names, f"no: {reason}")
+            untried = "no smaller size was tried; trace the network with Space.trace"
+            return dict.fromkeys(names, f"no: {reasons.removeprefix('not ') or untried}")
         texts = dict.fromkeys(names, "no: it is applied as often at every size of the input")
-        sizes = ", ".join(_by(size) for size in offered.values())
-        refused = f" (not {'; '.join(refusals)})" if refusals else ""
-        texts |= dict.fromkeys(_sized_layers(anatomy), f"inputs of {sizes}, the same size for all layers{refused}")
+        text = f"inputs of {', '.join(map(_by, offered.values()))}, one size for all layers"
+        texts |= dict.fromkeys(_sized_layers(anatomy), f"{text}; {reasons}" if reasons else text)
         return texts
 
     def offered(self, anatomy: Anatomy) -> dict[float, tuple[int, ...]]:
@@ -214,11 +216,11 @@ def _scaled(whole: tuple[int, ...], share: float) -> tuple[int, ...]:
 
 def _sized_layers(anatomy: Anatomy) -> list[str]:
     """Return the layers that are applied less often at one of the sizes that the network runs at."""
-    runs: list[InputSize] = [size for size in anatomy.sizes if not size.refusal]
+    tried = [size for size in anatomy.sizes if not size.refusal]
     return [
         layer.name
         for at, layer in enumerate(anatomy.layers)
-        if any(replace(layer, runs=size.runs[at]).positions < layer.positions for size in runs)
+        if any(replace(layer, runs=size.runs[at]).positions < layer.positions for size in tried)
     ]
 
 

@@ -67,13 +67,13 @@ def try_input_sizes(
     for size in sizes:
         reason = _reason_of_failure(tried, one, size, expected)
         if reason:
-            found.append(InputSize(size, refusal=f"at {_by(size)} {reason}"))
+            found.append(InputSize(size, refusal=reason))
             continue
         smaller = InputResize(size).resized(one)
         other = trace(model, smaller)
         reason = _structural_difference(anatomy, other)
         if reason:
-            found.append(InputSize(size, refusal=f"at {_by(size)} {reason}"))
+            found.append(InputSize(size, refusal=reason))
             continue
         saved = macs - _macs_outside(tried, smaller, other.products)
         products = tuple(extent.sizes for extent in other.products)
@@ -90,8 +90,8 @@ def _reason_of_failure(
     def note(name: str, layer: nn.Linear, inputs: tuple[Any, ...]) -> None:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].shape[-1:] != (layer.in_features,):
             mismatches.append(
-                f"{name!r} would get {inputs[0].shape[-1]} features instead of {layer.in_features}: positions are "
-                "flattened into it, without a pooling to a fixed size before"
+                f"{name!r} would get {inputs[0].shape[-1]} features instead of {layer.in_features}, since it reads "
+                "positions as features, without a pooling to a fixed size before it"
             )
 
     try:
@@ -186,10 +186,6 @@ class _MacCounter(TorchDispatchMode):
 
     def _leave(self, *_: object) -> None:
         self._depth -= 1
-
-
-def _by(size: tuple[int, ...]) -> str:
-    return "x".join(map(str, size))
 
 
 def _shape(*values: Tensor | torch.Size) -> str:

@@ -73,6 +73,7 @@ class LiteRt:
             strided=20,
             apart=100,
             sum=130,
+            resize=220,
             floating=88,
             integer=76,
             integer_scale=8,
