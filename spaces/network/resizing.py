@@ -42,5 +42,5 @@ def resize_input(model: nn.Module, resize: InputResize) -> None:
 
     Costs and exports read the attribute `input_resize` (`objectives.layers.ResizesInput`).
     """
-    model.input_resize = resize  # type: ignore[assignment] - no module
+    model.input_resize = resize  # type: ignore[assignment]
     model.register_forward_pre_hook(resize)
