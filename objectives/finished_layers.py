@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from objectives.layers import FLOAT_BITS, LeftOut, LowPrecision
+from objectives.layers import FLOAT_BITS, LeftOut, LowPrecision, resizes_in_file
 from objectives.mac_counter import count
 
 CONVOLUTION_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -34,6 +34,7 @@ class FinishedLayers:
     parameters: np.ndarray
     held: np.ndarray
     sums: np.ndarray
+    resized: np.ndarray
 
 
 def layers_in(model: nn.Module, example: Tensor) -> FinishedLayers:
@@ -61,7 +62,8 @@ def layers_in(model: nn.Module, example: Tensor) -> FinishedLayers:
     owned = {id(parameter) for module in found.values() for parameter in module.parameters()}
     others = [parameter.numel() for parameter in model.parameters() if id(parameter) not in owned]
     left_out = sum(module.sums_left_out for module in model.modules() if isinstance(module, LeftOut))
-    totals = macs[""] - sum(macs[name] for name in found), sum(others), len(others), -left_out  # outside of layers
+    # outside of layers
+    totals = macs[""] - sum(macs[name] for name in found), sum(others), len(others), -left_out, resizes_in_file(model)
     return FinishedLayers(
         *(np.array(column)[None, None] for column in zip(*rows, strict=True)),
         *(np.array([float(total)]) for total in totals),

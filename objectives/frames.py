@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import TYPE_CHECKING, ClassVar
 
+from objectives.layers import inputs_of_file
 from objectives.objective import Limit
 from objectives.runtimes.runtime import export_and_load
 
@@ -54,7 +55,7 @@ class FrameTime:
     def __call__(self, model: nn.Module) -> float:
         """Return the 95th percentile of the frame times of a finished network, in evaluation mode, in milliseconds."""
         run = export_and_load(self.runtime, model, self.frames)
-        stream = self.frames.detach().cpu().split(1)
+        stream = inputs_of_file(model, self.frames.detach().cpu()).split(1)
         times = []
         for number in range(WARM_UP_FRAMES + self.count):
             started = time.perf_counter()

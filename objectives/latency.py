@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from objectives.layers import inputs_of_file
 from objectives.runtimes.runtime import export_and_load
 from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
 
@@ -69,7 +70,9 @@ class Latency:
     def share(self, model: nn.Module) -> float:
         """Return the CPU time of a finished network, in evaluation mode, divided by that of the reference."""
         reference, _ = self._baseline()
-        return self._compare(export_and_load(self.runtime, model, self.example), reference).ratio
+        run, batch = export_and_load(self.runtime, model, self.example), inputs_of_file(model, self.example)
+        batch = batch.detach().cpu()
+        return self._compare(lambda _: run(batch), reference).ratio
 
     def of_reference(self) -> float:
         """Return the CPU milliseconds a batch of the reference in this process."""

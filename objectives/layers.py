@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor, nn
 
 FLOAT_BITS = 32  # bits of a number that is not quantized
 
@@ -30,6 +31,38 @@ class LeftOut(Protocol):
     """A module that replaces a part of a branch that is left out, with `sums_left_out` sums of the network."""
 
     sums_left_out: int
+
+
+class Resize(Protocol):
+    """A resize of inputs to a smaller height and width."""
+
+    @property
+    def in_file(self) -> bool:
+        """Whether an exported file resizes its inputs; otherwise it takes resized inputs."""
+        ...
+
+    def resized(self, inputs: Tensor) -> Tensor:
+        """Return the inputs at the smaller size."""
+        ...
+
+
+@runtime_checkable
+class ResizesInput(Protocol):
+    """A network that resizes its input before its first layer."""
+
+    input_resize: Resize
+
+
+def inputs_of_file(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the inputs of a network as its exported file takes them: resized, where the file does not resize them."""
+    if isinstance(model, ResizesInput) and not model.input_resize.in_file:
+        return model.input_resize.resized(inputs)
+    return inputs
+
+
+def resizes_in_file(model: nn.Module) -> bool:
+    """Return whether the exported file of a network resizes its input."""
+    return isinstance(model, ResizesInput) and model.input_resize.in_file
 
 
 class Parts(Protocol):
@@ -113,4 +146,9 @@ class Parts(Protocol):
     @property
     def sums(self) -> np.ndarray:
         """Sums of branches, shape (N,), up to a constant."""
+        ...
+
+    @property
+    def resized(self) -> np.ndarray:
+        """1 where the file resizes its input, 0 otherwise, shape (N,)."""
         ...

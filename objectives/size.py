@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from objectives.finished_layers import CONVOLUTION_KINDS, is_layer, wrapped_in
-from objectives.layers import FLOAT_BITS, Factored, LeftOut, LowPrecision
+from objectives.layers import FLOAT_BITS, Factored, LeftOut, LowPrecision, resizes_in_file
 from objectives.runtimes.onnx.runtime import OnnxRuntime
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class SizeBytes:
                 linear = any(isinstance(inner, nn.Linear) for inner in module.modules())
                 grouped = any(getattr(inner, "groups", 1) > 1 for inner in module.modules())
                 total -= float(_factor_saving(layout, linear, grouped)) * (module.split_into - 1)
+        total += layout.resize * resizes_in_file(model)
         if summaries:
             total += _network_bytes(layout, *np.array(summaries).T[:, None, None])[0]
         return float(round(total))
@@ -88,7 +89,7 @@ class SizeBytes:
         exists = (parts.outputs > 0).astype(float)
         total: np.ndarray = (each * exists).sum((0, 2)) + 4 * parts.parameters
         total -= (_factor_saving(layout, parts.linear, parts.grouped) * exists[1:]).sum((0, 2))
-        total += layout.sum * parts.sums
+        total += layout.sum * parts.sums + layout.resize * parts.resized
         if self.per_tensor:
             total += self.per_tensor * parts.held
         if layout.zeros or layout.mixed or layout.ends:

@@ -12,6 +12,7 @@ from spaces.axes.grids import KMeans, PowersOfTwo, Uniform
 from spaces.axes.importance import Magnitude, SecondOrder, Taylor
 from spaces.axes.prune import Prune, PruneRatios
 from spaces.axes.ranks import Factorize, Ranks
+from spaces.axes.resolution import Resize, Resolution
 from spaces.dependency.trace import trace
 from spaces.network.anatomy import Anatomy, Branch, Layer
 from spaces.network.deploy import deployed
@@ -41,6 +42,8 @@ __all__ = [
     "Ranks",
     "Recovery",
     "RecoveryAxis",
+    "Resize",
+    "Resolution",
     "SecondOrder",
     "Skip",
     "Space",

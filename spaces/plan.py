@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from spaces.costs.architectures import Architectures
+from spaces.dependency.trace import trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,6 +84,15 @@ class Sparing(Protocol):
         ...
 
 
+@runtime_checkable
+class Shared(Protocol):
+    """A step after which later steps can start from one network, on which statistics and factors are cached."""
+
+    def shared(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """Return the network that `apply` copies, the same object for the same network; it must not be changed."""
+        ...
+
+
 class Recovery(Protocol):
     """The loss of the fine-tuning."""
 
@@ -108,6 +118,15 @@ class Axis(Protocol):
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Return for every layer what the axis can do, or `no: ` and the reason why it does nothing."""
+        ...
+
+
+@runtime_checkable
+class Surveying(Protocol):
+    """An axis that has to try something on the network before it knows what it can offer."""
+
+    def survey(self, model: nn.Module, example: Tensor, anatomy: Anatomy) -> Anatomy:
+        """Return the anatomy with what was found; `model` is not changed."""
         ...
 
 
@@ -145,7 +164,8 @@ class Plan:
         """
         active = [step for step in self.steps if step.words()]
         for step in active:  # an inactive step would only return a copy, for which no results are cached
-            model = step.apply(model, example)
+            later_steps_copy = step is not active[-1]
+            model = (step.shared if later_steps_copy and isinstance(step, Shared) else step.apply)(model, example)
         return model if active else copy.deepcopy(model)
 
     def choices(self, anatomy: Anatomy) -> dict[str, dict[str, Choice]]:
@@ -176,6 +196,27 @@ class Space:
 
     steps: tuple[Axis, ...]
     recovery: RecoveryAxis
+
+    def trace(self, model: nn.Module, example: Tensor) -> Anatomy:
+        """Return the anatomy of a network, with all that these axes have to know.
+
+        Parameters
+        ----------
+        model
+            The teacher, in evaluation mode; it is not changed.
+        example
+            Inputs, shape (B, ...).
+
+        Raises
+        ------
+        ValueError
+            If the forward pass fails on the example.
+        """
+        anatomy = trace(model, example)
+        for axis in self.steps:
+            if isinstance(axis, Surveying):
+                anatomy = axis.survey(model, example, anatomy)
+        return anatomy
 
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Plan:
         """Draw a plan; with Optuna's `FixedTrial(params)`, rebuild an earlier plan."""

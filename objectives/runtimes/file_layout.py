@@ -30,6 +30,8 @@ class FileLayout:
         Bytes added to a convolution that has both padding and a stride.
     sum
         Bytes of a sum of branches.
+    resize
+        Bytes of the resize of the input.
     floating, integer
         Bytes added by an integer weight if its layer computes in floating point, and if it computes with integers.
     floating_scale, integer_scale
@@ -57,6 +59,7 @@ class FileLayout:
     grouped: float = 0
     apart: float = 0
     sum: float = 0
+    resize: float = 0
     floating: float = 0
     integer: float = 0
     floating_scale: float = 4

@@ -7,6 +7,7 @@ load, then inputs to run or a second file to compare with. Tensors pass through 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import json
@@ -24,6 +25,7 @@ from objectives.runtimes.runtime import ExportError
 from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from torch import Tensor
@@ -90,10 +92,27 @@ class IsolatedProcess:
         return load_file(Path(self._folder.name) / OUTPUT_FILE)["y"]
 
     def compare(
-        self, reference: Path, example: Tensor, rounds: int = TIMING_ROUNDS, block_ms: float = BLOCK_MS
+        self,
+        reference: Path,
+        example: Tensor,
+        rounds: int = TIMING_ROUNDS,
+        block_ms: float = BLOCK_MS,
+        own: Tensor | None = None,
     ) -> LatencyRatio:
-        """Time the file against another file; see `objectives.runtimes.timing.compare`."""
-        save_file({"x": example.detach().cpu().contiguous()}, Path(self._folder.name) / INPUT_FILE)
+        """Time the file against another file; see `objectives.runtimes.timing.compare`.
+
+        Parameters
+        ----------
+        reference, example
+            The other file, and a batch of its inputs.
+        rounds, block_ms
+            See `objectives.runtimes.timing.compare`.
+        own
+            The same batch as this file takes it, where that differs.
+        """
+        batches = {"x": example, "own": example if own is None else own}
+        batches = {name: batch.detach().cpu().clone().contiguous() for name, batch in batches.items()}
+        save_file(batches, Path(self._folder.name) / INPUT_FILE)
         return LatencyRatio(
             **self._ask({"reference": str(reference.resolve()), "rounds": rounds, "block_ms": block_ms})
         )
@@ -154,6 +173,11 @@ def _import(name: str, file: str | None) -> ModuleType:
         return import_file(name, Path(file))
 
 
+def _run_on(run: Callable[[Tensor], Tensor], own: Tensor, _: Tensor) -> Tensor:
+    """Run a file on its own batch, whatever batch it is timed with."""
+    return run(own)
+
+
 def main() -> None:
     """Serve the requests of `IsolatedProcess` until its pipe is closed."""
     answers = os.fdopen(os.dup(1), "w")
@@ -170,11 +194,13 @@ def main() -> None:
         line = sys.stdin.readline()
         if not line:
             return
-        request, inputs = json.loads(line), load_file(folder / INPUT_FILE)["x"]
+        request, given = json.loads(line), load_file(folder / INPUT_FILE)
+        inputs = given["x"]
         answer = {}
         if request:
             reference = runtime.load(Path(request.pop("reference")))
-            answer = dataclasses.asdict(compare(run, reference, inputs, threads=runtime.threads, **request))
+            own = functools.partial(_run_on, run, given["own"])
+            answer = dataclasses.asdict(compare(own, reference, inputs, threads=runtime.threads, **request))
         else:
             save_file({"y": run(inputs).contiguous()}, folder / OUTPUT_FILE)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from objectives.examples import device_of
+from objectives.layers import inputs_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -134,10 +135,13 @@ def import_extra(name: str, module: str) -> ModuleType:
 
 
 def export_and_load(runtime: Runtime, model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-    """Export a finished model to a temporary file, and return a function that executes the loaded file."""
+    """Export a finished model to a temporary file, and return a function that executes the loaded file.
+
+    The function takes inputs as the file takes them; see `inputs_of_file`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model.{runtime.suffix}"
-        runtime.export(model, inputs.to(device_of(model)), path)
+        runtime.export(model, inputs_of_file(model, inputs).to(device_of(model)), path)
         return runtime.load(path)
 
 

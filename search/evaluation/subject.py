@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from search.study.definition import fingerprint
 from search.study.errors import UserError
-from spaces import deployed, trace, unfuse_attention
+from spaces import deployed, unfuse_attention
 from spaces.network.copying import compressible_copy
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Subject:
         self._given = spec.teacher
         try:
             self.model: nn.Module = unfuse_attention(compressible_copy(spec.teacher).to(device).eval(), self.example)
-            self.anatomy: Anatomy = trace(self.model, self.example)
+            self.anatomy: Anatomy = spec.space.trace(self.model, self.example)
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
+from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from search.results.file_records import WEIGHTS_DIGEST, digest, outdated, read_record, record_path
 from search.results.plan_json import decode, encode
@@ -125,7 +126,7 @@ def verify_front(
                 path = Path(temporary) / f"model.{spec.runtime.suffix}"
                 record_file.unlink(missing_ok=True)  # the record of other weights
                 try:
-                    spec.runtime.export(deployed(model, example), example, path)
+                    spec.runtime.export(deployed(model, example), inputs_of_file(model, example), path)
                     record = verify(model, path, spec, reference) | {WEIGHTS_DIGEST: digest(weights)}
                     save_json(record_file, record | {SECONDS: time.monotonic() - started})
                 except (Disagreement, ExportError) as error:
@@ -233,7 +234,7 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
     unfinished = folder.parent / f".{folder.name}-{os.getpid()}"
     unfinished.mkdir()
     try:
-        spec.runtime.export(deployed(model, example), example, unfinished / name)
+        spec.runtime.export(deployed(model, example), inputs_of_file(model, example), unfinished / name)
         record = verify(model, unfinished / name, spec, reference)
         values = trial.user_attrs[VALUES]
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from objectives import Metric
 from objectives.examples import outputs
+from objectives.layers import inputs_of_file
 from objectives.runtimes.isolated_process import IsolatedProcess
 from search.study import machine
 from search.study.errors import UserError
@@ -67,7 +68,8 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
     -------
     dict
         Every metric of the study as `<name>_torch` and `<name>_file`, for class labels also `top1`; the percentage of
-        equal answers, the signal-to-quantization-noise ratio in dB, bytes, latency, and the machine.
+        equal answers, the signal-to-quantization-noise ratio in dB, bytes, the shape of one input of the file, latency,
+        and the machine.
 
     Raises
     ------
@@ -83,7 +85,9 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
 def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
     """Return the record of a file that runs in another process; see `verify`."""
     examples = spec.splits.validation
-    file_model = FromFile(file)
+    file_model = FromFile(lambda inputs: file(inputs_of_file(model, inputs)))
+    first = spec.example()[:1]
+    taken = inputs_of_file(model, first)
     expected, actual = outputs(model, examples.inputs), outputs(file_model, examples.inputs)
     record: dict[str, Any] = {"runtime": spec.runtime.name, "samples": len(examples)}
     for metric in spec.measured:
@@ -97,7 +101,8 @@ def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySp
         "sqnr_db": _sqnr(expected, actual),
         "file_bytes": path.stat().st_size,
         "teacher_file_bytes": reference.stat().st_size,
-        "latency": dataclasses.asdict(file.compare(reference, spec.example()[:1])),
+        "file_input_shape": list(taken.shape[1:]),
+        "latency": dataclasses.asdict(file.compare(reference, first, own=taken)),
         "machine": machine.words(),
     }
     _require_agreement(record, classified=examples.classified)

@@ -50,6 +50,8 @@ class Parts:
         Parameter tensors outside of layers, shape (N,), minus those of the teacher.
     sums
         Sums of branches, shape (N,), minus those of the teacher.
+    resized
+        1 where the file resizes its input, 0 otherwise, shape (N,).
     """
 
     macs: np.ndarray
@@ -68,6 +70,7 @@ class Parts:
     parameters: np.ndarray
     held: np.ndarray
     sums: np.ndarray
+    resized: np.ndarray
 
 
 @dataclass(slots=True)
@@ -89,7 +92,7 @@ class Architectures:
     chosen: dict[Effect, np.ndarray] = field(default_factory=dict)
 
     def write(self, row: int, effect: Effect, names: tuple[str, ...], values: ArrayLike) -> None:
-        """Write the chosen numbers for these layers or groups into one row.
+        """Write the chosen numbers for these layers or groups, or for the `network`, into one row.
 
         Raises
         ------
@@ -164,10 +167,11 @@ class Architectures:
             padded=factors.array[3] * layers.padded,
             strided=factors.array[3] * frame.strided,
             grouped=(shapes.groups > 1).astype(float),
-            product_macs=frame.products.total(removed, layers.kept_NL),
+            product_macs=frame.products.total(removed, layers.kept_NL, layers.products_NED) - layers.saved_macs_N,
             parameters=frame.parameters.total(removed, layers.kept_NL),
             held=-frame.parameters.count_left_out(layers.kept_NL),
             sums=(layers.kept_NL[:, frame.branch_columns] - 1).sum(1),
+            resized=layers.resized_N,
         )
 
     def _layers(self) -> Layers:

@@ -33,7 +33,7 @@ class Layers:
     shapes
         Kernels, groups and the number of their applications, before any layer is split. `outputs` and `inputs` are
         those of the teacher, and what an effect writes to them is ignored: see `channels`. An effect may change
-        `groups`, `height`, `width`, `area`, `plane` and `positions`.
+        `groups`, `height`, `width`, `area`, `plane`; for `positions`, `reads` and `columns` see `run_at`.
     padded
         1 for a convolution with padding, 0 otherwise.
     splitting, fractions_NL
@@ -43,6 +43,12 @@ class Layers:
         Bits of a weight and of an input, 32 for a float.
     levels_NL
         Entries of the codebook of the weights; 0 where the codes are integers.
+    products_NED
+        Sizes of the matrix products outside of layers, before channels are removed, shape (N or 1, products, D).
+    saved_macs_N
+        Multiply-adds that are saved outside of layers and of these products, shape (N,).
+    resized_N
+        1 where the file resizes its input, 0 otherwise, shape (N,).
     """
 
     frame: Frame
@@ -54,6 +60,9 @@ class Layers:
     weight_bits_NL: np.ndarray
     activation_bits_NL: np.ndarray
     levels_NL: np.ndarray
+    products_NED: np.ndarray
+    saved_macs_N: np.ndarray
+    resized_N: np.ndarray
     splitting: Splitting | None = None
 
     @classmethod
@@ -69,7 +78,25 @@ class Layers:
             weight_bits_NL=np.full((count, len(frame.layers)), FLOAT_BITS),
             activation_bits_NL=np.full((count, len(frame.layers)), FLOAT_BITS),
             levels_NL=np.zeros((count, len(frame.layers)), dtype=np.int64),
+            products_NED=frame.products.sizes_ED[None],
+            saved_macs_N=np.zeros(count),
+            resized_N=np.zeros(count),
         )
+
+    def run_at(self, sizes_N: np.ndarray) -> None:
+        """Let each network run at one of the sizes of the input of the frame, given by their numbers.
+
+        Raises
+        ------
+        ValueError
+            If layers are split already: whether that saves multiply-adds was decided at the whole size.
+        """
+        if self.splitting is not None:
+            raise ValueError("the size of the input must be chosen before ranks; put Resolution() before Ranks()")
+        sizes = self.frame.sizes
+        applications = {name: table_SL[sizes_N] for name, table_SL in sizes.applications.items()}
+        self.shapes = self.shapes._replace(**applications)
+        self.products_NED, self.saved_macs_N = sizes.products_SED[sizes_N], sizes.saved_macs_S[sizes_N]
 
     def removed_units(self) -> np.ndarray:
         """Return the removed units of each group, shape (N, G); before and after a left-out layer, equal numbers."""
@@ -110,18 +137,18 @@ class Layers:
 
 
 class Effect(Protocol):
-    """A kind of number that a step chooses for each layer or group, and how it changes layers.
+    """A kind of number that a step chooses for each layer, each group or the network, and how it changes layers.
 
     Implementations are frozen dataclasses; equal effects share one array of numbers.
     """
 
     @property
-    def of(self) -> Literal["layer", "group of channels"]:
-        """Whether there is a number for each layer or for each group."""
+    def of(self) -> Literal["layer", "group of channels", "network"]:
+        """Whether there is a number for each layer, for each group, or one for the network."""
         ...
 
     def untouched(self, frame: Frame) -> np.ndarray:
-        """Return the numbers that change nothing, one for each layer or group of the frame."""
+        """Return the numbers that change nothing: one for each layer or group of the frame, or one."""
         ...
 
     def apply(self, chosen: np.ndarray, layers: Layers) -> None:

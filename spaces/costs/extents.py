@@ -42,7 +42,7 @@ class Extents:
             for dimension, name, count in extent.cuts:
                 self.loss_GED[groups[name], row, dimension] += count
 
-    def total(self, removed_NG: np.ndarray, kept_NL: np.ndarray) -> np.ndarray:
+    def total(self, removed_NG: np.ndarray, kept_NL: np.ndarray, sizes_NED: np.ndarray | None = None) -> np.ndarray:
         """Return the number of parameters, or of multiply-adds, that the plans leave of all extents, shape (N,).
 
         Parameters
@@ -51,11 +51,13 @@ class Extents:
             Removed units of each group.
         kept_NL
             1 for a layer that is kept, 0 for one that is left out.
+        sizes_NED
+            The sizes before channels are removed, shape (N or 1, E, D); by default those of the extents.
         """
         if not self.sizes_ED.size:
             return np.zeros(len(removed_NG))
         lost = removed_NG @ self.loss_GED.reshape(len(self.loss_GED), self.sizes_ED.size)  # not -1: G may be 0
-        left = self.sizes_ED - lost.reshape(len(removed_NG), *self.sizes_ED.shape)
+        left = (self.sizes_ED if sizes_NED is None else sizes_NED) - lost.reshape(len(removed_NG), *self.sizes_ED.shape)
         left_NE = left.prod(2)
         if self.branches_E.size:
             left_NE[:, self.of_branches_E] *= kept_NL[:, self.branches_E]

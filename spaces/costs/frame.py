@@ -1,10 +1,12 @@
 """The layers and groups of the teacher as arrays.
 
-Legend: `L` layers, `G` groups of channels, `C` = 3L: outputs, then inputs, then convolution groups of all layers.
+Legend: `L` layers, `G` groups of channels, `C` = 3L: outputs, then inputs, then convolution groups of all layers; `S`
+sizes of the input, `E` matrix products, `D` their dimensions.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,50 @@ if TYPE_CHECKING:
     from torch import nn
 
     from spaces.network.anatomy import Anatomy
+
+
+NETWORK = "network"  # name of the network as a whole, for effects with one number
+
+
+class InputSizes:
+    """How often layers and matrix products are applied at each size of the input at which the network runs.
+
+    Parameters
+    ----------
+    anatomy
+        The anatomy of the network.
+    shapes, products
+        The layers, and the matrix products outside of layers.
+
+    Attributes
+    ----------
+    numbers
+        Number of each size, 0 for the size of the example.
+    applications
+        For `positions`, `reads` and `columns` of `Shapes`, an array of shape (S, L).
+    products_SED
+        Sizes of the matrix products, shape (S, E, D).
+    saved_macs_S
+        Multiply-adds that each size saves outside of layers and of these products.
+    """
+
+    def __init__(self, anatomy: Anatomy, shapes: Shapes, products: Extents) -> None:
+        tried = [size for size in anatomy.sizes if not size.refusal]
+        self.numbers = {size.size: number for number, size in enumerate(tried)}
+        at_each = [
+            [shapes_of(replace(layer, runs=runs)) for layer, runs in zip(anatomy.layers, size.runs, strict=True)]
+            for size in tried
+        ]
+        self.applications = {
+            name: np.array([[getattr(one, name) for one in at_size] for at_size in at_each], dtype=float)
+            for name in ("positions", "reads", "columns")
+        }
+        assert not tried or (self.applications["positions"][0] == shapes.positions).all()
+        self.products_SED = products.sizes_ED[None].repeat(len(tried), axis=0)
+        for number, size in enumerate(tried):
+            for row, sizes in enumerate(size.products):
+                self.products_SED[number, row, : len(sizes)] = sizes
+        self.saved_macs_S = np.array([float(size.saved_macs) for size in tried])
 
 
 class Frame:
@@ -60,6 +106,7 @@ class Frame:
         self._columns: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
         self.products = Extents(self.anatomy.products, self.groups, self.layers)
         self.parameters = Extents(parameters_of(finished, self.anatomy), self.groups, self.layers)
+        self.sizes = InputSizes(anatomy, self.shapes, self.products)
 
     def _channels_per_unit(self, side: str) -> np.ndarray:
         """Return the number of channels on this side of each layer that one unit of each group has, shape (G, L)."""
@@ -71,12 +118,12 @@ class Frame:
         return channels
 
     def columns(self, what: str, names: tuple[str, ...]) -> np.ndarray:
-        """Return the columns of the named layers or groups.
+        """Return the columns of the named layers or groups, or of the network as a whole.
 
         Parameters
         ----------
         what
-            `layer` or `group of channels`.
+            `layer`, `group of channels` or `network`.
         names
             The names, in the order of the columns to return.
 
@@ -86,7 +133,7 @@ class Frame:
             If a layer or group does not exist; the message lists the nearest names.
         """
         if (what, names) not in self._columns:  # cached: nearly all calls ask for the same names
-            known = self.layers if what == "layer" else self.groups
+            known = {"layer": self.layers, "group of channels": self.groups, NETWORK: {NETWORK: 0}}[what]
             for name in names:
                 if name not in known:
                     raise ValueError(unknown_name(what, name, known))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from spaces.network.messages import unknown_name
@@ -159,6 +159,31 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
+class InputSize:
+    """A size of the input at which the network was tried, and what ran there.
+
+    Attributes
+    ----------
+    size
+        Height and width.
+    runs
+        The calls of each layer, in the order of the layers of the anatomy; empty where the size is refused.
+    products
+        The sizes of each matrix product, in the order of the products of the anatomy.
+    saved_macs
+        Multiply-adds that this size saves outside of layers and of these products.
+    refusal
+        Why the network cannot be used at this size; empty where it can.
+    """
+
+    size: tuple[int, ...]
+    runs: tuple[tuple[Run, ...], ...] = ()
+    products: tuple[tuple[int, ...], ...] = ()
+    saved_macs: int = 0
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Branch:
     """A part that the network can run without: one side of a sum, or layers that keep the shape of their input.
 
@@ -217,6 +242,9 @@ class Anatomy:
         Matrix products outside of layers, such as those of attention, that shrink with the groups.
     branches
         The branches that can be left out, in order of execution.
+    sizes
+        The sizes of the input at which the network was tried, the size of the example first; empty where no axis asked
+        for it (`spaces.plan.Surveying`).
     """
 
     layers: tuple[Layer, ...]
@@ -225,6 +253,7 @@ class Anatomy:
     others: tuple[tuple[str, str], ...]
     products: tuple[Extent, ...]
     branches: tuple[Branch, ...] = ()
+    sizes: tuple[InputSize, ...] = field(default=(), repr=False)
 
     def layer(self, name: str) -> Layer:
         """Return the layer with this name.

@@ -20,7 +20,6 @@ from spaces.axes.distill import Distill, Temperatures
 from spaces.axes.prune import PruneRatios
 from spaces.axes.ranks import Ranks
 from spaces.costs.frame import Frame
-from spaces.dependency.trace import trace
 from spaces.network.deploy import deployed
 from spaces.plan import Plan, Space, architectures_of
 from spaces.testing.networks import CLASSES, NETWORKS, Net, example, teacher
@@ -28,14 +27,20 @@ from spaces.testing.networks import CLASSES, NETWORKS, Net, example, teacher
 if TYPE_CHECKING:
     from torch import nn
 
+    from spaces.network.anatomy import Anatomy
     from spaces.plan import Axis, Choice, Step
 
 HALF = 0.5  # strength of most steps that are tested
 
 
+def traced(net: Net, *axes: Axis) -> Anatomy:
+    """Return the anatomy of a network, with all that these axes have to know."""
+    return Space(axes, Temperatures()).trace(net, example(net))
+
+
 def step(axis: Axis, net: Net, strength: float) -> Step:
     """Return the step of an axis that compresses all layers equally."""
-    anatomy = trace(net, example(net))
+    anatomy = traced(net, axis)
     return axis.suggest(FixedTrial(axis.uniform(anatomy, strength)), anatomy)
 
 
@@ -43,7 +48,7 @@ def drawn(axis: Axis, net: Net, seed: int) -> tuple[Step, dict[str, float]]:
     """Return a random step of an axis, and its parameters."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     trial = study.ask()
-    return axis.suggest(trial, trace(net, example(net))), trial.params
+    return axis.suggest(trial, traced(net, axis)), trial.params
 
 
 def values(choices: dict[str, dict[str, Choice]]) -> dict[str, dict[str, float]]:
@@ -51,11 +56,11 @@ def values(choices: dict[str, dict[str, Choice]]) -> dict[str, dict[str, float]]
     return {title: {name: choice.value for name, choice in chosen.items()} for title, chosen in choices.items()}
 
 
-def assert_costs_are_exact(net: Net, *steps: Step) -> nn.Module:
+def assert_costs_are_exact(net: Net, anatomy: Anatomy, *steps: Step) -> nn.Module:
     """Return the finished network of these steps; its costs must be those that are computed from shapes."""
     plan, inputs = Plan(steps, Distill()), example(net)
     whole, finished = deployed(net, inputs), deployed(plan.apply(net, inputs), inputs)
-    rows = architectures_of(Frame(trace(net, inputs), whole), [None, plan]).parts()
+    rows = architectures_of(Frame(anatomy, whole), [None, plan]).parts()
     for cost in (Macs(inputs), Bops(inputs), Parameters()):
         of_teacher, of_plan = cost.foreseen(rows)
         assert cost(whole) + of_plan - of_teacher == cost(finished), f"{cost.name} of {plan.words()}"
@@ -130,7 +135,7 @@ class AxisContract:
         assert costs[-1] < costs[0]
 
     def test_costs_computed_from_shapes_are_exact(self, net: Net) -> None:
-        assert_costs_are_exact(net, step(self.axis, net, HALF))
+        assert_costs_are_exact(net, traced(net, self.axis), step(self.axis, net, HALF))
 
     def test_gradients_reach_every_parameter(self, net: Net) -> None:
         model = step(self.axis, net, HALF).apply(net, example(net)).train()
@@ -147,18 +152,19 @@ class AxisContract:
             chosen = [axis for place, axis in enumerate((*self.before, *self.after)) if place in combined]
             place = len(combined & set(range(len(self.before))))
             axes = [*chosen[:place], self.axis, *chosen[place:]]
-            finished = assert_costs_are_exact(net, *(step(axis, net, HALF) for axis in axes))
+            finished = assert_costs_are_exact(net, traced(net, *axes), *(step(axis, net, HALF) for axis in axes))
             assert finished(example(net)).shape == (16, CLASSES)
             assert finished(example(net)).isfinite().all()
 
     def test_costs_of_random_plans_of_all_axes_are_exact(self, net: Net) -> None:
         space = Space((*self.before, self.axis, *self.after), Temperatures())
+        anatomy = space.trace(net, example(net))
         for seed in range(3):
             trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask()
-            assert_costs_are_exact(net, *space.suggest(trial, trace(net, example(net))).steps)
+            assert_costs_are_exact(net, anatomy, *space.suggest(trial, anatomy).steps)
 
     def test_choices_are_described_for_layers(self, net: Net) -> None:
-        anatomy = trace(net, example(net))
+        anatomy = traced(net, self.axis)
         names = {layer.name for layer in anatomy.layers}
         choices = step(self.axis, net, HALF).choices(anatomy)
         for title, chosen in choices.items():
@@ -185,18 +191,18 @@ class AxisContract:
 
     def test_the_same_parameters_give_an_equal_step(self, net: Net) -> None:
         one, params = drawn(self.axis, net, 0)
-        again = self.axis.suggest(FixedTrial(params), trace(net, example(net)))
+        again = self.axis.suggest(FixedTrial(params), traced(net, self.axis))
         assert (one, hash(one)) == (again, hash(again))
         assert any(one != drawn(self.axis, net, seed)[0] for seed in range(1, 6))
 
     def test_the_names_of_parameters_do_not_depend_on_their_values(self, net: Net) -> None:
-        anatomy = trace(net, example(net))
+        anatomy = traced(net, self.axis)
         sets = [set(drawn(self.axis, net, seed)[1]) for seed in range(4)]
         sets += [set(self.axis.uniform(anatomy, strength)) for strength in (0.0, 1.0)]
         assert all(names == sets[0] for names in sets)
 
     def test_every_layer_has_parameters_or_a_reason(self, net: Net) -> None:
-        anatomy = trace(net, example(net))
+        anatomy = traced(net, self.axis)
         texts = self.axis.acts_on(anatomy)
         assert set(texts) == {layer.name for layer in anatomy.layers}
         for text in texts.values():

@@ -66,6 +66,7 @@ class ExecuTorch:
             padded=16,
             strided=16,
             sum=86,
+            resize=80,
             integer=120,
             integer_scale=4,
             mixed=95,

@@ -20,7 +20,15 @@ from litert_torch.quantize.quant_config import QuantConfig
 
 from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.passes.flatbuffers import serialize
-from objectives.runtimes.passes.integers import DEQUANTIZE_WEIGHT, NO_LOWER_BOUND, constant, integer_graph, put_constant
+from objectives.runtimes.passes.integers import (
+    DEQUANTIZE_WEIGHT,
+    NO_LOWER_BOUND,
+    QUANTIZE,
+    constant,
+    integer_graph,
+    put_constant,
+)
+from objectives.runtimes.passes.zero_branches import ATEN
 from objectives.runtimes.runtime import ExportError, export_error, silence
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
 
 _QUANTIZE_WEIGHT = torch.ops.quantized_decomposed.quantize_per_channel.default
 _TFLITE_IDENTIFIER = b"TFL3"
+_ALMOST_ONE = 1 + 2.0**-23  # a factor that the converter keeps
 _NO_INPUT = -1  # index of an optional input that an operator does not have
 _PRODUCT_ERROR = 2.0**-22  # relative error of a product of two float32
 _DEQUANTIZE_VERSION = 6  # first version of the operator that reads 4 bits
@@ -48,6 +57,7 @@ def convert(model: nn.Module, example: Tensor) -> bytes:
     with silence(), torch.no_grad():
         try:
             graph_module = integer_graph(model, example, mixed=True)
+            _isolate_input_resize(graph_module)
             weights = _quantize_weights(graph_module)
             config = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
             # the configuration only makes the converter replace the quantizers of the graph by integers
@@ -61,6 +71,23 @@ def convert(model: nn.Module, example: Tensor) -> bytes:
         except Exception as error:  # the converter raises exceptions of any type
             raise export_error(model, "a LiteRT", error) from error
     return _pack(content, weights)
+
+
+def _isolate_input_resize(graph_module: fx.GraphModule) -> None:
+    """Insert a factor of one after a resize of the input, in place.
+
+    The kernel that resizes integers has one grid. The converter would take that of the resized input, whose range may
+    be narrower, and clip the input; it does not do so beyond a product.
+    """
+    graph = graph_module.graph
+    for resize in [node for node in graph.nodes if node.target == ATEN.upsample_bilinear2d.vec]:
+        if resize.all_input_nodes[0].op == "placeholder" and any(user.target == QUANTIZE for user in resize.users):
+            readers = list(resize.users)
+            with graph.inserting_after(resize):
+                product = graph.call_function(ATEN.mul.Tensor, (resize, _ALMOST_ONE))
+            for reader in readers:
+                reader.replace_input_with(resize, product)
+    graph_module.recompile()
 
 
 class Weight(NamedTuple):
@@ -133,13 +160,17 @@ def _drop_empty(model: schema.ModelT) -> None:
 
 
 def _remove_barriers(model: schema.ModelT) -> None:
-    """Remove the clamps that kept the converter from fusing operators, and the tensors that nothing reads."""
+    """Remove the operators that kept the converter from fusing others, and the tensors that nothing reads."""
     (graph,) = model.subgraphs
-    maximum = schema.BuiltinOperator.MAXIMUM
-    maxima = {index for index, code in enumerate(model.operatorCodes) if code.builtinCode == maximum}
+    neutral = {schema.BuiltinOperator.MAXIMUM: NO_LOWER_BOUND, schema.BuiltinOperator.MUL: _ALMOST_ONE}
+    barriers = {
+        index: {float(np.float32(neutral[code.builtinCode]))}
+        for index, code in enumerate(model.operatorCodes)
+        if code.builtinCode in neutral
+    }
     replaced: dict[int, int] = {}
     for node in graph.operators:
-        if node.opcodeIndex in maxima and _distinct(model, node.inputs[1]) == {float(np.float32(NO_LOWER_BOUND))}:
+        if node.opcodeIndex in barriers and _distinct(model, node.inputs[1]) == barriers[node.opcodeIndex]:
             replaced[node.outputs[0]] = node.inputs[0]
     graph.operators = [node for node in graph.operators if node.outputs[0] not in replaced]
     codes = sorted({node.opcodeIndex for node in graph.operators})

@@ -30,8 +30,9 @@ class LiteRt:
 
     Weights are packed to 2, 4 or 8 bits. With rounded inputs, convolutions and linear layers compute with integers, and
     so do the operators between them (see `objectives.runtimes.passes.integers`). If the network begins or ends with
-    such a layer, the file reads or writes 8-bit integers, whose scale it contains. Otherwise weights are unpacked to
-    floating point: 8 bits once, when the file is loaded; 4 and 2 bits at every inference, which is slower.
+    such a layer, the file reads or writes 8-bit integers, whose scale it contains; an input that is resized first is
+    read in floating point. Otherwise weights are unpacked to floating point: 8 bits once, when the file is loaded; 4
+    and 2 bits at every inference, which is slower.
 
     Parameters
     ----------
@@ -73,6 +74,7 @@ class LiteRt:
             strided=20,
             apart=100,
             sum=130,
+            resize=220,
             floating=88,
             integer=76,
             integer_scale=8,

@@ -65,6 +65,7 @@ class OnnxRuntime:
             strided=18,
             grouped=14,
             sum=20,
+            resize=158,
             floating=60,
             integer=78,
             floating_bits=self.bits,
