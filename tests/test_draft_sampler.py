@@ -163,7 +163,7 @@ def test_a_plan_that_is_expected_to_miss_a_limit_is_not_proposed() -> None:
         free = np.array([len(FRONT), len(FRONT) + 1])
         gains[bound] = _acquisition(data, free, np.random.default_rng(0))
     assert gains[0.0][0] > gains[0.0][1], "the cheapest plan gains most"
-    assert gains[88.0][0] < gains[88.0][1] - 3, "its predicted accuracy is 86 percent"
+    assert gains[88.0][0] < gains[88.0][1] - 2.5, "its predicted accuracy is 86 percent"
 
 
 def test_a_stopped_trial_counts_with_its_extrapolated_values() -> None:

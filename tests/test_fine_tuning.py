@@ -54,6 +54,23 @@ def weights(recipe: Recipe, seed: int) -> dict[str, Tensor]:
     return network.state_dict()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_in_mixed_precision_and_leaves_ordinary_weights() -> None:
+    seen: set[tuple[torch.dtype, bool]] = set()
+    network, on_gpu = student().cuda(), teacher().cuda()
+    network.get_submodule("second").register_forward_hook(
+        lambda _, __, output: seen.add((output.dtype, output.is_contiguous(memory_format=torch.channels_last)))
+    )
+    loss = Loss(splits().validation)
+    before = loss(network.eval())
+    fine_tune(network, TeacherOutputs(on_gpu, TRAIN), TRAIN, Distill(), RECIPE, seed=0)
+    on_gpu.cpu()
+    (dtype, _), *_ = seen
+    assert dtype in {torch.bfloat16, torch.float16}
+    assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in network.parameters())
+    assert loss(network) < before
+
+
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
 def test_the_loss_falls(share: float) -> None:
     network, loss = student(), Loss(splits().validation)

@@ -15,7 +15,11 @@ from optuna.trial import TrialState
 
 import search.loop.watch
 from objectives import Limit, SizeBytes, Top1
-from search import Budget, Recipe
+from search import Budget, DraftStart, Recipe
+from search.evaluation.context import Context
+from search.evaluation.reference import measure_teacher
+from search.evaluation.subject import Subject
+from search.loop.run import run
 from search.proposals.defaults import resolved
 from search.proposals.limits import costs_of_uniform
 from search.proposals.uniform_start import uniform_designs
@@ -342,6 +346,17 @@ def test_a_study_may_have_one_objective(tmp_path: Path) -> None:
 def test_a_missing_gpu_is_reported() -> None:
     with pytest.raises(UserError, match="there is none; use --device auto or cpu"):
         device_named("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_table_draft_and_trainings_run_on_a_gpu(tmp_path: Path) -> None:
+    spec = resolved(dataclasses.replace(study(4), start=DraftStart(plans=3, scored=20)))
+    found = open_study(spec, tmp_path, None, create=True)
+    made = Context(spec, Subject(spec, device_named("cuda")))
+    measure_teacher(found, made)
+    assert run(found, made, tmp_path)
+    assert len(trained(found)) == 4
+    assert next(made.build(made.plan(front(found)[0].params)).parameters()).is_cuda
 
 
 def test_budgets_and_recipes_must_be_positive() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from objectives.examples import device_of, outputs
 from search.study.errors import Diverged, UserError
+from search.training.precision import Precision
 from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
@@ -92,27 +93,23 @@ def training_steps(
     optimizer = recipe.optimizer(
         [p for p in student.parameters() if p.requires_grad], lr=rates[0], weight_decay=recipe.weight_decay
     )
-    # In the channels-last layout, the backward pass of a strided 1x1 convolution on fewer than 8 channels (16 with
-    # AVX-512) writes beyond its memory (oneDNN issue 6035). Pruned networks have such layers: never train in it.
-    student.to(memory_format=torch.contiguous_format).train()
+    precision = Precision(device)
+    precision.prepare(student.train())
     for rate, chosen in zip(rates, _batches(len(examples), batch, generator), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate
         inputs = examples.inputs[chosen]
         if recipe.augment is not None:
             inputs = recipe.augment(inputs, generator)
-        inputs = inputs.to(device).contiguous()
+        inputs = precision.laid_out(inputs.to(device))
         teacher_outputs = teacher.outputs_of(inputs, None if recipe.augment else chosen)
         labels = examples.labels[chosen].to(device)
-        head_losses = [
-            recovery.loss(head, teacher_outputs, labels) for head in _heads(student(inputs), teacher_outputs)
-        ]
-        loss = torch.stack(head_losses).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step()
+        with precision.forward():
+            heads = _heads(student(inputs), teacher_outputs)
+        loss = torch.stack([recovery.loss(precision.full(head), teacher_outputs, labels) for head in heads]).mean()
+        precision.step(loss, student, optimizer, MAX_GRADIENT_NORM)
         yield loss.detach()
+    precision.finish(student)
 
 
 def _batches(examples: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
