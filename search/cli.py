@@ -29,7 +29,7 @@ from search.results.pick import pick
 from search.results.report import report
 from search.results.tables import confirmed_table, files_note, front_table
 from search.results.verification import record_words
-from search.study.budget_clock import BudgetClock
+from search.study.budget_clock import PROCESS_START, BudgetClock, now
 from search.study.console import console, print_table, results_console
 from search.study.cpu_profile import FILES
 from search.study.errors import LimitsUnmet, UserError
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser_of(ACTS).parse_args(words)
     options.command_line = shlex.join(["slimfront", *words])
+    options.start = PROCESS_START if arguments is None else now()
     torch.set_num_threads(max(1, options.threads))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # from fvcore; users cannot avoid it
@@ -102,7 +103,7 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
     console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
     _print_limits(context.spec)
-    clock = BudgetClock.of_process(context.spec.budget)
+    clock = BudgetClock(context.spec.budget, *options.start)
     verifying = VerificationTime(context, folder, reference)
     reserve = None if options.unverified else lambda: verifying.of(_with_weights(front(study), folder))
     if not run(study, context, folder, clock, reserve):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 
 import pytest
@@ -17,6 +19,32 @@ def test_the_remaining_time_is_that_of_the_bound_that_is_reached_first() -> None
     assert clock.left == pytest.approx(60, abs=1)
     assert clock.spent == pytest.approx(0.9, abs=0.01)
     assert clock.total == 100
+
+
+def test_a_reserve_is_not_time_of_the_run_and_at_most_half_of_it() -> None:
+    clock = BudgetClock(Budget(None, minutes=10), wall=time.monotonic() - 240)
+    clock.reserved = 120.0
+    assert clock.left == pytest.approx(240, abs=1)
+    assert clock.spent == pytest.approx(0.5, abs=0.01)
+    clock.reserved = 1e6
+    assert clock.left == pytest.approx(60, abs=1)
+
+
+def test_the_cpu_time_of_child_processes_counts() -> None:
+    clock = BudgetClock(Budget(None, cpu_seconds=1.0))
+    before = time.process_time()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    assert clock.spent - (time.process_time() - before) > 0.4
+
+
+def test_a_clock_of_the_process_counts_its_imports() -> None:
+    code = (
+        "import time\nwhile time.process_time() < 0.4: pass\nfrom search.study.budget_clock import *\n"
+        "from search import Budget\nclock = BudgetClock(Budget(None, minutes=1, cpu_seconds=60), *PROCESS_START)\n"
+        "print(*[passed for passed, _ in clock._bounds()])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert all(float(passed) > 0.4 for passed in ran.stdout.split())
 
 
 def test_a_budget_that_is_exceeded_leaves_nothing() -> None:

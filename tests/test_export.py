@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -14,12 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from objectives.runtimes import OnnxRuntime, Precision
+from search import Budget
 from search.evaluation.reference import teacher_file
 from search.evaluation.trial import key_of
 from search.results.confirm import weights_of
-from search.results.export import ensure_replaceable, export, rebuild, restored, verify_front
+from search.results.export import VerificationTime, ensure_replaceable, export, rebuild, restored, verify_front
 from search.results.file_records import record_path
 from search.results.verification import Disagreement, record_words, verify
+from search.study.budget_clock import BudgetClock
 from search.study.errors import UserError
 from search.study.files import state_path
 from search.study.front import front, trained
@@ -243,6 +246,24 @@ def test_the_front_is_verified_once_and_failures_are_reported(
     assert verify_front(with_weights, shared, tmp_path, reference) == []
     assert record_path(tmp_path, member, shared.spec.runtime).exists()
     assert verify_front(with_weights, tampered(study(8)), tmp_path, reference) == []
+
+
+def test_files_are_not_verified_once_the_time_is_over(
+    found: Study, shared: Context, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    member: FrozenTrial = front(found)[0]
+    reference = teacher_file(shared.subject, shared.spec.runtime, tmp_path)
+    shutil.copytree(home / "candidates", tmp_path / "candidates")
+    with_weights = [(member, state_path(tmp_path, member.number))]
+    over = BudgetClock(Budget(None, minutes=1), wall=time.monotonic() - 61)
+    assert verify_front(with_weights, shared, tmp_path, reference, over) == []
+    assert not record_path(tmp_path, member, shared.spec.runtime).exists()
+    assert "the time is over: 1 of 1 files are not verified" in " ".join(capsys.readouterr().err.split())
+    planned = VerificationTime(shared, tmp_path, reference)
+    assert planned.of(with_weights) == 0, "it was verified to learn how long that takes"
+    assert record_path(tmp_path, member, shared.spec.runtime).exists()
+    others = [*with_weights, *((trial, tmp_path / "none") for trial in found.trials[:2])]
+    assert planned.of(others) > 0
 
 
 def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:

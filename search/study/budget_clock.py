@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from search.study.spec import Budget
 
-# Wall time at which this process started: what has passed since then is at least its CPU time so far, the imports.
-PROCESS_STARTED = time.monotonic() - time.process_time()
+# Wall and CPU time at the start of this process, before the first import: at least its CPU time ago
+PROCESS_START = time.monotonic() - time.process_time(), 0.0
 MAX_RESERVED_SHARE = 0.5  # share of a time bound that can be reserved, at most (chosen)
+
+
+def now() -> tuple[float, float]:
+    """Return wall and CPU time, as `PROCESS_START` has them."""
+    return time.monotonic(), cpu_seconds()
 
 
 def cpu_seconds() -> float:
@@ -41,11 +46,6 @@ class BudgetClock:
     wall: float = field(default_factory=time.monotonic)
     cpu: float = field(default_factory=cpu_seconds)
     reserved: float = 0.0
-
-    @classmethod
-    def of_process(cls, budget: Budget) -> BudgetClock:
-        """Return a clock that started with this process, before the first import."""
-        return cls(budget, wall=PROCESS_STARTED, cpu=0.0)
 
     @property
     def timed(self) -> bool:
