@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
     _print_limits(context.spec)
     clock = BudgetClock(context.spec.budget, *options.start)
-    verifying = VerificationTime(context, folder, reference)
+    verifying = VerificationTime(context, folder, reference, wall=spec.budget.minutes is not None)
     reserve = None if options.unverified else lambda: verifying.of(_with_weights(front(study), folder))
     if not run(study, context, folder, clock, reserve):
         count = len(front(study))

@@ -259,7 +259,7 @@ def test_files_are_not_verified_once_the_time_is_over(
     assert verify_front(with_weights, shared, tmp_path, reference, over) == []
     assert not record_path(tmp_path, member, shared.spec.runtime).exists()
     assert "the time is over: 1 of 1 files are not verified" in " ".join(capsys.readouterr().err.split())
-    planned = VerificationTime(shared, tmp_path, reference)
+    planned = VerificationTime(shared, tmp_path, reference, wall=True)
     assert planned.of(with_weights) == 0, "it was verified to learn how long that takes"
     assert record_path(tmp_path, member, shared.spec.runtime).exists()
     others = [*with_weights, *((trial, tmp_path / "none") for trial in found.trials[:2])]

@@ -7,7 +7,6 @@ import os
 import shutil
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,11 @@ from objectives.runtimes import ExportError
 from search.results.file_records import WEIGHTS_DIGEST, digest, outdated, read_record, record_path
 from search.results.plan_json import decode, encode
 from search.results.verification import Disagreement, verify
+from search.study.budget_clock import now, passed_since
 from search.study.console import console, track
 from search.study.errors import UserError
 from search.study.files import save_json, save_state
-from search.study.records import SECONDS, VALUES
+from search.study.records import VALUES
 from spaces import deployed, unfuse_attention
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from search.study.budget_clock import BudgetClock
     from spaces import Plan
 
+VERIFICATION_SECONDS = "verification_seconds"  # key of a record: wall and CPU seconds of export and verification
 PLAN_FILE, STATE_FILE, RECORD_FILE = "plan.json", "state.safetensors", "verification.json"
 
 
@@ -119,7 +120,7 @@ def verify_front(
                     "`slimfront confirm STUDY --seeds 0` verifies them"
                 )
                 break
-            started = time.monotonic()
+            started = now()
             _, model = restored(trial, context, weights)
             record_file = record_path(folder, trial, spec.runtime)
             with tempfile.TemporaryDirectory() as temporary:
@@ -128,7 +129,7 @@ def verify_front(
                 try:
                     spec.runtime.export(deployed(model, example), inputs_of_file(model, example), path)
                     record = verify(model, path, spec, reference) | {WEIGHTS_DIGEST: digest(weights)}
-                    save_json(record_file, record | {SECONDS: time.monotonic() - started})
+                    save_json(record_file, record | {VERIFICATION_SECONDS: passed_since(started)})
                 except (Disagreement, ExportError) as error:
                     failures.append(f"trial {trial.number}: {error}")
             progress((done + 1) / len(unverified))
@@ -158,11 +159,14 @@ class VerificationTime:
     ----------
     context, folder, reference
         As in `verify_front`.
+    wall
+        Whether wall time is returned; otherwise CPU time.
     """
 
     context: Context
     folder: Path
     reference: Path
+    wall: bool
     _seconds: list[float] = field(default_factory=list)
 
     def of(self, members: list[tuple[FrozenTrial, Path]]) -> float:
@@ -170,12 +174,14 @@ class VerificationTime:
         pending = _unverified(members, self.context, self.folder)
         if not self._seconds:
             records = [read_record(record_path(self.folder, trial, self.context.spec.runtime)) for trial, _ in members]
-            self._seconds = [record[SECONDS] for record in records if SECONDS in record]
+            self._seconds = [
+                record[VERIFICATION_SECONDS][0 if self.wall else 1] for record in records if VERIFICATION_SECONDS in record
+            ]
         if not self._seconds and pending:
-            started = time.monotonic()
+            started = now()
             for failure in verify_front(pending[:1], self.context, self.folder, self.reference):
                 console.print(failure, markup=False)
-            self._seconds.append(time.monotonic() - started)
+            self._seconds.append(passed_since(started)[0 if self.wall else 1])
             pending = pending[1:]
         return statistics.median(self._seconds) * len(pending) if self._seconds else 0.0
 
@@ -192,7 +198,8 @@ def ensure_replaceable(folder: Path, *, replace: bool) -> None:
         raise UserError(f"{folder} is a file; name a folder with --out")
     existing = {path.name for path in folder.iterdir()} if folder.exists() else set()
     models = {name for name in existing if name.startswith("model.")}
-    others = sorted(existing - models - {PLAN_FILE, STATE_FILE, RECORD_FILE})
+    others = sorted(existing - models - {VERIFICATION_SECONDS = "verification_seconds"  # key of a record: wall and CPU seconds of export and verification
+PLAN_FILE, STATE_FILE, RECORD_FILE})
     if others:
         raise UserError(
             f"{folder} contains other files than an export, such as {others[0]}; name another folder with --out"

@@ -20,6 +20,12 @@ def now() -> tuple[float, float]:
     return time.monotonic(), cpu_seconds()
 
 
+def passed_since(start: tuple[float, float]) -> tuple[float, float]:
+    """Return the wall and CPU seconds since `now` returned this."""
+    wall, cpu = now()
+    return wall - start[0], cpu - start[1]
+
+
 def cpu_seconds() -> float:
     """Return the CPU time of this process and of its child processes that have ended, in seconds."""
     times = os.times()
