@@ -174,9 +174,8 @@ class VerificationTime:
         pending = _unverified(members, self.context, self.folder)
         if not self._seconds:
             records = [read_record(record_path(self.folder, trial, self.context.spec.runtime)) for trial, _ in members]
-            self._seconds = [
-                record[VERIFICATION_SECONDS][0 if self.wall else 1] for record in records if VERIFICATION_SECONDS in record
-            ]
+            known = [record[VERIFICATION_SECONDS] for record in records if VERIFICATION_SECONDS in record]
+            self._seconds = [passed[0 if self.wall else 1] for passed in known]
         if not self._seconds and pending:
             started = now()
             for failure in verify_front(pending[:1], self.context, self.folder, self.reference):
@@ -198,8 +197,7 @@ def ensure_replaceable(folder: Path, *, replace: bool) -> None:
         raise UserError(f"{folder} is a file; name a folder with --out")
     existing = {path.name for path in folder.iterdir()} if folder.exists() else set()
     models = {name for name in existing if name.startswith("model.")}
-    others = sorted(existing - models - {VERIFICATION_SECONDS = "verification_seconds"  # key of a record: wall and CPU seconds of export and verification
-PLAN_FILE, STATE_FILE, RECORD_FILE})
+    others = sorted(existing - models - {PLAN_FILE, STATE_FILE, RECORD_FILE})
     if others:
         raise UserError(
             f"{folder} contains other files than an export, such as {others[0]}; name another folder with --out"
