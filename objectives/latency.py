@@ -71,6 +71,34 @@ class Latency:
         reference, _ = self._baseline()
         return self._compare(export_and_load(self.runtime, model, self.example), reference).ratio
 
+    @property
+    def conditions(self) -> str:
+        """The runtime and the size of a batch."""
+        return f"{self.runtime!r}, batch {self.batch}"
+
+    @property
+    def batch(self) -> int:
+        """Number of examples in a batch."""
+        return len(self.example)
+
+    @property
+    def reference_ms(self) -> float:
+        """Milliseconds of the reference a batch, measured once in this process."""
+        return self._baseline()[1]
+
+    def part_ms(self, part: nn.Module, inputs: Tensor) -> float:
+        """Return the CPU milliseconds of a module of a finished network, for the inputs that it takes for a batch.
+
+        The module is exported to a file of its own, which is timed in turns with the reference.
+        """
+        reference, reference_ms = self._baseline()
+        run, batch = export_and_load(self.runtime, part, inputs), inputs.detach().cpu().contiguous()
+        return self._compare(lambda _: run(batch), reference).ratio * reference_ms
+
+    def of_ms(self, milliseconds: float) -> float:
+        """Return the milliseconds."""
+        return milliseconds
+
     def __repr__(self) -> str:
         """Return a text with all that the value depends on, without tensors or addresses."""
         return (
@@ -110,3 +138,21 @@ class LatencyShare:
     def __call__(self, model: nn.Module) -> float:
         """Return the share of a finished network, in evaluation mode."""
         return self.latency.share(model)
+
+    @property
+    def conditions(self) -> str:
+        """The runtime and the size of a batch."""
+        return self.latency.conditions
+
+    @property
+    def batch(self) -> int:
+        """Number of examples in a batch."""
+        return self.latency.batch
+
+    def part_ms(self, part: nn.Module, inputs: Tensor) -> float:
+        """Return the CPU milliseconds of a module of a finished network; see `Latency.part_ms`."""
+        return self.latency.part_ms(part, inputs)
+
+    def of_ms(self, milliseconds: float) -> float:
+        """Return the milliseconds as a share of those of the reference."""
+        return milliseconds / self.latency.reference_ms

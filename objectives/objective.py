@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
 
     from objectives.examples import Examples
     from objectives.layers import Parts
@@ -62,6 +62,29 @@ class CostFormula(Protocol):
 @runtime_checkable
 class Foreseeable(Objective, CostFormula, Protocol):
     """A cost that has an exact formula."""
+
+
+@runtime_checkable
+class Partwise(Objective, Protocol):
+    """A cost that can also be measured on a part of a network, in milliseconds that all studies of a machine share."""
+
+    @property
+    def conditions(self) -> str:
+        """What the milliseconds of a part depend on, besides the part and the machine."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Number of examples in a batch."""
+        ...
+
+    def part_ms(self, part: nn.Module, inputs: Tensor) -> float:
+        """Return the milliseconds of a module of a finished network, for what it takes for one batch."""
+        ...
+
+    def of_ms(self, milliseconds: float) -> float:
+        """Return the cost of so many milliseconds."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

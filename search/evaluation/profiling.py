@@ -6,14 +6,19 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import time
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from search.costs.latency_model import LatencyModel, work
+from objectives.objective import Partwise
+from search.costs.coarse_work import coarse_work
+from search.costs.latency_model import LatencyModel, MeasuredParts
+from search.costs.work import work
+from search.evaluation.measured_parts import PartsFile, measurements_folder
+from search.evaluation.network_parts import drawn_parts, ends_of
 from search.study import machine
 from search.study.console import console, track
 from search.study.cpu_profile import MEASURING
@@ -25,27 +30,32 @@ from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from optuna import Study
+    from torch import nn
 
     from objectives import Objective
+    from objectives.layers import Parts
     from search.evaluation.context import Context
     from spaces import Plan
 
 
 PROFILED_NETWORKS = 20  # networks that are profiled before a search (chosen)
-MIN_PROFILED_NETWORKS = 8  # profiled networks; with fewer no model is fitted
+PARTS_SECONDS = 2.0  # CPU time for the parts of a network, over that of the network before it (chosen)
+FIRST_PARTS_SHARE = 0.4  # share of the time for the parts of the first network (chosen)
 PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # round r measures up to 6 r of the most promising plans (chosen)
 MIXED_PLANS = 4  # uniform plans; a profiled plan takes each parameter from one of them (chosen)
-MEASUREMENTS_VARIABLE = "SLIMFRONT_MEASURED"  # the environment variable that names the folder of measurements
 
 
 def fit_before_search(context: Context, seconds: float) -> None:
     """Fit a model of every minimized cost that no formula gives, so that a draft can use its predictions.
 
-    Networks of random strengths, with each set of axes, are built and measured without training. The measurements are
-    kept, for this machine, in the folder named by the environment variable SLIMFRONT_MEASURED, by default
-    `runs/measured`. If measuring would take too long or fails, the cost gets no model, and a message says so.
+    Networks of random strengths, with each set of axes, are built and measured without training. Of a cost that can be
+    measured on parts of a network, such as latency, single layers and blocks of each network are measured before the
+    network itself: exporting a network takes as long as exporting many parts, and only the parts tell what a layer
+    costs. Parts are kept for this machine and shared by all studies, networks are kept for the study's space and
+    teacher, both in the folder named by the environment variable SLIMFRONT_MEASURED, by default `runs/measured`.
 
     Parameters
     ----------
@@ -56,29 +66,19 @@ def fit_before_search(context: Context, seconds: float) -> None:
     """
     for objective in context.spec.costs:
         if objective.name not in context.cost_model.formulas and objective.direction == "minimize":
+            started = time.process_time()
             try:
-                ratios = _measured_ratios(context, objective, seconds)
-                if len(ratios) < MIN_PROFILED_NETWORKS:
-                    if seconds:
-                        console.print(
-                            f"{objective.name} is not predicted, because measuring {MIN_PROFILED_NETWORKS} networks "
-                            "would take too long"
-                        )
-                    continue
                 with context.cpu_profile.charge(MEASURING):
-                    teacher = objective(context.subject.finished)
+                    model, new = _fitted(context, objective, seconds)
             except Exception as error:  # noqa: BLE001 - a user's objective may raise anything; its trials report it too
                 console.print(
                     f"{objective.name} is not predicted, because measuring a network failed: {first_line(error)}"
                 )
                 continue
-            plans = [
-                None,
-                *(context.plan(params) for params in itertools.islice(_profiled_params(context), len(ratios))),
-            ]
-            parts = architectures_of(context.cost_model.frame, plans).parts()
-            values = teacher * np.array([1.0, *ratios])
-            context.cost_model.add_model(LatencyModel(objective.name, work(parts), values))
+            if model is not None:
+                context.cost_model.add_model(model)
+                if new:
+                    console.print(f"{model.words()}; measured in {time.process_time() - started:.0f} CPU seconds")
 
 
 def measure_promising(
@@ -148,38 +148,82 @@ def refit(study: Study, context: Context) -> None:
                 cost_model.observe(context.plan(trial.params), over_teacher)
 
 
-def _measured_ratios(context: Context, objective: Objective, seconds: float) -> list[float]:
-    """Return the costs of the profiled networks relative to the teacher's; measure those that are not known yet.
+def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[LatencyModel | None, bool]:
+    """Return a model of the objective, None if nothing is measured, and whether something new was measured."""
+    path = _path(context, objective)
+    ratios: list[float] = json.loads(path.read_text()) if path.exists() else []
+    kept = PartsFile.of(objective).path.exists() if isinstance(objective, Partwise) else False
+    if not (seconds or ratios or kept):
+        return None, False
+    teacher = objective(context.subject.finished)  # also loads the runtime, which is not repeated for each network
+    known = len(ratios)
+    if seconds and known < PROFILED_NETWORKS:
+        _measure(context, objective, ratios, teacher, time.process_time() + seconds)
+        save_json(path, ratios)
+    plans = [None, *(context.plan(params) for params in itertools.islice(_profiled_params(context), len(ratios)))]
+    parts = architectures_of(context.cost_model.frame, plans).parts()
+    work_of: Callable[[Parts], np.ndarray] = coarse_work
+    measured = MeasuredParts(np.zeros((0, 0)), np.zeros(0))
+    if isinstance(objective, Partwise):
+        work_SF, milliseconds_S = PartsFile.of(objective).read()
+        if len(milliseconds_S):
+            work_of = partial(work, ends=ends_of(context.subject.finished, context.subject.example[:2]))
+            measured = MeasuredParts(work_SF, milliseconds_S * objective.of_ms(1.0))
+    model = LatencyModel(objective.name, work_of, work_of(parts), teacher * np.array([1.0, *ratios]), measured)
+    return model, len(ratios) > known
+
+
+def _measure(context: Context, objective: Objective, ratios: list[float], teacher: float, until: float) -> None:
+    """Measure networks, and parts of each before, until the time is up, but at least one; append the networks' ratios.
 
     Raises
     ------
     ValueError
         If a cost is not positive and finite.
     """
-    path = _path(context, objective)
-    ratios: list[float] = json.loads(path.read_text()) if path.exists() else []
-    known = len(ratios)
-    if known >= PROFILED_NETWORKS or not seconds:
-        return ratios
-    subject = context.subject
-    with track(f"measuring networks to predict {objective.name}") as progress, context.cpu_profile.charge(MEASURING):
-        until = time.process_time() + seconds
-        teacher = objective(subject.finished)  # also loads the runtime, so it does not count as time per network
-        started = time.process_time()
+    subject, known, started = context.subject, len(ratios), time.process_time()
+    seconds = 0.0  # CPU time that the last network took, without its parts
+    with track(f"measuring networks to predict {objective.name}") as progress:
         for params in itertools.islice(_profiled_params(context), known, PROFILED_NETWORKS):
-            ratio = objective(subject.finish(subject.build_roughly(context.plan(params)))) / teacher
+            began = time.process_time()
+            left = until - began
+            plan = context.plan(params)
+            network = subject.finish(subject.build_roughly(plan))
+            built = time.process_time()
+            if isinstance(objective, Partwise):
+                if len(ratios) > known and seconds > left:  # too little time for a network, so for parts only
+                    _measure_parts(context, objective, plan, network, until)
+                    break
+                share = min(PARTS_SECONDS * seconds, left - seconds) if seconds else FIRST_PARTS_SHARE * left
+                _measure_parts(context, objective, plan, network, built + share)
+            measuring = time.process_time()
+            ratio = objective(network) / teacher
             if not 0 < ratio < math.inf:
                 raise ValueError(
                     f"a cost must be positive and finite to be predicted, but one network has {ratio * teacher}"
                 )
             ratios.append(ratio)
-            progress(len(ratios) / PROFILED_NETWORKS)
             now = time.process_time()
-            needed = max(MIN_PROFILED_NETWORKS - len(ratios), 1)
-            if now + needed * (now - started) / (len(ratios) - known) > until:
+            seconds = now - measuring + built - began
+            progress(max(len(ratios) / PROFILED_NETWORKS, min(1.0, (now - started) / max(until - started, 1e-9))))
+            if now + (0 if isinstance(objective, Partwise) else seconds) > until:
                 break
-    save_json(path, ratios)
-    return ratios
+
+
+def _measure_parts(context: Context, objective: Partwise, plan: Plan, network: nn.Module, until: float) -> None:
+    """Measure parts of a plan's finished network until the time is up, and keep them; a part that fails is skipped."""
+    frame, example = context.cost_model.frame, context.subject.example
+    kept, parts = PartsFile.of(objective), architectures_of(frame, [plan]).parts()
+    batch = example[torch.arange(objective.batch) % len(example)]
+    for part in drawn_parts(network, batch, list(frame.layers), np.random.default_rng(context.spec.seed)):
+        if time.process_time() >= until:
+            break
+        try:
+            milliseconds = objective.part_ms(part.module, part.inputs)
+        except Exception:  # noqa: BLE001, S112 - a runtime may refuse a part that it takes as part of a network
+            continue
+        if 0 < milliseconds < math.inf:
+            kept.add(parts.of_layers(part.columns), part.ends, milliseconds)
 
 
 def _profiled_params(context: Context) -> Iterator[dict[str, float]]:
@@ -195,7 +239,4 @@ def _profiled_params(context: Context) -> Iterator[dict[str, float]]:
 def _path(context: Context, objective: Objective) -> Path:
     definition = sorted(define_value(context.spec.space).items())
     key = repr((machine.identity(), objective, context.subject.anatomy, definition))
-    return (
-        Path(os.environ.get(MEASUREMENTS_VARIABLE, "runs/measured"))
-        / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    )
+    return measurements_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
