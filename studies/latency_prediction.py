@@ -88,9 +88,12 @@ def random_plans(context: Context, count: int, seed: int) -> list[tuple[dict[str
     weak, strong = (space.uniform(anatomy, (strength,) * len(space.steps)) for strength in (0.0, 1.0))
     ranges = {name: [value, strong[name]] for name, value in weak.items() if name not in space.recovery.usual()}
     study.set_user_attr(RANGES, ranges)
-    trials = [study.ask() for _ in range(count)]
-    plans = [space.suggest(trial, anatomy) for trial in trials]
-    return [(trial.params, plan) for trial, plan in zip(trials, plans, strict=True)]
+    plans = []
+    for _ in range(count):
+        trial = study.ask()  # draws a strength, so the plan must be drawn before the next trial
+        plan = space.suggest(trial, anatomy)
+        plans.append((trial.params, plan))
+    return plans
 
 
 def measured(context: Context, plans: list[tuple[dict[str, Any], Plan]], path: Path) -> np.ndarray:

@@ -6,7 +6,6 @@ import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -23,6 +22,7 @@ from spaces.plan import architectures_of
 from tests.small_study import Net, context, study
 
 if TYPE_CHECKING:
+    import pytest
     from torch import Tensor
 
     from objectives.objective import Direction
@@ -70,7 +70,7 @@ def test_the_parts_of_a_network_are_its_modules_and_what_they_take() -> None:
     blocks = nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 5, 3)), nn.Flatten()).eval()
     parts = {part.columns: part for part in drawn_parts(blocks, torch.randn(2, 1, 8, 8), ["0.0", "0.2"], _rng())}
     assert set(parts) == {(0,), (1,), (0, 1)}
-    assert parts[0, 1].module is blocks, "the outermost of the modules with these layers"
+    assert parts[0, 1].module is blocks[0], "the outermost of the modules with these layers"
     assert [parts[key].ends for key in ((0,), (1,))] == [Ends(64, 3 * 36), Ends(3 * 36, 5 * 16)]
     found = list(drawn_parts(shared.subject.finished, shared.subject.example[:3], layers, _rng()))
     assert sorted(part.columns for part in found) == [(0,), (1,), (2,)]
@@ -144,7 +144,7 @@ def test_latency_is_measured_on_parts() -> None:
     assert latency.conditions == share.conditions == "OnnxRuntime(threads=1), batch 1"
     part = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()).eval()
     milliseconds = share.part_ms(part, torch.randn(1, 64, 32, 32))
-    assert milliseconds > latency.part_ms(nn.ReLU(), torch.randn(1, 4)) > 0
+    assert milliseconds > latency.part_ms(nn.ReLU().eval(), torch.randn(1, 4)) > 0
     assert latency.of_ms(2.0) == 2.0
     assert share.of_ms(latency.reference_ms) == 1.0
 
