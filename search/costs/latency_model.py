@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 KERNEL_BANDWIDTH = 0.05  # standard deviation of the smoothing kernel, in shares of a network's cost (fitted)
 PRIOR_NETWORKS = 0.3  # weight of a zero residual at every point, as a number of networks (fitted)
-SCALE_PRIOR = 1.0  # weight of a scale of 1 between parts and whole networks, as a number of networks (fitted)
+SCALE_PRIOR = 0.3  # weight of a scale of 1 between parts and whole networks, as a number of networks (fitted)
+NETWORK_WEIGHTS = 0.0, 0.2, 1.0  # of a network beside the parts in the linear model; the best is taken (chosen)
+MOST_HELD_OUT = 20  # the latest networks, each of which is predicted without it (chosen)
 
 
-LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing
+LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing, nor does a choice among weights
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ class LatencyModel:
     """A linear model of the work in a network, with a kernel smoother on its residuals.
 
     Each kind of work has a coefficient, fitted by non-negative least squares of relative errors, on whole networks and
-    on parts of networks: a part is a small network. The mean logarithmic residual of the whole networks scales all
-    predictions. The residuals that remain are smoothed with a kernel over similar networks (Nadaraya 1964, Theory of
+    on parts of networks: a part is a small network. Few networks say little about many kinds of work, so a network has
+    the weight with which networks that are left out are predicted best, which may be 0. The mean logarithmic residual
+    of the networks scales all predictions: operators take longer in a large network, where they find the caches filled
+    by others. The residuals that remain are smoothed with a kernel over similar networks (Nadaraya 1964, Theory of
     Probability and Its Applications 9(1)); far from all measured networks the smoothed residual is zero.
 
     Parameters
@@ -70,6 +74,8 @@ class LatencyModel:
         Work and measured cost of each network, the cost in the objective's unit; the first network is the teacher.
     parts
         Measured parts of networks.
+    weight
+        Weight of a network other than the teacher in the linear model, None for the best.
     """
 
     name: str
@@ -77,6 +83,7 @@ class LatencyModel:
     work_NF: np.ndarray
     values_N: np.ndarray
     parts: MeasuredParts
+    weight: float | None = None
 
     @property
     def teacher(self) -> float:
@@ -86,22 +93,46 @@ class LatencyModel:
     @cached_property
     def coefficients_F(self) -> np.ndarray:  # noqa: N802 - suffix of the shape
         """Cost of one unit of each kind of work, in the objective's unit."""
-        rows_SF, targets_S = self.work_NF / self.values_N[:, None], np.ones(len(self.values_N))
+        weights_N = np.full(len(self.values_N), self.network_weight)
+        weights_N[0] = 1
+        rows_SF, targets_S = self.work_NF * (weights_N / self.values_N)[:, None], weights_N
         if len(self.parts.values_S):
             part_rows_SF, part_targets_S = self.parts.equations
             rows_SF, targets_S = np.vstack([rows_SF, part_rows_SF]), np.concatenate([targets_S, part_targets_S])
         return _coefficients(rows_SF, targets_S)
 
     @cached_property
+    def network_weight(self) -> float:
+        """Weight of a network other than the teacher in the linear model; 1 without parts."""
+        if self.weight is not None or not len(self.parts.values_S):
+            return 1.0 if self.weight is None else self.weight
+        if len(self.values_N) <= LEAST_FOR_CORRELATION:  # too few to compare the weights on
+            return NETWORK_WEIGHTS[0]
+        models = [replace(self, weight=weight) for weight in NETWORK_WEIGHTS]
+        return min(models, key=lambda model: float(np.abs(model.held_out_errors).mean())).network_weight
+
+    @cached_property
     def scale(self) -> float:
-        """The factor between whole networks and the linear model, drawn towards 1."""
-        residual_N = np.log(self.values_N / self._linear(self.work_NF)[0])
+        """The factor between whole networks and the linear model, drawn towards 1; 1 without parts."""
+        if not len(self.parts.values_S):
+            return 1.0
+        residual_N = np.log(self.values_N / self._linear(self.work_NF)[0])[1:]
         return float(np.exp(residual_N.sum() / (len(residual_N) + SCALE_PRIOR)))
 
     @cached_property
     def held_out(self) -> np.ndarray:
-        """Prediction of each measured network but the teacher by a model fitted without it, shape (N - 1,)."""
-        return np.array([self._without(at).predict(self.work_NF[at, None])[0] for at in range(1, len(self.values_N))])
+        """Prediction of each of the latest networks, but the teacher, by a model fitted without it."""
+        return np.array([self._without(at).predict(self.work_NF[at, None])[0] for at in self._latest])
+
+    @property
+    def held_out_errors(self) -> np.ndarray:
+        """Relative errors of these predictions."""
+        errors: np.ndarray = self.held_out / self.values_N[self._latest] - 1
+        return errors
+
+    @property
+    def _latest(self) -> list[int]:
+        return list(range(max(1, len(self.values_N) - MOST_HELD_OUT), len(self.values_N)))
 
     @cached_property
     def error(self) -> float:
@@ -110,18 +141,18 @@ class LatencyModel:
         Of few networks it is above their median error, so that the statement holds (Vovk et al. 2005, Algorithmic
         Learning in a Random World, ch. 2).
         """
-        errors = np.sort(np.abs(self.held_out / self.values_N[1:] - 1))
+        errors = np.sort(np.abs(self.held_out_errors))
         return float(errors[math.ceil((len(errors) + 1) / 2) - 1]) if len(errors) else 1.0
 
     def words(self) -> str:
         """Describe what was measured, and how well it predicts networks that it was not fitted on."""
-        count = len(self.held_out)
+        count = len(self.values_N) - 1
         measured = f"{count} networks" + (f" and {len(self.parts.values_S)} parts" if len(self.parts.values_S) else "")
         if not count:
             return f"{self.name} is predicted from the teacher"
-        errors = np.abs(self.held_out / self.values_N[1:] - 1)
+        errors = np.abs(self.held_out_errors)
         ranked = count >= LEAST_FOR_CORRELATION
-        rank = f", rank correlation {spearmanr(self.held_out, self.values_N[1:])[0]:.2f}" if ranked else ""
+        rank = f", rank correlation {spearmanr(self.held_out, self.values_N[self._latest])[0]:.2f}" if ranked else ""
         return (
             f"{self.name} is predicted from {measured}; each network by the others: median error "
             f"{np.median(errors):.1%}{rank}"
@@ -150,7 +181,8 @@ class LatencyModel:
 
     def _without(self, at: int) -> LatencyModel:
         """Return the model fitted without one network."""
-        return replace(self, work_NF=np.delete(self.work_NF, at, 0), values_N=np.delete(self.values_N, at))
+        work_NF, values_N = np.delete(self.work_NF, at, 0), np.delete(self.values_N, at)
+        return replace(self, work_NF=work_NF, values_N=values_N, weight=self.network_weight)
 
     def with_measurement(self, parts: Parts, value: float) -> LatencyModel:
         """Return the model fitted with one more network and its measured cost."""
