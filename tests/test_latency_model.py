@@ -30,9 +30,11 @@ from search.loop.run import run
 from search.proposals.defaults import resolved
 from search.proposals.draft_records import draft_of
 from search.proposals.proxy_correlation import cost_prediction_errors
+from search.results.file_records import with_records
+from search.results.tables import front_table
 from search.study import machine
 from search.study.budget_clock import BudgetClock
-from search.study.front import trained
+from search.study.front import front, trained
 from search.study.queue import enqueue
 from search.study.records import AHEAD, PROXY_LOSS, REASON, RELATIVE
 from search.study.storage import open_study
@@ -163,6 +165,9 @@ def test_a_study_with_a_predicted_cost_has_a_draft_and_reports_prediction_errors
     assert draft is not None
     assert draft.metric_names == [PROXY_LOSS, "energy_nj"]
     assert len(trained(done)) == 5
+    made = resolved(spec())
+    table = front_table(done, made, with_records(front(done), made.runtime, tmp_path / "study"))
+    assert table["predicted_energy_nj"][1:].to_numpy() == pytest.approx(table["energy_nj"][1:].to_numpy(), rel=0.3)
     errors = cost_prediction_errors(done)["energy_nj"]
     assert errors.trials >= 4
     assert errors.error < 0.05
