@@ -8,7 +8,7 @@ import json
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 PROFILED_NETWORKS = 20  # networks that are profiled before a search (chosen)
 PARTS_SECONDS = 2.0  # CPU time for the parts of a network, over that of the network before it (chosen)
-FIRST_PARTS_SHARE = 0.4  # share of the time for the parts of the first network (chosen)
 PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # round r measures up to 6 r of the most promising plans (chosen)
 MIXED_PLANS = 4  # uniform plans; a profiled plan takes each parameter from one of them (chosen)
 
@@ -152,14 +151,16 @@ def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[Lat
     """Return a model of the objective, None if nothing is measured, and whether something new was measured."""
     path = _path(context, objective)
     ratios: list[float] = json.loads(path.read_text()) if path.exists() else []
-    kept = PartsFile.of(objective).path.exists() if isinstance(objective, Partwise) else False
-    if not (seconds or ratios or kept):
+    before = len(PartsFile.of(objective).read()[1]) if isinstance(objective, Partwise) else 0
+    if not (seconds or ratios or before):
         return None, False
+    began = time.process_time()
     teacher = objective(context.subject.finished)  # also loads the runtime, which is not repeated for each network
-    known = len(ratios)
+    known, now = len(ratios), time.process_time()
     if seconds and known < PROFILED_NETWORKS:
-        _measure(context, objective, ratios, teacher, time.process_time() + seconds)
-        save_json(path, ratios)
+        for ratio in _measured(context, objective, known, teacher, Timing(now - began, now, now + seconds)):
+            ratios.append(ratio)
+            save_json(path, ratios)
     plans = [None, *(context.plan(params) for params in itertools.islice(_profiled_params(context), len(ratios)))]
     parts = architectures_of(context.cost_model.frame, plans).parts()
     work_of: Callable[[Parts], np.ndarray] = coarse_work
@@ -170,60 +171,75 @@ def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[Lat
             work_of = partial(work, ends=ends_of(context.subject.finished, context.subject.example[:2]))
             measured = MeasuredParts(work_SF, milliseconds_S * objective.of_ms(1.0))
     model = LatencyModel(objective.name, work_of, work_of(parts), teacher * np.array([1.0, *ratios]), measured)
-    return model, len(ratios) > known
+    return model, len(ratios) > known or len(measured.values_S) > before
 
 
-def _measure(context: Context, objective: Objective, ratios: list[float], teacher: float, until: float) -> None:
-    """Measure networks, and parts of each before, until the time is up, but at least one; append the networks' ratios.
+class Timing(NamedTuple):
+    """CPU seconds: what the teacher took, when measuring began, and when it has to end."""
+
+    teacher: float
+    began: float
+    until: float
+
+
+def _measured(context: Context, objective: Objective, known: int, teacher: float, timing: Timing) -> Iterator[float]:
+    """Measure networks, and parts of each before, until the time is up; yield each network's cost over the teacher's.
+
+    At least one network is measured, or parts of one if the network would take too long.
 
     Raises
     ------
     ValueError
         If a cost is not positive and finite.
     """
-    subject, known, started = context.subject, len(ratios), time.process_time()
-    seconds = 0.0  # CPU time that the last network took, without its parts
+    subject = context.subject
+    seconds = timing.teacher  # CPU time of the last network, without its parts
     with track(f"measuring networks to predict {objective.name}") as progress:
-        for params in itertools.islice(_profiled_params(context), known, PROFILED_NETWORKS):
+        for number, params in enumerate(itertools.islice(_profiled_params(context), known, PROFILED_NETWORKS), known):
             began = time.process_time()
-            left = until - began
             plan = context.plan(params)
             network = subject.finish(subject.build_roughly(plan))
             built = time.process_time()
             if isinstance(objective, Partwise):
-                if len(ratios) > known and seconds > left:  # too little time for a network, so for parts only
-                    _measure_parts(context, objective, plan, network, until)
+                too_long = built + seconds > timing.until
+                until = timing.until if too_long else min(built + PARTS_SECONDS * seconds, timing.until - seconds)
+                _measure_parts(context, objective, plan, network, number, until)
+                if too_long:
                     break
-                share = min(PARTS_SECONDS * seconds, left - seconds) if seconds else FIRST_PARTS_SHARE * left
-                _measure_parts(context, objective, plan, network, built + share)
             measuring = time.process_time()
             ratio = objective(network) / teacher
             if not 0 < ratio < math.inf:
                 raise ValueError(
                     f"a cost must be positive and finite to be predicted, but one network has {ratio * teacher}"
                 )
-            ratios.append(ratio)
+            yield ratio
             now = time.process_time()
             seconds = now - measuring + built - began
-            progress(max(len(ratios) / PROFILED_NETWORKS, min(1.0, (now - started) / max(until - started, 1e-9))))
-            if now + (0 if isinstance(objective, Partwise) else seconds) > until:
+            spent = (now - timing.began) / max(timing.until - timing.began, 1e-9)
+            progress(min(1.0, max((number + 1) / PROFILED_NETWORKS, spent)))
+            if now + (0 if isinstance(objective, Partwise) else seconds) > timing.until:
                 break
 
 
-def _measure_parts(context: Context, objective: Partwise, plan: Plan, network: nn.Module, until: float) -> None:
-    """Measure parts of a plan's finished network until the time is up, and keep them; a part that fails is skipped."""
+def _measure_parts(
+    context: Context, objective: Partwise, plan: Plan, network: nn.Module, number: int, until: float
+) -> None:
+    """Measure parts of a plan's finished network until the time is up, but at least one, and keep them.
+
+    Their order depends on the number of the network. A part that fails is skipped.
+    """
     frame, example = context.cost_model.frame, context.subject.example
     kept, parts = PartsFile.of(objective), architectures_of(frame, [plan]).parts()
     batch = example[torch.arange(objective.batch) % len(example)]
-    for part in drawn_parts(network, batch, list(frame.layers), np.random.default_rng(context.spec.seed)):
-        if time.process_time() >= until:
-            break
+    for part in drawn_parts(network, batch, list(frame.layers), np.random.default_rng(number)):
         try:
             milliseconds = objective.part_ms(part.module, part.inputs)
         except Exception:  # noqa: BLE001, S112 - a runtime may refuse a part that it takes as part of a network
             continue
         if 0 < milliseconds < math.inf:
             kept.add(parts.of_layers(part.columns), part.ends, milliseconds)
+        if time.process_time() >= until:
+            break
 
 
 def _profiled_params(context: Context) -> Iterator[dict[str, float]]:
