@@ -45,6 +45,8 @@ PROFILED_NETWORKS = 20  # networks that are profiled before a search (chosen)
 PARTS_SECONDS = 2.0  # CPU time for the parts of a network, over that of the network before it (chosen)
 PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # round r measures up to 6 r of the most promising plans (chosen)
 MIXED_PLANS = 4  # uniform plans; a profiled plan takes each parameter from one of them (chosen)
+MIXED_FOR_PARTS = 16  # the same where parts are measured (chosen)
+LEAST_SHAPE, SHAPE_RANGE = 0.5, 4.0  # of the beta distribution of these plans' strengths around one strength (chosen)
 
 
 def fit_before_search(context: Context, seconds: float) -> None:
@@ -161,7 +163,10 @@ def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[Lat
         for ratio in _measured(context, objective, known, teacher, Timing(now - began, now, now + seconds)):
             ratios.append(ratio)
             save_json(path, ratios)
-    plans = [None, *(context.plan(params) for params in itertools.islice(_profiled_params(context), len(ratios)))]
+    plans = [
+        None,
+        *(context.plan(params) for params in itertools.islice(_profiled_params(context, objective), len(ratios))),
+    ]
     parts = architectures_of(context.cost_model.frame, plans).parts()
     work_of: Callable[[Parts], np.ndarray] = coarse_work
     measured = MeasuredParts(np.zeros((0, 0)), np.zeros(0))
@@ -195,7 +200,9 @@ def _measured(context: Context, objective: Objective, known: int, teacher: float
     subject = context.subject
     seconds = timing.teacher  # CPU time of the last network, without its parts
     with track(f"measuring networks to predict {objective.name}") as progress:
-        for number, params in enumerate(itertools.islice(_profiled_params(context), known, PROFILED_NETWORKS), known):
+        for number, params in enumerate(
+            itertools.islice(_profiled_params(context, objective), known, PROFILED_NETWORKS), known
+        ):
             began = time.process_time()
             plan = context.plan(params)
             network = subject.finish(subject.build_roughly(plan))
@@ -242,17 +249,27 @@ def _measure_parts(
             break
 
 
-def _profiled_params(context: Context) -> Iterator[dict[str, float]]:
-    """Yield the parameters of the plans to profile, the same ones in every process."""
+def _profiled_params(context: Context, objective: Objective) -> Iterator[dict[str, float]]:
+    """Yield the parameters of the plans to profile, the same ones in every process.
+
+    Whole networks tell most if each set of axes occurs alone, parts if each layer has another combination of them.
+    """
     space, anatomy = context.spec.space, context.subject.anatomy
     rng = np.random.default_rng(0)
     axes = len(space.steps)
     for mask in itertools.cycle(mask for mask in itertools.product((1, 0), repeat=axes) if any(mask)):
-        mixed = [space.uniform(anatomy, tuple(rng.random(axes) * mask)) for _ in range(MIXED_PLANS)]
-        yield {name: mixed[rng.integers(MIXED_PLANS)][name] for name in mixed[0]}
+        if isinstance(objective, Partwise):
+            strength = rng.random()
+            shapes = LEAST_SHAPE + SHAPE_RANGE * strength, LEAST_SHAPE + SHAPE_RANGE * (1 - strength)
+            strengths = rng.beta(*shapes, (MIXED_FOR_PARTS, axes))
+        else:
+            strengths = rng.random((MIXED_PLANS, axes)) * mask
+        mixed = [space.uniform(anatomy, tuple(map(float, each))) for each in strengths]
+        yield {name: mixed[rng.integers(len(mixed))][name] for name in mixed[0]}
 
 
 def _path(context: Context, objective: Objective) -> Path:
     definition = sorted(define_value(context.spec.space).items())
     key = repr((machine.identity(), objective, context.subject.anatomy, definition))
-    return measurements_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    plans = "joint-" if isinstance(objective, Partwise) else ""
+    return measurements_folder() / f"{plans}{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
