@@ -1,7 +1,7 @@
 """The latency model: predicts a cost without a formula, fitted on measured networks and parts of networks.
 
-Suffixes of array names: `N` measured networks, `S` measured parts or equations, `M` networks to predict, `F` kinds of
-work.
+Suffixes of array names: `N` measured networks, `S` measured parts or equations, `B` resampled models, `M` networks to
+predict, `F` kinds of work.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 KERNEL_BANDWIDTH = 0.05  # standard deviation of the smoothing kernel, in shares of a network's cost (fitted)
 PRIOR_NETWORKS = 0.3  # weight of a zero residual at every point, as a number of networks (fitted)
 SCALE_PRIOR = 0.3  # weight of a scale of 1 between parts and whole networks, as a number of networks (fitted)
-NETWORK_WEIGHTS = 0.0, 0.2, 1.0  # of a network beside the parts in the linear model; the best is taken (chosen)
-MOST_HELD_OUT = 20  # the latest networks, each of which is predicted without it (chosen)
-
-
-LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing, nor does a choice among weights
+NETWORK_WEIGHT = 0.3  # of a network beside parts in the linear model (fitted)
+RIDGE = 0.1  # weight of a zero coefficient, where there are parts, over the largest cost of its kind of work (fitted)
+RESAMPLES = 30  # linear models whose mean is taken where there are parts (chosen)
+LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing
 
 
 @dataclass(frozen=True)
@@ -44,25 +43,24 @@ class MeasuredParts:
     values_S: np.ndarray
 
     @cached_property
-    def equations(self) -> tuple[np.ndarray, np.ndarray]:
-        """The equations of the parts' relative errors, reduced to as few as there are kinds of work."""
-        rows_SF, ones_S = self.work_SF / self.values_S[:, None], np.ones(len(self.values_S))
-        if len(rows_SF) <= rows_SF.shape[1]:
-            return rows_SF, ones_S
-        triangle = np.asarray(np.linalg.qr(np.column_stack([rows_SF, ones_S]), mode="r"))  # the same squared errors
-        return triangle[:, :-1], triangle[:, -1]
+    def resamples(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each linear model, equations of the relative errors of as many parts, drawn with replacement."""
+        rng, count = np.random.default_rng(0), len(self.values_S)
+        rows_SF = self.work_SF / self.values_S[:, None]
+        return [_reduced(rows_SF[rng.integers(count, size=count)]) for _ in range(RESAMPLES)]
 
 
 @dataclass(frozen=True)
 class LatencyModel:
     """A linear model of the work in a network, with a kernel smoother on its residuals.
 
-    Each kind of work has a coefficient, fitted by non-negative least squares of relative errors, on whole networks and
-    on parts of networks: a part is a small network. Few networks say little about many kinds of work, so a network has
-    the weight with which networks that are left out are predicted best, which may be 0. The mean logarithmic residual
-    of the networks scales all predictions: operators take longer in a large network, where they find the caches filled
-    by others. The residuals that remain are smoothed with a kernel over similar networks (Nadaraya 1964, Theory of
-    Probability and Its Applications 9(1)); far from all measured networks the smoothed residual is zero.
+    Each kind of work has a coefficient, fitted by non-negative least squares of relative errors. Where parts of
+    networks are measured, they are small networks of their own, and the coefficients are the mean of models that are
+    fitted to resampled parts and networks, each drawn a little towards zero (Breiman 1996, Bagging predictors): few
+    measurements say little about many kinds of work. The mean logarithmic residual of the networks then scales all
+    predictions: operators take longer in a large network, where they find the caches filled by others. The residuals
+    that remain are smoothed with a kernel over similar networks (Nadaraya 1964, Theory of Probability and Its
+    Applications 9(1)); far from all measured networks the smoothed residual is zero.
 
     Parameters
     ----------
@@ -74,8 +72,8 @@ class LatencyModel:
         Work and measured cost of each network, the cost in the objective's unit; the first network is the teacher.
     parts
         Measured parts of networks.
-    weight
-        Weight of a network other than the teacher in the linear model, None for the best.
+    given_F
+        The coefficients, None to fit them.
     """
 
     name: str
@@ -83,7 +81,7 @@ class LatencyModel:
     work_NF: np.ndarray
     values_N: np.ndarray
     parts: MeasuredParts
-    weight: float | None = None
+    given_F: np.ndarray | None = None
 
     @property
     def teacher(self) -> float:
@@ -93,23 +91,26 @@ class LatencyModel:
     @cached_property
     def coefficients_F(self) -> np.ndarray:  # noqa: N802 - suffix of the shape
         """Cost of one unit of each kind of work, in the objective's unit."""
-        weights_N = np.full(len(self.values_N), self.network_weight)
-        weights_N[0] = 1
-        rows_SF, targets_S = self.work_NF * (weights_N / self.values_N)[:, None], weights_N
-        if len(self.parts.values_S):
-            part_rows_SF, part_targets_S = self.parts.equations
-            rows_SF, targets_S = np.vstack([rows_SF, part_rows_SF]), np.concatenate([targets_S, part_targets_S])
-        return _coefficients(rows_SF, targets_S)
+        if self.given_F is not None:
+            return self.given_F
+        mean: np.ndarray = self._fits[1].mean(0)
+        return mean
 
     @cached_property
-    def network_weight(self) -> float:
-        """Weight of a network other than the teacher in the linear model; 1 without parts."""
-        if self.weight is not None or not len(self.parts.values_S):
-            return 1.0 if self.weight is None else self.weight
-        if len(self.values_N) <= LEAST_FOR_CORRELATION:  # too few to compare the weights on
-            return NETWORK_WEIGHTS[0]
-        models = [replace(self, weight=weight) for weight in NETWORK_WEIGHTS]
-        return min(models, key=lambda model: float(np.abs(model.held_out_errors).mean())).network_weight
+    def _fits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which networks each linear model is fitted to, shape (B, N), and its coefficients, shape (B, F)."""
+        rows_NF, count = self.work_NF / self.values_N[:, None], len(self.values_N)
+        if not len(self.parts.values_S):
+            return np.ones((1, count), dtype=bool), _coefficients(rows_NF, np.ones(count))[None]
+        rng = np.random.default_rng(0)
+        used_BN, fits = np.zeros((RESAMPLES, count), dtype=bool), []
+        for number, (part_rows_SF, part_targets_S) in enumerate(self.parts.resamples):
+            drawn_N = np.append(0, 1 + rng.integers(count - 1, size=count - 1)) if count > 1 else np.zeros(1, dtype=int)
+            used_BN[number, drawn_N] = True
+            weights_N = np.where(drawn_N == 0, 1.0, NETWORK_WEIGHT)
+            rows_SF = np.vstack([rows_NF[drawn_N] * weights_N[:, None], part_rows_SF])
+            fits.append(_coefficients(rows_SF, np.append(weights_N, part_targets_S), RIDGE))
+        return used_BN, np.stack(fits)
 
     @cached_property
     def scale(self) -> float:
@@ -121,18 +122,14 @@ class LatencyModel:
 
     @cached_property
     def held_out(self) -> np.ndarray:
-        """Prediction of each of the latest networks, but the teacher, by a model fitted without it."""
-        return np.array([self._without(at).predict(self.work_NF[at, None])[0] for at in self._latest])
+        """Prediction of each network but the teacher by a model fitted without it, shape (N - 1,)."""
+        return np.array([self._without(at).predict(self.work_NF[at, None])[0] for at in range(1, len(self.values_N))])
 
     @property
     def held_out_errors(self) -> np.ndarray:
         """Relative errors of these predictions."""
-        errors: np.ndarray = self.held_out / self.values_N[self._latest] - 1
+        errors: np.ndarray = self.held_out / self.values_N[1:] - 1
         return errors
-
-    @property
-    def _latest(self) -> list[int]:
-        return list(range(max(1, len(self.values_N) - MOST_HELD_OUT), len(self.values_N)))
 
     @cached_property
     def error(self) -> float:
@@ -152,7 +149,7 @@ class LatencyModel:
             return f"{self.name} is predicted from the teacher"
         errors = np.abs(self.held_out_errors)
         ranked = count >= LEAST_FOR_CORRELATION
-        rank = f", rank correlation {spearmanr(self.held_out, self.values_N[self._latest])[0]:.2f}" if ranked else ""
+        rank = f", rank correlation {spearmanr(self.held_out, self.values_N[1:])[0]:.2f}" if ranked else ""
         return (
             f"{self.name} is predicted from {measured}; each network by the others: median error "
             f"{np.median(errors):.1%}{rank}"
@@ -180,9 +177,12 @@ class LatencyModel:
         return total_M, np.column_stack([each_MF / total_M[:, None], np.log(total_M)])
 
     def _without(self, at: int) -> LatencyModel:
-        """Return the model fitted without one network."""
+        """Return the model fitted without one network: of resampled models, those that did not draw it."""
+        used_BN, fits_BF = self._fits
+        without_B = ~used_BN[:, at]
+        given_F = fits_BF[without_B].mean(0) if without_B.any() else None
         work_NF, values_N = np.delete(self.work_NF, at, 0), np.delete(self.values_N, at)
-        return replace(self, work_NF=work_NF, values_N=values_N, weight=self.network_weight)
+        return replace(self, work_NF=work_NF, values_N=values_N, given_F=given_F)
 
     def with_measurement(self, parts: Parts, value: float) -> LatencyModel:
         """Return the model fitted with one more network and its measured cost."""
@@ -190,15 +190,28 @@ class LatencyModel:
         return replace(self, work_NF=more_NF, values_N=np.append(self.values_N, value))
 
 
-def _coefficients(rows_SF: np.ndarray, targets_S: np.ndarray) -> np.ndarray:
-    """Return the non-negative coefficients with the smallest squared errors.
+def _reduced(rows_SF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return equations, rows and targets, with the squared errors of `rows @ c = 1`, as few as there are columns."""
+    ones_S = np.ones(len(rows_SF))
+    if len(rows_SF) <= rows_SF.shape[1]:
+        return rows_SF, ones_S
+    triangle = np.asarray(np.linalg.qr(np.column_stack([rows_SF, ones_S]), mode="r"))
+    return triangle[:, :-1], triangle[:, -1]
+
+
+def _coefficients(rows_SF: np.ndarray, targets_S: np.ndarray, ridge: float = 0.0) -> np.ndarray:
+    """Return the non-negative coefficients with the smallest squared errors, drawn towards zero by `ridge`.
 
     References
     ----------
     Lawson & Hanson 1974, Solving Least Squares Problems, ch. 23.
     """
     scale_F = np.maximum(np.abs(rows_SF).max(0), 1e-12)
+    scaled_SF = rows_SF / scale_F
+    if ridge:
+        scaled_SF = np.vstack([scaled_SF, ridge * np.eye(len(scale_F))])
+        targets_S = np.append(targets_S, np.zeros(len(scale_F)))
     steps = 100 * len(scale_F)  # far above the default of 3 per coefficient, because the fit fails at the bound
-    coefficients_F, _ = nnls(rows_SF / scale_F, targets_S, maxiter=steps)
+    coefficients_F, _ = nnls(scaled_SF, targets_S, maxiter=steps)
     scaled: np.ndarray = coefficients_F / scale_F
     return scaled

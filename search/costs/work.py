@@ -38,8 +38,9 @@ def work(parts: Parts, ends: Ends) -> np.ndarray:
     every inference; with integers, and the next layer too; with integers, and the next layer does not. Of the last two,
     those with weights of less than a byte are apart. For each there are multiply-adds with output channels padded to a
     block, and the number of layers; where weights are unpacked, their elements; where dense layers compute with
-    integers, multiply-adds with input channels padded too. The remaining kinds are sums over all layers: numbers read,
-    written, and converted between integers and floating point, and the numbers that the file takes and returns.
+    integers, multiply-adds with input channels padded too. The remaining kinds are sums over all layers: multiply-adds,
+    layers and numbers written where output channels do not fill whole blocks; numbers read, written, and converted
+    between integers and floating point; and the numbers that the file takes and returns.
     """
     columns = list(_columns(parts, ends))
     stacked: np.ndarray = np.column_stack(columns)
@@ -88,6 +89,10 @@ def _columns(parts: Parts, ends: Ends) -> Iterator[np.ndarray]:
                 yield _sum(weights * layers)
             if place > 1 and number != 2:  # noqa: PLR2004 - grouped layers have few inputs
                 yield _sum(both_padded * layers)
+    uneven = present & (outputs % OUTPUT_BLOCKS[0] > 0)
+    grouped_layers = kinds[2]
+    yield from (_sum(macs * uneven * grouped_layers), _sum(macs * uneven * ~grouped_layers))
+    yield from (_sum(uneven), _sum(written * uneven))
     entered, left = rounded & ~from_integer, integer & ~to_rounded
     for numbers in (weights, written, read):
         yield _sum(numbers * present)
