@@ -78,6 +78,29 @@ class Latency:
         """Return the CPU milliseconds a batch of the reference in this process."""
         return self._baseline()[1]
 
+    @property
+    def conditions(self) -> str:
+        """The runtime and the size of a batch."""
+        return f"{self.runtime!r}, batch {self.batch}"
+
+    @property
+    def batch(self) -> int:
+        """Number of examples in a batch."""
+        return len(self.example)
+
+    def part_ms(self, part: nn.Module, inputs: Tensor) -> float:
+        """Return the CPU milliseconds of a module of a finished network, for the inputs that it takes for a batch.
+
+        The module is exported to a file of its own, which is timed in turns with the reference.
+        """
+        reference, reference_ms = self._baseline()
+        run, batch = export_and_load(self.runtime, part, inputs), inputs.detach().cpu().contiguous()
+        return self._compare(lambda _: run(batch), reference).ratio * reference_ms
+
+    def of_ms(self, milliseconds: float) -> float:
+        """Return the milliseconds."""
+        return milliseconds
+
     def __repr__(self) -> str:
         """Return a text with all that the value depends on, without tensors or addresses."""
         return (
@@ -121,3 +144,21 @@ class LatencyShare:
     def of_reference(self) -> float:
         """Return the share of the reference: 1 by definition."""
         return 1.0
+
+    @property
+    def conditions(self) -> str:
+        """The runtime and the size of a batch."""
+        return self.latency.conditions
+
+    @property
+    def batch(self) -> int:
+        """Number of examples in a batch."""
+        return self.latency.batch
+
+    def part_ms(self, part: nn.Module, inputs: Tensor) -> float:
+        """Return the CPU milliseconds of a module of a finished network; see `Latency.part_ms`."""
+        return self.latency.part_ms(part, inputs)
+
+    def of_ms(self, milliseconds: float) -> float:
+        """Return the milliseconds as a share of those of the reference."""
+        return milliseconds / self.latency.of_reference()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    from torch import Tensor, nn
 
     from objectives.examples import Examples
     from objectives.layers import Parts
@@ -72,6 +72,29 @@ class Referenced(Objective, Protocol):
 
     def of_reference(self) -> float:
         """Return the value of the reference in this process."""
+        ...
+
+
+@runtime_checkable
+class Partwise(Objective, Protocol):
+    """A cost that can also be measured on a part of a network, in milliseconds that all studies of a machine share."""
+
+    @property
+    def conditions(self) -> str:
+        """What the milliseconds of a part depend on, besides the part and the machine."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Number of examples in a batch."""
+        ...
+
+    def part_ms(self, part: nn.Module, inputs: Tensor) -> float:
+        """Return the milliseconds of a module of a finished network, for what it takes for one batch."""
+        ...
+
+    def of_ms(self, milliseconds: float) -> float:
+        """Return the cost of so many milliseconds."""
         ...
 
 

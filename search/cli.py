@@ -24,7 +24,7 @@ from search.results.confirm import confirm, weights_of
 from search.results.export import VerificationTime, ensure_replaceable, export, verify_front
 from search.results.file_records import with_records
 from search.results.goal import goal_note
-from search.results.inspection import inspection, percent_acted_on
+from search.results.inspection import inspection, percent_acted_on, predicted_words
 from search.results.pick import pick
 from search.results.report import report
 from search.results.tables import confirmed_table, files_note, front_table
@@ -144,8 +144,8 @@ def _inspect(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     table = inspection(spec, context.subject.anatomy)
     print_table(table, options.format)
     if options.format == "table":
-        for axis in table.columns[4:]:
-            results_console.print(f"{axis} can act on {percent_acted_on(table, axis):.1f}% of the multiply-adds")
+        lines = [f"{x} can act on {percent_acted_on(table, x):.1f}% of the multiply-adds" for x in table.columns[4:]]
+        results_console.print("\n".join([*lines, *predicted_words(context)]))
     return 0
 
 

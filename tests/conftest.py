@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from search.evaluation.profiling import MEASUREMENTS_VARIABLE
+from search.evaluation.measured_parts import MEASUREMENTS_VARIABLE
 
 FRESH = itertools.count()
 torch.set_num_threads(1)

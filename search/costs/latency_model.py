@@ -1,48 +1,87 @@
-"""The latency model: predicts a cost that cannot be computed from shapes, fitted on measured networks.
+"""The latency model: predicts a cost without a formula, fitted on measured networks and parts of networks.
 
-Suffixes of array names: `N` measured networks, `M` networks to predict, `F` kinds of work; `P` and `L` as in `Parts`.
+Suffixes of array names: `N` measured networks, `S` measured parts or equations, `B` resampled models, `M` networks to
+predict, `F` kinds of work.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import nnls
-
-from spaces.network.layers import FLOAT_BITS
+from scipy.stats import spearmanr
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from objectives.layers import Parts
 
 KERNEL_BANDWIDTH = 0.05  # standard deviation of the smoothing kernel, in shares of a network's cost (fitted)
 PRIOR_NETWORKS = 0.3  # weight of a zero residual at every point, as a number of networks (fitted)
-BYTE_BITS = 8  # bits in a byte
-OUTPUT_BLOCKS = 8, 16  # output channels that the kernels of ONNX Runtime and of XNNPACK compute together
-INPUT_BLOCK = 8  # input channels that XNNPACK's integer kernels multiply together, at each kernel position
+SCALE_PRIOR = 0.3  # weight of a scale of 1 between parts and whole networks, as a number of networks (fitted)
+NETWORK_WEIGHT = 0.3  # of a network beside parts in the linear model (fitted)
+RIDGE = 0.1  # weight of a zero coefficient, where there are parts, over the largest cost of its kind of work (fitted)
+RESAMPLES = 30  # linear models whose mean is taken where there are parts (chosen)
+LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing
+
+
+@dataclass(frozen=True)
+class MeasuredParts:
+    """Measured parts of networks.
+
+    Parameters
+    ----------
+    work_SF, values_S
+        Work and measured cost of each part; none if the cost is only measured on whole networks.
+    """
+
+    work_SF: np.ndarray
+    values_S: np.ndarray
+
+    @cached_property
+    def resamples(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each linear model, equations of the relative errors of as many parts, drawn with replacement."""
+        rng, count = np.random.default_rng(0), len(self.values_S)
+        rows_SF = self.work_SF / self.values_S[:, None]
+        return [_reduced(rows_SF[rng.integers(count, size=count)]) for _ in range(RESAMPLES)]
 
 
 @dataclass(frozen=True)
 class LatencyModel:
     """A linear model of the work in a network, with a kernel smoother on its residuals.
 
-    Each kind of work has a coefficient, fitted by non-negative least squares of relative errors. The logarithmic
-    residuals of the linear model are smoothed with a kernel over similar networks (Nadaraya 1964, Theory of Probability
-    and Its Applications 9(1)); far from all measured networks the smoothed residual is zero.
+    Each kind of work has a coefficient, fitted by non-negative least squares of relative errors. Where parts of
+    networks are measured, they are small networks of their own, and the coefficients are the mean of models that are
+    fitted to resampled parts and networks, each drawn a little towards zero (Breiman 1996, Bagging predictors): few
+    measurements say little about many kinds of work. The mean logarithmic residual of the networks then scales all
+    predictions: operators take longer in a large network, where they find the caches filled by others. The residuals
+    that remain are smoothed with a kernel over similar networks (Nadaraya 1964, Theory of Probability and Its
+    Applications 9(1)); far from all measured networks the smoothed residual is zero.
 
     Parameters
     ----------
     name
         Name of the objective.
+    work_of
+        Returns the work of N networks, shape (N, F).
     work_NF, values_N
         Work and measured cost of each network, the cost in the objective's unit; the first network is the teacher.
+    parts
+        Measured parts of networks.
+    given_F
+        The coefficients, None to fit them.
     """
 
     name: str
+    work_of: Callable[[Parts], np.ndarray]
     work_NF: np.ndarray
     values_N: np.ndarray
+    parts: MeasuredParts
+    given_F: np.ndarray | None = None
 
     @property
     def teacher(self) -> float:
@@ -52,23 +91,73 @@ class LatencyModel:
     @cached_property
     def coefficients_F(self) -> np.ndarray:  # noqa: N802 - suffix of the shape
         """Cost of one unit of each kind of work, in the objective's unit."""
-        return _coefficients(self.work_NF, self.values_N)
+        if self.given_F is not None:
+            return self.given_F
+        mean: np.ndarray = self._fits[1].mean(0)
+        return mean
+
+    @cached_property
+    def _fits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which networks each linear model is fitted to, shape (B, N), and its coefficients, shape (B, F)."""
+        rows_NF, count = self.work_NF / self.values_N[:, None], len(self.values_N)
+        if not len(self.parts.values_S):
+            return np.ones((1, count), dtype=bool), _coefficients(rows_NF, np.ones(count))[None]
+        rng = np.random.default_rng(0)
+        used_BN, fits = np.zeros((RESAMPLES, count), dtype=bool), []
+        for number, (part_rows_SF, part_targets_S) in enumerate(self.parts.resamples):
+            drawn_N = np.append(0, 1 + rng.integers(count - 1, size=count - 1)) if count > 1 else np.zeros(1, dtype=int)
+            used_BN[number, drawn_N] = True
+            weights_N = np.where(drawn_N == 0, 1.0, NETWORK_WEIGHT)
+            rows_SF = np.vstack([rows_NF[drawn_N] * weights_N[:, None], part_rows_SF])
+            fits.append(_coefficients(rows_SF, np.append(weights_N, part_targets_S), RIDGE))
+        return used_BN, np.stack(fits)
+
+    @cached_property
+    def scale(self) -> float:
+        """The factor between whole networks and the linear model, drawn towards 1; 1 without parts."""
+        if not len(self.parts.values_S):
+            return 1.0
+        residual_N = np.log(self.values_N / self._linear(self.work_NF)[0])[1:]
+        return float(np.exp(residual_N.sum() / (len(residual_N) + SCALE_PRIOR)))
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """Prediction of each network but the teacher by a model fitted without it, shape (N - 1,)."""
+        return np.array([self._without(at).predict(self.work_NF[at, None])[0] for at in range(1, len(self.values_N))])
+
+    @property
+    def held_out_errors(self) -> np.ndarray:
+        """Relative errors of these predictions."""
+        errors: np.ndarray = self.held_out / self.values_N[1:] - 1
+        return errors
 
     @cached_property
     def error(self) -> float:
-        """Median relative error on the measured networks, by leave-one-out cross-validation."""
-        others_of = enumerate(~np.eye(len(self.values_N), dtype=bool))
-        predicted_N = [
-            float(
-                LatencyModel(self.name, self.work_NF[others], self.values_N[others]).predict(self.work_NF[at, None])[0]
-            )
-            for at, others in others_of
-        ]
-        return float(np.median(np.abs(predicted_N / self.values_N - 1)))
+        """Relative error that half of all new networks stay below, from leave-one-out cross-validation; 1 if unknown.
+
+        Of few networks it is above their median error, so that the statement holds (Vovk et al. 2005, Algorithmic
+        Learning in a Random World, ch. 2).
+        """
+        errors = np.sort(np.abs(self.held_out_errors))
+        return float(errors[math.ceil((len(errors) + 1) / 2) - 1]) if len(errors) else 1.0
+
+    def words(self) -> str:
+        """Describe what was measured, and how well it predicts networks that it was not fitted on."""
+        count = len(self.values_N) - 1
+        measured = f"{count} networks" + (f" and {len(self.parts.values_S)} parts" if len(self.parts.values_S) else "")
+        if not count:
+            return f"{self.name} is predicted from the teacher"
+        errors = np.abs(self.held_out_errors)
+        ranked = count >= LEAST_FOR_CORRELATION
+        rank = f", rank correlation {spearmanr(self.held_out, self.values_N[1:])[0]:.2f}" if ranked else ""
+        return (
+            f"{self.name} is predicted from {measured}; each network by the others: median error "
+            f"{np.median(errors):.1%}{rank}"
+        )
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the predicted cost of each network, shape (N,)."""
-        return self.predict(work(parts))
+        return self.predict(self.work_of(parts))
 
     def predict(self, work_MF: np.ndarray) -> np.ndarray:
         """Return the predicted cost of networks with the given work, shape (M,)."""
@@ -76,8 +165,9 @@ class LatencyModel:
         linear_N, features_NK = self._linear(self.work_NF)
         distances_MN = (features_MK**2).sum(1)[:, None] + (features_NK**2).sum(1) - 2 * features_MK @ features_NK.T
         kernel_MN = np.exp(-distances_MN / (2 * KERNEL_BANDWIDTH**2))
-        residual_M = kernel_MN @ np.log(self.values_N / linear_N) / (kernel_MN.sum(1) + PRIOR_NETWORKS)
-        predicted: np.ndarray = linear_M * np.exp(residual_M)
+        residual_N = np.log(self.values_N / (linear_N * self.scale))
+        smoothed_M = kernel_MN @ residual_N / (kernel_MN.sum(1) + PRIOR_NETWORKS)
+        predicted: np.ndarray = linear_M * self.scale * np.exp(smoothed_M)
         return predicted
 
     def _linear(self, work_MF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,68 +176,42 @@ class LatencyModel:
         total_M = np.maximum(each_MF.sum(1), 1e-12)
         return total_M, np.column_stack([each_MF / total_M[:, None], np.log(total_M)])
 
+    def _without(self, at: int) -> LatencyModel:
+        """Return the model fitted without one network: of resampled models, those that did not draw it."""
+        used_BN, fits_BF = self._fits
+        without_B = ~used_BN[:, at]
+        given_F = fits_BF[without_B].mean(0) if without_B.any() else None
+        work_NF, values_N = np.delete(self.work_NF, at, 0), np.delete(self.values_N, at)
+        return replace(self, work_NF=work_NF, values_N=values_N, given_F=given_F)
+
     def with_measurement(self, parts: Parts, value: float) -> LatencyModel:
         """Return the model fitted with one more network and its measured cost."""
-        return LatencyModel(self.name, np.vstack([self.work_NF, work(parts)]), np.append(self.values_N, value))
+        more_NF = np.vstack([self.work_NF, self.work_of(parts)])
+        return replace(self, work_NF=more_NF, values_N=np.append(self.values_N, value))
 
 
-def work(parts: Parts) -> np.ndarray:
-    """Return the work of each kind in each network, shape (N, F).
-
-    The kinds of work, in order:
-
-    - multiply-adds with output channels padded to blocks of 8, then of 16: of dense floating-point convolutions, dense
-      integer convolutions, grouped convolutions, and linear layers;
-    - multiply-adds of dense integer convolutions with input channels padded to blocks (a first layer has few);
-    - multiply-adds without padding: of all layers, of grouped integer convolutions, and of convolutions whose weights
-      of less than a byte are unpacked at every inference (integer dense, integer grouped, floating-point dense,
-      floating-point grouped);
-    - bits of the weights; numbers written; numbers written by layers with quantized inputs;
-    - layers; layers with quantized inputs; layers with unpacked weights (integer, floating-point);
-    - multiply-adds of other products; and the constant 1.
-    """
-    arrays = np.broadcast_arrays(
-        parts.macs, parts.weights, parts.outputs, parts.inputs, parts.weight_bits, parts.activation_bits, parts.linear,
-        parts.grouped,
-    )  # fmt: skip
-    macs, weights, outputs, inputs, weight_bits, activation_bits, linear, grouped = arrays
-    present = outputs > 0
-    padded_outputs = [_padded(macs, outputs, block) for block in OUTPUT_BLOCKS]
-    padded_inputs = _padded(macs, inputs, INPUT_BLOCK)
-    written = outputs * macs / np.maximum(weights, 1)
-    quantized = present & (activation_bits < FLOAT_BITS)
-    integer = quantized & (weight_bits < FLOAT_BITS)
-    is_grouped = grouped > 0
-    dense = present & ~(linear > 0) & ~is_grouped
-    unpacked = [present & (weight_bits < BYTE_BITS) & kind for kind in (integer, ~integer)]
-    kinds = (
-        *(
-            padded * kind
-            for padded in padded_outputs for kind in (dense & ~integer, dense & integer, is_grouped, linear > 0)
-        ),
-        padded_inputs * (dense & integer), macs, macs * (is_grouped & integer),
-        *(macs * (kind & layers) for kind in unpacked for layers in (dense, is_grouped)),
-        weights * weight_bits, written, written * quantized, present, quantized, *unpacked,
-    )  # fmt: skip
-    sums = [kind.sum((0, 2)) for kind in kinds]
-    return np.column_stack([*sums, parts.product_macs, np.ones(len(sums[0]))])
+def _reduced(rows_SF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return equations, rows and targets, with the squared errors of `rows @ c = 1`, as few as there are columns."""
+    ones_S = np.ones(len(rows_SF))
+    if len(rows_SF) <= rows_SF.shape[1]:
+        return rows_SF, ones_S
+    triangle = np.asarray(np.linalg.qr(np.column_stack([rows_SF, ones_S]), mode="r"))
+    return triangle[:, :-1], triangle[:, -1]
 
 
-def _padded(macs: np.ndarray, channels: np.ndarray, block: int) -> np.ndarray:
-    """Return the multiply-adds with channels padded to whole blocks."""
-    padded: np.ndarray = macs * np.ceil(channels / block) * block / np.maximum(channels, 1)
-    return padded
-
-
-def _coefficients(work_NF: np.ndarray, values_N: np.ndarray) -> np.ndarray:
-    """Return the non-negative coefficients with the smallest squared relative errors on the measured networks.
+def _coefficients(rows_SF: np.ndarray, targets_S: np.ndarray, ridge: float = 0.0) -> np.ndarray:
+    """Return the non-negative coefficients with the smallest squared errors, drawn towards zero by `ridge`.
 
     References
     ----------
     Lawson & Hanson 1974, Solving Least Squares Problems, ch. 23.
     """
-    scale_F = np.maximum(np.abs(work_NF).max(0), 1e-12)
+    scale_F = np.maximum(np.abs(rows_SF).max(0), 1e-12)
+    scaled_SF = rows_SF / scale_F
+    if ridge:
+        scaled_SF = np.vstack([scaled_SF, ridge * np.eye(len(scale_F))])
+        targets_S = np.append(targets_S, np.zeros(len(scale_F)))
     steps = 100 * len(scale_F)  # far above the default of 3 per coefficient, because the fit fails at the bound
-    coefficients_F, _ = nnls(work_NF / scale_F / values_N[:, None], np.ones(len(values_N)), maxiter=steps)
+    coefficients_F, _ = nnls(scaled_SF, targets_S, maxiter=steps)
     scaled: np.ndarray = coefficients_F / scale_F
     return scaled

@@ -6,14 +6,19 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
-from search.costs.latency_model import LatencyModel, work
+from objectives.objective import Partwise
+from search.costs.coarse_work import coarse_work
+from search.costs.latency_model import LatencyModel, MeasuredParts
+from search.costs.work import work
+from search.evaluation.measured_parts import PartsFile, measurements_folder
+from search.evaluation.network_parts import drawn_parts, ends_of
 from search.study import machine
 from search.study.console import console, track
 from search.study.cpu_profile import MEASURING
@@ -25,27 +30,33 @@ from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from optuna import Study
+    from torch import nn
 
     from objectives import Objective
+    from objectives.layers import Parts
     from search.evaluation.context import Context
     from spaces import Plan
 
 
 PROFILED_NETWORKS = 20  # networks that are profiled before a search (chosen)
-MIN_PROFILED_NETWORKS = 8  # profiled networks; with fewer no model is fitted
+PARTS_SECONDS = 2.0  # CPU time for the parts of a network, over that of the network before it (chosen)
 PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # round r measures up to 6 r of the most promising plans (chosen)
 MIXED_PLANS = 4  # uniform plans; a profiled plan takes each parameter from one of them (chosen)
-MEASUREMENTS_VARIABLE = "SLIMFRONT_MEASURED"  # the environment variable that names the folder of measurements
+MIXED_FOR_PARTS = 16  # the same where parts are measured (chosen)
+LEAST_SHAPE, SHAPE_RANGE = 0.5, 4.0  # of the beta distribution of these plans' strengths around one strength (chosen)
 
 
 def fit_before_search(context: Context, seconds: float) -> None:
     """Fit a model of every minimized cost that no formula gives, so that a draft can use its predictions.
 
-    Networks of random strengths, with each set of axes, are built and measured without training. The measurements are
-    kept, for this machine, in the folder named by the environment variable SLIMFRONT_MEASURED, by default
-    `runs/measured`. If measuring would take too long or fails, the cost gets no model, and a message says so.
+    Networks of random strengths, with each set of axes, are built and measured without training. Of a cost that can be
+    measured on parts of a network, such as latency, single layers and blocks of each network are measured before the
+    network itself: exporting a network takes as long as exporting many parts, and only the parts tell what a layer
+    costs. Parts are kept for this machine and shared by all studies, networks are kept for the study's space and
+    teacher, both in the folder named by the environment variable SLIMFRONT_MEASURED, by default `runs/measured`.
 
     Parameters
     ----------
@@ -56,29 +67,19 @@ def fit_before_search(context: Context, seconds: float) -> None:
     """
     for objective in context.spec.costs:
         if objective.name not in context.cost_model.formulas and objective.direction == "minimize":
+            started = time.process_time()
             try:
-                ratios = _measured_ratios(context, objective, seconds)
-                if len(ratios) < MIN_PROFILED_NETWORKS:
-                    if seconds:
-                        console.print(
-                            f"{objective.name} is not predicted, because measuring {MIN_PROFILED_NETWORKS} networks "
-                            "would take too long"
-                        )
-                    continue
                 with context.cpu_profile.charge(MEASURING):
-                    teacher = objective(context.subject.finished)
+                    model, new = _fitted(context, objective, seconds)
             except Exception as error:  # noqa: BLE001 - a user's objective may raise anything; its trials report it too
                 console.print(
                     f"{objective.name} is not predicted, because measuring a network failed: {first_line(error)}"
                 )
                 continue
-            plans = [
-                None,
-                *(context.plan(params) for params in itertools.islice(_profiled_params(context), len(ratios))),
-            ]
-            parts = architectures_of(context.cost_model.frame, plans).parts()
-            values = teacher * np.array([1.0, *ratios])
-            context.cost_model.add_model(LatencyModel(objective.name, work(parts), values))
+            if model is not None:
+                context.cost_model.add_model(model)
+                if new:
+                    console.print(f"{model.words()}; measured in {time.process_time() - started:.0f} CPU seconds")
 
 
 def measure_promising(
@@ -148,54 +149,127 @@ def refit(study: Study, context: Context) -> None:
                 cost_model.observe(context.plan(trial.params), over_teacher)
 
 
-def _measured_ratios(context: Context, objective: Objective, seconds: float) -> list[float]:
-    """Return the costs of the profiled networks relative to the teacher's; measure those that are not known yet.
+def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[LatencyModel | None, bool]:
+    """Return a model of the objective, None if nothing is measured, and whether something new was measured."""
+    path = _path(context, objective)
+    ratios: list[float] = json.loads(path.read_text()) if path.exists() else []
+    before = len(PartsFile.of(objective).read()[1]) if isinstance(objective, Partwise) else 0
+    if not (seconds or ratios or before):
+        return None, False
+    began = time.process_time()
+    teacher = objective(context.subject.finished)  # also loads the runtime, which is not repeated for each network
+    known, now = len(ratios), time.process_time()
+    if seconds and known < PROFILED_NETWORKS:
+        for ratio in _measured(context, objective, known, teacher, Timing(now - began, now, now + seconds)):
+            ratios.append(ratio)
+            save_json(path, ratios)
+    plans = [
+        None,
+        *(context.plan(params) for params in itertools.islice(_profiled_params(context, objective), len(ratios))),
+    ]
+    parts = architectures_of(context.cost_model.frame, plans).parts()
+    work_of: Callable[[Parts], np.ndarray] = coarse_work
+    measured = MeasuredParts(np.zeros((0, 0)), np.zeros(0))
+    if isinstance(objective, Partwise):
+        work_SF, milliseconds_S = PartsFile.of(objective).read()
+        if len(milliseconds_S):
+            work_of = partial(work, ends=ends_of(context.subject.finished, context.subject.example[:2]))
+            measured = MeasuredParts(work_SF, milliseconds_S * objective.of_ms(1.0))
+    model = LatencyModel(objective.name, work_of, work_of(parts), teacher * np.array([1.0, *ratios]), measured)
+    return model, len(ratios) > known or len(measured.values_S) > before
+
+
+class Timing(NamedTuple):
+    """CPU seconds: what the teacher took, when measuring began, and when it has to end."""
+
+    teacher: float
+    began: float
+    until: float
+
+
+def _measured(context: Context, objective: Objective, known: int, teacher: float, timing: Timing) -> Iterator[float]:
+    """Measure networks, and parts of each before, until the time is up; yield each network's cost over the teacher's.
+
+    At least one network is measured, or parts of one if the network would take too long.
 
     Raises
     ------
     ValueError
         If a cost is not positive and finite.
     """
-    path = _path(context, objective)
-    ratios: list[float] = json.loads(path.read_text()) if path.exists() else []
-    known = len(ratios)
-    if known >= PROFILED_NETWORKS or not seconds:
-        return ratios
     subject = context.subject
-    with track(f"measuring networks to predict {objective.name}") as progress, context.cpu_profile.charge(MEASURING):
-        until = time.process_time() + seconds
-        teacher = objective(subject.finished)  # also loads the runtime, so it does not count as time per network
-        started = time.process_time()
-        for params in itertools.islice(_profiled_params(context), known, PROFILED_NETWORKS):
-            ratio = objective(subject.finish(subject.build_roughly(context.plan(params)))) / teacher
+    seconds = timing.teacher  # CPU time of the last network, without its parts
+    with track(f"measuring networks to predict {objective.name}") as progress:
+        for number, params in enumerate(
+            itertools.islice(_profiled_params(context, objective), known, PROFILED_NETWORKS), known
+        ):
+            began = time.process_time()
+            plan = context.plan(params)
+            network = subject.finish(subject.build_roughly(plan))
+            built = time.process_time()
+            if isinstance(objective, Partwise):
+                too_long = built + seconds > timing.until
+                until = timing.until if too_long else min(built + PARTS_SECONDS * seconds, timing.until - seconds)
+                _measure_parts(context, objective, plan, network, number, until)
+                if too_long:
+                    break
+            measuring = time.process_time()
+            ratio = objective(network) / teacher
             if not 0 < ratio < math.inf:
                 raise ValueError(
                     f"a cost must be positive and finite to be predicted, but one network has {ratio * teacher}"
                 )
-            ratios.append(ratio)
-            progress(len(ratios) / PROFILED_NETWORKS)
+            yield ratio
             now = time.process_time()
-            needed = max(MIN_PROFILED_NETWORKS - len(ratios), 1)
-            if now + needed * (now - started) / (len(ratios) - known) > until:
+            seconds = now - measuring + built - began
+            spent = (now - timing.began) / max(timing.until - timing.began, 1e-9)
+            progress(min(1.0, max((number + 1) / PROFILED_NETWORKS, spent)))
+            if now + (0 if isinstance(objective, Partwise) else seconds) > timing.until:
                 break
-    save_json(path, ratios)
-    return ratios
 
 
-def _profiled_params(context: Context) -> Iterator[dict[str, float]]:
-    """Yield the parameters of the plans to profile, the same ones in every process."""
+def _measure_parts(
+    context: Context, objective: Partwise, plan: Plan, network: nn.Module, number: int, until: float
+) -> None:
+    """Measure parts of a plan's finished network until the time is up, but at least one, and keep them.
+
+    Their order depends on the number of the network. A part that fails is skipped.
+    """
+    frame, example = context.cost_model.frame, context.subject.example
+    kept, parts = PartsFile.of(objective), architectures_of(frame, [plan]).parts()
+    batch = example[torch.arange(objective.batch) % len(example)]
+    for part in drawn_parts(network, batch, list(frame.layers), np.random.default_rng(number)):
+        try:
+            milliseconds = objective.part_ms(part.module, part.inputs)
+        except Exception:  # noqa: BLE001, S112 - a runtime may refuse a part that it takes as part of a network
+            continue
+        if 0 < milliseconds < math.inf:
+            kept.add(parts.of_layers(part.columns), part.ends, milliseconds)
+        if time.process_time() >= until:
+            break
+
+
+def _profiled_params(context: Context, objective: Objective) -> Iterator[dict[str, float]]:
+    """Yield the parameters of the plans to profile, the same ones in every process.
+
+    Whole networks tell most if each set of axes occurs alone, parts if each layer has another combination of them.
+    """
     space, anatomy = context.spec.space, context.subject.anatomy
     rng = np.random.default_rng(0)
     axes = len(space.steps)
     for mask in itertools.cycle(mask for mask in itertools.product((1, 0), repeat=axes) if any(mask)):
-        mixed = [space.uniform(anatomy, tuple(rng.random(axes) * mask)) for _ in range(MIXED_PLANS)]
-        yield {name: mixed[rng.integers(MIXED_PLANS)][name] for name in mixed[0]}
+        if isinstance(objective, Partwise):
+            strength = rng.random()
+            shapes = LEAST_SHAPE + SHAPE_RANGE * strength, LEAST_SHAPE + SHAPE_RANGE * (1 - strength)
+            strengths = rng.beta(*shapes, (MIXED_FOR_PARTS, axes))
+        else:
+            strengths = rng.random((MIXED_PLANS, axes)) * mask
+        mixed = [space.uniform(anatomy, tuple(map(float, each))) for each in strengths]
+        yield {name: mixed[rng.integers(len(mixed))][name] for name in mixed[0]}
 
 
 def _path(context: Context, objective: Objective) -> Path:
     definition = sorted(define_value(context.spec.space).items())
     key = repr((machine.identity(), objective, context.subject.anatomy, definition))
-    return (
-        Path(os.environ.get(MEASUREMENTS_VARIABLE, "runs/measured"))
-        / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    )
+    plans = "joint-" if isinstance(objective, Partwise) else ""
+    return measurements_folder() / f"{plans}{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

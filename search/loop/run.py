@@ -11,6 +11,7 @@ import optuna
 from search.evaluation.profiling import fit_before_search, refit
 from search.loop.schedule import affordable, promote, range_tested
 from search.loop.watch import Watch
+from search.proposals.refusals import turn_after_refusals
 from search.study.budget_clock import BudgetClock
 from search.study.console import console
 from search.study.errors import Diverged
@@ -82,6 +83,7 @@ def run(
         with contextlib.suppress(KeyboardInterrupt):
             while not watch.over():
                 refit(study, context)
+                turn_after_refusals(study, context)
                 study.optimize(watch.objective, n_trials=1, catch=(Diverged,))
                 watch.update()
     return not watch.stopped

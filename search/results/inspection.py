@@ -1,16 +1,23 @@
-"""The table of `slimfront inspect`: what each axis can do to each layer, or why it can do nothing."""
+"""What `slimfront inspect` shows: what each axis can do to each layer, or why it can do nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+
+from search.evaluation.profiling import fit_before_search
+from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from search.evaluation.context import Context
     from search.study.spec import StudySpec
-    from spaces import Anatomy
+    from spaces import Anatomy, Plan
+
+INSPECTED_STRENGTHS = 0.5, 1.0  # of the axes whose predicted costs are shown (chosen)
 
 
 def inspection(spec: StudySpec, anatomy: Anatomy) -> pd.DataFrame:
@@ -46,3 +53,28 @@ def percent_acted_on(table: pd.DataFrame, axis: str) -> float:
     """Return the percentage of the multiply-adds that is in layers on which the axis can act."""
     acting = ~table[axis].str.startswith("no: ") & table["macs_percent"].notna()
     return float(table.loc[acting, "macs_percent"].sum())
+
+
+def predicted_words(context: Context) -> list[str]:
+    """Describe, for each cost that measurements of this machine predict, what each axis alone would do to it.
+
+    Only what was measured before is used. Ranks and narrow weights, for instance, may make a small network slower.
+    """
+    fit_before_search(context, 0.0)
+    space, anatomy = context.spec.space, context.subject.anatomy
+    count = len(space.steps)
+    words = ["nothing removed"]
+    plans: list[Plan | None] = [None]
+    for strength in INSPECTED_STRENGTHS:
+        for axis, mask in zip(space.steps, np.eye(count), strict=True):
+            words.append(f"{type(axis).__name__} at strength {strength:g}")
+            plans.append(context.plan(space.uniform(anatomy, tuple(map(float, strength * mask)))))
+        words.append(f"all axes at strength {strength:g}")
+        plans.append(context.plan(space.uniform(anatomy, (strength,) * count)))
+    architectures = architectures_of(context.cost_model.frame, plans)
+    costs = context.cost_model.of(architectures) if context.cost_model.models else {}
+    return [
+        f"{name}, predicted within {model.error:.0%}: "
+        + ", ".join(f"{text} {value:.3g}" for text, value in zip(words, costs[name], strict=True))
+        for name, model in context.cost_model.models.items()
+    ]

@@ -29,21 +29,24 @@ def front_table(study: Study, spec: StudySpec, members: Sequence[Member]) -> pd.
     """Return one row for the teacher and one for every member of the front.
 
     The columns are `trial`, the measured objectives, the values of limits relative to the teacher
-    (`<name>_of_teacher`, `<name>_lost`), the measurements of the exported file, `feasible` and `plan`, the plan in
-    words. `file_<metric>`, `agreement_percent`, `file_bytes`, `file_latency_ms` and `latency_ratio` (over the teacher's
-    file, on the study's runtime) are measured on the file and empty if the member is not verified; `file_front` says
-    whether the file is on the front of the files, `file_feasible` whether it meets all limits.
+    (`<name>_of_teacher`, `<name>_lost`), the costs that a model predicted before the network was built
+    (`predicted_<cost>`), the measurements of the exported file, `feasible` and `plan`, the plan in words.
+    `file_<metric>`, `agreement_percent`, `file_bytes`, `file_latency_ms` and `latency_ratio` (over the teacher's file,
+    on the study's runtime) are measured on the file and empty if the member is not verified; `file_front` says whether
+    the file is on the front of the files, `file_feasible` whether it meets all limits.
     """
     names = [objective.name for objective in spec.measured]
     metrics = [objective.name for objective in spec.measured if isinstance(objective, Metric)]
     teacher = study.user_attrs.get(TEACHER, {})
     files = file_table(members, spec)
+    modelled = dict.fromkeys(name for trial, _ in members for name in trial.user_attrs.get(PREDICTED, {}))
     on_file_front = dict(zip(files["number"], np.where(files["on_front"], "yes", "no"), strict=True))
     rows: list[dict[str, Any]] = [
         {
             "trial": str(trial.number),
             **{name: trial.user_attrs[VALUES][name] for name in names},
             **relative_columns(study, spec, trial),
+            **{f"predicted_{name}": trial.user_attrs.get(PREDICTED, {}).get(name) for name in modelled},
             **{f"file_{name}": record.get(f"{name}_file") for name in metrics},
             "agreement_percent": record.get("agreement_percent"),
             "file_bytes": record.get("file_bytes"),

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from spaces.costs.frame import Frame
 
 
+OF_LAYERS = (  # the arrays of `Parts` with a number for each layer
+    "macs", "weights", "biases", "outputs", "inputs", "weight_bits", "activation_bits", "levels", "linear", "padded",
+    "strided", "grouped",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The layers of N networks in their deployed form, as arrays that broadcast to (P, N, L) unless a shape is given.
@@ -71,6 +77,13 @@ class Parts:
     held: np.ndarray
     sums: np.ndarray
     resized: np.ndarray
+
+    def of_layers(self, columns: Sequence[int]) -> Parts:
+        """Return these layers alone, without products, parameters and sums outside of them."""
+        shape = np.broadcast_shapes(*(np.shape(getattr(self, name)) for name in OF_LAYERS))
+        chosen = {name: np.broadcast_to(getattr(self, name), shape)[..., list(columns)] for name in OF_LAYERS}
+        nothing = np.zeros(shape[1])
+        return Parts(**chosen, product_macs=nothing, parameters=nothing, held=nothing, sums=nothing)
 
 
 @dataclass(slots=True)

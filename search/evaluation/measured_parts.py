@@ -1,0 +1,71 @@
+"""The measured parts of networks, kept for this machine and shared by all its studies.
+
+Each line of a file is one part: the numbers of its layers, its ends, and its milliseconds. A line is written at once,
+so several processes may add to the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from search.costs.work import Ends, work
+from search.study import machine
+from spaces.costs.architectures import OF_LAYERS, Parts
+
+if TYPE_CHECKING:
+    from objectives.objective import Partwise
+
+MEASUREMENTS_VARIABLE = "SLIMFRONT_MEASURED"  # the environment variable that names the folder of measurements
+MOST_PARTS = 2000  # the latest parts of a file that are read (chosen)
+
+
+def measurements_folder() -> Path:
+    """Return the folder of the measurements of this machine."""
+    return Path(os.environ.get(MEASUREMENTS_VARIABLE, "runs/measured"))
+
+
+@dataclass(frozen=True, slots=True)
+class PartsFile:
+    """The file with the measured parts for one objective's conditions on this machine."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, objective: Partwise) -> PartsFile:
+        """Return the file for an objective, which may not exist yet."""
+        key = repr((machine.identity(), objective.conditions))
+        return cls(measurements_folder() / f"parts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl")
+
+    def add(self, parts: Parts, ends: Ends, milliseconds: float) -> None:
+        """Add a measured part."""
+        layers = {name: np.asarray(getattr(parts, name), dtype=float)[:, 0].tolist() for name in OF_LAYERS}
+        line = json.dumps({"layers": layers, "ends": [ends.taken, ends.returned], "ms": milliseconds}) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the work of the measured parts, shape (S, F), and their milliseconds, shape (S,)."""
+        lines = self.path.read_text().splitlines()[-MOST_PARTS:] if self.path.exists() else []
+        rows = [row for row in map(_row, lines) if row is not None]
+        if not rows:
+            return np.zeros((0, 0)), np.zeros(0)
+        return np.vstack([one for one, _ in rows]), np.array([milliseconds for _, milliseconds in rows])
+
+
+def _row(line: str) -> tuple[np.ndarray, float] | None:
+    """Return the work of a part and its milliseconds; None for a line that another process has not written yet."""
+    try:
+        content: dict[str, Any] = json.loads(line)
+        layers = {name: np.array(content["layers"][name])[:, None] for name in OF_LAYERS}
+        nothing = {field.name: np.zeros(1) for field in fields(Parts) if field.name not in OF_LAYERS}
+        return work(Parts(**layers, **nothing), Ends(*content["ends"])), float(content["ms"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None

@@ -1,0 +1,89 @@
+"""The parts of a network that can be measured alone: modules that take one tensor and return one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from search.costs.work import Ends
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+
+LARGEST_SHARE = 0.25  # of the network's layers: the most that a part has (chosen)
+
+
+class Part(NamedTuple):
+    """A module of a network, with the columns of its layers, what it takes for a batch, and its ends."""
+
+    module: nn.Module
+    columns: tuple[int, ...]
+    inputs: Tensor
+    ends: Ends
+
+
+def ends_of(network: nn.Module, batch: Tensor) -> Ends:
+    """Return how many numbers of one example a network takes and returns."""
+    with torch.no_grad():
+        return _ends(batch, network(batch))
+
+
+def drawn_parts(network: nn.Module, batch: Tensor, layers: Sequence[str], rng: np.random.Generator) -> Iterator[Part]:
+    """Yield each part of a network once, in random order: single layers and larger parts in turns.
+
+    Parameters
+    ----------
+    network
+        A finished network in evaluation mode.
+    batch
+        Its inputs, shape (B, ...).
+    layers
+        Names of the layers in the order of their columns.
+    rng
+        Draws the order.
+    """
+    single, larger = _parts(network, batch, layers)
+    queues = [[parts[at] for at in rng.permutation(len(parts))] for parts in (single, larger)]
+    while any(queues):
+        for queue in queues:
+            if queue:
+                yield queue.pop()
+
+
+def _parts(network: nn.Module, batch: Tensor, layers: Sequence[str]) -> tuple[list[Part], list[Part]]:
+    """Return the modules with one layer, and those with several; of modules with the same layers, the outermost."""
+    calls: dict[str, list[tuple[object, ...]]] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _, given, returned, name=name: calls.setdefault(name, []).append((*given, returned))
+        )
+        for name, module in network.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad():
+            network(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: dict[tuple[int, ...], Part] = {}
+    most = max(2, int(LARGEST_SHARE * len(layers)))
+    for name, module in network.named_modules():
+        columns = tuple(at for at, layer in enumerate(layers) if f"{layer}.".startswith(f"{name}."))
+        called = calls.get(name, [])
+        tensors = called[0] if len(called) == 1 else ()
+        if 0 < len(columns) <= most and columns not in found and len(tensors) == 2:  # noqa: PLR2004 - taken, returned
+            taken, returned = tensors
+            if isinstance(taken, Tensor) and isinstance(returned, Tensor) and len(taken) == len(batch) == len(returned):
+                found[columns] = Part(module, columns, taken, _ends(taken, returned))
+    parts = list(found.values())
+    return [part for part in parts if len(part.columns) == 1], [part for part in parts if len(part.columns) > 1]
+
+
+def _ends(taken: Tensor, returned: object) -> Ends:
+    numbers = returned.numel() / len(returned) if isinstance(returned, Tensor) else 0.0
+    return Ends(taken.numel() / len(taken), numbers)

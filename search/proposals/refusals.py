@@ -1,0 +1,105 @@
+"""What is proposed after several plans in a row exceeded a limit on a cost that is predicted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from optuna.trial import TrialState
+
+from search.proposals.draft_records import choices_in, draft_of
+from search.proposals.limits import limits_before_training
+from search.study.console import console
+from search.study.queue import enqueue
+from search.study.records import PROXY_LOSS, REASON
+from spaces.plan import architectures_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from optuna import Study
+
+    from search.evaluation.context import Context
+
+REFUSALS = 3  # plans refused in a row, after which another one is enqueued (chosen)
+MIXED = 200  # mixtures of uniform plans that are considered beside the draft (chosen)
+STRENGTHS = 21  # uniform plans that they are mixed from (chosen)
+
+
+def refused_in_a_row(study: Study, context: Context) -> int:
+    """Return how many of the latest finished trials in a row exceeded a limit on a predicted cost."""
+    limits = [str(x) for x in context.spec.limits if x.objective.name in context.cost_model.models]
+    count = 0
+    finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    for trial in reversed(study.get_trials(deepcopy=False, states=finished)):
+        if REASON not in trial.user_attrs or all(trial.constraints.get(limit, 0.0) <= 0 for limit in limits):
+            break
+        count += 1
+    return count
+
+
+def excess_of(context: Context, plans: Sequence[Mapping[str, float]], margins: float) -> np.ndarray:
+    """Return by how much the worst limit on a cost is exceeded, shape (plans,), zero or less where all are met.
+
+    Parameters
+    ----------
+    context
+        The study.
+    plans
+        The parameters of plans.
+    margins
+        By how many times the error of a cost's model its prediction is raised.
+    """
+    architectures = architectures_of(context.cost_model.frame, [context.plan(params) for params in plans])
+    costs = context.cost_model.of(architectures)
+    worst = np.full(len(plans), -np.inf)
+    for limit in limits_before_training(context):
+        if limit.objective.name in costs:
+            raised = costs[limit.objective.name] * (1 + margins * context.cost_model.error(limit))
+            worst = np.maximum(worst, [limit.excess(float(value)) for value in raised])
+    return worst
+
+
+def turn_after_refusals(study: Study, context: Context) -> None:
+    """After every third refusal in a row, enqueue a plan that the refitted models clearly allow; else do nothing.
+
+    It is the plan of the draft with the smallest proxy loss of those that meet the limits by the margin of a model for
+    every third refusal; if the draft has none, the mixture of uniform plans that compresses least; if no plan is
+    allowed, the one that exceeds the limits least.
+    """
+    count = refused_in_a_row(study, context)
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if not count or count % REFUSALS or waiting:
+        return
+    margins = count / REFUSALS
+    draft = draft_of(study)
+    drafted = draft.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if draft is not None else []
+    names = list(drafted[0].params) if drafted else []
+    tried = {choices_in(trial, names) for trial in study.get_trials(deepcopy=False)}
+    fresh = [trial for trial in drafted if choices_in(trial, names) not in tried]
+    excess = excess_of(context, [trial.params for trial in fresh], margins) if fresh else np.zeros(0)
+    allowed = np.flatnonzero(excess <= 0)
+    if len(allowed):
+        chosen = dict(fresh[min(allowed, key=lambda at: fresh[at].values[0])].params)
+        source = f"the plan of the draft with the smallest {PROXY_LOSS} of those that it allows"
+    else:
+        mixtures = _mixtures(context, seed=count)
+        excess = excess_of(context, mixtures, margins)
+        inside = np.flatnonzero(excess <= 0)
+        chosen = mixtures[inside[excess[inside].argmax()] if len(inside) else excess.argmin()]
+        source = "a mixture of uniform plans"
+    enqueue(study, chosen)
+    console.print(f"{count} plans in a row exceeded a limit: the models were fitted again, and next is {source}")
+
+
+def _mixtures(context: Context, seed: int) -> list[dict[str, float]]:
+    """Return mixtures of pairs of uniform plans, each axis with its own strength, and the strongest plans."""
+    space, anatomy = context.spec.space, context.subject.anatomy
+    rng, axes = np.random.default_rng(seed), len(space.steps)
+    found = []
+    for number in range(MIXED):
+        some = rng.random(axes) < 0.5 + number % 2  # half of the axes, then all of them
+        strengths = rng.integers(STRENGTHS, size=(2, axes)) / (STRENGTHS - 1) * some
+        pair = [space.uniform(anatomy, tuple(map(float, each))) for each in strengths]
+        found.append({name: pair[rng.integers(2)][name] for name in pair[0]})
+    return found
