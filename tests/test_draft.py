@@ -258,7 +258,7 @@ def test_an_exhausted_space_ends_the_draft() -> None:
 def test_uniform_plans_replace_the_draft_if_no_table_sum_meets_the_limits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("search.proposals.seeds.excess_over_limits", lambda _, costs, **__: np.ones(len(costs["macs"])))
+    monkeypatch.setattr("search.proposals.seeds.excess_over_limits", lambda _, costs, *__: np.ones(len(costs["macs"])))
     monkeypatch.setattr("search.proposals.draft.meet_limits", lambda _, costs: np.zeros(len(costs["macs"]), dtype=bool))
     main = optuna.create_study(study_name="tight", storage=optuna.storages.InMemoryStorage())
     assert DraftStart(scored=10)(shared(), main, BudgetClock(Budget())) == uniform_designs(shared())

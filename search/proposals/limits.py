@@ -24,7 +24,7 @@ def limits_before_training(context: Context) -> list[Limit]:
     return [limit for limit in context.spec.limits if limit.objective.is_cost]
 
 
-def excess_over_limits(context: Context, costs: Mapping[str, np.ndarray], *, margin: bool = True) -> np.ndarray:
+def excess_over_limits(context: Context, costs: Mapping[str, np.ndarray], margin: float = 1.0) -> np.ndarray:
     """Return by how much plans exceed the limits on these costs, relative to the bound, shape (plans,); at most 0: not.
 
     Parameters
@@ -34,13 +34,13 @@ def excess_over_limits(context: Context, costs: Mapping[str, np.ndarray], *, mar
     costs
         Costs of the plans, arrays of shape (plans,).
     margin
-        Whether the error of each cost's model is added to its predictions.
+        By how many times the error of each cost's model its predictions are raised.
     """
     excess = np.full(len(next(iter(costs.values()))), -np.inf)
     for limit in limits_before_training(context):
         name = limit.objective.name
         if name in costs:
-            values = costs[name] * (1 + (context.cost_model.error(limit) if margin else 0.0))
+            values = costs[name] * (1 + margin * context.cost_model.error(limit))
             excess = np.maximum(excess, [limit.excess(float(value)) for value in values])
     return excess
 

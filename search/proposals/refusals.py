@@ -8,7 +8,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from search.proposals.draft_records import choices_in, draft_of
-from search.proposals.limits import limits_before_training
+from search.proposals.limits import excess_over_limits
 from search.study.console import console
 from search.study.queue import enqueue
 from search.study.records import PROXY_LOSS, REASON
@@ -51,13 +51,7 @@ def excess_of(context: Context, plans: Sequence[Mapping[str, float]], margins: f
         By how many times the error of a cost's model its prediction is raised.
     """
     architectures = architectures_of(context.cost_model.frame, [context.plan(params) for params in plans])
-    costs = context.cost_model.of(architectures)
-    worst = np.full(len(plans), -np.inf)
-    for limit in limits_before_training(context):
-        if limit.objective.name in costs:
-            raised = costs[limit.objective.name] * (1 + margins * context.cost_model.error(limit))
-            worst = np.maximum(worst, [limit.excess(float(value)) for value in raised])
-    return worst
+    return excess_over_limits(context, context.cost_model.of(architectures), margins)
 
 
 def turn_after_refusals(study: Study, context: Context) -> None:

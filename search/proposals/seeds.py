@@ -26,17 +26,17 @@ def seeds_within_limits(context: Context, table: SensitivityTable, cost_names: l
     limited = [limit.objective.name for limit in limits_before_training(context)]
     names = [name for name in dict.fromkeys([*cost_names, *limited]) if name in formulas]
 
-    def search(*, margin: bool) -> np.ndarray:
+    def search(margin: float) -> np.ndarray:
         def evaluate(chosen: np.ndarray) -> Evaluation:
             costs = context.cost_model.of(table.combine(chosen))
             return Evaluation(
-                np.column_stack([costs[name] for name in names]), excess_over_limits(context, costs, margin=margin)
+                np.column_stack([costs[name] for name in names]), excess_over_limits(context, costs, margin)
             )
 
         return band_search(table.losses, table.axes, evaluate, context.spec.seed)
 
-    found = search(margin=True)
-    return found if len(found) or not context.cost_model.models else search(margin=False)
+    found = search(margin=1.0)
+    return found if len(found) or not context.cost_model.models else search(margin=0.0)
 
 
 def best_sums(context: Context, table: SensitivityTable, cost_names: list[str], count: int) -> list[dict[str, float]]:

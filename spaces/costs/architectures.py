@@ -83,7 +83,7 @@ class Parts:
         shape = np.broadcast_shapes(*(np.shape(getattr(self, name)) for name in OF_LAYERS))
         chosen = {name: np.broadcast_to(getattr(self, name), shape)[..., list(columns)] for name in OF_LAYERS}
         nothing = np.zeros(shape[1])
-        return Parts(**chosen, product_macs=nothing, parameters=nothing, held=nothing, sums=nothing)
+        return Parts(**chosen, product_macs=nothing, parameters=nothing, held=nothing, sums=nothing, resized=nothing)
 
 
 @dataclass(slots=True)
