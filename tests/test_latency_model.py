@@ -366,8 +366,8 @@ def test_parts_predict_networks_that_one_network_does_not(count: int) -> None:
     measured = MeasuredParts(parts, parts @ coefficients)
     assert all(len(rows) <= 4 + 1 for rows, _ in measured.resamples) or count == 6, "as few as there are kinds of work"
     model = LatencyModel("ms", coarse_work, networks[:1], networks[:1] @ coefficients, measured)
-    assert model.predict(networks) == pytest.approx(networks @ coefficients, rel=0.1)
+    assert model.predict(networks) == pytest.approx(networks @ coefficients, rel=0.2)
     alone = LatencyModel("ms", coarse_work, networks[:1], networks[:1] @ coefficients, NO_PARTS)
     assert np.median(abs(alone.predict(networks) / (networks @ coefficients) - 1)) > 0.1
     slower = LatencyModel("ms", coarse_work, networks[:5], 1.5 * networks[:5] @ coefficients, measured)
-    assert slower.predict(networks[5:]) == pytest.approx(1.5 * networks[5:] @ coefficients, rel=0.1)
+    assert slower.predict(networks[5:]) == pytest.approx(1.5 * networks[5:] @ coefficients, rel=0.2)
