@@ -56,13 +56,22 @@ def meets_limits(context: Context, values: dict[str, float]) -> bool:
     return all(limit.excess(values[limit.objective.name]) <= 0 for limit in limits_before_training(context))
 
 
-def costs_of_uniform(context: Context, strengths: tuple[float, ...]) -> dict[str, float]:
-    """Return the limited costs of the uniform plan with these strengths; costs without a formula are measured."""
+def costs_of_uniform(context: Context, strengths: tuple[float, ...], *, measured: bool = False) -> dict[str, float]:
+    """Return the limited costs of the uniform plan with these strengths.
+
+    Costs without a formula are predicted by their models; those without a model, or all if `measured`, are measured.
+    """
     plan = context.plan(context.spec.space.uniform(context.subject.anatomy, strengths))
-    exact = context.cost_model.predict(plan).exact
+    exact, modelled = context.cost_model.predict(plan)
+    known = exact if measured else exact | modelled
     limited = {limit.objective.name: limit.objective for limit in limits_before_training(context)}
-    unknown = [objective for name, objective in limited.items() if name not in exact]
-    return exact | (context.measure(context.build(plan), unknown) if unknown else {})
+    unknown = [objective for name, objective in limited.items() if name not in known]
+    return known | (context.measure_costs(plan, context.build(plan), unknown) if unknown else {})
+
+
+def limits_need_models(context: Context) -> bool:
+    """Whether a limited cost has no formula, so that it must be predicted or measured."""
+    return any(limit.objective.name not in context.cost_model.formulas for limit in limits_before_training(context))
 
 
 def sets_of_axes(count: int) -> list[tuple[float, ...]]:
@@ -82,9 +91,10 @@ def check_reachable(context: Context) -> dict[tuple[float, ...], dict[str, float
     """
     limits = limits_before_training(context)
     sets = sets_of_axes(len(context.spec.space.steps))
-    reachable = {mask: costs_of_uniform(context, mask) for mask in sets} if limits else {}
-    if not limits or any(meets_limits(context, values) for values in reachable.values()):
-        return reachable
+    for measured in (False, True) if context.cost_model.models else (False,):  # before an error, what was predicted
+        reachable = {mask: costs_of_uniform(context, mask, measured=measured) for mask in sets} if limits else {}
+        if not limits or any(meets_limits(context, values) for values in reachable.values()):
+            return reachable
     plans = {mask: _strongest(context, mask) for mask in sets}
     candidates = [
         Candidate(f"by {plans[mask].words()}", values, {str(x): x.excess(values[x.objective.name]) for x in limits})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search.evaluation.profiling import fit_before_search, measure_promising
-from search.proposals.limits import check_reachable
+from search.proposals.limits import check_reachable, limits_need_models
 from search.proposals.seeds import best_sums
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import TABLE_SHARE
@@ -35,8 +35,9 @@ class TableStart:
 
     def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:
         """Return the parameters of each plan, the largest network first."""
-        reachable = check_reachable(context)
+        reachable = None if limits_need_models(context) else check_reachable(context)
         fit_before_search(context, TABLE_SHARE * clock.total)
+        reachable = check_reachable(context) if reachable is None else reachable
         formulas = context.cost_model.formulas
         cost_names = [objective.name for objective in context.spec.objectives if objective.name in formulas]
         if not cost_names:
