@@ -15,7 +15,7 @@ from torch import nn
 from objectives import Limit, Macs, Parameters
 from search import Budget, DraftStart, UniformStart
 from search.costs.coarse_work import coarse_work
-from search.costs.latency_model import LatencyModel, MeasuredParts
+from search.costs.latency_model import LatencyModel, MeasuredParts, at_best_clock
 from search.evaluation.context import Context
 from search.evaluation.profiling import (
     PLANS_PER_ROUND,
@@ -371,3 +371,15 @@ def test_parts_predict_networks_that_one_network_does_not(count: int) -> None:
     assert np.median(abs(alone.predict(networks) / (networks @ coefficients) - 1)) > 0.1
     slower = LatencyModel("ms", coarse_work, networks[:5], 1.5 * networks[:5] @ coefficients, measured)
     assert slower.predict(networks[5:]) == pytest.approx(1.5 * networks[5:] @ coefficients, rel=0.2)
+
+
+@pytest.mark.parametrize("clock", [0.7, 1.0, 1.4])
+def test_parts_that_were_timed_at_another_clock_are_corrected(clock: float) -> None:
+    rng = np.random.default_rng(0)
+    coefficients = np.array([1.0, 0.5, 2.0, 0.1])
+    parts, networks = rng.uniform(0, 3, (60, 4)), rng.uniform(1, 90, (8, 4))
+    measured = MeasuredParts(parts, parts @ coefficients / clock)
+    model = LatencyModel("ms", coarse_work, networks, networks @ coefficients, measured)
+    assert at_best_clock(model).parts.values_S == pytest.approx(parts @ coefficients)
+    alone = LatencyModel("ms", coarse_work, networks[:1], networks[:1] @ coefficients, measured)
+    assert at_best_clock(alone) is alone, "one network says nothing about the clock"

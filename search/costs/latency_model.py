@@ -26,6 +26,8 @@ SCALE_PRIOR = 0.3  # weight of a scale of 1 between parts and whole networks, as
 NETWORK_WEIGHT = 0.3  # of a network beside parts in the linear model (fitted)
 RIDGE = 0.1  # weight of a zero coefficient, where there are parts, over the largest cost of its kind of work (fitted)
 RESAMPLES = 30  # linear models whose mean is taken where there are parts (chosen)
+CLOCKS = 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7  # times of the parts may be wrong by such factors (chosen)
+LEAST_FOR_CLOCK = 3  # networks; with fewer no factor is chosen (chosen)
 LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing
 
 
@@ -188,6 +190,17 @@ class LatencyModel:
         """Return the model fitted with one more network and its measured cost."""
         more_NF = np.vstack([self.work_NF, self.work_of(parts)])
         return replace(self, work_NF=more_NF, values_N=np.append(self.values_N, value))
+
+
+def at_best_clock(model: LatencyModel) -> LatencyModel:
+    """Return the model whose parts' times are multiplied by the factor with which left-out networks are predicted best.
+
+    The parts of other studies, or of another hour, were measured while the processor was faster or slower than now.
+    """
+    if len(model.held_out) < LEAST_FOR_CLOCK or not len(model.parts.values_S):
+        return model
+    clocked = (replace(model, parts=replace(model.parts, values_S=model.parts.values_S * clock)) for clock in CLOCKS)
+    return min(clocked, key=lambda one: float(np.abs(np.log(one.held_out / one.values_N[1:])).mean()))
 
 
 def _reduced(rows_SF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import torch
 
 from objectives.objective import Partwise
 from search.costs.coarse_work import coarse_work
-from search.costs.latency_model import LatencyModel, MeasuredParts
+from search.costs.latency_model import LatencyModel, MeasuredParts, at_best_clock
 from search.costs.work import work
 from search.evaluation.measured_parts import PartsFile, measurements_folder
 from search.evaluation.network_parts import drawn_parts, ends_of
@@ -176,7 +176,7 @@ def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[Lat
             work_of = partial(work, ends=ends_of(context.subject.finished, context.subject.example[:2]))
             measured = MeasuredParts(work_SF, milliseconds_S * objective.of_ms(1.0))
     model = LatencyModel(objective.name, work_of, work_of(parts), teacher * np.array([1.0, *ratios]), measured)
-    return model, len(ratios) > known or len(measured.values_S) > before
+    return at_best_clock(model), len(ratios) > known or len(measured.values_S) > before
 
 
 class Timing(NamedTuple):
