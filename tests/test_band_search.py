@@ -23,6 +23,8 @@ from tests.small_study import context, study
 from tests.user_nets import VisionTransformer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from search.evaluation.context import Context
@@ -126,6 +128,39 @@ def test_any_number_of_first_seeds_spans_the_costs_and_each_axis_alone_is_among_
     assert all(any(set(axes[row > 0]) == {axis} for row in rows) for axis in range(3))
     assert len(np.unique(rows, axis=0)) == len(rows)
     assert (rows > 0).any(1).all(), "the unchanged network is no seed"
+
+
+def searched(losses: list[list[float]], axes: list[int], costs: Callable[[np.ndarray], np.ndarray]) -> list[list[int]]:
+    """Search a small table without limits."""
+    found = band_search(
+        [np.array(added) for added in losses], axes, lambda rows: Evaluation(costs(rows), np.zeros(len(rows)))
+    )
+    return found.tolist()  # type: ignore[no-any-return]
+
+
+def test_a_table_with_one_parameter_is_searched() -> None:
+    assert sorted(searched([[0, 1, 2]], [0], lambda rows: 1.0 / (1 + rows))) == [[1], [2]]
+
+
+def test_parameters_without_a_choice_stay() -> None:
+    assert searched([[0]], [0], lambda rows: 1.0 + rows) == []
+    assert searched([[0], [0, 1]], [0, 1], lambda rows: 1.0 / (1 + rows.sum(1, keepdims=True))) == [[0, 1]]
+
+
+def test_savings_that_are_too_small_to_matter_end_a_path() -> None:
+    rows = searched([[0, 1], [0, 1]], [0, 0], lambda rows: 1.0 - rows @ np.array([[1e-10], [0.5]]))
+    assert [0, 1] in rows
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_many_costs_of_which_some_are_zero_or_constant(count: int) -> None:
+    def costs(rows: np.ndarray) -> np.ndarray:
+        kept = 1.0 / (1 + rows)
+        return np.column_stack([kept[:, 0], kept[:, 1], np.zeros(len(rows)), *[np.full(len(rows), 3.0)] * (count - 3)])
+
+    rows = searched([[0, 1, 2], [0, 1, 4], [0, 0.5]], [0, 1, 1], costs)
+    assert len(rows)
+    assert all(any(row) for row in rows)
 
 
 KINDS: tuple[type[nn.Module], ...] = (

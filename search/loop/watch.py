@@ -104,7 +104,7 @@ class Watch:
         trials = self.context.spec.budget.trials
         enough = trials is not None and self.done >= trials
         # at least one is trained; then the run ends where it comes nearest to its time
-        late = self.clock.left <= self._usual_seconds() / 2 and self.done > 0
+        late = self.done > 0 and (self.clock.spent >= 1 or self.clock.left <= self._usual_seconds() / 2)
         return self.stopped or self.exhausted or late or enough
 
     def _usual_seconds(self) -> float:

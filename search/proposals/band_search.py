@@ -22,6 +22,7 @@ MOVES = 1.0, 2.0, 4.0  # mean numbers of changed parameters of mutants; at least
 SWAPPED = 0.3  # share of its parameters that a mutant takes from its mate, if it has one (chosen)
 PATIENCE = 40  # generations without a better plan in any cell, after which an evolution ends (chosen)
 MIN_GENERATIONS, MAX_GENERATIONS = 20, 400  # bounds on the generations of an evolution (chosen)
+MAX_EVOLUTIONS = 4  # evolutions, each with the range of costs that the one before found (chosen)
 MUTATED = 4_000_000  # numbers in all mutants of an evolution, which bounds its time (chosen)
 SMALLEST_SHARE = 1e-9  # of the unchanged network's cost; smaller costs are not distinguished
 
@@ -73,12 +74,14 @@ def band_search(
     Deb 2002, IEEE Trans. Evolutionary Computation 6(2), section VI: of plans over a limit, the nearest is kept.
     Mouret & Clune 2015, arXiv:1504.04909: an evolution that keeps the best plan of every cell.
     """
+    if all(len(added) == 1 for added in losses):
+        return np.zeros((0, len(losses)), dtype=int)  # nothing can be changed
     search = _Search(losses, axes, evaluate)
     rng = np.random.default_rng(seed)
     most = min(MAX_GENERATIONS, max(MIN_GENERATIONS, MUTATED // (GENERATION_PLANS * len(losses))))
     found = search.greedy_paths()
-    cells, again = Cells(search.sets_S, *search.range(), found), True
-    while again:
+    cells = Cells(search.sets_S, *search.range(), found)
+    for _ in range(MAX_EVOLUTIONS):
         quiet = 0
         for _ in range(most):
             quiet = 0 if cells.add(search.mutants(cells, rng)) else quiet + 1
@@ -86,8 +89,10 @@ def band_search(
                 break
         while search.has_few_pairs(cells) and cells.add(search.pairs(cells)):
             pass
-        again = cells.outdated(*search.range())  # cheaper plans, or the first ones within the limits, were found
+        outdated = cells.outdated(*search.range())  # cheaper plans, or the first ones within the limits, were found
         cells = Cells(search.sets_S, *search.range(), cells.plans())
+        if not outdated:
+            break
     return cells.spread()
 
 
@@ -102,7 +107,8 @@ class _Search:
         self._bit_P = 1 << np.unique(axes, return_inverse=True)[1]
         self.all_axes = int(np.bitwise_or.reduce(self._bit_P))
         self.sets_S = np.array(sorted(range(1, self.all_axes + 1), key=lambda bits: -bits.bit_count()))
-        self._unit_C = evaluate(np.zeros((1, len(losses)), dtype=int)).costs_NC[0]
+        unchanged_C = evaluate(np.zeros((1, len(losses)), dtype=int)).costs_NC[0]
+        self._unit_C = np.where(unchanged_C > 0, unchanged_C, 1.0)
         self._ends: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # by the largest excess that is included
         count = len(self._unit_C)
         self.weights_DC = np.vstack([np.eye(count), np.full((int(count > 1), count), 1 / count)])
@@ -143,12 +149,12 @@ class _Search:
         free_NE = self.free_SP[set_N][:, column_E]
         saved_NE = 1 - np.exp(found[0].logs_ND).T[direction_N]  # shares of the cost before the change
         rows_NP = np.zeros((len(set_N), len(self.counts_P)), dtype=int)
-        cost_N = np.ones(len(set_N))
+        cost_N = np.exp(self.plans(rows_NP[:1]).logs_ND[0, direction_N])
         active = np.arange(len(set_N))
         while len(active):
             rows, saved_AE = rows_NP[active], saved_NE[active]
             added_AE = found[0].losses_N - self._each_loss(rows)[:, column_E]
-            usable_AE = free_NE[active] & (choice_E > rows[:, column_E]) & (saved_AE > 0)
+            usable_AE = free_NE[active] & (choice_E > rows[:, column_E]) & (saved_AE > SMALLEST_SHARE)
             tried = _cheapest(added_AE, saved_AE, usable_AE)[:, :TRIED]
             width = tried.shape[1]
             base, change = np.repeat(active, width), tried.ravel()
@@ -180,7 +186,7 @@ class _Search:
         """Return the best plans of all axes together with every one and every two parameters changed."""
         rows = cells.best.rows_NP[: cells.size][cells.taken_K[: cells.size]]
         choices = [(at, choice) for at, count in enumerate(self.counts_P) for choice in range(count)]
-        two = [(*a, *b) for a, b in itertools.combinations(choices, 2) if a[0] != b[0]]
+        two = [(*a, *b) for a, b in itertools.combinations_with_replacement(choices, 2) if a == b or a[0] != b[0]]
         changed = np.tile(rows, (len(two), 1))
         first, value, second, other = np.repeat(np.array(two), len(rows), axis=0).T
         changed[np.arange(len(changed)), first] = value

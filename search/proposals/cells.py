@@ -122,9 +122,9 @@ class Cells:
         return near
 
     def outdated(self, low_D: np.ndarray, high_D: np.ndarray) -> bool:
-        """Whether this range of the costs is wider by more than a band."""
-        grown_D = (self._low_D - low_D) + (high_D - self._high_D)
-        return bool((grown_D > (self._high_D - self._low_D) / BANDS).any())
+        """Whether an end of this range of the costs differs by more than a band."""
+        moved_D = np.maximum(np.abs(self._low_D - low_D), np.abs(self._high_D - high_D))
+        return bool((moved_D > (self._high_D - self._low_D) / BANDS).any())
 
     def plans(self) -> Plans:
         """Return the plans of all cells."""
@@ -133,7 +133,8 @@ class Cells:
     def spread(self) -> np.ndarray:
         """Return the rows of the plans within the limits, so that any number of first rows spans the costs."""
         numbers = np.arange(self.best.excess_N.size).reshape(self._shape)
-        bands = sorted(range(BANDS), key=lambda band: f"{band:04b}"[::-1])
+        bits = (BANDS - 1).bit_length()
+        bands = sorted(range(BANDS), key=lambda band: f"{band:0{bits}b}"[::-1])
         order = numbers[:, :, bands].transpose(0, 2, 1).ravel()
         order = order[self.best.excess_N[order] <= 0]
         rows = self.best.rows_NP[order]

@@ -9,6 +9,7 @@ import numpy as np
 from optuna.trial import FixedTrial, TrialState, create_trial
 from scipy.stats import spearmanr
 
+from search.evaluation.proxy_loss import PROXY_INPUTS
 from search.proposals.draft_records import MIN_LOSS, create_draft
 from search.proposals.limits import meet_limits
 from search.proposals.seeds import representatives, seeds_within_limits
@@ -77,7 +78,7 @@ class Draft:
         self._seeds = list(seeds_within_limits(context, table, cost_names)[::-1])
         if INPUTS not in self._study.user_attrs:
             plans = [context.plan(table.params(row)) for row in self._seeds[: -TIMED_PLANS - 1 : -1]]
-            self._study.set_user_attr(INPUTS, inputs(plans))
+            self._study.set_user_attr(INPUTS, inputs(plans) if plans else PROXY_INPUTS)
         self._inputs: int = self._study.user_attrs[INPUTS]
         self._short_training = ShortTraining(context, self._inputs) if trains else None
         self._read_new()
@@ -158,7 +159,7 @@ class Draft:
         few = -(-count // DOUBTFUL_SHARE) if doubtful.any() and not doubtful.all() else 0
         chosen: dict[tuple[float, ...], dict[str, float]] = {}
         for members, number in ((front[~doubtful], count - few), (front[doubtful], few or count)):
-            if len(members):
+            if len(members) and number:
                 costs, losses = self._log_costs[members], self._losses[members]
                 for params in representatives(self._context, self._table, self._rows[members], costs, losses, number):
                     chosen.setdefault(tuple(params.values()), params)

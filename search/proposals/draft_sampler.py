@@ -281,8 +281,8 @@ def _acquisition(data: _Observations, free: np.ndarray, rng: np.random.Generator
         count = data.costs.shape[1]
         costs = np.vstack([data.costs[data.trained], data.costs[data.pending], data.others[:, :count]])
         values = np.concatenate([data.outcomes[:, column], mean[data.pending], data.others[:, count + column]])
-        values = np.minimum(values, data.floor[column])
         scale = max(float(np.ptp(values)), 1e-12)
+        values = np.minimum(values, data.floor[column])
         if not feasible.any():
             return log_feasibility
         inside = feasible & (costs[None] <= thresholds[:, None] + 1e-9).all(2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from search.evaluation.profiling import fit_before_search, measure_promising
 from search.proposals.draft import Draft
 from search.proposals.limits import check_reachable, limits_need_models
-from search.proposals.seeds import best_sums
+from search.proposals.seeds import best_sums, known_costs
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import TABLE_SHARE, Allowance
 from search.proposals.uniform_start import uniform_designs
@@ -34,12 +34,11 @@ class DraftStart:
 
     First a sensitivity table is measured. Its best sums seed an evolution of plans by their proxy loss: each plan is
     built, its BatchNorm statistics are re-estimated, and its outputs are compared with the teacher's, on as many inputs
-    as the time allows. If layers can be
-    left out, some of the leading plans are trained for a few steps, and the losses of all plans are predicted from
-    these (`ShortTraining`). The plans are trials of a separate Optuna study, `<name>-draft`, whose values are the loss
-    and the costs. For a cost that no formula gives, such as latency, a model is fitted first, on networks that are
-    profiled on this machine; the last of these are plans with the best sums of the table. If no cost is known before
-    training, the study starts with the plans of `UniformStart`.
+    as the time allows. If layers can be left out, some of the leading plans are trained for a few steps, and the losses
+    of all plans are predicted from these (`ShortTraining`). The plans are trials of a separate Optuna study,
+    `<name>-draft`, whose values are the loss and the costs. For a cost that no formula gives, such as latency, a model
+    is fitted first, on networks that are profiled on this machine; the last of these are plans with the best sums of
+    the table. If no cost is known before training, the study starts with the plans of `UniformStart`.
 
     Parameters
     ----------
@@ -62,8 +61,7 @@ class DraftStart:
         reachable = None if limits_need_models(context) else check_reachable(context)
         fit_before_search(context, TABLE_SHARE * clock.total)
         reachable = check_reachable(context) if reachable is None else reachable
-        formulas = context.cost_model.formulas
-        cost_names = [objective.name for objective in context.spec.objectives if objective.name in formulas]
+        cost_names = known_costs(context)
         if not cost_names:
             return _without_draft("no objective is known before training", context, reachable)
         table = measured_table(context, study, clock)
@@ -72,7 +70,7 @@ class DraftStart:
         target = self.scored or self._target(clock)
         until = max(self.share, clock.spent + MIN_DRAFT_SHARE)
         allowance = Allowance.of(context, clock, until - clock.spent)
-        scored_at_least = min(target, MIN_SCORED)
+        scored_at_least = min(target, MIN_SCORED) if clock.timed else target
         draft = Draft(
             context, table, study, cost_names, lambda plans: allowance.inputs(context, plans, scored_at_least)
         )

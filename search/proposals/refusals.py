@@ -8,7 +8,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from search.proposals.draft_records import choices_in, draft_of
-from search.proposals.limits import excess_over_limits
+from search.proposals.limits import excess_over_limits, sets_of_axes
 from search.study.console import console
 from search.study.queue import enqueue
 from search.study.records import PROXY_LOSS, REASON
@@ -77,7 +77,8 @@ def turn_after_refusals(study: Study, context: Context) -> None:
         chosen = dict(fresh[min(allowed, key=lambda at: fresh[at].values[0])].params)
         source = f"the plan of the draft with the smallest {PROXY_LOSS} of those that it allows"
     else:
-        mixtures = _mixtures(context, seed=count)
+        mixed = _mixtures(context, seed=count)
+        mixtures = [params for params in mixed if tuple(map(params.get, names)) not in tried] or mixed
         excess = excess_of(context, mixtures, margins)
         inside = np.flatnonzero(excess <= 0)
         chosen = mixtures[inside[excess[inside].argmax()] if len(inside) else excess.argmin()]
@@ -87,7 +88,7 @@ def turn_after_refusals(study: Study, context: Context) -> None:
 
 
 def _mixtures(context: Context, seed: int) -> list[dict[str, float]]:
-    """Return mixtures of pairs of uniform plans, each axis with its own strength, and the strongest plans."""
+    """Return mixtures of pairs of uniform plans, each axis with its own strength, and the strongest uniform plans."""
     space, anatomy = context.spec.space, context.subject.anatomy
     rng, axes = np.random.default_rng(seed), len(space.steps)
     found = []
@@ -96,4 +97,4 @@ def _mixtures(context: Context, seed: int) -> list[dict[str, float]]:
         strengths = rng.integers(STRENGTHS, size=(2, axes)) / (STRENGTHS - 1) * some
         pair = [space.uniform(anatomy, tuple(map(float, each))) for each in strengths]
         found.append({name: pair[rng.integers(2)][name] for name in pair[0]})
-    return found
+    return [*found, *(space.uniform(anatomy, strengths) for strengths in sets_of_axes(axes))]

@@ -9,10 +9,21 @@ import numpy as np
 from search.proposals.band_search import Evaluation, band_search
 from search.proposals.limits import excess_over_limits, limits_before_training
 from search.proposals.sensitivity_table import safe_log
+from search.study.console import console
 
 if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.proposals.sensitivity_table import SensitivityTable
+
+
+def known_costs(context: Context) -> list[str]:
+    """Return the names of the minimized objectives that are known before training."""
+    formulas = context.cost_model.formulas
+    known = [objective for objective in context.spec.objectives if objective.name in formulas]
+    for objective in known:
+        if objective.direction == "maximize":
+            console.print(f"{objective.name} is a cost that is maximized, so only the sampler looks at it")
+    return [objective.name for objective in known if objective.direction == "minimize"]
 
 
 def seeds_within_limits(context: Context, table: SensitivityTable, cost_names: list[str]) -> np.ndarray:
@@ -36,7 +47,10 @@ def seeds_within_limits(context: Context, table: SensitivityTable, cost_names: l
         return band_search(table.losses, table.axes, evaluate, context.spec.seed)
 
     found = search(margin=1.0)
-    return found if len(found) or not context.cost_model.models else search(margin=0.0)
+    if not len(found) and context.cost_model.models:
+        console.print("no plan meets the limits by the margin of the predictions; seeds meet them without it")
+        found = search(margin=0.0)
+    return found
 
 
 def best_sums(context: Context, table: SensitivityTable, cost_names: list[str], count: int) -> list[dict[str, float]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TABLE_SHARE = 0.1  # share of the budget: the most that measuring the table may take (from the requirements)
 FITTED_SHARE = 0.5  # inputs that a plan is fitted on, as a share of those that it is scored on (chosen)
-LEAST_INPUTS = 16  # inputs of a proxy loss, at least (chosen)
+LEAST_INPUTS, LEAST_COUNTED_INPUTS = 16, 64  # inputs of a proxy loss, at least: in a budget of time, of trials (chosen)
 WANTED_VALUES = 3  # values of a parameter that are measured before more inputs are used (chosen)
 BACKWARD_PASSES = 2  # a training step takes as long as this many forward passes more than a forward pass
 TIMED_PLANS = 3  # plans whose time is measured, to choose the number of inputs (chosen)
@@ -59,7 +59,8 @@ class Allowance:
         The clock, and the share of its time at which the activity ends; 1 or more in a budget without a time.
     passes
         Forward passes of one example; infinity in a budget with a time. They are counted, not timed, so that a budget
-        of trials gives the same plans on every machine.
+        of trials gives the same plans on every machine. Where trainings are very short, a plan is still scored on 64
+        inputs, and three values of each parameter are measured.
     """
 
     clock: BudgetClock
@@ -85,7 +86,7 @@ class Allowance:
         return max(0.0, self.until - self.clock.spent) * self.clock.total if self.clock.timed else math.inf
 
     def inputs(self, context: Context, plans: Sequence[Plan], wanted: int) -> int:
-        """Return how many inputs each of `wanted` plans may be scored on: a power of 2, at most 256.
+        """Return how many inputs each of `wanted` plans may be scored on.
 
         Parameters
         ----------
@@ -97,14 +98,14 @@ class Allowance:
             Number of plans to be scored within the allowance.
         """
         timed = _seconds_by_inputs(context, plans) if self.clock.timed else None
-        inputs = PROXY_INPUTS
-        while inputs > LEAST_INPUTS and (
+        inputs, least = PROXY_INPUTS, LEAST_INPUTS if timed else LEAST_COUNTED_INPUTS
+        while inputs > least and (
             wanted * timed[0] + wanted * (inputs - LEAST_INPUTS) * timed[1] > self.seconds
             if timed
             else wanted * passes_of(inputs) > self.passes
         ):
             inputs //= 2
-        return inputs
+        return min(inputs, len(context.spec.splits.train))
 
 
 def passes_of(inputs: int) -> float:
@@ -154,7 +155,7 @@ def measured_losses(context: Context, changes: Sequence[Change], allowance: Allo
     wanted = sum(min(WANTED_VALUES, len(change.plans) - 1) for change in changes)
     sample = [changes[round(at)].plans[-1] for at in np.linspace(0, len(changes) - 1, TIMED_PLANS)]
     inputs = allowance.inputs(context, sample, wanted)
-    most = int(min(total, max(len(changes), allowance.passes / passes_of(inputs))))
+    most = int(min(total, max(wanted, allowance.passes / passes_of(inputs))))
     known: list[dict[int, float]] = [{} for _ in changes]
     with track(f"measuring {total} entries of the sensitivity table") as progress:
         for done, (at, choice) in enumerate(queue[:most]):
@@ -163,18 +164,20 @@ def measured_losses(context: Context, changes: Sequence[Change], allowance: Allo
             known[at][choice] = proxy_loss_of(context, changes[at].plans[choice], inputs)
             progress((done + 1) / most)
     measured = sum(map(len, known))
-    if measured < total or inputs < PROXY_INPUTS:
+    if not measured and total:
+        console.print("the sensitivity table: no time is left to measure it, so all changes count alike")
+    elif measured < total or inputs < min(PROXY_INPUTS, len(context.spec.splits.train)):
         console.print(
             f"the sensitivity table: {measured} of {total} entries were measured, on {inputs} inputs each"
             + (", the others are interpolated" if measured < total else "")
-            + f", so that it takes at most {TABLE_SHARE:.0%} of the budget"
+            + f", since more would take over {TABLE_SHARE:.0%} of the budget"
         )
     return interpolated(known, [change.axis for change in changes], [len(change.plans) for change in changes])
 
 
 def _bisection(count: int) -> list[int]:
     """Return the numbers from 1 to `count`: the last one, then always the middle of a widest gap, from 0 on."""
-    order = [count]
+    order = [count] if count else []
     while len(order) < count:
         known = sorted([0, *order])
         low, high = max(itertools.pairwise(known), key=lambda gap: gap[1] - gap[0])
@@ -203,6 +206,9 @@ def interpolated(known: Sequence[dict[int, float]], axes: Sequence[int], counts:
         exponents[axis] = min(max(statistics.median(slopes), EXPONENTS[0]), EXPONENTS[1]) if slopes else SMOOTH_EXPONENT
     losses = []
     for at, (found, axis, count) in enumerate(zip(known, axes, counts, strict=True)):
+        if count == 1:
+            losses.append(np.zeros(1))
+            continue
         points = found or {count - 1: _neighbouring(known, axes, at)}
         numbers = np.array(sorted(points))
         values = np.maximum.accumulate([max(0.0, points[number]) for number in numbers])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from search.evaluation.profiling import fit_before_search, measure_promising
 from search.proposals.limits import check_reachable, limits_need_models
-from search.proposals.seeds import best_sums
+from search.proposals.seeds import best_sums, known_costs
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import TABLE_SHARE
 from search.proposals.uniform_start import uniform_designs
@@ -38,8 +38,7 @@ class TableStart:
         reachable = None if limits_need_models(context) else check_reachable(context)
         fit_before_search(context, TABLE_SHARE * clock.total)
         reachable = check_reachable(context) if reachable is None else reachable
-        formulas = context.cost_model.formulas
-        cost_names = [objective.name for objective in context.spec.objectives if objective.name in formulas]
+        cost_names = known_costs(context)
         if not cost_names:
             return uniform_designs(context, reachable)
         table = measured_table(context, study, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -91,6 +92,8 @@ def verify_front(
     folder: Path,
     reference: Path,
     clock: BudgetClock | None = None,
+    *,
+    bar: bool = True,
 ) -> list[str]:
     """Export, read back and verify every member that has no valid verification; return a message for each failure.
 
@@ -106,13 +109,20 @@ def verify_front(
         The teacher's file, to compare the latency with.
     clock
         The clock of a budget: once its time is over, the remaining files are left out, and a message says so.
+    bar
+        Whether a progress bar is shown; there can be one at a time.
     """
     spec, example = context.spec, context.subject.example.cpu()
     unverified = _unverified(members, context, folder)
     failures = []
+    if elsewhere := [trial for trial, weights in unverified if not weights.exists()]:
+        numbers = ", ".join(str(trial.number) for trial in elsewhere)
+        console.print(f"trials {numbers} are not verified, because their weights are in another folder than {folder}")
+        unverified = [(trial, weights) for trial, weights in unverified if weights.exists()]
     if not unverified:
         return []
-    with track(f"verifying the {spec.runtime.name} files of {len(unverified)} members of the front") as progress:
+    name = f"verifying the {spec.runtime.name} files of {len(unverified)} members of the front"
+    with track(name) if bar else contextlib.nullcontext(lambda _: None) as progress:
         for done, (trial, weights) in enumerate(unverified):
             if clock is not None and clock.left <= 0:
                 console.print(
@@ -171,14 +181,15 @@ class VerificationTime:
 
     def of(self, members: list[tuple[FrozenTrial, Path]]) -> float:
         """Return the seconds that verifying the members will take."""
-        pending = _unverified(members, self.context, self.folder)
+        unverified = _unverified(members, self.context, self.folder)
+        pending = [(trial, weights) for trial, weights in unverified if weights.exists()]
         if not self._seconds:
             records = [read_record(record_path(self.folder, trial, self.context.spec.runtime)) for trial, _ in members]
             known = [record[VERIFICATION_SECONDS] for record in records if VERIFICATION_SECONDS in record]
             self._seconds = [passed[0 if self.wall else 1] for passed in known]
         if not self._seconds and pending:
             started = now()
-            for failure in verify_front(pending[:1], self.context, self.folder, self.reference):
+            for failure in verify_front(pending[:1], self.context, self.folder, self.reference, bar=False):
                 console.print(failure, markup=False)
             self._seconds.append(passed_since(started)[0 if self.wall else 1])
             pending = pending[1:]

@@ -144,6 +144,8 @@ def _limit(wish: Wish, objective: Objective) -> Limit:
     if relation in {"at_most", "at_least"} and relation != better:
         side = "<=" if better == "at_most" else ">="
         raise UserError(f"{name} is to be {objective.direction}d, so say {name}{side}VALUE")
+    if _in_percent(objective) and relation == "at_least" and wish.unit != "percent" and 0 < number <= 1:
+        raise UserError(f"{name} is in percent, and {wish.phrase!r} is almost nothing; say {100 * number:g}%")
     if wish.quantity == "latency" and relation == "of_teacher" and isinstance(objective, LatencyShare):
         return Limit(objective, at_most=number)
     if objective.is_cost or _in_percent(objective) or wish.unit not in {"percent", "points"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -234,7 +235,7 @@ def _token(kind: str, match: re.Match[str]) -> _Token:
     text, *unit = match.groups()
     if kind == "share":
         upper, _, lower = text.partition("/")
-        return _Token(kind, number=SHARES[text] if text in SHARES else int(upper) / max(1, int(lower)))
+        return _Token(kind, number=SHARES[text] if text in SHARES else int(upper) / (int(lower) or math.inf))
     number = 2.0 if text is None else float(NUMBER_WORDS.get(text) or text.replace(",", ""))  # twice, double
     scales = {"bytes": BYTES, "milliseconds": MILLISECONDS, "count": THOUSANDS}.get(kind, {})
     return _Token(kind, number=number * scales.get(unit[0], 1.0) if unit and unit[0] else number)

@@ -12,9 +12,9 @@ GOAL = "goal"  # text of the goal, and the name of the runtime that its objectiv
 TEACHER = "teacher"  # the value of every objective for the teacher
 MEAN_ANSWER = "mean_answer"  # the same of trained objectives for a network that answers all inputs alike
 STARTED = "anchors"  # whether the initial designs are enqueued
-RANGE = "range_test"  # result of the range test of the learning rate
+RANGE = "relative_range_test"  # result of the range test of the learning rate; 0.1 stored another loss in range_test
 RANGES = "ends"  # for each parameter, its values at the weakest and the strongest compression
-SENSITIVITIES = "losses of changes alone"  # the losses of the sensitivity table
+SENSITIVITIES = "relative losses of changes alone"  # of the sensitivity table; those of 0.1 had other units
 AHEAD = "measured_ahead"  # measured before the search: parameters of plans, costs relative to the teacher, the machine
 
 # attributes of a trial: the request

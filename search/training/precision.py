@@ -33,7 +33,9 @@ class Precision:
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
-        self._dtype = torch.bfloat16 if self._gpu and torch.cuda.is_bf16_supported() else torch.float16
+        self._dtype = (
+            torch.bfloat16 if self._gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        )
         self._layout = torch.channels_last if self._gpu else torch.contiguous_format
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._gpu and self._dtype == torch.float16)
 
