@@ -46,7 +46,7 @@ PARTS_SECONDS = 2.0  # CPU time for the parts of a network, over that of the net
 PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # round r measures up to 6 r of the most promising plans (chosen)
 MIXED_PLANS = 4  # uniform plans; a profiled plan takes each parameter from one of them (chosen)
 MIXED_FOR_PARTS = 16  # the same where parts are measured (chosen)
-LEAST_SHAPE, SHAPE_RANGE = 0.5, 4.0  # of the beta distribution of these plans' strengths around one strength (chosen)
+MIN_SHAPE, SHAPE_RANGE = 0.5, 4.0  # of the beta distribution of these plans' strengths around one strength (chosen)
 
 
 def fit_before_search(context: Context, seconds: float) -> None:
@@ -260,7 +260,7 @@ def _profiled_params(context: Context, objective: Objective) -> Iterator[dict[st
     for mask in itertools.cycle(mask for mask in itertools.product((1, 0), repeat=axes) if any(mask)):
         if isinstance(objective, Partwise):
             strength = rng.random()
-            shapes = LEAST_SHAPE + SHAPE_RANGE * strength, LEAST_SHAPE + SHAPE_RANGE * (1 - strength)
+            shapes = MIN_SHAPE + SHAPE_RANGE * strength, MIN_SHAPE + SHAPE_RANGE * (1 - strength)
             strengths = rng.beta(*shapes, (MIXED_FOR_PARTS, axes))
         else:
             strengths = rng.random((MIXED_PLANS, axes)) * mask
