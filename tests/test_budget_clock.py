@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from search.study.budget_clock import BudgetClock
+from search.study.budget_clock import BudgetClock, Stopwatch
 from search.study.spec import Budget
 
 
@@ -45,6 +45,16 @@ def test_a_clock_of_the_process_counts_its_imports() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert all(float(passed) > 0.4 for passed in ran.stdout.split())
+
+
+def test_laps_fit_as_long_as_their_mean_does() -> None:
+    assert Stopwatch(1.0).fits_one_more
+    assert not Stopwatch(1.0, spent=0.6, laps=1).fits_one_more
+    assert Stopwatch(1.0, spent=0.6, laps=3).fits_one_more
+    watch = Stopwatch(1.0)
+    with watch.lap():
+        time.sleep(0.01)
+    assert watch.laps == 1
 
 
 def test_a_budget_that_is_exceeded_leaves_nothing() -> None:

@@ -27,6 +27,9 @@ NETWORK_WEIGHT = 0.3  # of a network beside parts in the linear model (fitted)
 RIDGE = 0.1  # weight of a zero coefficient, where there are parts, over the largest cost of its kind of work (fitted)
 RESAMPLES = 30  # linear models whose mean is taken where there are parts (chosen)
 CLOCKS = 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7  # times of the parts may be wrong by such factors (chosen)
+FARTHEST_MODEL = (
+    2.0  # factor from the median prediction of a network, beyond which a resampled model is left out (chosen)
+)
 LEAST_FOR_CLOCK = 3  # networks; with fewer no factor is chosen (chosen)
 LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing
 
@@ -95,8 +98,7 @@ class LatencyModel:
         """Cost of one unit of each kind of work, in the objective's unit."""
         if self.given_F is not None:
             return self.given_F
-        mean: np.ndarray = self._fits[1].mean(0)
-        return mean
+        return _mean_of_usual(self._fits[1], self.work_NF)
 
     @cached_property
     def _fits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +184,7 @@ class LatencyModel:
         """Return the model fitted without one network: of resampled models, those that did not draw it."""
         used_BN, fits_BF = self._fits
         without_B = ~used_BN[:, at]
-        given_F = fits_BF[without_B].mean(0) if without_B.any() else None
+        given_F = _mean_of_usual(fits_BF[without_B], self.work_NF) if without_B.any() else None
         work_NF, values_N = np.delete(self.work_NF, at, 0), np.delete(self.values_N, at)
         return replace(self, work_NF=work_NF, values_N=values_N, given_F=given_F)
 
@@ -201,6 +203,18 @@ def at_best_clock(model: LatencyModel) -> LatencyModel:
         return model
     clocked = (replace(model, parts=replace(model.parts, values_S=model.parts.values_S * clock)) for clock in CLOCKS)
     return min(clocked, key=lambda one: float(np.abs(np.log(one.held_out / one.values_N[1:])).mean()))
+
+
+def _mean_of_usual(fits_BF: np.ndarray, work_NF: np.ndarray) -> np.ndarray:
+    """Return the mean of linear models, without those that say something else of a network than most do.
+
+    A kind of work that few of the drawn parts have can get a coefficient of any size.
+    """
+    totals_BN = np.maximum(fits_BF @ work_NF.T, np.finfo(float).tiny)
+    usual_N = np.median(totals_BN, axis=0)
+    usual_B = np.abs(np.log(totals_BN / usual_N)).max(1) <= math.log(FARTHEST_MODEL)
+    mean: np.ndarray = (fits_BF[usual_B] if usual_B.any() else fits_BF).mean(0)
+    return mean
 
 
 def _reduced(rows_SF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

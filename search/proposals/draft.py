@@ -15,13 +15,14 @@ from search.proposals.limits import meet_limits
 from search.proposals.seeds import representatives, seeds_within_limits
 from search.proposals.sensitivity_table import safe_log
 from search.proposals.short_training import ShortTraining, rate_is_known
-from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, proxy_loss_of
+from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, Allowance, proxy_loss_of
+from search.study.budget_clock import Stopwatch
 from search.study.cpu_profile import SCORING
 from search.study.queue import is_other_live_worker, worker
 from search.study.records import INPUTS, PLAN, PROXY_LOSS, SHORT_TRAINING, WORKER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from optuna import Study
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from spaces import Plan, Step
 
 SEED_SHARE = 1 / 3  # share of the draft's plans that come directly from the sensitivity table (chosen)
+TRAINED_SHARE = 1 / 2  # share of the draft's time that short trainings may take (chosen)
 MUTANTS = 48  # mutated plans that are generated together; only the most promising one is scored (chosen)
 ATTEMPTS = 20  # failed attempts to find a new plan, after which the space counts as exhausted (chosen)
 MIN_RANKED = 20  # scored plans of similar cost, among which the sums of the table are compared with losses (chosen)
@@ -51,8 +53,10 @@ class Draft:
         The main study, in whose storage the draft is kept.
     cost_names
         Names of the costs over which the plans are spread.
-    inputs
-        Returns the number of inputs that each plan is scored on, given the seeds; it is asked for once per study.
+    allowance
+        What the draft may take; it decides, once per study, on how many inputs each plan is scored.
+    wanted
+        Number of plans that are to be scored within the allowance, at least.
     """
 
     def __init__(
@@ -61,7 +65,8 @@ class Draft:
         table: SensitivityTable,
         study: Study,
         cost_names: list[str],
-        inputs: Callable[[list[Plan]], int],
+        allowance: Allowance,
+        wanted: int,
     ) -> None:
         self._context, self._table, self._cost_names = context, table, cost_names
         self._study = create_draft(study, [PROXY_LOSS, *cost_names])
@@ -78,7 +83,8 @@ class Draft:
         self._seeds = list(seeds_within_limits(context, table, cost_names)[::-1])
         if INPUTS not in self._study.user_attrs:
             plans = [context.plan(table.params(row)) for row in self._seeds[: -TIMED_PLANS - 1 : -1]]
-            self._study.set_user_attr(INPUTS, inputs(plans) if plans else PROXY_INPUTS)
+            self._study.set_user_attr(INPUTS, allowance.inputs(context, plans, wanted) if plans else PROXY_INPUTS)
+        self._trainings = Stopwatch(TRAINED_SHARE * allowance.seconds)
         self._inputs: int = self._study.user_attrs[INPUTS]
         self._short_training = ShortTraining(context, self._inputs) if trains else None
         self._read_new()
@@ -113,8 +119,10 @@ class Draft:
             untrained = max(MIN_LOSS, loss)
             left_out = float(architectures.left_out[0])
             loss = untrained * self._short_training.predict(left_out, untrained)
-            if self._short_training.due(len(self)) and not self._is_dominated(loss, safe_log(costs)):
-                trained = self._short_training(plan)
+            due = self._short_training.due(len(self)) and self._trainings.fits_one_more
+            if due and not self._is_dominated(loss, safe_log(costs)):
+                with self._trainings.lap():
+                    trained = self._short_training(plan)
                 loss = max(MIN_LOSS, trained) if np.isfinite(trained) else untrained
                 attributes[SHORT_TRAINING] = loss / untrained
         self._study.add_trial(

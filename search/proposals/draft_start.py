@@ -71,9 +71,7 @@ class DraftStart:
         until = max(self.share, clock.spent + MIN_DRAFT_SHARE)
         allowance = Allowance.of(context, clock, until - clock.spent)
         scored_at_least = min(target, MIN_SCORED) if clock.timed else target
-        draft = Draft(
-            context, table, study, cost_names, lambda plans: allowance.inputs(context, plans, scored_at_least)
-        )
+        draft = Draft(context, table, study, cost_names, allowance, scored_at_least)
         with track("scoring plans by their proxy loss") as progress:
             while len(draft) < target and (clock.spent < until or len(draft) < self.plans) and draft.step(target):
                 progress(max(len(draft) / target, clock.spent / until))

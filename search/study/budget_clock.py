@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from search.study.spec import Budget
 
 # Wall and CPU time at the start of this process, before the first import: at least its CPU time ago
@@ -81,3 +84,33 @@ class BudgetClock:
         if self.budget.cpu_seconds is not None:
             bounds.append((cpu_seconds() - self.cpu, self.budget.cpu_seconds))
         return [(passed, bound - min(self.reserved, MAX_RESERVED_SHARE * bound)) for passed, bound in bounds]
+
+
+@dataclass
+class Stopwatch:
+    """CPU seconds that laps of one activity took, of those that it may take.
+
+    Parameters
+    ----------
+    seconds
+        What all laps together may take.
+    """
+
+    seconds: float
+    spent: float = 0.0
+    laps: int = 0
+
+    @property
+    def fits_one_more(self) -> bool:
+        """Whether one more lap of the usual length fits; the first always does."""
+        return self.laps == 0 or self.spent * (1 + 1 / self.laps) <= self.seconds
+
+    @contextlib.contextmanager
+    def lap(self) -> Iterator[None]:
+        """Measure one lap."""
+        started = cpu_seconds()
+        try:
+            yield
+        finally:
+            self.spent += cpu_seconds() - started
+            self.laps += 1
