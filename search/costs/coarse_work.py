@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from objectives.layers import FLOAT_BITS
-from search.costs.work import BYTE_BITS, INPUT_BLOCK, OUTPUT_BLOCKS, padding
+from search.costs.work import BYTE_BITS, INPUT_BLOCK, OUTPUT_BLOCKS, layer_arrays, padding
 
 if TYPE_CHECKING:
     from objectives.layers import Parts
@@ -31,11 +31,7 @@ def coarse_work(parts: Parts) -> np.ndarray:
     - layers; layers with quantized inputs; layers with unpacked weights (integer, floating-point);
     - multiply-adds of other products; and the constant 1.
     """
-    arrays = np.broadcast_arrays(
-        parts.macs, parts.weights, parts.outputs, parts.inputs, parts.weight_bits, parts.activation_bits, parts.linear,
-        parts.grouped,
-    )  # fmt: skip
-    macs, weights, outputs, inputs, weight_bits, activation_bits, linear, grouped = arrays
+    macs, weights, outputs, inputs, weight_bits, activation_bits, linear, grouped = layer_arrays(parts)
     present = outputs > 0
     padded_outputs = [macs * padding(outputs, block) for block in OUTPUT_BLOCKS]
     padded_inputs = macs * padding(inputs, INPUT_BLOCK)

@@ -27,9 +27,7 @@ NETWORK_WEIGHT = 0.3  # of a network beside parts in the linear model (fitted)
 RIDGE = 0.1  # weight of a zero coefficient, where there are parts, over the largest cost of its kind of work (fitted)
 RESAMPLES = 30  # linear models whose mean is taken where there are parts (chosen)
 CLOCKS = 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7  # times of the parts may be wrong by such factors (chosen)
-FARTHEST_MODEL = (
-    2.0  # factor from the median prediction of a network, beyond which a resampled model is left out (chosen)
-)
+FARTHEST_MODEL = 2.0  # factor from the median prediction beyond which a resampled model is left out (chosen)
 LEAST_FOR_CLOCK = 3  # networks; with fewer no factor is chosen (chosen)
 LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing
 

@@ -47,12 +47,16 @@ def work(parts: Parts, ends: Ends) -> np.ndarray:
     return stacked
 
 
-def _columns(parts: Parts, ends: Ends) -> Iterator[np.ndarray]:
-    arrays = np.broadcast_arrays(
+def layer_arrays(parts: Parts) -> tuple[np.ndarray, ...]:
+    """Return macs, weights, outputs, inputs, weight and activation bits, linear and grouped, each (P, N, L)."""
+    return np.broadcast_arrays(
         parts.macs, parts.weights, parts.outputs, parts.inputs, parts.weight_bits, parts.activation_bits, parts.linear,
         parts.grouped,
     )  # fmt: skip
-    macs, weights, outputs, inputs, weight_bits, activation_bits, linear, grouped = arrays
+
+
+def _columns(parts: Parts, ends: Ends) -> Iterator[np.ndarray]:
+    macs, weights, outputs, inputs, weight_bits, activation_bits, linear, grouped = layer_arrays(parts)
     present = outputs > 0
     written = outputs * macs / np.maximum(weights, 1)
     first, last = present.copy(), present.copy()

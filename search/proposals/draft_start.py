@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from search.evaluation.profiling import fit_before_search, measure_promising
+from search.evaluation.profiling import measure_promising
 from search.proposals.draft import Draft
-from search.proposals.limits import check_reachable, limits_need_models
-from search.proposals.seeds import best_sums, known_costs
+from search.proposals.seeds import best_sums, reachable_and_known
 from search.proposals.sensitivity_table import measured_table
-from search.proposals.table_losses import TABLE_SHARE, Allowance
+from search.proposals.table_losses import Allowance
 from search.proposals.uniform_start import uniform_designs
 from search.study.console import console, track
 
@@ -58,10 +57,7 @@ class DraftStart:
 
     def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:
         """Return the parameters of each plan, the largest network first."""
-        reachable = None if limits_need_models(context) else check_reachable(context)
-        fit_before_search(context, TABLE_SHARE * clock.total)
-        reachable = check_reachable(context) if reachable is None else reachable
-        cost_names = known_costs(context)
+        reachable, cost_names = reachable_and_known(context, clock)
         if not cost_names:
             return _without_draft("no objective is known before training", context, reachable)
         table = measured_table(context, study, clock)

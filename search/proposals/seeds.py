@@ -6,14 +6,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from search.evaluation.profiling import fit_before_search
 from search.proposals.band_search import Evaluation, band_search
-from search.proposals.limits import excess_over_limits, limits_before_training
+from search.proposals.limits import (
+    check_reachable,
+    excess_over_limits,
+    limits_before_training,
+    limits_need_models,
+)
 from search.proposals.sensitivity_table import safe_log
+from search.proposals.table_losses import TABLE_SHARE
 from search.study.console import console
 
 if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.proposals.sensitivity_table import SensitivityTable
+    from search.study.budget_clock import BudgetClock
+
+
+def reachable_and_known(
+    context: Context, clock: BudgetClock
+) -> tuple[dict[tuple[float, ...], dict[str, float]], list[str]]:
+    """Fit models of the costs without a formula; return the result of `check_reachable`, and `known_costs`.
+
+    Limits that need no model are checked first, so that an error comes before anything is measured.
+    """
+    reachable = None if limits_need_models(context) else check_reachable(context)
+    fit_before_search(context, TABLE_SHARE * clock.total)
+    return check_reachable(context) if reachable is None else reachable, known_costs(context)
 
 
 def known_costs(context: Context) -> list[str]:
