@@ -2,11 +2,13 @@
 
     python -m studies.search_benchmark --cpu-seconds 100 --seeds 3 --jobs 2
     python -m studies.search_benchmark --methods ours tpe --out runs/search-benchmark
+    python -m studies.search_benchmark --study speech --macs 0.25 --methods ours tpe-after-draft gp-after-draft
 
-The study is the residual network on Fashion-MNIST, top-1 against bit operations. Every run gets the same CPU time for
-everything after the teacher is loaded: tables, drafts, Optuna, training, measuring. Its front is measured twice, on
-validation and test: as the search left it, which is what a user gets, and after a final training that is equal for all
-searches, which shows how good the plans are. The final training takes at most six members, spread over the costs.
+The study is the residual network on Fashion-MNIST or DS-CNN on spoken digits, top-1 against bit operations, with a
+limit on multiply-adds if `--macs` gives one. Every run gets the same CPU time for everything after the teacher is
+loaded: tables, drafts, Optuna, training, measuring. Its front is measured twice, on validation and test: as the search
+left it, which is what a user gets, and after a final training that is equal for all searches, which shows how good the
+plans are. The final training takes at most six members, spread over the costs.
 
 The hypervolume is that of accuracy over the logarithm of the cost, between the teacher and 10 points below it, and
 between the teacher's bit operations and a thousandth of them: 1 is a network with the teacher's accuracy at a
@@ -37,7 +39,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from objectives import Top1
+from objectives import Bops, Limit, Macs, Top1
 from search import Budget, DraftStart, Recipe, UniformStart
 from search.evaluation.context import Context
 from search.evaluation.reference import bounded
@@ -54,6 +56,7 @@ from search.study.files import save_json, state_path
 from search.study.front import front, trained_count
 from search.study.storage import open_study
 from spaces import BitWidths, PruneRatios, Ranks
+from studies import speech_digits
 from studies.fashion_mnist import residual
 from studies.fronts import PROFILE_PREFIX, SPLITS, accuracy_at_costs, hypervolume, profile, runs_table, summary
 
@@ -192,6 +195,7 @@ METHODS: dict[str, Search] = {
     "random": _with(optuna.samplers.RandomSampler, UniformStart()),
     "stratified": _with(StratifiedRandom, UniformStart()),
     "tpe-after-draft": _with(optuna.samplers.TPESampler, DraftStart()),
+    "gp-after-draft": _with(optuna.samplers.GPSampler, DraftStart()),
     "prune-alone": _alone(PruneRatios),
     "ranks-alone": _alone(Ranks),
     "bits-alone": _alone(BitWidths),
@@ -199,9 +203,24 @@ METHODS: dict[str, Search] = {
 }
 
 
-def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path) -> dict[str, Any]:
+def _speech() -> StudySpec:
+    spec = speech_digits.study()
+    return replace(spec, objectives=(spec.objectives[0], Bops(spec.splits.validation.inputs)), reported=())
+
+
+STUDIES: dict[str, Callable[[], StudySpec]] = {"residual": residual, "speech": _speech}
+
+
+def study_of(name: str, seed: int, macs: float | None) -> StudySpec:
+    """Return a study of the benchmark, with at most this share of the teacher's multiply-adds if it is not None."""
+    spec = replace(STUDIES[name](), seed=seed)
+    if macs is None:
+        return spec
+    return replace(spec, limits=(Limit(Macs(spec.splits.validation.inputs), of_teacher=macs),))
+
+
+def measured(method: str, spec: StudySpec, seconds: float, final: Recipe, folder: Path) -> dict[str, Any]:
     """Search, measure the front, train its members by the final recipe, measure them again; return the record."""
-    spec = replace(residual(), seed=seed)
     members, statistics = METHODS[method](spec, seconds, folder)
     costs = [_cost(member) for member in members]
     found = [_point(spec, member, member.network()) for member in members]
@@ -213,7 +232,7 @@ def measured(method: str, seed: int, seconds: float, final: Recipe, folder: Path
     teacher = _values(spec, Subject(spec, torch.device("cpu")).finished)
     return {
         "method": method,
-        "seed": seed,
+        "seed": spec.seed,
         "budget": seconds,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine.words(),
@@ -252,30 +271,37 @@ def main() -> None:
     """Make every missing run of a method and a seed, each in a process of its own; print the tables."""
     pd.set_option("display.width", None, "display.max_columns", None)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", default="residual", choices=STUDIES, help="the study (default: residual)")
+    parser.add_argument("--macs", type=float, help="limit on multiply-adds, a share of the teacher's (default: none)")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS, help="searches (default: all)")
     parser.add_argument("--cpu-seconds", type=float, default=100.0, help="of each run (default: 100)")
     parser.add_argument("--seeds", type=int, default=3, help="runs per method (default: 3)")
-    parser.add_argument("--final-epochs", type=float, default=0.5, help="of the final training (default: 0.5)")
+    parser.add_argument(
+        "--final-share", type=float, default=0.5, help="epochs of the final training, of the recipe's (default: 0.5)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/search-benchmark"), help="folder of the records")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at the same time; with more, each does a little less per CPU second"
     )
     parser.add_argument("--only", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder = options.out / f"{options.cpu_seconds:g}"
+    limit = "" if options.macs is None else f"-macs-{options.macs:g}"
+    folder = options.out / f"{options.study}{limit}" / f"{options.cpu_seconds:g}"
     if options.only:
         method, seed = options.only[0], int(options.only[1])
         torch.set_num_threads(1)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
-        final = replace(residual().recipe, epochs=options.final_epochs, learning_rate=FINAL_RATE)
+        spec = study_of(options.study, seed, options.macs)
+        final = replace(spec.recipe, epochs=options.final_share * spec.recipe.epochs, learning_rate=FINAL_RATE)
         with tempfile.TemporaryDirectory() as scratch:
-            record = measured(method, seed, options.cpu_seconds, final, Path(scratch))
+            record = measured(method, spec, options.cpu_seconds, final, Path(scratch))
         save_json(folder / f"{method}-{seed}.json", record)
         return
     wanted = [(method, seed) for seed in range(options.seeds) for method in options.methods]
     missing = [(method, seed) for method, seed in wanted if not (folder / f"{method}-{seed}.json").exists()]
-    settings = ["--cpu-seconds", str(options.cpu_seconds), "--final-epochs", str(options.final_epochs)]
+    settings = ["--cpu-seconds", str(options.cpu_seconds), "--final-share", str(options.final_share)]
+    settings += ["--study", options.study, *([] if options.macs is None else ["--macs", str(options.macs)])]
     command = [sys.executable, "-m", "studies.search_benchmark", *settings, "--out", str(options.out)]
     with ThreadPoolExecutor(options.jobs) as pool:
         runs = {

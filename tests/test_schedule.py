@@ -12,10 +12,10 @@ from optuna.trial import TrialState
 from safetensors.torch import load_file
 from torch import nn
 
-from objectives import Examples
+from objectives import Examples, Limit
 from search import Budget, Recipe
 from search.evaluation.context import Context
-from search.loop.schedule import prolong, promote, range_tested
+from search.loop.schedule import approach, prolong, promote, range_tested
 from search.proposals.defaults import resolved
 from search.results.confirm import confirm
 from search.study.errors import UserError
@@ -238,3 +238,22 @@ def test_the_worst_member_of_the_front_is_prolonged_if_time_is_too_short_for_all
     (waiting,) = (trial for trial in main.get_trials(states=(TrialState.WAITING,)) if ASKED in trial.user_attrs)
     assert waiting.user_attrs[ASKED] == pytest.approx(2.0)
     assert fixed(waiting) == min(members, key=lambda member: member.values[0]).params
+
+
+def test_the_nearest_candidate_is_trained_as_long_as_a_confirmation_if_none_meets_a_limit(tmp_path: Path) -> None:
+    spec = study(6)
+    top1 = spec.objectives[0]
+    main = searched(dataclasses.replace(spec, limits=(Limit(top1, at_least=101.0),)), tmp_path)
+    limited = dataclasses.replace(spec, limits=(Limit(top1, at_least=101.0),), confirmation=Recipe(epochs=30))
+    assert not front(main)
+    nearest = max(trained(main), key=lambda trial: trial.values[0])
+    assert approach(main, limited, seconds=1e-3) == 0  # too short to be a longer training
+    assert approach(main, limited, seconds=40 * nearest.user_attrs[SECONDS]) >= 1
+    (first, *_) = (trial for trial in main.get_trials(states=(TrialState.WAITING,)) if ASKED in trial.user_attrs)
+    assert first.user_attrs[ASKED] > 1.0
+    assert fixed(first) == nearest.params
+
+
+def test_nothing_is_trained_further_for_the_limits_if_a_candidate_meets_them(tmp_path: Path) -> None:
+    main = searched(study(4), tmp_path)
+    assert approach(main, study(4), seconds=1e6) == 0

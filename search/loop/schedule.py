@@ -130,11 +130,7 @@ def prolong(study: Study, spec: StudySpec, seconds: float) -> int:
         CPU time for all members together; the time per epoch is estimated from the trained trials.
     """
     finished = trained(study)
-    epoch_seconds = (
-        statistics.fmean(trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in finished)
-        if finished
-        else 0.0
-    )
+    epoch_seconds = _epoch_seconds(finished) if finished else 0.0
     members = sorted(front(study), key=lambda member: _gap(member, finished, spec), reverse=True)
     for count in range(len(members), 0, -1):
         epochs = min(spec.recipe.epochs, seconds / (count * epoch_seconds))
@@ -142,6 +138,40 @@ def prolong(study: Study, spec: StudySpec, seconds: float) -> int:
         if len(chosen) == count:
             return _enqueue_all(study, chosen, epochs)
     return 0
+
+
+def approach(study: Study, spec: StudySpec, seconds: float) -> int:
+    """Enqueue the candidates nearest to limits on trained objectives for a training as long as a confirmation's.
+
+    If no candidate meets a limit such as "lose at most 1 point" after the recipe of the search, a longer training of
+    the nearest ones brings more than further candidates.
+
+    Parameters
+    ----------
+    study, spec
+        The study.
+    seconds
+        CPU time for all of them together; the time per epoch is estimated from the trained trials.
+
+    Returns
+    -------
+    int
+        The number of enqueued candidates: as many as the time allows, at least one; 0 if a candidate meets all limits,
+        or none meets the limits on costs.
+    """
+    on_costs = {str(limit) for limit in spec.limits if limit.objective.is_cost}
+    affordable_ones = [
+        trial
+        for trial in trained(study)
+        if all(excess <= 0 for limit, excess in trial.constraints.items() if limit in on_costs)
+    ]
+    if not affordable_ones or front(study):
+        return 0
+    epoch_seconds = _epoch_seconds(affordable_ones)
+    epochs = min(spec.confirmation_recipe.epochs, seconds / epoch_seconds)
+    nearest = sorted(affordable_ones, key=lambda trial: max(trial.constraints.values()))
+    count = max(1, int(seconds / (epochs * epoch_seconds)))
+    return _enqueue_all(study, _shorter(study, nearest, epochs)[:count], epochs)
 
 
 def promote(study: Study, epochs: float) -> int:
@@ -154,6 +184,10 @@ def _shorter(study: Study, members: Sequence[FrozenTrial], epochs: float) -> lis
     trials = study.get_trials(deepcopy=False)
     longest = [max(_length(trial) for trial in trials if params_of(trial) == member.params) for member in members]
     return [member for member, length in zip(members, longest, strict=True) if MIN_LENGTHENING * length <= epochs]
+
+
+def _epoch_seconds(finished: Sequence[FrozenTrial]) -> float:
+    return statistics.fmean(trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in finished)
 
 
 def _enqueue_all(study: Study, members: Sequence[FrozenTrial], epochs: float) -> int:

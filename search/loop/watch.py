@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 
 from search.evaluation.trial import run_trial
-from search.loop.schedule import FRONT_SHARE, prolong
+from search.loop.schedule import FRONT_SHARE, approach, prolong
 from search.proposals.proxy_correlation import is_misleading
 from search.study.console import EVERY_SECONDS, bar, console, duration
 from search.study.errors import Diverged, UserError
@@ -145,13 +145,20 @@ class Watch:
         self._print(done)
 
     def _prolong(self) -> None:
-        """Enqueue the front for further training in the last share of the time, if trainings were shortened."""
+        """Enqueue candidates for further training in the last share of the time.
+
+        These are members of the front, if trainings were shortened, or, if none meets a limit, the nearest ones.
+        """
+        if self.prolonged or self.clock.spent < 1 - FRONT_SHARE:
+            return
+        self.prolonged = True
         short = self.recipe.epochs < self.context.spec.recipe.epochs
-        if not self.prolonged and short and self.clock.spent >= 1 - FRONT_SHARE:
-            self.prolonged = True
-            count = prolong(self.study, self.context.spec, self.clock.left)
-            if count:
-                console.print(f"the remaining time is used to train {count} members of the front further")
+        if short and (count := prolong(self.study, self.context.spec, self.clock.left)):
+            console.print(f"the remaining time is used to train {count} members of the front further")
+        elif count := approach(self.study, self.context.spec, self.clock.left):
+            console.print(
+                f"no candidate meets all limits yet; the remaining time is used to train the nearest further: {count}"
+            )
 
     def _print(self, done: int) -> None:
         """Print a line of progress, at intervals, if there is no terminal."""

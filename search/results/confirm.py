@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe, StudySpec
     from search.training.learning_rate import Rate
 
-# Epochs of a confirmation over the epochs of the search, if the study has no recipe for the confirmation.
-CONFIRMATION_FACTOR = 4
-
 
 def confirm(
     members: list[FrozenTrial], context: Context, folder: Path, seeds: int, rate: Rate | None = None
@@ -63,7 +60,7 @@ def confirm(
         If the test split does not fit the classes of the teacher.
     """
     check_labels("test", context.spec.splits.test, context.classes)
-    recipe = context.spec.confirmation or context.spec.recipe.longer(CONFIRMATION_FACTOR)
+    recipe = context.spec.confirmation_recipe
     total = max(1, len(members) * seeds)
     records = []
     with track(f"confirming {len(members)} members with {seeds} seeds each") as progress:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from objectives.runtimes import Runtime
     from spaces import Space
 
+CONFIRMATION_FACTOR = 4  # epochs of a confirmation, over those of the search, if the study does not say (chosen)
+
 
 @dataclass(frozen=True, slots=True)
 class Splits:
@@ -149,7 +151,8 @@ class StudySpec:
     recipe
         The training of a candidate in the search.
     confirmation
-        The training of a candidate by `confirm`; by default `recipe` with four times the epochs.
+        The training of a candidate by `confirm`, and, if no candidate meets a limit on a trained objective, of the
+        nearest ones at the end of a budget of time; by default `recipe` with four times the epochs.
     budget
         The bounds of `run`.
     sampler
@@ -200,6 +203,11 @@ class StudySpec:
                 raise ValueError(
                     f"objectives of one name must be the same, but {name!r} is {first!r} and {objective!r}; rename one"
                 )
+
+    @property
+    def confirmation_recipe(self) -> Recipe:
+        """The training of a candidate by `confirm`."""
+        return self.confirmation or self.recipe.longer(CONFIRMATION_FACTOR)
 
     @property
     def costs(self) -> tuple[Objective, ...]:

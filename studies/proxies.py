@@ -1,0 +1,184 @@
+"""How well different proxies rank plans of similar cost, compared with what training gives.
+
+    python -m studies.proxies --study digits --plans 24 --bands 4 --draft-seconds 60 --seed 0
+
+Studies: `digits`, `residual` (Fashion-MNIST), `speech` (DS-CNN on spoken digits) and `photographs` (MobileNetV3-small).
+A draft is made as before a search; plans are drawn from it at random in bands of similar cost, which are spread over
+the draft's costs. Each plan is judged by every proxy: the sum of the sensitivity table, the loss before training, and
+the loss after a few steps of training. Then it is trained by the study's recipe with two seeds. The table shows, for
+each proxy, Spearman's rank correlation with the trained result, the mean over the bands, and its CPU seconds per plan.
+The results are the first objective on the validation set, and the proxy loss there, which has finer steps. The last
+row is what one training tells of another with another seed: no proxy can be expected to do better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+from objectives.objective import Foreseeable
+from search import Budget, DraftStart
+from search.evaluation.context import Context
+from search.evaluation.proxy_loss import ProxyLoss
+from search.evaluation.subject import Subject
+from search.evaluation.trial import key_of, seed_of
+from search.loop.schedule import range_tested
+from search.proposals.defaults import resolved
+from search.proposals.draft_records import draft_of
+from search.proposals.sensitivity_table import measured_table
+from search.proposals.table_losses import proxy_loss_of
+from search.study.budget_clock import BudgetClock
+from search.study.console import track
+from search.study.storage import open_study
+from studies import digits, fashion_mnist, photographs, speech_digits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from optuna.trial import FrozenTrial
+
+    from search import Recipe, StudySpec
+
+STUDIES: dict[str, Callable[[], StudySpec]] = {
+    "digits": digits.study,
+    "residual": fashion_mnist.residual,
+    "speech": speech_digits.study,
+    "photographs": photographs.mobilenet,
+}
+STEPS = (10, 25, 50, 100)  # of the short trainings
+FULL_SEEDS = 2  # trainings of each plan by the recipe
+INPUTS = 256  # of the proxy losses
+WORST_LOSS = 0.9  # plans of the draft with a larger proxy loss are not drawn: nobody would train them
+
+
+def measured(spec: StudySpec, plans: int, bands: int, seconds: float) -> pd.DataFrame:
+    """Return a row for each plan: its band, its cost, the proxies, their CPU seconds, and the trained results."""
+    spec = resolved(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)))
+    # a cost that is measured would take most of the time here, and does not change how plans of a band are ranked
+    spec = replace(spec, objectives=tuple(x for x in spec.objectives if not x.is_cost or isinstance(x, Foreseeable)))
+    with tempfile.TemporaryDirectory() as folder:
+        study = open_study(spec, Path(folder), None, create=True)
+        context = Context(spec, Subject(spec, torch.device("cpu")))
+        clock = BudgetClock(spec.budget)
+        DraftStart(share=1.0)(context, study, clock)
+        table = measured_table(context, study, clock)
+        draft = draft_of(study)
+        assert draft is not None
+        rate = range_tested(study, context)
+        validation = ProxyLoss(context.subject.model, spec.splits.validation, context.usual_recovery, 0)
+        rows = []
+        with track("training plans") as progress:
+            chosen = _in_bands(draft.get_trials(deepcopy=False), plans, bands, spec.seed)
+            for done, (band, params, cost) in enumerate(chosen):
+                plan = context.plan(params)
+                row: dict[str, float] = {"band": band, "cost": cost}
+                choices = [at.index(params[name]) for name, at in zip(table.names, table.values, strict=True)]
+                row["table"], row["table seconds"] = float(table.sums(np.array([choices]))[0]), 0.0
+                started = time.process_time()
+                row["untrained"] = proxy_loss_of(context, plan, INPUTS)
+                row["untrained seconds"] = time.process_time() - started
+                recipes = {f"{steps} steps": (_of_steps(context, steps), [0]) for steps in STEPS}
+                recipes["full"] = spec.recipe, list(range(1, 1 + FULL_SEEDS))
+                for name, (recipe, turns) in recipes.items():
+                    for turn in turns:
+                        started = time.process_time()
+                        model = context.build(plan)
+                        context.train(
+                            model, plan, context.with_rate(recipe, model, rate), seed_of(spec, key_of(plan), turn)
+                        )
+                        if name == "full":
+                            row[f"objective {turn}"] = spec.objectives[0](context.subject.finish(model))
+                            row[f"loss {turn}"] = validation(model)
+                        else:
+                            row[name] = context.proxy_loss(model, INPUTS)
+                        row[f"{name} seconds"] = time.process_time() - started
+                rows.append(row)
+                progress((done + 1) / len(chosen))
+    return pd.DataFrame(rows)
+
+
+def _of_steps(context: Context, steps: int) -> Recipe:
+    recipe = context.spec.recipe
+    return recipe.longer(steps / recipe.steps(len(context.spec.splits.train)))
+
+
+def _in_bands(
+    trials: list[FrozenTrial], plans: int, bands: int, seed: int
+) -> list[tuple[int, dict[str, float], float]]:
+    """Return the band, the parameters and the cost of as many plans in each band.
+
+    They are drawn from the three times as many that are nearest to the middle of the band in cost.
+    """
+    rng = np.random.default_rng(seed)
+    drafted = [(trial.params, *trial.values[:2]) for trial in trials]  # noqa: PD011 - no pandas
+    usable = [(params, cost) for params, loss, cost in drafted if loss < WORST_LOSS]
+    costs = np.log([cost for _, cost in usable])
+    chosen, taken, each = [], np.zeros(len(usable), dtype=bool), plans // bands
+    low, high = np.quantile(costs, (0.05, 0.95))
+    for band, middle in enumerate(np.linspace(low, high, bands)):
+        near = np.where(taken, np.inf, np.abs(costs - middle)).argsort()[: 3 * each]
+        for at in rng.permutation(near)[:each]:
+            taken[at] = True
+            chosen.append((band, *usable[at]))
+    return chosen
+
+
+def correlations(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean rank correlations in bands of each proxy with the objective and with the loss after training."""
+    sign = -1 if np.corrcoef(rows["objective 1"], rows["loss 1"])[0, 1] < 0 else 1
+    trained = {
+        "objective": sign * rows[[f"objective {turn + 1}" for turn in range(FULL_SEEDS)]].mean(axis=1),
+        "loss": rows[[f"loss {turn + 1}" for turn in range(FULL_SEEDS)]].mean(axis=1),
+    }
+    proxies = {name: rows[name] for name in ("table", "untrained", *(f"{steps} steps" for steps in STEPS))}
+    table = {
+        name: {
+            **{f"with {result}": _in_band(rows["band"], proxy, values) for result, values in trained.items()},
+            "CPU seconds": rows[f"{name} seconds"].mean(),
+        }
+        for name, proxy in proxies.items()
+    }
+    table["one training"] = {
+        f"with {result}": _in_band(rows["band"], rows[f"{result} 1"], rows[f"{result} 2"])
+        for result in ("objective", "loss")
+    } | {"CPU seconds": rows["full seconds"].mean()}
+    return pd.DataFrame(table).T.round(2)
+
+
+def _in_band(bands: pd.Series, proxy: pd.Series, result: pd.Series) -> float:
+    found = [float(spearmanr(proxy[bands == band], result[bands == band])[0]) for band in sorted(set(bands))]
+    return float(np.nanmean(found))
+
+
+def main() -> None:
+    """Measure, keep the rows, print the correlations."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", default="digits", choices=STUDIES, help="the study (default: digits)")
+    parser.add_argument("--plans", type=int, default=24, help="plans to train (default: 24)")
+    parser.add_argument("--bands", type=int, default=4, help="bands of similar cost (default: 4)")
+    parser.add_argument("--draft-seconds", type=float, default=60.0, help="CPU seconds of the draft (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of the study and the choice of plans (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("runs/proxies"), help="folder of the rows")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    spec = replace(STUDIES[options.study](), seed=options.seed)
+    rows = measured(spec, options.plans, options.bands, options.draft_seconds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(options.out / f"{options.study}-{options.seed}.csv", index=False)
+    sys.stdout.write(f"{correlations(rows)}\nn = {len(rows)} plans in {options.bands} bands\n")
+
+
+if __name__ == "__main__":
+    main()
