@@ -20,7 +20,7 @@ from objectives import Examples, Latency, LatencyShare, Macs, SizeBytes, Top1
 from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.study.errors import UserError
-from spaces import BitWidths, Depth, PruneRatios, Ranks, Resolution, Space, Temperatures
+from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
 
 FOLDER_VARIABLE = "PHOTOGRAPHS"  # environment variable with the folder
 PIXELS = 64  # to which the photographs are resized
@@ -98,13 +98,7 @@ def mobilenet(data: str = "", trials: int = 40, runtime: str = "onnx") -> StudyS
         teacher=teacher,
         splits=data_splits,
         space=Space(
-            (
-                Resolution(),
-                PruneRatios(round_to=file_runtime.channels),
-                Depth(),
-                Ranks(),
-                BitWidths(runtime=file_runtime),
-            ),
+            (PruneRatios(round_to=file_runtime.channels), Depth(), Ranks(), BitWidths(runtime=file_runtime)),
             Temperatures(),
         ),
         objectives=(Top1(data_splits.validation), SizeBytes(file_runtime), latency),
