@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from objectives.layers import FLOAT_BITS
@@ -11,9 +12,6 @@ from search.costs.work import Ends, work
 from spaces import Distill, Factorize, Plan, Quantize
 from spaces.plan import architectures_of
 from tests.small_study import context, study
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ENDS = Ends(64, 4)
 FIRST, SECOND, HEAD = 8 * 9 * 64, 8 * 8 * 9 * 16, 32 * 4  # multiply-adds
@@ -68,3 +66,10 @@ def test_ranks_add_layers_and_numbers() -> None:
     before, after = counted(), counted(Factorize((("second", 0.25),)))
     assert after[-8] > before[-8], "layers that are executed"
     assert after[-9] == before[-9], "layers of the teacher"
+
+
+def test_a_file_that_resizes_its_input_has_that_work() -> None:
+    parts = architectures_of(context(study(5)).cost_model.frame, [Plan((), Distill())]).parts()
+    plain, resized = (work(replace(parts, resized=np.array([flag])), ENDS)[0] for flag in (0.0, 1.0))
+    (changed,) = np.flatnonzero(plain != resized)
+    assert resized[changed] == ENDS.taken

@@ -39,8 +39,9 @@ def work(parts: Parts, ends: Ends) -> np.ndarray:
     those with weights of less than a byte are apart. For each there are multiply-adds with output channels padded to a
     block, and the number of layers; where weights are unpacked, their elements; where dense layers compute with
     integers, multiply-adds with input channels padded too. The remaining kinds are sums over all layers: multiply-adds,
-    layers and numbers written where output channels do not fill whole blocks; numbers read, written, and converted
-    between integers and floating point; and the numbers that the file takes and returns.
+    layers and numbers written where output channels do not fill whole blocks; numbers of the input that the file
+    resizes; numbers read, written, and converted between integers and floating point; and the numbers that the file
+    takes and returns.
     """
     columns = list(_columns(parts, ends))
     stacked: np.ndarray = np.column_stack(columns)
@@ -97,6 +98,7 @@ def _columns(parts: Parts, ends: Ends) -> Iterator[np.ndarray]:
     grouped_layers = kinds[2]
     yield from (_sum(macs * uneven * grouped_layers), _sum(macs * uneven * ~grouped_layers))
     yield from (_sum(uneven), _sum(written * uneven))
+    yield np.broadcast_to(parts.resized, (macs.shape[1],)) * ends.taken
     entered, left = rounded & ~from_integer, integer & ~to_rounded
     for numbers in (weights, written, read):
         yield _sum(numbers * present)
