@@ -11,6 +11,7 @@ ACCURACY_RANGE = 10.0  # points of top-1 below the teacher at which the height o
 COST_FACTOR = 1000.0  # the teacher's cost over the cost at which the width of the hypervolume is one
 SPLITS = ("validation", "test")
 PROFILE_PREFIX = "seconds of "  # of the columns of a record that hold the CPU profile
+SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)  # of the teacher's cost, in the comparison with peers
 FRACTIONS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # of the teacher's cost: 1/8, 1/16, ...
 
 

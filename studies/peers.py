@@ -25,7 +25,6 @@ test accuracy of the file with the best validation accuracy, the mean over seeds
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import json
 import subprocess
@@ -33,7 +32,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,42 +42,26 @@ import optuna
 import pandas as pd
 import torch
 
-from objectives import Latency, LatencyShare, Macs, Top1
-from objectives.runtimes import named
-from objectives.runtimes.isolated_process import IsolatedProcess
-from objectives.runtimes.runtime import silence
+from objectives import Latency, LatencyShare
 from search.evaluation.context import Context
 from search.evaluation.reference import teacher_file
 from search.evaluation.subject import Subject
 from search.loop.schedule import range_tested
 from search.proposals.defaults import resolved
-from search.results.verification import FromFile
 from search.study import machine
 from search.study.files import save_json
 from search.study.storage import open_study
-from search.training.fine_tuning import fine_tune
-from spaces.network.copying import compressible_copy
-from spaces.network.messages import first_line
 from studies import fashion_mnist, imagenet_sample, photographs, speech_digits
-from studies.runtime_benchmark import CALIBRATION_INPUTS, by_onnx_runtime
-from studies.search_benchmark import searched
+from studies.fronts import SHARES
+from studies.peer_methods import METHODS, Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from torch import Tensor, nn
-
-    from search import Recipe, StudySpec
-    from search.training.learning_rate import Rate
+    from search import StudySpec
 
 COSTS = ("macs", "bytes", "latency")
-SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)  # of the teacher's cost
-NETWORKS_PER_METHOD = 8
-PRUNED_SHARES = (0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05)  # of multiply-adds
-PRUNING_STEPS, MOST_PRUNED = 100, 0.95  # of Torch-Pruning: steps, and the largest share of channels
 SLACK = 1e-3  # of a share: the teacher's own file is timed anew
-NNCF_OPSET = 17
-TIMED_STEPS = 5  # of training, to find out how many fit in the time
 
 
 def residual() -> StudySpec:
@@ -99,160 +82,6 @@ NETWORKS: dict[str, Callable[[], StudySpec]] = {
     "mobilenet": photographs.mobilenet,
     "efficientnet": imagenet_sample.efficientnet,
     "speech": speech,
-}
-
-
-@dataclass
-class Bench:
-    """What all methods share: the context, the learning rate, the teacher's file, the time and a folder."""
-
-    context: Context
-    rate: Rate | None
-    reference: Path
-    seconds: float
-    folder: Path
-
-    @property
-    def spec(self) -> StudySpec:
-        """The study."""
-        return self.context.spec
-
-    def fine_tuned(self, model: nn.Module, extra_seconds: float, turn: int) -> nn.Module:
-        """Train a network by the confirmation recipe, for as many CPU seconds longer; return its finished form."""
-        recipe = self.context.with_rate(self.spec.confirmation_recipe, model, self.rate)
-        if extra_seconds:
-            steps = recipe.steps(len(self.spec.splits.train))
-            started = time.process_time()
-            self._train(model, recipe.longer(TIMED_STEPS / steps), turn)
-            step_seconds = (time.process_time() - started) / TIMED_STEPS
-            recipe = recipe.longer(1 + extra_seconds / step_seconds / steps)
-        self._train(model, recipe, turn)
-        return self.context.subject.finish(model)
-
-    def _train(self, model: nn.Module, recipe: Recipe, turn: int) -> None:
-        recovery = self.context.usual_recovery
-        fine_tune(model, self.context.teacher, self.spec.splits.train, recovery, recipe, self.spec.seed + turn)
-
-    def row(self, path: Path, finished: nn.Module, words: str) -> dict[str, Any]:
-        """Return accuracies and costs of a file, measured in a process of its own."""
-        with IsolatedProcess(self.spec.runtime, path) as file:
-            network = FromFile(file)
-            accuracy = {
-                name: Top1(examples)(network)
-                for name, examples in (("validation", self.spec.splits.validation), ("test", self.spec.splits.test))
-            }
-            ratio = file.compare(self.reference, self.spec.example()[:1]).ratio
-        macs = Macs(self.spec.splits.validation.inputs)(finished)
-        return {**accuracy, "bytes": path.stat().st_size, "latency": ratio, "macs": macs, "words": words}
-
-    def exported(self, finished: nn.Module, words: str) -> dict[str, Any]:
-        """Export a finished network and return its row."""
-        path = self.folder / f"file.{self.spec.runtime.suffix}"
-        with silence(), torch.no_grad():
-            self.spec.runtime.export(finished, self.spec.example(), path)
-        return self.row(path, finished, words)
-
-
-def ours(bench: Bench) -> list[dict[str, Any]]:
-    """Search, fine-tune what is best at some share of some cost, export."""
-    found, _ = searched(bench.spec, bench.seconds, bench.folder / "search")
-    names = [objective.name for objective in bench.spec.objectives]
-    context = found[0].context
-    teacher = context.measure(context.subject.model, bench.spec.costs)
-    chosen: dict[int, None] = {}
-    values = [context.measure_costs(member.plan, context.build(member.plan), bench.spec.costs) for member in found]
-    for name in (*names[1:], *(objective.name for objective in bench.spec.reported)):
-        for share in SHARES:
-            inside = [at for at, costs in enumerate(values) if costs[name] <= share * teacher[name]]
-            if inside:
-                chosen[max(inside, key=lambda at: found[at].accuracy)] = None
-    rows = []
-    for turn, at in enumerate(list(chosen)[:NETWORKS_PER_METHOD]):
-        member = found[at]
-        student = context.build(member.plan)
-        recipe = context.with_rate(bench.spec.confirmation_recipe, student, bench.rate)
-        context.train(student, member.plan, recipe, bench.spec.seed + turn)
-        rows.append(bench.exported(context.subject.finish(student), member.plan.words()))
-    return rows
-
-
-def uniform(bench: Bench) -> list[dict[str, Any]]:
-    """Compress all layers equally at eight strengths, fine-tune, export."""
-    space, anatomy = bench.spec.space, bench.context.subject.anatomy
-    rows = []
-    for turn, strength in enumerate(np.linspace(0, 1, NETWORKS_PER_METHOD + 1)[1:]):
-        plan = bench.context.plan(space.uniform(anatomy, (float(strength),) * len(space.steps)))
-        finished = bench.fine_tuned(bench.context.build(plan), bench.seconds / NETWORKS_PER_METHOD, turn)
-        rows.append(bench.exported(finished, plan.words()))
-    return rows
-
-
-def torch_pruning(bench: Bench) -> list[dict[str, Any]]:
-    """Prune by Torch-Pruning, fine-tune, and export as floating point and at 8 bits; the teacher at 8 bits, too."""
-    teacher = bench.context.subject.finished
-    rows = [bench.exported(teacher, "teacher"), *_at_8_bits(bench, teacher, "teacher")]
-    for turn, (share, model) in enumerate(pruned(bench)):
-        words = f"pruned to {share:.2f} of the multiply-adds"
-        finished = bench.fine_tuned(model, bench.seconds / NETWORKS_PER_METHOD, turn)
-        rows += [bench.exported(finished, words), *_at_8_bits(bench, finished, words)]
-    return rows
-
-
-def pruned(bench: Bench) -> Iterator[tuple[float, nn.Module]]:
-    """Yield Torch-Pruning's networks before fine-tuning, with their share of the teacher's multiply-adds."""
-    tools: Any = importlib.import_module("torch_pruning")
-    example = bench.spec.example()[:1]
-    for wanted in PRUNED_SHARES:
-        model = compressible_copy(bench.context.subject.model)
-        layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
-        pruner = tools.pruner.BasePruner(
-            model,
-            example,
-            importance=tools.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=True,
-            pruning_ratio=MOST_PRUNED,
-            iterative_steps=PRUNING_STEPS,
-            ignored_layers=layers[-1:],
-            round_to=bench.spec.runtime.channels,
-        )
-        whole = macs = tools.utils.count_ops_and_params(model, example)[0]
-        for _ in range(PRUNING_STEPS):
-            if macs <= wanted * whole:
-                break
-            pruner.step()
-            macs = tools.utils.count_ops_and_params(model, example)[0]
-        yield macs / whole, model
-
-
-def _at_8_bits(bench: Bench, finished: nn.Module, words: str) -> list[dict[str, Any]]:
-    """Return the rows of a network that the runtime's own tools and NNCF quantize."""
-    inputs = bench.spec.example()[:CALIBRATION_INPUTS]
-    rows = []
-    for name, quantize in (("int8", by_onnx_runtime), ("NNCF", by_nncf)):
-        path = bench.folder / "file.onnx"
-        try:
-            with silence(), torch.no_grad():
-                quantize(finished, inputs, path)
-        except Exception as error:  # noqa: BLE001 - another tool's failure is one of its results
-            sys.stderr.write(f"{name} failed on {words}: {first_line(error)}\n")
-            continue
-        rows.append(bench.row(path, finished, f"{words}, {name}"))
-    return rows
-
-
-def by_nncf(network: nn.Module, inputs: Tensor, path: Path) -> None:
-    """Quantize a network by NNCF's static 8 bits, in opset 17: of later ones it writes files that do not load."""
-    nncf, onnx, converter = (importlib.import_module(name) for name in ("nncf", "onnx", "onnx.version_converter"))
-    named("onnx").export(network, inputs, path)
-    dataset = nncf.Dataset(list(inputs.split(1)), lambda example: {"x": example.numpy()})
-    older = converter.convert_version(onnx.load(str(path)), NNCF_OPSET)
-    onnx.save(nncf.quantize(older, dataset, subset_size=len(inputs)), str(path))
-
-
-METHODS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
-    "ours": ours,
-    "torch-pruning": torch_pruning,
-    "uniform": uniform,
 }
 
 

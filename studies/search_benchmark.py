@@ -39,7 +39,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from objectives import Bops, Limit, Macs, Top1
+from objectives import Limit, Macs, Top1
 from search import Budget, DraftStart, Recipe, UniformStart
 from search.evaluation.context import Context
 from search.evaluation.reference import bounded
@@ -56,9 +56,9 @@ from search.study.files import save_json, state_path
 from search.study.front import front, trained_count
 from search.study.storage import open_study
 from spaces import BitWidths, PruneRatios, Ranks
-from studies import speech_digits
 from studies.fashion_mnist import residual
 from studies.fronts import PROFILE_PREFIX, SPLITS, accuracy_at_costs, hypervolume, profile, runs_table, summary
+from studies.speech_digits import bit_operations
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -203,20 +203,14 @@ METHODS: dict[str, Search] = {
 }
 
 
-def _speech() -> StudySpec:
-    spec = speech_digits.study()
-    return replace(spec, objectives=(spec.objectives[0], Bops(spec.splits.validation.inputs)), reported=())
-
-
-STUDIES: dict[str, Callable[[], StudySpec]] = {"residual": residual, "speech": _speech}
+STUDIES: dict[str, Callable[[], StudySpec]] = {"residual": residual, "speech": bit_operations}
 
 
 def study_of(name: str, seed: int, macs: float | None) -> StudySpec:
     """Return a study of the benchmark, with at most this share of the teacher's multiply-adds if it is not None."""
     spec = replace(STUDIES[name](), seed=seed)
-    if macs is None:
-        return spec
-    return replace(spec, limits=(Limit(Macs(spec.splits.validation.inputs), of_teacher=macs),))
+    limits = () if macs is None else (Limit(Macs(spec.splits.validation.inputs), of_teacher=macs),)
+    return replace(spec, limits=limits)
 
 
 def measured(method: str, spec: StudySpec, seconds: float, final: Recipe, folder: Path) -> dict[str, Any]:
