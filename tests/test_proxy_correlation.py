@@ -14,14 +14,14 @@ from search.proposals.proxy_correlation import (
     proxy_correlation,
     proxy_correlation_words,
 )
-from search.study.records import DRAFT
+from search.study.records import DRAFT, EPOCHS, TRAINED_LOSS
 from tests.small_study import study
 
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
 
 
 def trained_study(trials: int, correlation: float) -> optuna.Study:
-    """Return a study in which, at each cost, smaller losses mean higher (1) or lower (-1) accuracies."""
+    """Return a study in which, at each cost, smaller losses mean smaller (1) or larger (-1) losses after training."""
     storage = optuna.storages.InMemoryStorage()
     main = optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
     draft = optuna.create_study(storage=storage, study_name="s" + DRAFT, directions=["minimize", "minimize"])
@@ -29,9 +29,9 @@ def trained_study(trials: int, correlation: float) -> optuna.Study:
     for at in range(trials):
         x, size = float(rng.random()), 1000.0 * (1 + at // 4)
         draft.add_trial(create_trial(params={"x": x}, distributions=SPACE, values=[x, size]))
-        accuracy = 50 + size / 1000 - correlation * x
+        attributes = {TRAINED_LOSS: 0.5 - size / 1e5 + correlation * x, EPOCHS: 2.0}
         params, kinds = {"x": x, "other": 0.5}, SPACE | {"other": FloatDistribution(0.0, 1.0)}
-        main.add_trial(create_trial(params=params, distributions=kinds, values=[accuracy, size]))
+        main.add_trial(create_trial(params=params, distributions=kinds, values=[90.0, size], user_attrs=attributes))
     return main
 
 
@@ -59,5 +59,15 @@ def test_a_misleading_draft_is_recognized_after_enough_trials(*, correlation: fl
 
 def test_the_correlation_is_described_in_one_line() -> None:
     assert proxy_correlation_words(ProxyCorrelation(0.876, 12)) == (
-        "proxy rank correlation (untrained loss against trained result, at similar cost): 0.88 over 12 trials"
+        "proxy rank correlation (untrained loss against trained loss, at similar cost): 0.88 over 12 trials"
     )
+
+
+def test_only_trials_of_one_length_are_compared() -> None:
+    main = trained_study(12, 1.0)
+    longer = {TRAINED_LOSS: -5.0, EPOCHS: 8.0}
+    first = main.trials[0]
+    main.add_trial(
+        create_trial(params=first.params, distributions=first.distributions, values=[90.0, 1e3], user_attrs=longer)
+    )
+    assert proxy_correlation(main, study()) == ProxyCorrelation(1.0, 12)

@@ -91,6 +91,11 @@ class Context:
         """The proxy loss: the distance of an untrained network's outputs from the teacher's."""
         return ProxyLoss(self.subject.model, self.spec.splits.train, self.usual_recovery, self.spec.seed + 1)
 
+    @functools.cached_property
+    def validation_loss(self) -> ProxyLoss:
+        """The same on validation examples, for trained networks."""
+        return ProxyLoss(self.subject.model, self.spec.splits.validation, self.usual_recovery, self.spec.seed + 1)
+
     def plan(self, params: Mapping[str, Any]) -> Plan:
         """Return the plan of a study's parameters, with the default recovery if they contain none."""
         space = self.spec.space

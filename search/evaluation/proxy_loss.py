@@ -1,4 +1,4 @@
-"""The proxy loss: the distance of an untrained network's outputs from the teacher's."""
+"""The proxy loss: the distance of a network's outputs from the teacher's."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from objectives import Examples
     from spaces import Recovery
 
-PROXY_INPUTS = 256  # most training inputs of the proxy loss, drawn independently of the calibration inputs (chosen)
+PROXY_INPUTS = 256  # most inputs of the proxy loss, drawn independently of the calibration inputs (chosen)
 
 
 class ProxyLoss:
-    """The recovery's loss of a network's outputs on some training inputs, on a scale of its own.
+    """The recovery's loss of a network's outputs on some inputs, on a scale of its own.
 
     The teacher has the proxy loss 0, and a network that answers every input with the mean of the teacher's answers has
     the proxy loss 1. So a proxy loss means the same whatever the loss, its units, and the number of classes.
@@ -29,7 +29,7 @@ class ProxyLoss:
     teacher
         The teacher in evaluation mode, on the device where plans are scored.
     examples
-        The training set.
+        The split that the inputs are drawn from.
     recovery
         The recovery that defines the loss.
     seed

@@ -32,6 +32,7 @@ from search.study.records import (
     REPLAY,
     SECONDS,
     STOPPED,
+    TRAINED_LOSS,
     VALUES,
     WORKER,
 )
@@ -137,6 +138,7 @@ def run_trial(
         raise
     values |= context.measure(model, [objective for objective in spec.measured if not objective.is_cost])
     _constrain(trial, spec, _record(trial, spec, values, known))
+    trial.set_user_attr(TRAINED_LOSS, context.validation_loss(model))
     save_state(model, state_path(folder, trial.number))
     trial.set_user_attr(SECONDS, time.process_time() - started)
     return tuple(values[objective.name] for objective in spec.objectives)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,10 +11,11 @@ from scipy.stats import spearmanr
 
 from search.proposals.draft_records import choices_in, draft_of
 from search.study.front import trained
-from search.study.records import PREDICTED, VALUES
+from search.study.records import EPOCHS, PREDICTED, TRAINED_LOSS, VALUES
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
     from search.study.spec import StudySpec
 
@@ -24,14 +26,14 @@ BAND_TRIALS = 4  # smallest number of trials of similar cost among which ranks a
 
 
 class ProxyCorrelation(NamedTuple):
-    """The rank correlation of proxy loss and trained result, averaged over bands of cost, and the number of trials."""
+    """The rank correlation of losses before and after training, mean over bands of cost, and the number of trials."""
 
     correlation: float
     trials: int
 
     @property
     def poor(self) -> bool:
-        """Whether enough trials show that the proxy loss predicts little of the trained result."""
+        """Whether enough trials show that the proxy loss predicts little of the trained loss."""
         return self.trials >= MIN_TRUSTED_TRIALS and self.correlation < POOR_CORRELATION
 
 
@@ -47,35 +49,39 @@ def proxy_correlation(study: Study, spec: StudySpec) -> ProxyCorrelation | None:
     """Return the proxy rank correlation, or None if too few plans of the draft were trained.
 
     Over all costs the correlation would show only that larger networks are better. So trials are sorted by their first
-    cost into bands of at least four, and Spearman's correlation of the loss with the first trained objective is
-    computed in each band; the sign of a maximized objective is flipped.
+    cost into bands of at least four, and Spearman's correlation of the loss before training with the loss on validation
+    examples after it is computed in each band. A metric such as top-1 would not do: where networks of similar cost
+    differ by a few examples, two trainings of the same plan rank as differently (studies/README.md). Trials are only
+    compared with those that were trained as long.
     """
-    trained_places = [at for at, objective in enumerate(spec.objectives) if not objective.is_cost]
     costs = [at for at, objective in enumerate(spec.objectives) if objective.is_cost]
-    if not trained_places or not costs:
+    if not costs or all(objective.is_cost for objective in spec.objectives):
         return None
-    sign = -1 if spec.objectives[trained_places[0]].direction == "maximize" else 1
     points = [
-        (values[costs[0]], drafted[0], sign * values[trained_places[0]])
-        for drafted, values in _drafted_and_trained(study)
+        (trial.values[costs[0]], drafted[0], trial.user_attrs[TRAINED_LOSS]) for drafted, trial in _drafted(study)
     ]
     bands = np.array_split(np.array(sorted(points)), len(points) // BAND_TRIALS) if len(points) >= BAND_TRIALS else []
     found = [float(spearmanr(band[:, 1], band[:, 2])[0]) for band in bands if np.ptp(band, axis=0)[1:].all()]
     return ProxyCorrelation(float(np.mean(found)), len(points)) if found else None
 
 
-def _drafted_and_trained(study: Study) -> list[tuple[list[float], list[float]]]:
-    """Return, for every trained trial whose plan is in the draft, its values in the draft and its own."""
+def _drafted(study: Study) -> list[tuple[list[float], FrozenTrial]]:
+    """Return the trials of plans of the draft that were trained for the most common length, with the draft's values."""
     draft = draft_of(study)
     drafted = draft.get_trials(deepcopy=False) if draft is not None else []
     names = list(drafted[0].params) if drafted else []
     values = {choices_in(trial, names): trial.values for trial in drafted}
-    both = ((values.get(choices_in(trial, names)), trial.values) for trial in trained(study))
-    return [(in_draft, own) for in_draft, own in both if in_draft is not None]
+    both = [
+        (values[choices], trial)
+        for trial in trained(study)
+        if (choices := choices_in(trial, names)) in values and TRAINED_LOSS in trial.user_attrs
+    ]
+    lengths = Counter(trial.user_attrs.get(EPOCHS) for _, trial in both)
+    return [(own, trial) for own, trial in both if trial.user_attrs.get(EPOCHS) == lengths.most_common(1)[0][0]]
 
 
 def is_misleading(study: Study, spec: StudySpec) -> bool:
-    """Whether the proxy loss is known to predict little of the trained result."""
+    """Whether the proxy loss is known to predict little of the trained loss."""
     found = proxy_correlation(study, spec)
     return found is not None and found.poor
 
@@ -85,7 +91,7 @@ def proxy_correlation_words(found: ProxyCorrelation | None) -> str:
     if found is None:
         return "proxy rank correlation: not known yet, because too few plans of the draft have been trained"
     return (
-        f"proxy rank correlation (untrained loss against trained result, at similar cost): {found.correlation:.2f} "
+        f"proxy rank correlation (untrained loss against trained loss, at similar cost): {found.correlation:.2f} "
         f"over {found.trials} trials{POOR_NOTE if found.poor else ''}"
     )
 

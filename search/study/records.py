@@ -36,6 +36,7 @@ EARLY_CHECK = "rung"  # the epochs and the objectives at the check of early stop
 STOPPED = "stopped"  # whether early stopping ended it
 REASON = "reason"  # why it ended without values; a failed trial without a reason was interrupted
 REPLAY = "replay_of"  # number of the earlier trial of the same plan whose result it repeats
+TRAINED_LOSS = "trained_loss"  # proxy loss on validation examples after the training
 SECONDS = "cpu_seconds"  # CPU seconds that it took
 
 # attributes of the draft
