@@ -62,8 +62,11 @@ INPUTS = 256  # of the proxy losses
 WORST_LOSS = 0.9  # plans of the draft with a larger proxy loss are not drawn: nobody would train them
 
 
-def measured(spec: StudySpec, plans: int, bands: int, seconds: float) -> pd.DataFrame:
-    """Return a row for each plan: its band, its cost, the proxies, their CPU seconds, and the trained results."""
+def measured(spec: StudySpec, plans: int, bands: int, seconds: float, path: Path) -> pd.DataFrame:
+    """Return a row for each plan: its band, its cost, the proxies, their CPU seconds, and the trained results.
+
+    The rows are written to a file after each plan.
+    """
     spec = resolved(replace(spec, budget=Budget(trials=None, cpu_seconds=seconds)))
     # a cost that is measured would take most of the time here, and does not change how plans of a band are ranked
     spec = replace(spec, objectives=tuple(x for x in spec.objectives if not x.is_cost or isinstance(x, Foreseeable)))
@@ -104,6 +107,7 @@ def measured(spec: StudySpec, plans: int, bands: int, seconds: float) -> pd.Data
                             row[name] = context.proxy_loss(model, INPUTS)
                         row[f"{name} seconds"] = time.process_time() - started
                 rows.append(row)
+                pd.DataFrame(rows).to_csv(path, index=False)
                 progress((done + 1) / len(chosen))
     return pd.DataFrame(rows)
 
@@ -116,7 +120,7 @@ def _of_steps(context: Context, steps: int) -> Recipe:
 def _in_bands(
     trials: list[FrozenTrial], plans: int, bands: int, seed: int
 ) -> list[tuple[int, dict[str, float], float]]:
-    """Return the band, the parameters and the cost of as many plans in each band.
+    """Return the band, the parameters and the cost of as many plans in each band, the bands in turns.
 
     They are drawn from the three times as many that are nearest to the middle of the band in cost.
     """
@@ -124,14 +128,14 @@ def _in_bands(
     drafted = [(trial.params, *trial.values[:2]) for trial in trials]  # noqa: PD011 - no pandas
     usable = [(params, cost) for params, loss, cost in drafted if loss < WORST_LOSS]
     costs = np.log([cost for _, cost in usable])
-    chosen, taken, each = [], np.zeros(len(usable), dtype=bool), plans // bands
+    in_band: list[list[int]] = []
+    taken, each = np.zeros(len(usable), dtype=bool), plans // bands
     low, high = np.quantile(costs, (0.05, 0.95))
-    for band, middle in enumerate(np.linspace(low, high, bands)):
+    for middle in np.linspace(low, high, bands):
         near = np.where(taken, np.inf, np.abs(costs - middle)).argsort()[: 3 * each]
-        for at in rng.permutation(near)[:each]:
-            taken[at] = True
-            chosen.append((band, *usable[at]))
-    return chosen
+        in_band.append(rng.permutation(near)[:each].tolist())
+        taken[in_band[-1]] = True
+    return [(band, *usable[at]) for turn in zip(*in_band, strict=True) for band, at in enumerate(turn)]
 
 
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:
@@ -174,9 +178,9 @@ def main() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     spec = replace(STUDIES[options.study](), seed=options.seed)
-    rows = measured(spec, options.plans, options.bands, options.draft_seconds)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(options.out / f"{options.study}-{options.seed}.csv", index=False)
+    path = options.out / f"{options.study}-{options.seed}.csv"
+    rows = measured(spec, options.plans, options.bands, options.draft_seconds, path)
     sys.stdout.write(f"{correlations(rows)}\nn = {len(rows)} plans in {options.bands} bands\n")
 
 
