@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from objectives import Examples
     from search import Recipe, StudySpec
     from search.evaluation.context import Context
     from search.training.learning_rate import Rate
@@ -42,13 +43,28 @@ TIMED_STEPS = 5  # of training, to find out how many fit in the time
 
 @dataclass
 class Bench:
-    """What all methods share: the context, the learning rate, the teacher's file, the time and a folder."""
+    """What all methods share.
+
+    Attributes
+    ----------
+    context, rate
+        The context of the study, and the result of its range test.
+    reference
+        The teacher's file.
+    seconds
+        CPU seconds of a search.
+    folder
+        Folder for files.
+    splits
+        Examples on which files are measured, by name.
+    """
 
     context: Context
     rate: Rate | None
     reference: Path
     seconds: float
     folder: Path
+    splits: dict[str, Examples]
 
     @property
     def spec(self) -> StudySpec:
@@ -75,10 +91,7 @@ class Bench:
         """Return accuracies and costs of a file, measured in a process of its own."""
         with IsolatedProcess(self.spec.runtime, path) as file:
             network = FromFile(file)
-            accuracy = {
-                name: Top1(examples)(network)
-                for name, examples in (("validation", self.spec.splits.validation), ("test", self.spec.splits.test))
-            }
+            accuracy = {name: Top1(examples)(network) for name, examples in self.splits.items()}
             ratio = file.compare(self.reference, self.spec.example()[:1]).ratio
         macs = Macs(self.spec.splits.validation.inputs)(finished)
         return {**accuracy, "bytes": path.stat().st_size, "latency": ratio, "macs": macs, "words": words}

@@ -5,10 +5,11 @@
 
 Needs the extra [peers] for the other tools. Networks: `residual` (ResNet-8 of Fashion-MNIST), `mobilenet` (half of
 MobileNetV3-small on photographs of 64x64 pixels, trained here), `efficientnet` (EfficientNet-Lite0 with its ImageNet
-weights at 224x224, whose accuracy is the agreement with the teacher) and `speech` (DS-CNN on spoken digits).
+weights at 224x224; its accuracy is the agreement with the teacher, and top-1 is in the records) and `speech` (DS-CNN on
+spoken digits).
 
-Methods
--------
+Methods:
+
 - `ours`: a search of that many CPU seconds, then the fine-tuning of the members of its front that are the best on
   validation at some share of some cost, at most eight.
 - `torch-pruning`: Torch-Pruning's global pruning of groups by their L2 norm to eight shares of multiply-adds, as
@@ -58,6 +59,7 @@ from studies.peer_methods import METHODS, Bench
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from objectives import Examples
     from search import StudySpec
 
 COSTS = ("macs", "bytes", "latency")
@@ -85,6 +87,11 @@ NETWORKS: dict[str, Callable[[], StudySpec]] = {
 }
 
 
+LABELLED_TESTS: dict[str, Callable[[], Examples]] = {  # where the study's labels are the teacher's answers
+    "efficientnet": lambda: imagenet_sample.splits().test
+}
+
+
 def measured(network: str, method: str, seed: int, seconds: float, folder: Path) -> dict[str, Any]:
     """Run a method on a network; return the record of its files."""
     spec = resolved(replace(NETWORKS[network](), seed=seed))
@@ -93,7 +100,10 @@ def measured(network: str, method: str, seed: int, seconds: float, folder: Path)
     rate_folder.mkdir()
     study = open_study(spec, rate_folder, None, create=True)
     reference = teacher_file(context.subject, spec.runtime, folder)
-    bench = Bench(context, range_tested(study, context), reference, seconds, folder)
+    examples = {"validation": spec.splits.validation, "test": spec.splits.test}
+    if network in LABELLED_TESTS:
+        examples["labelled test"] = LABELLED_TESTS[network]()
+    bench = Bench(context, range_tested(study, context), reference, seconds, folder, examples)
     teacher = bench.row(reference, context.subject.finished, "teacher")
     started = time.process_time()
     rows = METHODS[method](bench)
