@@ -8,7 +8,7 @@ MobileNetV3-small on photographs of 64x64 pixels, trained here), `efficientnet` 
 weights at 224x224; its accuracy is the agreement with the teacher, and top-1 is in the records) and `speech` (DS-CNN on
 spoken digits).
 
-Methods:
+What is compared:
 
 - `ours`: a search of that many CPU seconds, then the fine-tuning of the members of its front that are the best on
   validation at some share of some cost, at most eight.
