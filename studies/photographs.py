@@ -104,7 +104,7 @@ def mobilenet(data: str = "", trials: int = 40, runtime: str = "onnx") -> StudyS
         objectives=(Top1(data_splits.validation), SizeBytes(file_runtime), latency),
         reported=(Macs(data_splits.validation.inputs),),
         recipe=Recipe(epochs=3, batch_size=128),
-        confirmation=Recipe(epochs=15, batch_size=128),
+        confirmation=Recipe(epochs=15, batch_size=128, augment=augment),
         budget=Budget(trials=trials),
         runtime=file_runtime,
     )
