@@ -4,11 +4,11 @@
     python -m studies.search_benchmark --methods ours tpe --out runs/search-benchmark
     python -m studies.search_benchmark --study speech --macs 0.25 --methods ours tpe-after-draft gp-after-draft
 
-The study is the residual network on Fashion-MNIST or DS-CNN on spoken digits, top-1 against bit operations, with a
-limit on multiply-adds if `--macs` gives one. Every run gets the same CPU time for everything after the teacher is
-loaded: tables, drafts, Optuna, training, measuring. Its front is measured twice, on validation and test: as the search
-left it, which is what a user gets, and after a final training that is equal for all searches, which shows how good the
-plans are. The final training takes at most six members, spread over the costs.
+The study is the residual network on Fashion-MNIST, DS-CNN on spoken digits or the demo's digits, top-1 against bit
+operations, with a limit on multiply-adds if `--macs` gives one. Every run gets the same CPU time for everything after
+the teacher is loaded: tables, drafts, Optuna, training, measuring. Its front is measured twice, on validation and test:
+as the search left it, which is what a user gets, and after a final training that is equal for all searches, which shows
+how good the plans are. The final training takes at most six members, spread over the costs.
 
 The hypervolume is that of accuracy over the logarithm of the cost, between the teacher and 10 points below it, and
 between the teacher's bit operations and a thousandth of them: 1 is a network with the teacher's accuracy at a
@@ -39,7 +39,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from objectives import Limit, Macs, Top1
+from objectives import Top1
 from search import Budget, DraftStart, Recipe, UniformStart
 from search.evaluation.context import Context
 from search.evaluation.reference import bounded
@@ -56,9 +56,8 @@ from search.study.files import save_json, state_path
 from search.study.front import front, trained_count
 from search.study.storage import open_study
 from spaces import BitWidths, PruneRatios, Ranks
-from studies.fashion_mnist import residual
+from studies.bit_operations import STUDIES, study_of
 from studies.fronts import PROFILE_PREFIX, SPLITS, accuracy_at_costs, hypervolume, profile, runs_table, summary
-from studies.speech_digits import bit_operations
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -201,16 +200,6 @@ METHODS: dict[str, Search] = {
     "bits-alone": _alone(BitWidths),
     "one-after-another": one_after_another,
 }
-
-
-STUDIES: dict[str, Callable[[], StudySpec]] = {"residual": residual, "speech": bit_operations}
-
-
-def study_of(name: str, seed: int, macs: float | None) -> StudySpec:
-    """Return a study of the benchmark, with at most this share of the teacher's multiply-adds if it is not None."""
-    spec = replace(STUDIES[name](), seed=seed)
-    limits = () if macs is None else (Limit(Macs(spec.splits.validation.inputs), of_teacher=macs),)
-    return replace(spec, limits=limits)
 
 
 def measured(method: str, spec: StudySpec, seconds: float, final: Recipe, folder: Path) -> dict[str, Any]:

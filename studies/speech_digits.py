@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's usual name
 
-from objectives import Bops, Examples, Latency, LatencyShare, Limit, Macs, SizeBytes, Top1
+from objectives import Examples, Latency, LatencyShare, Limit, Macs, SizeBytes, Top1
 from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.study.errors import UserError
@@ -111,19 +111,6 @@ def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
         budget=Budget(trials=trials),
         runtime=file_runtime,
     )
-
-
-def bit_operations(data: str = "", trials: int = 30) -> StudySpec:
-    """Search for high top-1 and few bit operations.
-
-    Parameters
-    ----------
-    data, trials
-        See `study`.
-    """
-    spec = study(data, trials)
-    objectives = spec.objectives[0], Bops(spec.splits.validation.inputs)
-    return replace(spec, name="speech-bit-operations", objectives=objectives)
 
 
 def deployed(
