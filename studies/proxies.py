@@ -7,8 +7,9 @@ A draft is made as before a search; plans are drawn from it at random in bands o
 the draft's costs. Each plan is judged by every proxy: the sum of the sensitivity table, the loss before training, and
 the loss after a few steps of training. Then it is trained by the study's recipe with two seeds. The table shows, for
 each proxy, Spearman's rank correlation with the trained result, the mean over the bands, and its CPU seconds per plan.
-The results are the first objective on the validation set, and the proxy loss there, which has finer steps. The last
-row is what one training tells of another with another seed: no proxy can be expected to do better.
+The results are the first objective on the validation set, and the proxy loss there, which has finer steps; the
+correlations with each training are averaged. `expected` is what the draft uses, the geometric mean of the table's sum
+and the loss before training. The last row is what one training tells of another with another seed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from search.evaluation.subject import Subject
 from search.evaluation.trial import key_of, seed_of
 from search.loop.schedule import range_tested
 from search.proposals.defaults import resolved
-from search.proposals.draft_records import draft_of
+from search.proposals.draft_records import MIN_LOSS, draft_of
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import proxy_loss_of
 from search.study.budget_clock import BudgetClock
@@ -59,7 +60,7 @@ STUDIES: dict[str, Callable[[], StudySpec]] = {
 STEPS = (10, 25, 50, 100)  # of the short trainings
 FULL_SEEDS = 2  # trainings of each plan by the recipe
 INPUTS = 256  # of the proxy losses
-WORST_LOSS = 0.9  # plans of the draft with a larger proxy loss are not drawn: nobody would train them
+WORST_LOSS = 0.9  # plans of the draft with a larger expected loss are not drawn: nobody would train them
 
 
 def measured(spec: StudySpec, plans: int, bands: int, seconds: float, path: Path) -> pd.DataFrame:
@@ -141,27 +142,30 @@ def _in_bands(
 def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the mean rank correlations in bands of each proxy with the objective and with the loss after training."""
     sign = -1 if np.corrcoef(rows["objective 1"], rows["loss 1"])[0, 1] < 0 else 1
-    trained = {
-        "objective": sign * rows[[f"objective {turn + 1}" for turn in range(FULL_SEEDS)]].mean(axis=1),
-        "loss": rows[[f"loss {turn + 1}" for turn in range(FULL_SEEDS)]].mean(axis=1),
-    }
-    proxies = {name: rows[name] for name in ("table", "untrained", *(f"{steps} steps" for steps in STEPS))}
+    rows = rows.assign(
+        expected=np.sqrt(rows["table"].clip(lower=MIN_LOSS) * rows["untrained"].clip(lower=MIN_LOSS)),
+        **{"expected seconds": rows["untrained seconds"]},
+        **{f"objective {turn}": sign * rows[f"objective {turn}"] for turn in range(1, 1 + FULL_SEEDS)},
+    )
     table = {
         name: {
-            **{f"with {result}": _in_band(rows["band"], proxy, values) for result, values in trained.items()},
+            **{f"with {result}": _with_trainings(rows, name, result) for result in ("objective", "loss")},
             "CPU seconds": rows[f"{name} seconds"].mean(),
         }
-        for name, proxy in proxies.items()
+        for name in ("table", "untrained", "expected", *(f"{steps} steps" for steps in STEPS))
     }
     table["one training"] = {
-        f"with {result}": _in_band(rows["band"], rows[f"{result} 1"], rows[f"{result} 2"])
-        for result in ("objective", "loss")
+        f"with {result}": _in_band(rows, f"{result} 1", f"{result} 2") for result in ("objective", "loss")
     } | {"CPU seconds": rows["full seconds"].mean()}
     return pd.DataFrame(table).T.round(2)
 
 
-def _in_band(bands: pd.Series, proxy: pd.Series, result: pd.Series) -> float:
-    found = [float(spearmanr(proxy[bands == band], result[bands == band])[0]) for band in sorted(set(bands))]
+def _with_trainings(rows: pd.DataFrame, proxy: str, result: str) -> float:
+    return float(np.mean([_in_band(rows, proxy, f"{result} {turn}") for turn in range(1, 1 + FULL_SEEDS)]))
+
+
+def _in_band(rows: pd.DataFrame, one: str, other: str) -> float:
+    found = [float(spearmanr(band[one], band[other])[0]) for _, band in rows.groupby("band")]
     return float(np.nanmean(found))
 
 

@@ -202,6 +202,9 @@ METHODS: dict[str, Search] = {
 }
 
 
+UNLIMITED = {"bits-alone", "one-after-another"}  # methods that need a study without a limit
+
+
 def measured(method: str, spec: StudySpec, seconds: float, final: Recipe, folder: Path) -> dict[str, Any]:
     """Search, measure the front, train its members by the final recipe, measure them again; return the record."""
     members, statistics = METHODS[method](spec, seconds, folder)
@@ -268,6 +271,8 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.macs is not None and (unable := sorted(UNLIMITED & set(options.methods))):
+        parser.error(f"stages of single axes cannot meet a limit on multiply-adds; leave out {', '.join(unable)}")
     limit = "" if options.macs is None else f"-macs-{options.macs:g}"
     folder = options.out / f"{options.study}{limit}" / f"{options.cpu_seconds:g}"
     if options.only:

@@ -46,7 +46,7 @@ def test_the_correlation_is_unknown_without_a_draft_or_enough_trials() -> None:
     assert proxy_correlation(optuna.create_study(directions=["maximize", "minimize"]), study()) is None
     assert proxy_correlation(trained_study(3, 1.0), study()) is None
     assert proxy_correlation_words(None) == (
-        "proxy rank correlation: not known yet, because too few plans of the draft have been trained"
+        "proxy rank correlation: not known yet; it needs more plans of the draft that were trained equally long"
     )
 
 
@@ -59,7 +59,7 @@ def test_a_misleading_draft_is_recognized_after_enough_trials(*, correlation: fl
 
 def test_the_correlation_is_described_in_one_line() -> None:
     assert proxy_correlation_words(ProxyCorrelation(0.876, 12)) == (
-        "proxy rank correlation (untrained loss against trained loss, at similar cost): 0.88 over 12 trials"
+        "proxy rank correlation (expected loss against trained loss, at similar cost): 0.88 over 12 trials"
     )
 
 

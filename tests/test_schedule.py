@@ -18,6 +18,7 @@ from search.evaluation.context import Context
 from search.loop.schedule import approach, prolong, promote, range_tested
 from search.proposals.defaults import resolved
 from search.results.confirm import confirm
+from search.study.budget_clock import BudgetClock
 from search.study.errors import UserError
 from search.study.files import state_path
 from search.study.front import front, trained
@@ -247,6 +248,7 @@ def test_the_nearest_candidate_is_trained_as_long_as_a_confirmation_if_none_meet
     limited = dataclasses.replace(spec, limits=(Limit(top1, at_least=101.0),), confirmation=Recipe(epochs=30))
     assert not front(main)
     nearest = max(trained(main), key=lambda trial: trial.values[0])
+    assert approach(main, limited, seconds=0.0) == 0
     assert approach(main, limited, seconds=1e-3) == 0  # too short to be a longer training
     assert approach(main, limited, seconds=40 * nearest.user_attrs[SECONDS]) >= 1
     (first, *_) = (trial for trial in main.get_trials(states=(TrialState.WAITING,)) if ASKED in trial.user_attrs)
@@ -257,3 +259,27 @@ def test_the_nearest_candidate_is_trained_as_long_as_a_confirmation_if_none_meet
 def test_nothing_is_trained_further_for_the_limits_if_a_candidate_meets_them(tmp_path: Path) -> None:
     main = searched(study(4), tmp_path)
     assert approach(main, study(4), seconds=1e6) == 0
+
+
+def test_a_run_ends_with_a_confirmation_of_the_nearest_candidate_if_none_meets_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has the augmentation of the confirmation, too."""
+    seen: list[float] = []
+
+    def noted(inputs: Tensor, _: torch.Generator) -> Tensor:
+        seen.append(len(inputs))
+        return inputs
+
+    spent = iter([0.0] * 40)
+    monkeypatch.setattr(BudgetClock, "spent", property(lambda _: next(spent, 0.8) if not seen else 1.0))
+    monkeypatch.setattr(BudgetClock, "left", property(lambda _: 1000.0))
+    spec = study(6)
+    confirmation = Recipe(epochs=3, batch_size=32, augment=noted)  # the learning rate is that of the study's recipe
+    limits = (*spec.limits, Limit(spec.objectives[0], at_least=100.1))
+    timed = Budget(trials=None, cpu_seconds=1000)
+    main = searched(dataclasses.replace(spec, limits=limits, confirmation=confirmation, budget=timed), tmp_path)
+    assert "used to train the nearest further" in capsys.readouterr().err
+    longest = max(trained(main), key=lambda trial: trial.user_attrs[EPOCHS])
+    assert longest.user_attrs[EPOCHS] == 3
+    assert len(seen) == 3 * 192 // 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -92,9 +93,17 @@ class Context:
         return ProxyLoss(self.subject.model, self.spec.splits.train, self.usual_recovery, self.spec.seed + 1)
 
     @functools.cached_property
-    def validation_loss(self) -> ProxyLoss:
-        """The same on validation examples, for trained networks."""
+    def _validation_loss(self) -> ProxyLoss:
         return ProxyLoss(self.subject.model, self.spec.splits.validation, self.usual_recovery, self.spec.seed + 1)
+
+    def validation_loss_of(self, model: nn.Module) -> float | None:
+        """Return the proxy loss of a trained network on validation examples; None if the loss cannot take them."""
+        with self.cpu_profile.charge(MEASURING):
+            try:
+                loss = self._validation_loss(model)
+            except Exception:  # noqa: BLE001 - labels for the metrics may not be labels for the loss
+                return None
+        return loss if math.isfinite(loss) else None
 
     def plan(self, params: Mapping[str, Any]) -> Plan:
         """Return the plan of a study's parameters, with the default recovery if they contain none."""

@@ -138,8 +138,9 @@ def run_trial(
         raise
     values |= context.measure(model, [objective for objective in spec.measured if not objective.is_cost])
     _constrain(trial, spec, _record(trial, spec, values, known))
-    trial.set_user_attr(TRAINED_LOSS, context.validation_loss(model))
     save_state(model, state_path(folder, trial.number))
+    if (loss := context.validation_loss_of(model)) is not None:
+        trial.set_user_attr(TRAINED_LOSS, loss)
     trial.set_user_attr(SECONDS, time.process_time() - started)
     return tuple(values[objective.name] for objective in spec.objectives)
 

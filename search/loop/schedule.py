@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MIN_CANDIDATES = 8  # candidates that must fit in the time left; otherwise trainings are shortened (fitted)
 MIN_TRAINING_STEPS = 25  # steps below which no training is shortened (chosen)
 FRONT_SHARE = 0.25  # last share of the time, kept for training the front further if trainings were shortened (fitted)
+WITH_TEACHER = 4 / 3  # time of a step whose teacher outputs cannot be cached: a forward pass more than the usual three
+RECENT_TRIALS = 8  # last trained trials, whose median time tells how long the next one takes (chosen)
 MIN_LENGTHENING = 1.5  # a second training has at least this many times the epochs of the first (chosen)
 
 
@@ -141,10 +143,10 @@ def prolong(study: Study, spec: StudySpec, seconds: float) -> int:
 
 
 def approach(study: Study, spec: StudySpec, seconds: float) -> int:
-    """Enqueue the candidates nearest to limits on trained objectives for a training as long as a confirmation's.
+    """Enqueue the candidates nearest to the limits for a training by the recipe of a confirmation, if none meets them.
 
     If no candidate meets a limit such as "lose at most 1 point" after the recipe of the search, a longer training of
-    the nearest ones brings more than further candidates.
+    the nearest ones brings more than further candidates. It continues from their weights.
 
     Parameters
     ----------
@@ -156,22 +158,34 @@ def approach(study: Study, spec: StudySpec, seconds: float) -> int:
     Returns
     -------
     int
-        The number of enqueued candidates: as many as the time allows, at least one; 0 if a candidate meets all limits,
-        or none meets the limits on costs.
+        The number of enqueued candidates: as many as the time allows for the whole recipe, or one for a part of it; 0
+        if a candidate meets all limits or there is no time.
     """
-    on_costs = {str(limit) for limit in spec.limits if limit.objective.is_cost}
-    affordable_ones = [
-        trial
-        for trial in trained(study)
-        if all(excess <= 0 for limit, excess in trial.constraints.items() if limit in on_costs)
-    ]
-    if not affordable_ones or front(study):
+    finished = trained(study)
+    if not finished or seconds <= 0 or front(study):
         return 0
-    epoch_seconds = _epoch_seconds(affordable_ones)
-    epochs = min(spec.confirmation_recipe.epochs, seconds / epoch_seconds)
-    nearest = sorted(affordable_ones, key=lambda trial: max(trial.constraints.values()))
+    recipe = spec.confirmation_recipe
+    epoch_seconds = _epoch_seconds(finished)
+    if recipe.augment is not None and spec.recipe.augment is None:
+        epoch_seconds *= WITH_TEACHER
+    epochs = min(recipe.epochs, seconds / epoch_seconds)
+    nearest = {
+        tuple(trial.params.items()): trial
+        for trial in sorted(finished, key=lambda trial: max(trial.constraints.values()), reverse=True)
+    }
     count = max(1, int(seconds / (epochs * epoch_seconds)))
-    return _enqueue_all(study, _shorter(study, nearest, epochs)[:count], epochs)
+    return _enqueue_all(study, _shorter(study, list(nearest.values())[::-1], epochs)[:count], epochs)
+
+
+def expected_seconds(study: Study) -> float:
+    """Return the CPU seconds that the next trial will take: as the latest ones, or by the epochs that it asks for."""
+    finished = trained(study)
+    if not finished:
+        return 0.0
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if waiting and ASKED in waiting[0].user_attrs:
+        return float(waiting[0].user_attrs[ASKED] * _epoch_seconds(finished))
+    return float(statistics.median(trial.user_attrs[SECONDS] for trial in finished[-RECENT_TRIALS:]))
 
 
 def promote(study: Study, epochs: float) -> int:

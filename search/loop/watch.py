@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import statistics
 import threading
 import time
 from dataclasses import dataclass, field
@@ -15,13 +14,13 @@ import optuna
 from optuna.trial import TrialState
 
 from search.evaluation.trial import run_trial
-from search.loop.schedule import FRONT_SHARE, approach, prolong
+from search.loop.schedule import FRONT_SHARE, approach, expected_seconds, prolong
 from search.proposals.proxy_correlation import is_misleading
 from search.study.console import EVERY_SECONDS, bar, console, duration
 from search.study.errors import Diverged, UserError
-from search.study.front import front, trained, trained_count
+from search.study.front import front, trained_count
 from search.study.queue import enqueue
-from search.study.records import ASKED, INTERRUPTED, REASON, SECONDS
+from search.study.records import ASKED, INTERRUPTED, REASON
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from search.training.learning_rate import Rate
 
 TRIALS_BEFORE_TIME = 3  # trained trials after which the time that is left is shown (chosen)
-RECENT_TRIALS = 8  # last trained trials, whose median time decides whether another one fits (chosen)
 MAX_FRUITLESS = 300  # rejected or replayed plans in a row; then no new plan meets the limits (chosen)
 FIRST_FAILURES = 3  # failed trials before any is trained; then the study has an error (chosen)
 
@@ -79,7 +77,7 @@ class Watch:
                 trial,
                 self.context,
                 self.folder,
-                self.recipe.of_length(trial.user_attrs.get(ASKED)),
+                self._recipe_for(trial.user_attrs.get(ASKED)),
                 lambda share: self.progress.update(self.task, completed=self.done + share, total=self._total()),
                 rate=self.rate,
                 strict=is_misleading(self.study, self.context.spec),
@@ -99,18 +97,20 @@ class Watch:
             console.print(f"trial {trial.number} failed: {reason}")
             raise Diverged(reason) from error
 
+    def _recipe_for(self, epochs: float | None) -> Recipe:
+        """Return the recipe of a trial; one that is trained for longer than in a search is trained as in `confirm`."""
+        spec = self.context.spec
+        longer = epochs is not None and epochs > spec.recipe.epochs
+        recipe = spec.confirmation_recipe.at_rate(spec.recipe.learning_rate) if longer else self.recipe
+        return recipe.of_length(epochs)
+
     def over(self) -> bool:
         """Whether to stop before the next trial."""
         trials = self.context.spec.budget.trials
         enough = trials is not None and self.done >= trials
         # at least one is trained; then the run ends where it comes nearest to its time
-        late = self.done > 0 and (self.clock.spent >= 1 or self.clock.left <= self._usual_seconds() / 2)
+        late = self.done > 0 and (self.clock.spent >= 1 or self.clock.left <= expected_seconds(self.study) / 2)
         return self.stopped or self.exhausted or late or enough
-
-    def _usual_seconds(self) -> float:
-        """Return the median CPU seconds of the trials that this run trained, 0 if there are none."""
-        seconds = [trial.user_attrs[SECONDS] for trial in trained(self.study)[-RECENT_TRIALS:]]
-        return statistics.median(seconds) if seconds else 0.0
 
     def _total(self) -> float:
         """Return the estimated final number of trials."""
@@ -149,7 +149,7 @@ class Watch:
 
         These are members of the front, if trainings were shortened, or, if none meets a limit, the nearest ones.
         """
-        if self.prolonged or self.clock.spent < 1 - FRONT_SHARE:
+        if self.prolonged or not self.done or self.clock.spent < 1 - FRONT_SHARE:
             return
         self.prolonged = True
         short = self.recipe.epochs < self.context.spec.recipe.epochs

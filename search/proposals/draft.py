@@ -1,7 +1,8 @@
-"""The draft: a separate Optuna study of hundreds of plans, scored by their loss before or after a short training."""
+"""The draft: a separate Optuna study of hundreds of plans, scored by the loss that is expected after training."""
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, Allowance, 
 from search.study.budget_clock import Stopwatch
 from search.study.cpu_profile import SCORING
 from search.study.queue import is_other_live_worker, worker
-from search.study.records import INPUTS, PLAN, PROXY_LOSS, SHORT_TRAINING, WORKER
+from search.study.records import INPUTS, PLAN, PROXY_LOSS, SHORT_TRAINING, UNTRAINED_LOSS, WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,6 +76,7 @@ class Draft:
         self._choice_counts = np.array([len(values) for values in table.values])
         self._rows = np.zeros((0, len(self._choice_counts)), dtype=int)
         self._losses, self._log_costs = np.zeros(0), np.zeros((0, len(cost_names)))
+        self._untrained, self._measured = np.zeros(0), np.zeros(0)  # proxy losses before, after a short training if any
         self._nondominated = np.zeros(0, dtype=int)
         self._seen_rows: set[bytes] = set()
         self._seen_plans: set[tuple[Step, ...]] = set()
@@ -114,17 +116,18 @@ class Draft:
             loss = proxy_loss_of(self._context, plan, self._inputs)
         architectures = self._table.combine(row[None])
         costs = self._stack_costs(self._context.cost_model.of(architectures))[0]
-        attributes: dict[str, float | str] = {WORKER: worker(), PLAN: plan.words()}
-        if self._short_training is not None and loss < LARGEST_LOSS:
-            untrained = max(MIN_LOSS, loss)
-            left_out = float(architectures.left_out[0])
-            loss = untrained * self._short_training.predict(left_out, untrained)
-            due = self._short_training.due(len(self)) and self._trainings.fits_one_more
-            if due and not self._is_dominated(loss, safe_log(costs)):
-                with self._trainings.lap():
-                    trained = self._short_training(plan)
-                loss = max(MIN_LOSS, trained) if np.isfinite(trained) else untrained
-                attributes[SHORT_TRAINING] = loss / untrained
+        attributes: dict[str, float | str | None] = {WORKER: worker(), PLAN: plan.words(), UNTRAINED_LOSS: loss}
+        if loss < LARGEST_LOSS:
+            loss = expected = _expected_loss(loss, float(self._table.sums(row[None])[0]))
+            if self._short_training is not None:
+                left_out = float(architectures.left_out[0])
+                loss = expected * self._short_training.predict(left_out, expected)
+                due = self._short_training.due(len(self)) and self._trainings.fits_one_more
+                if due and not self._is_dominated(loss, safe_log(costs)):
+                    with self._trainings.lap():
+                        trained = self._short_training(plan)
+                    loss = max(MIN_LOSS, trained) if np.isfinite(trained) else expected
+                    attributes[SHORT_TRAINING] = loss / expected if np.isfinite(trained) else None
         self._study.add_trial(
             create_trial(
                 params=params,
@@ -159,14 +162,15 @@ class Draft:
         """Return the parameters of the plans with the smallest loss in bands of each cost, the largest network first.
 
         Only the front is considered, and the bands span the costs of the front: of all plans that lose almost nothing,
-        only the cheapest is worth training. Plans whose answers are farther from the teacher's than one answer for all
-        inputs can be trainable, or not; so that they do not take most of a short study, they are a quarter at most.
+        only the cheapest is worth training. Plans whose answers are farther from the teacher's than from one answer for
+        all inputs can be trainable, or not; so that they do not take most of a short study, they are a quarter at most.
         """
         front = self._nondominated
-        doubtful = self._losses[front] > DOUBTFUL_LOSS
-        few = -(-count // DOUBTFUL_SHARE) if doubtful.any() and not doubtful.all() else 0
+        doubtful = self._measured[front] > DOUBTFUL_LOSS
+        few = -(-count // DOUBTFUL_SHARE) if doubtful.any() else 0
+        groups = [(front[~doubtful], count - few), (front[doubtful], few)]
         chosen: dict[tuple[float, ...], dict[str, float]] = {}
-        for members, number in ((front[~doubtful], count - few), (front[doubtful], few or count)):
+        for members, number in [(front, count)] if doubtful.all() else groups:
             if len(members) and number:
                 costs, losses = self._log_costs[members], self._losses[members]
                 for params in representatives(self._context, self._table, self._rows[members], costs, losses, number):
@@ -175,13 +179,13 @@ class Draft:
 
     def words(self) -> str:
         """Describe how many plans were scored, and how well the sums of the table rank their losses."""
-        scored = self._losses < LARGEST_LOSS
+        scored = self._untrained < LARGEST_LOSS
         found = f"{len(self)} plans were scored on {self._inputs} inputs each"
         if scored.sum() < MIN_RANKED:
             return found
         sums, costs = self._table.sums(self._rows[scored]), self._log_costs[scored, 0]
         bands = np.array_split(costs.argsort(), max(1, scored.sum() // MIN_RANKED))
-        pairs = [(sums[band], self._losses[scored][band]) for band in bands]
+        pairs = [(sums[band], self._untrained[scored][band]) for band in bands]
         ranks = [spearmanr(one, other)[0] for one, other in pairs if np.ptp(one) and np.ptp(other)]
         if not ranks:
             return found
@@ -202,11 +206,15 @@ class Draft:
             self._seen_plans.add(steps)
             self._rows = np.vstack([self._rows, row])
             self._losses = np.append(self._losses, max(MIN_LOSS, trial.values[0]))
+            untrained = trial.user_attrs.get(UNTRAINED_LOSS, trial.values[0])
+            self._untrained = np.append(self._untrained, untrained)
+            trained = trial.user_attrs.get(SHORT_TRAINING) is not None
+            self._measured = np.append(self._measured, trial.values[0] if trained else untrained)
             self._log_costs = np.vstack([self._log_costs, safe_log(np.array(trial.values[1:]))])
             if self._short_training is not None and SHORT_TRAINING in trial.user_attrs:
                 ratio = trial.user_attrs[SHORT_TRAINING]
                 left_out = float(self._table.combine(row[None]).left_out[0])
-                self._short_training.note(left_out, self._losses[-1] / ratio, ratio)
+                self._short_training.note(left_out, self._losses[-1] / (ratio or 1.0), ratio)
             self._update_front(len(self._losses) - 1)
         if any(is_other_live_worker(trial.user_attrs[WORKER]) for trial in trials[self._trials_read :]):
             self._worker_seed = os.getpid()  # several workers must not draw the same plans
@@ -239,7 +247,7 @@ class Draft:
         rng = np.random.default_rng((self._context.spec.seed, len(self), self._worker_seed))
         front = self._nondominated
         for _ in range(ATTEMPTS if len(front) else 0):
-            doubtful = self._losses[front] > DOUBTFUL_LOSS
+            doubtful = self._measured[front] > DOUBTFUL_LOSS
             some = front[doubtful == (rng.integers(DOUBTFUL_SHARE) == 0)]
             order = front if not len(some) else some
             order = order[self._log_costs[order, rng.integers(len(self._cost_names))].argsort()]
@@ -274,3 +282,13 @@ class Draft:
 
     def _stack_costs(self, costs: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.column_stack([costs[name] for name in self._cost_names])
+
+
+def _expected_loss(untrained: float, table_sum: float) -> float:
+    """Return the loss that is expected after training, up to a factor: the geometric mean of two estimates.
+
+    The joint loss before training counts everything that changes do to each other, of which training mends most; the
+    sum of the table counts nothing of it. On the studies measured, their mean ranks plans of similar cost better than
+    the joint loss, and no worse than the better of the two (studies/README.md).
+    """
+    return math.sqrt(max(MIN_LOSS, untrained) * max(MIN_LOSS, table_sum))

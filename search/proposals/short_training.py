@@ -56,8 +56,9 @@ class ShortTraining:
         self.every = SHORT_STEPS * recipe.batch(examples) / passes_of(inputs)
         self._features: list[tuple[float, float]] = []
         self._ratios: list[float] = []
+        self._attempts = 0
 
-    def note(self, left_out: float, loss: float, ratio: float) -> None:
+    def note(self, left_out: float, loss: float, ratio: float | None) -> None:
         """Record one trained plan.
 
         Parameters
@@ -65,10 +66,13 @@ class ShortTraining:
         left_out
             Share of the layers that the plan leaves out.
         loss
-            Loss before training, positive.
+            Loss expected without a training, positive.
         ratio
-            Loss after training, divided by the loss before.
+            Loss after training, divided by this loss; None if the training failed.
         """
+        self._attempts += 1
+        if ratio is None:
+            return
         self._features.append((DEPTH_WEIGHT * left_out, math.log(loss)))
         self._ratios.append(ratio)
 
@@ -81,7 +85,7 @@ class ShortTraining:
 
     def due(self, scored: int) -> bool:
         """Whether one more plan may be trained when `scored` plans have been scored."""
-        return len(self._ratios) < FIRST_TRAINED + scored / self.every
+        return self._attempts < FIRST_TRAINED + scored / self.every
 
     def __call__(self, plan: Plan) -> float:
         """Return the loss after training minus the teacher's; infinite if training fails."""
