@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CLASSES = 10
+LEAST_FOR_GROWTH = 5  # networks, to fit three numbers
 MEBIBYTE_KB = 1024  # kilobytes, the unit of the peak memory on Linux, in a mebibyte
 NETWORKS = (
     "mobilenet_v3_small-64", "mobilenet_v3_small-224", "resnet18-64", "mobilenet_v2-224", "resnet18-224",
@@ -119,6 +120,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command += ["--entries", str(options.entries)]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))  # noqa: S603
         sys.stdout.write(pd.DataFrame(rows).round(2).to_string(index=False) + "\n\n")
+    if len(rows) >= LEAST_FOR_GROWTH:
+        sys.stdout.write(f"{growth(pd.DataFrame(rows))}\n")
+
+
+def growth(rows: pd.DataFrame) -> str:
+    """Say with which power of multiply-adds and of layers the time of a plan grows, by least squared log errors."""
+    factors = np.log(rows[["mega_macs", "layers"]].to_numpy())
+    solved = np.linalg.lstsq(np.column_stack([factors, np.ones(len(rows))]), np.log(rows["plan_s"]), rcond=None)
+    by_macs, by_layers, _ = solved[0]
+    return f"the time of a plan grows as multiply-adds to the power {by_macs:.2f}, times layers to the power {by_layers:.2f}"
 
 
 if __name__ == "__main__":
