@@ -129,7 +129,9 @@ def growth(rows: pd.DataFrame) -> str:
     factors = np.log(rows[["mega_macs", "layers"]].to_numpy())
     solved = np.linalg.lstsq(np.column_stack([factors, np.ones(len(rows))]), np.log(rows["plan_s"]), rcond=None)
     by_macs, by_layers, _ = solved[0]
-    return f"the time of a plan grows as multiply-adds to the power {by_macs:.2f}, times layers to the power {by_layers:.2f}"
+    return (
+        f"seconds of a plan grow as multiply-adds to the power {by_macs:.2f} times layers to the power {by_layers:.2f}"
+    )
 
 
 if __name__ == "__main__":
