@@ -11,7 +11,7 @@ from search.proposals.draft_records import choices_in, draft_of
 from search.proposals.limits import excess_over_limits, sets_of_axes
 from search.study.console import console
 from search.study.queue import enqueue
-from search.study.records import PROXY_LOSS, REASON
+from search.study.records import REASON
 from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def turn_after_refusals(study: Study, context: Context) -> None:
     allowed = np.flatnonzero(excess <= 0)
     if len(allowed):
         chosen = dict(fresh[min(allowed, key=lambda at: fresh[at].values[0])].params)
-        source = f"the plan of the draft with the smallest {PROXY_LOSS} of those that it allows"
+        source = "the plan of the draft with the smallest expected loss of those that it allows"
     else:
         mixed = _mixtures(context, seed=count)
         mixtures = [params for params in mixed if tuple(map(params.get, names)) not in tried] or mixed
