@@ -80,7 +80,8 @@ def measured(spec: StudySpec, plans: int, bands: int, seconds: float, path: Path
         draft = draft_of(study)
         assert draft is not None
         rate = range_tested(study, context)
-        validation = ProxyLoss(context.subject.model, spec.splits.validation, context.usual_recovery, 0)
+        held_out = spec.splits.validation
+        validation = ProxyLoss(context.subject.model, held_out, context.usual_recovery, 0, len(held_out))
         rows = []
         with track("training plans") as progress:
             chosen = _in_bands(draft.get_trials(deepcopy=False), plans, bands, spec.seed)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from spaces import Plan, Recovery
     from spaces.plan import Step
 
+VALIDATION_INPUTS = 1024  # most validation inputs on which a trained network's loss is measured (chosen)
 TIMED_STEPS = 10  # training steps whose time is averaged (chosen)
 
 
@@ -94,7 +95,8 @@ class Context:
 
     @functools.cached_property
     def _validation_loss(self) -> ProxyLoss:
-        return ProxyLoss(self.subject.model, self.spec.splits.validation, self.usual_recovery, self.spec.seed + 1)
+        validation, recovery = self.spec.splits.validation, self.usual_recovery
+        return ProxyLoss(self.subject.model, validation, recovery, self.spec.seed + 1, VALIDATION_INPUTS)
 
     def validation_loss_of(self, model: nn.Module) -> float | None:
         """Return the proxy loss of a trained network on validation examples; None if the loss cannot take them."""

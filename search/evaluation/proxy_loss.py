@@ -34,20 +34,24 @@ class ProxyLoss:
         The recovery that defines the loss.
     seed
         Seed of the draw of the inputs.
+    most
+        Number of inputs, at most.
     """
 
-    def __init__(self, teacher: nn.Module, examples: Examples, recovery: Recovery, seed: int) -> None:
+    def __init__(
+        self, teacher: nn.Module, examples: Examples, recovery: Recovery, seed: int, most: int = PROXY_INPUTS
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(examples), generator=generator)[:PROXY_INPUTS]
+        chosen = torch.randperm(len(examples), generator=generator)[:most]
         device = device_of(teacher)
         self._inputs = examples.inputs[chosen].to(device)
         self._labels = examples.labels[chosen].to(device)
         self._recovery = recovery
         self._teacher: Tensor = outputs(teacher, self._inputs)
-        self._ends: dict[int, tuple[float, float]] = {}  # losses of the teacher and the mean answer, by inputs
+        self._ends: dict[int | None, tuple[float, float]] = {}  # losses of the teacher and the mean answer, by inputs
 
-    def __call__(self, model: nn.Module, count: int = PROXY_INPUTS) -> float:
-        """Return the proxy loss of a network on the first `count` inputs; the network is left in evaluation mode."""
+    def __call__(self, model: nn.Module, count: int | None = None) -> float:
+        """Return the proxy loss of a network on the first `count` inputs, or on all; it is left in evaluation mode."""
         if count not in self._ends:
             answers = self._teacher[:count]
             self._ends[count] = self._loss(answers), self._loss(answers.mean(0, keepdim=True).expand_as(answers))
