@@ -169,12 +169,11 @@ def approach(study: Study, spec: StudySpec, seconds: float) -> int:
     if recipe.augment is not None and spec.recipe.augment is None:
         epoch_seconds *= WITH_TEACHER
     epochs = min(recipe.epochs, seconds / epoch_seconds)
-    nearest = {
-        tuple(trial.params.items()): trial
-        for trial in sorted(finished, key=lambda trial: max(trial.constraints.values()), reverse=True)
-    }
+    nearest: dict[tuple[tuple[str, Any], ...], FrozenTrial] = {}  # one trial of each plan
+    for trial in sorted(finished, key=lambda trial: max(trial.constraints.values(), default=0.0)):
+        nearest.setdefault(tuple(trial.params.items()), trial)
     count = max(1, int(seconds / (epochs * epoch_seconds)))
-    return _enqueue_all(study, _shorter(study, list(nearest.values())[::-1], epochs)[:count], epochs)
+    return _enqueue_all(study, _shorter(study, list(nearest.values()), epochs)[:count], epochs)
 
 
 def expected_seconds(study: Study) -> float:
