@@ -8,8 +8,8 @@ the draft's costs. Each plan is judged by every proxy: the sum of the sensitivit
 the loss after a few steps of training. Then it is trained by the study's recipe with two seeds. The table shows, for
 each proxy, Spearman's rank correlation with the trained result, the mean over the bands, and its CPU seconds per plan.
 The results are the first objective on the validation set, and the proxy loss there, which has finer steps; the
-correlations with each training are averaged. `expected` is what the draft uses, the geometric mean of the table's sum
-and the loss before training. The last row is what one training tells of another with another seed.
+correlations with each training are averaged. `mean` is the geometric mean of the table's sum and the
+loss before training. The last row is what one training tells of another with another seed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ STUDIES: dict[str, Callable[[], StudySpec]] = {
 STEPS = (10, 25, 50, 100)  # of the short trainings
 FULL_SEEDS = 2  # trainings of each plan by the recipe
 INPUTS = 256  # of the proxy losses
-WORST_LOSS = 0.9  # plans of the draft with a larger expected loss are not drawn: nobody would train them
+WORST_LOSS = 0.9  # plans of the draft with a larger proxy loss are not drawn: nobody would train them
 
 
 def measured(spec: StudySpec, plans: int, bands: int, seconds: float, path: Path) -> pd.DataFrame:
@@ -144,8 +144,8 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the mean rank correlations in bands of each proxy with the objective and with the loss after training."""
     sign = -1 if np.corrcoef(rows["objective 1"], rows["loss 1"])[0, 1] < 0 else 1
     rows = rows.assign(
-        expected=np.sqrt(rows["table"].clip(lower=MIN_LOSS) * rows["untrained"].clip(lower=MIN_LOSS)),
-        **{"expected seconds": rows["untrained seconds"]},
+        mean=np.sqrt(rows["table"].clip(lower=MIN_LOSS) * rows["untrained"].clip(lower=MIN_LOSS)),
+        **{"mean seconds": rows["untrained seconds"]},
         **{f"objective {turn}": sign * rows[f"objective {turn}"] for turn in range(1, 1 + FULL_SEEDS)},
     )
     table = {
@@ -153,7 +153,7 @@ def correlations(rows: pd.DataFrame) -> pd.DataFrame:
             **{f"with {result}": _with_trainings(rows, name, result) for result in ("objective", "loss")},
             "CPU seconds": rows[f"{name} seconds"].mean(),
         }
-        for name in ("table", "untrained", "expected", *(f"{steps} steps" for steps in STEPS))
+        for name in ("table", "untrained", "mean", *(f"{steps} steps" for steps in STEPS))
     }
     table["one training"] = {
         f"with {result}": _in_band(rows, f"{result} 1", f"{result} 2") for result in ("objective", "loss")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,12 +20,11 @@ from search.loop.schedule import affordable
 from search.proposals.defaults import resolved
 from search.proposals.draft import DOUBTFUL_LOSS
 from search.proposals.draft_records import MIN_LOSS, draft_of
-from search.proposals.sensitivity_table import measured_table
 from search.proposals.short_training import FIRST_TRAINED, SHORT_STEPS, ShortTraining
 from search.proposals.table_losses import passes_of, proxy_loss_of
 from search.proposals.uniform_start import uniform_designs
 from search.study.budget_clock import BudgetClock, cpu_seconds
-from search.study.records import INPUTS, PROXY_LOSS, SHORT_TRAINING, UNTRAINED_LOSS
+from search.study.records import INPUTS, PROXY_LOSS, SHORT_TRAINING
 from search.study.storage import open_study
 from spaces import BitWidths, Depth, PruneRatios, Space, Temperatures
 from studies.digits import Net as Residual
@@ -158,22 +156,12 @@ def test_leading_plans_are_trained_for_a_few_steps_if_layers_can_be_left_out() -
     best = np.array([not ((values <= one).all(1) & (values < one).any(1)).any() for one in values])
     assert 2 < trained.sum() <= FIRST_TRAINED + len(trained) / ShortTraining(with_depth(), inputs).every + 1
     assert trained[0], "the first plan is always on the front"
-    assert trained[best].mean() > 1.5 * trained[~best].mean(), "later ones may dominate trained plans"
+    assert trained[best].mean() > 2 * trained[~best].mean()
     leading = draft.trials[np.flatnonzero(trained & best)[0]]
     plan = with_depth().plan(leading.params)
     before, after = proxy_loss_of(with_depth(), plan, inputs), ShortTraining(with_depth(), inputs)(plan)
-    assert leading.user_attrs[UNTRAINED_LOSS] == pytest.approx(before)
     assert max(MIN_LOSS, after) == pytest.approx(max(MIN_LOSS, leading.values[0]))
-
-
-def test_the_expected_loss_is_the_mean_of_the_joint_loss_and_the_sum_of_the_table() -> None:
-    main, _ = began()
-    draft, table = draft_of(main), measured_table(shared(), main, BudgetClock(Budget()))
-    assert draft is not None
-    for trial in draft.trials:
-        row = [values.index(trial.params[name]) for name, values in zip(table.names, table.values, strict=True)]
-        estimates = trial.user_attrs[UNTRAINED_LOSS], float(table.sums(np.array([row]))[0])
-        assert trial.values[0] == pytest.approx(math.sqrt(math.prod(max(MIN_LOSS, one) for one in estimates)))
+    assert leading.user_attrs[SHORT_TRAINING] == pytest.approx(max(MIN_LOSS, after) / max(MIN_LOSS, before))
 
 
 def test_the_ratio_after_training_is_predicted_from_plans_with_similar_depth_and_loss() -> None:

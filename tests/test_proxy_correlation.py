@@ -59,7 +59,7 @@ def test_a_misleading_draft_is_recognized_after_enough_trials(*, correlation: fl
 
 def test_the_correlation_is_described_in_one_line() -> None:
     assert proxy_correlation_words(ProxyCorrelation(0.876, 12)) == (
-        "proxy rank correlation (expected loss against trained loss, at similar cost): 0.88 over 12 trials"
+        "proxy rank correlation (untrained loss against trained loss, at similar cost): 0.88 over 12 trials"
     )
 
 

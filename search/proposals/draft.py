@@ -1,8 +1,7 @@
-"""The draft: a separate Optuna study of hundreds of plans, scored by the loss that is expected after training."""
+"""The draft: a separate Optuna study of hundreds of plans, scored by their loss before or after a short training."""
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, Allowance, 
 from search.study.budget_clock import Stopwatch
 from search.study.cpu_profile import SCORING
 from search.study.queue import is_other_live_worker, worker
-from search.study.records import INPUTS, PLAN, PROXY_LOSS, SHORT_TRAINING, UNTRAINED_LOSS, WORKER
+from search.study.records import INPUTS, PLAN, PROXY_LOSS, SHORT_TRAINING, WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +75,6 @@ class Draft:
         self._choice_counts = np.array([len(values) for values in table.values])
         self._rows = np.zeros((0, len(self._choice_counts)), dtype=int)
         self._losses, self._log_costs = np.zeros(0), np.zeros((0, len(cost_names)))
-        self._untrained, self._measured = np.zeros(0), np.zeros(0)  # proxy losses before, after a short training if any
         self._nondominated = np.zeros(0, dtype=int)
         self._seen_rows: set[bytes] = set()
         self._seen_plans: set[tuple[Step, ...]] = set()
@@ -116,18 +114,17 @@ class Draft:
             loss = proxy_loss_of(self._context, plan, self._inputs)
         architectures = self._table.combine(row[None])
         costs = self._stack_costs(self._context.cost_model.of(architectures))[0]
-        attributes: dict[str, float | str | None] = {WORKER: worker(), PLAN: plan.words(), UNTRAINED_LOSS: loss}
-        if loss < LARGEST_LOSS:
-            loss = expected = _expected_loss(loss, float(self._table.sums(row[None])[0]))
-            if self._short_training is not None:
-                left_out = float(architectures.left_out[0])
-                loss = expected * self._short_training.predict(left_out, expected)
-                due = self._short_training.due(len(self)) and self._trainings.fits_one_more
-                if due and not self._is_dominated(loss, safe_log(costs)):
-                    with self._trainings.lap():
-                        trained = self._short_training(plan)
-                    loss = max(MIN_LOSS, trained) if np.isfinite(trained) else expected
-                    attributes[SHORT_TRAINING] = loss / expected if np.isfinite(trained) else None
+        attributes: dict[str, float | str | None] = {WORKER: worker(), PLAN: plan.words()}
+        if self._short_training is not None and loss < LARGEST_LOSS:
+            untrained = max(MIN_LOSS, loss)
+            left_out = float(architectures.left_out[0])
+            loss = untrained * self._short_training.predict(left_out, untrained)
+            due = self._short_training.due(len(self)) and self._trainings.fits_one_more
+            if due and not self._is_dominated(loss, safe_log(costs)):
+                with self._trainings.lap():
+                    trained = self._short_training(plan)
+                loss = max(MIN_LOSS, trained) if np.isfinite(trained) else untrained
+                attributes[SHORT_TRAINING] = loss / untrained if np.isfinite(trained) else None
         self._study.add_trial(
             create_trial(
                 params=params,
@@ -166,7 +163,7 @@ class Draft:
         all inputs can be trainable, or not; so that they do not take most of a short study, they are a quarter at most.
         """
         front = self._nondominated
-        doubtful = self._measured[front] > DOUBTFUL_LOSS
+        doubtful = self._losses[front] > DOUBTFUL_LOSS
         few = -(-count // DOUBTFUL_SHARE) if doubtful.any() else 0
         groups = [(front[~doubtful], count - few), (front[doubtful], few)]
         chosen: dict[tuple[float, ...], dict[str, float]] = {}
@@ -179,13 +176,13 @@ class Draft:
 
     def words(self) -> str:
         """Describe how many plans were scored, and how well the sums of the table rank their losses."""
-        scored = self._untrained < LARGEST_LOSS
+        scored = self._losses < LARGEST_LOSS
         found = f"{len(self)} plans were scored on {self._inputs} inputs each"
         if scored.sum() < MIN_RANKED:
             return found
         sums, costs = self._table.sums(self._rows[scored]), self._log_costs[scored, 0]
         bands = np.array_split(costs.argsort(), max(1, scored.sum() // MIN_RANKED))
-        pairs = [(sums[band], self._untrained[scored][band]) for band in bands]
+        pairs = [(sums[band], self._losses[scored][band]) for band in bands]
         ranks = [spearmanr(one, other)[0] for one, other in pairs if np.ptp(one) and np.ptp(other)]
         if not ranks:
             return found
@@ -206,10 +203,6 @@ class Draft:
             self._seen_plans.add(steps)
             self._rows = np.vstack([self._rows, row])
             self._losses = np.append(self._losses, max(MIN_LOSS, trial.values[0]))
-            untrained = trial.user_attrs.get(UNTRAINED_LOSS, trial.values[0])
-            self._untrained = np.append(self._untrained, untrained)
-            trained = trial.user_attrs.get(SHORT_TRAINING) is not None
-            self._measured = np.append(self._measured, trial.values[0] if trained else untrained)
             self._log_costs = np.vstack([self._log_costs, safe_log(np.array(trial.values[1:]))])
             if self._short_training is not None and SHORT_TRAINING in trial.user_attrs:
                 ratio = trial.user_attrs[SHORT_TRAINING]
@@ -247,7 +240,7 @@ class Draft:
         rng = np.random.default_rng((self._context.spec.seed, len(self), self._worker_seed))
         front = self._nondominated
         for _ in range(ATTEMPTS if len(front) else 0):
-            doubtful = self._measured[front] > DOUBTFUL_LOSS
+            doubtful = self._losses[front] > DOUBTFUL_LOSS
             some = front[doubtful == (rng.integers(DOUBTFUL_SHARE) == 0)]
             order = front if not len(some) else some
             order = order[self._log_costs[order, rng.integers(len(self._cost_names))].argsort()]
@@ -282,13 +275,3 @@ class Draft:
 
     def _stack_costs(self, costs: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.column_stack([costs[name] for name in self._cost_names])
-
-
-def _expected_loss(untrained: float, table_sum: float) -> float:
-    """Return the loss that is expected after training, up to a factor: the geometric mean of two estimates.
-
-    The joint loss before training counts everything that changes do to each other, of which training mends most; the
-    sum of the table counts nothing of it. On the studies measured, their mean ranks plans of similar cost better than
-    the joint loss, and no worse than the better of the two (studies/README.md).
-    """
-    return math.sqrt(max(MIN_LOSS, untrained) * max(MIN_LOSS, table_sum))

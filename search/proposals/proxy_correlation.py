@@ -49,7 +49,7 @@ def proxy_correlation(study: Study, spec: StudySpec) -> ProxyCorrelation | None:
     """Return the proxy rank correlation, or None if too few plans of the draft were trained.
 
     Over all costs the correlation would show only that larger networks are better. So trials are sorted by their first
-    cost into bands of at least four, and Spearman's correlation of the loss that the draft expects with the loss on
+    cost into bands of at least four, and Spearman's correlation of the draft's proxy loss with the loss on
     validation examples after training is computed in each band. A metric such as top-1 would not do: where networks of
     similar cost differ by a few examples, their ranks change as much between two trainings (studies/README.md).
     Trials are only compared with those that were trained as long.
@@ -91,7 +91,7 @@ def proxy_correlation_words(found: ProxyCorrelation | None) -> str:
     if found is None:
         return "proxy rank correlation: not known yet; it needs more plans of the draft that were trained equally long"
     return (
-        f"proxy rank correlation (expected loss against trained loss, at similar cost): {found.correlation:.2f} "
+        f"proxy rank correlation (untrained loss against trained loss, at similar cost): {found.correlation:.2f} "
         f"over {found.trials} trials{POOR_NOTE if found.poor else ''}"
     )
 

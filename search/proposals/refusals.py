@@ -75,7 +75,7 @@ def turn_after_refusals(study: Study, context: Context) -> None:
     allowed = np.flatnonzero(excess <= 0)
     if len(allowed):
         chosen = dict(fresh[min(allowed, key=lambda at: fresh[at].values[0])].params)
-        source = "the plan of the draft with the smallest expected loss of those that it allows"
+        source = "the plan of the draft with the smallest proxy loss of those that it allows"
     else:
         mixed = _mixtures(context, seed=count)
         mixtures = [params for params in mixed if tuple(map(params.get, names)) not in tried] or mixed

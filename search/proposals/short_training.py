@@ -66,9 +66,9 @@ class ShortTraining:
         left_out
             Share of the layers that the plan leaves out.
         loss
-            Loss expected without a training, positive.
+            Loss before training, positive.
         ratio
-            Loss after training, divided by this loss; None if the training failed.
+            Loss after training, divided by the loss before; None if the training failed.
         """
         self._attempts += 1
         if ratio is None:

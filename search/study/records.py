@@ -43,6 +43,5 @@ SECONDS = "cpu_seconds"  # CPU seconds that it took
 INPUTS = "scored_inputs"  # number of training inputs that its plans are scored on
 
 # attributes of a trial of the draft
-PROXY_LOSS = "one_shot_loss"  # name of its first value, the loss that is expected after training
-UNTRAINED_LOSS = "untrained_loss"  # proxy loss before any training
-SHORT_TRAINING = "mended"  # proxy loss after the short training over the loss that was expected without it
+PROXY_LOSS = "one_shot_loss"  # name of its first value, the proxy loss
+SHORT_TRAINING = "mended"  # proxy loss after the short training over the proxy loss before it; None if it failed
