@@ -99,6 +99,27 @@ def test_a_training_is_stopped_if_it_will_miss_a_limit(strict: bool) -> None:  #
         assert reasons == {1.9: "", 2.1: "", 3.4: "", 3.6: "out of reach"}
 
 
+def test_while_no_candidate_meets_a_limit_only_a_training_that_stays_behind_the_nearest_is_stopped() -> None:
+    """The nearest one may be trained further at the end of the run, and so meet the limit."""
+    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]
+    limit = Limit(study().objectives[0], at_least=now + 12)
+    expected = 10 / (now + 12)  # excess after the usual gain of 2 points
+    limited = context(dataclasses.replace(study(), limits=(limit,)))
+    reasons = []
+    for nearest in (2 * expected, expected / 2):
+        main = optuna.create_study(directions=["maximize", "minimize"])
+        for trial in with_trained(check=50.0, end=52.0, size=99.0).trials:
+            excess = {str(limit): nearest if trial.number == 3 else 0.9}
+            main.add_trial(create_trial(values=trial.values, user_attrs=trial.user_attrs, constraints=excess))
+        asked, costs = main.ask(), {"size_bytes": 60.0, "macs": 1.0}
+        stopping = EarlyStopping(asked, limited, limited.subject.model, costs, EPOCHS, lambda _: None)
+        with contextlib.suppress(optuna.TrialPruned):
+            stopping(0.3)
+        reasons.append(asked.user_attrs.get(REASON, ""))
+    reason = f"stopped after a quarter of its training: the limit {limit.words} is out of reach, and the nearest "
+    assert reasons == ["", f"{reason}candidate is nearer"]
+
+
 def test_a_training_is_stopped_if_it_will_lose_more_than_is_allowed() -> None:
     main = with_trained(check=50.0, end=52.0, size=99.0)  # the expected gain is 2 points
     now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]

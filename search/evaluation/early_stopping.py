@@ -98,6 +98,7 @@ class EarlyStopping:
         ]
         if len(comparable) < MIN_TRIALS:
             return None
+        nearest = min(max(trial.constraints.values(), default=0.0) for trial in comparable)
         predictions = {}
         for at, objective in self._objectives:
             gains = np.array(
@@ -108,8 +109,12 @@ class EarlyStopping:
             predictions[at] = sign, best
             for limit in self._context.spec.limits:
                 right_side = limit.is_upper == (sign < 0)
-                if limit.objective.name == objective.name and right_side and limit.excess(sign * best) > 0:
-                    return f"the limit {limit.words} is {'not expected to be met' if self._strict else 'out of reach'}"
+                if limit.objective.name != objective.name or not right_side:
+                    continue
+                if limit.excess(sign * best) > max(0.0, nearest):  # while none meets the limits, the nearest is to beat
+                    reach = "not expected to be met" if self._strict else "out of reach"
+                    rival = ", and the nearest candidate is nearer" if nearest > 0 else ""
+                    return f"the limit {limit.words} is {reach}{rival}"
         for trial in comparable:
             not_costlier = all(
                 self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items()
