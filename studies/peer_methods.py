@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import itertools
 import sys
 import time
@@ -16,7 +15,7 @@ import torch
 from objectives import Macs, Top1
 from objectives.runtimes import named
 from objectives.runtimes.isolated_process import IsolatedProcess
-from objectives.runtimes.runtime import silence
+from objectives.runtimes.runtime import import_extra, silence
 from search.results.verification import FromFile
 from search.training.fine_tuning import fine_tune
 from spaces.network.copying import compressible_copy
@@ -77,13 +76,13 @@ class Bench:
         """Train a network by the confirmation recipe, for as many CPU seconds longer; return its finished form."""
         recipe = self.context.with_rate(self.spec.confirmation_recipe, model, self.rate)
         if extra_seconds:
-            steps, timed = recipe.steps(len(self.spec.splits.train)), copy.deepcopy(model)
-            short = recipe.longer(TIMED_STEPS / steps)
+            examples, timed = len(self.spec.splits.train), copy.deepcopy(model)
+            short = recipe.of_steps(TIMED_STEPS, examples)
             self._train(timed, short, turn)  # also computes the teacher's outputs for these examples
             started = time.process_time()
             self._train(timed, short, turn)
             step_seconds = (time.process_time() - started) / TIMED_STEPS
-            recipe = recipe.longer(1 + extra_seconds / step_seconds / steps)
+            recipe = recipe.of_steps(recipe.steps(examples) + extra_seconds / step_seconds, examples)
         self._train(model, recipe, turn)
         return self.context.subject.finish(model)
 
@@ -151,7 +150,7 @@ def torch_pruning(bench: Bench) -> list[dict[str, Any]]:
 
 def pruned(bench: Bench) -> Iterator[tuple[float, nn.Module]]:
     """Yield Torch-Pruning's networks before fine-tuning, with their share of the teacher's multiply-adds."""
-    tools: Any = importlib.import_module("torch_pruning")
+    tools: Any = import_extra("peers", "torch_pruning")
     example = bench.spec.example()[:1]
     for wanted in PRUNED_SHARES:
         model = compressible_copy(bench.context.subject.model)
@@ -193,7 +192,7 @@ def _at_8_bits(bench: Bench, finished: nn.Module, words: str) -> list[dict[str, 
 
 def by_nncf(network: nn.Module, inputs: Tensor, path: Path) -> None:
     """Quantize a network by NNCF's static 8 bits, in opset 17: of later ones it writes files that do not load."""
-    nncf, onnx, converter = (importlib.import_module(name) for name in ("nncf", "onnx", "onnx.version_converter"))
+    nncf, onnx, converter = (import_extra("peers", name) for name in ("nncf", "onnx", "onnx.version_converter"))
     named("onnx").export(network, inputs, path)
     dataset = nncf.Dataset(list(inputs.split(1)), lambda example: {"x": example.numpy()})
     older = converter.convert_version(onnx.load(str(path)), NNCF_OPSET)

@@ -31,7 +31,7 @@ from scipy.stats import spearmanr
 from objectives.objective import Foreseeable
 from search import Budget, DraftStart
 from search.evaluation.context import Context
-from search.evaluation.proxy_loss import ProxyLoss
+from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
 from search.evaluation.subject import Subject
 from search.evaluation.trial import key_of, seed_of
 from search.loop.schedule import range_tested
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from optuna.trial import FrozenTrial
 
-    from search import Recipe, StudySpec
+    from search import StudySpec
 
 STUDIES: dict[str, Callable[[], StudySpec]] = {
     "digits": digits.study,
@@ -59,7 +59,6 @@ STUDIES: dict[str, Callable[[], StudySpec]] = {
 }
 STEPS = (10, 25, 50, 100)  # of the short trainings
 FULL_SEEDS = 2  # trainings of each plan by the recipe
-INPUTS = 256  # of the proxy losses
 WORST_LOSS = 0.9  # plans of the draft with a larger proxy loss are not drawn: nobody would train them
 
 
@@ -91,9 +90,11 @@ def measured(spec: StudySpec, plans: int, bands: int, seconds: float, path: Path
                 choices = [at.index(params[name]) for name, at in zip(table.names, table.values, strict=True)]
                 row["table"], row["table seconds"] = float(table.sums(np.array([choices]))[0]), 0.0
                 started = time.process_time()
-                row["untrained"] = proxy_loss_of(context, plan, INPUTS)
+                row["untrained"] = proxy_loss_of(context, plan, PROXY_INPUTS)
                 row["untrained seconds"] = time.process_time() - started
-                recipes = {f"{steps} steps": (_of_steps(context, steps), [0]) for steps in STEPS}
+                recipes = {
+                    f"{steps} steps": (spec.recipe.of_steps(steps, len(spec.splits.train)), [0]) for steps in STEPS
+                }
                 recipes["full"] = spec.recipe, list(range(1, 1 + FULL_SEEDS))
                 for name, (recipe, turns) in recipes.items():
                     for turn in turns:
@@ -106,17 +107,12 @@ def measured(spec: StudySpec, plans: int, bands: int, seconds: float, path: Path
                             row[f"objective {turn}"] = spec.objectives[0](context.subject.finish(model))
                             row[f"loss {turn}"] = validation(model)
                         else:
-                            row[name] = context.proxy_loss(model, INPUTS)
+                            row[name] = context.proxy_loss(model)
                         row[f"{name} seconds"] = time.process_time() - started
                 rows.append(row)
                 pd.DataFrame(rows).to_csv(path, index=False)
                 progress((done + 1) / len(chosen))
     return pd.DataFrame(rows)
-
-
-def _of_steps(context: Context, steps: int) -> Recipe:
-    recipe = context.spec.recipe
-    return recipe.longer(steps / recipe.steps(len(context.spec.splits.train)))
 
 
 def _in_bands(

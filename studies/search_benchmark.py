@@ -281,7 +281,7 @@ def main() -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         spec = study_of(options.study, seed, options.macs)
-        final = replace(spec.recipe, epochs=options.final_share * spec.recipe.epochs, learning_rate=FINAL_RATE)
+        final = replace(spec.recipe.longer(options.final_share), learning_rate=FINAL_RATE)
         with tempfile.TemporaryDirectory() as scratch:
             record = measured(method, spec, options.cpu_seconds, final, Path(scratch))
         save_json(folder / f"{method}-{seed}.json", record)

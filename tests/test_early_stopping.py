@@ -64,6 +64,15 @@ def measured(main: optuna.Study, size: float, share: float = 0.3, *, strict: boo
     return trial
 
 
+def reason_of(main: optuna.Study, limited: Context, *, strict: bool = False) -> str:
+    """Return why early stopping ends a training of the teacher in a study with a limit; empty if it does not."""
+    trial, costs = main.ask(), {"size_bytes": 60.0, "macs": 1.0}
+    stopping = EarlyStopping(trial, limited, limited.subject.model, costs, EPOCHS, lambda _: None, strict=strict)
+    with contextlib.suppress(optuna.TrialPruned):
+        stopping(0.3)
+    return str(trial.user_attrs.get(REASON, ""))
+
+
 def test_a_training_is_stopped_if_a_cheaper_trial_is_out_of_reach() -> None:
     main = with_trained(check=109.0, end=110.5, size=50.0)  # the expected gain is 1.5 points
     with pytest.raises(optuna.TrialPruned):
@@ -86,13 +95,8 @@ def test_a_training_is_stopped_if_it_will_miss_a_limit(strict: bool) -> None:  #
     for gain in (1.9, 2.1, 3.4, 3.6):
         limit = Limit(study().objectives[0], at_least=now + gain)
         limited = context(dataclasses.replace(study(), limits=(limit,)))
-        trial = main.ask()
-        costs = {"size_bytes": 60.0, "macs": 1.0}
-        stopping = EarlyStopping(trial, limited, limited.subject.model, costs, EPOCHS, lambda _: None, strict=strict)
-        with contextlib.suppress(optuna.TrialPruned):
-            stopping(0.3)
         prefix = f"stopped after a quarter of its training: the limit {limit} is "
-        reasons[gain] = trial.user_attrs.get(REASON, "").removeprefix(prefix)
+        reasons[gain] = reason_of(main, limited, strict=strict).removeprefix(prefix)
     if strict:
         assert reasons == {1.9: "", **dict.fromkeys((2.1, 3.4, 3.6), "not expected to be met")}
     else:
@@ -111,11 +115,7 @@ def test_while_no_candidate_meets_a_limit_only_a_training_that_stays_behind_the_
         for trial in with_trained(check=50.0, end=52.0, size=99.0).trials:
             excess = {str(limit): nearest if trial.number == 3 else 0.9}
             main.add_trial(create_trial(values=trial.values, user_attrs=trial.user_attrs, constraints=excess))
-        asked, costs = main.ask(), {"size_bytes": 60.0, "macs": 1.0}
-        stopping = EarlyStopping(asked, limited, limited.subject.model, costs, EPOCHS, lambda _: None)
-        with contextlib.suppress(optuna.TrialPruned):
-            stopping(0.3)
-        reasons.append(asked.user_attrs.get(REASON, ""))
+        reasons.append(reason_of(main, limited))
     reason = f"stopped after a quarter of its training: the limit {limit.words} is out of reach, and the nearest "
     assert reasons == ["", f"{reason}candidate is nearer"]
 
@@ -127,12 +127,7 @@ def test_a_training_is_stopped_if_it_will_lose_more_than_is_allowed() -> None:
     for loss in (1.5, 0.5):
         limit = Limit(study().objectives[0], lose_at_most=loss).against(now + 3)
         limited = context(dataclasses.replace(study(), limits=(limit,)))
-        trial = main.ask()
-        costs = {"size_bytes": 60.0, "macs": 1.0}
-        stopping = EarlyStopping(trial, limited, limited.subject.model, costs, EPOCHS, lambda _: None)
-        with contextlib.suppress(optuna.TrialPruned):
-            stopping(0.3)
-        reasons.append(trial.user_attrs.get(REASON, ""))
+        reasons.append(reason_of(main, limited))
     reason = f"the limit top1 >= the teacher's - 0.5 ({now + 2.5:,.6g}) is out of reach"
     assert reasons == ["", f"stopped after a quarter of its training: {reason}"]
 

@@ -148,7 +148,7 @@ class Context:
     def seconds_a_candidate(self, recipe: Recipe, plan: Plan) -> tuple[float, float]:
         """Return the CPU seconds of one training step, and of building and measuring, timed on one plan's network."""
         train = self.spec.splits.train
-        one_step = replace(recipe.longer(1 / recipe.steps(len(train))), learning_rate=MIN_RATE)
+        one_step = replace(recipe.of_steps(1, len(train)), learning_rate=MIN_RATE)
         started = time.process_time()
         model = self.build(plan)
         values = self.measure(model, self.spec.measured)

@@ -76,8 +76,8 @@ def _drafted(study: Study) -> list[tuple[list[float], FrozenTrial]]:
         for trial in trained(study)
         if (choices := choices_in(trial, names)) in values and TRAINED_LOSS in trial.user_attrs
     ]
-    lengths = Counter(trial.user_attrs.get(EPOCHS) for _, trial in both)
-    return [(own, trial) for own, trial in both if trial.user_attrs.get(EPOCHS) == lengths.most_common(1)[0][0]]
+    usual = Counter(trial.user_attrs.get(EPOCHS) for _, trial in both).most_common(1)
+    return [(own, trial) for own, trial in both if trial.user_attrs.get(EPOCHS) == usual[0][0]]
 
 
 def is_misleading(study: Study, spec: StudySpec) -> bool:

@@ -82,6 +82,10 @@ class Recipe:
         """Return the recipe with the epochs multiplied by a factor."""
         return replace(self, epochs=self.epochs * factor)
 
+    def of_steps(self, count: float, examples: int) -> Recipe:
+        """Return the recipe with this number of steps on a training set of this size."""
+        return self.longer(count / self.steps(examples))
+
     def of_length(self, epochs: float | None) -> Recipe:
         """Return the recipe with a number of epochs, unchanged for None."""
         return self if epochs is None else replace(self, epochs=epochs)
