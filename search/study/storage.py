@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from search.study.definition import define, differences
 from search.study.errors import UserError
 from search.study.goal import with_stored_goal
+from search.study.journal import cut_incomplete_record, journal_storage
 from search.study.records import DEFINITION, DRAFT, GOAL
 from search.study.seeded_sampler import SeededSampler
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from optuna import Study
     from optuna.storages import BaseStorage
 
@@ -143,21 +140,8 @@ def _storage(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
         if not create and not path.exists():
             raise UserError(f"no study in {folder}; start it with: slimfront run")
         if create and path.exists():
-            _cut_incomplete_record(path)
-        return JournalStorage(JournalFileBackend(str(path)))
+            cut_incomplete_record(path)
+        return journal_storage(path)
     if url.startswith("journal://"):
-        return JournalStorage(JournalFileBackend(url.removeprefix("journal://")))
+        return journal_storage(Path(url.removeprefix("journal://")))
     return optuna.storages.get_storage(url)
-
-
-def _cut_incomplete_record(journal: Path) -> None:
-    """Remove a last record that a power cut or a full disk left incomplete; the next record would be appended to it."""
-    lock = JournalFileSymlinkLock(str(journal))
-    lock.acquire()
-    try:
-        content = journal.read_bytes()
-        complete = content.rfind(b"\n") + 1  # bytes
-        if complete < len(content):
-            os.truncate(journal, complete)
-    finally:
-        lock.release()
