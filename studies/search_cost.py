@@ -1,10 +1,12 @@
 """What the search before training costs on networks of several sizes: the sensitivity table, a plan, the seeds, memory.
 
     python -m studies.search_cost --networks mobilenet_v3_small-64 resnet18-224 --inputs 16
+    python -m studies.search_cost --device cuda
 
 The weights are random: times do not depend on them. Each network runs in a process of its own, on one thread, with
 inputs made on the fly. The table is that of three values of each parameter, which is what a short budget measures; its
-time is the mean of some entries times their number, with the statistics of the teacher, which are computed once.
+time is the mean of some entries times their number, with the statistics of the teacher, which are computed once. On a
+CPU seconds are CPU time and memory is that of the process; on a GPU they are wall time and the memory of its tensors.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from search.proposals.defaults import resolved
 from search.proposals.seeds import seeds_within_limits
 from search.proposals.sensitivity_table import sensitivity_table, single_changes
 from search.proposals.table_losses import WANTED_VALUES, proxy_loss_of
+from search.study.machine import device_named
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 CLASSES = 10
 LEAST_FOR_GROWTH = 5  # networks, to fit three numbers
+MEBIBYTE = 2**20  # bytes
 MEBIBYTE_KB = 1024  # kilobytes, the unit of the peak memory on Linux, in a mebibyte
 NETWORKS = (
     "mobilenet_v3_small-64", "mobilenet_v3_small-224", "resnet18-64", "mobilenet_v2-224", "resnet18-224",
@@ -55,7 +59,7 @@ def build(name: str, examples: int) -> tuple[nn.Module, Tensor]:
     return net.eval(), torch.randn(examples, 3, int(size), int(size))
 
 
-def measured(name: str, inputs: int, entries: int) -> dict[str, Any]:
+def measured(name: str, inputs: int, entries: int, device: torch.device) -> dict[str, Any]:
     """Return one row of the table."""
     net, images = build(name, 4 * inputs)
     data = Examples(images, torch.arange(len(images)) % CLASSES)
@@ -64,7 +68,7 @@ def measured(name: str, inputs: int, entries: int) -> dict[str, Any]:
     spec = resolved(
         StudySpec(name, net, Splits(data, data, data), space, (Top1(data), *costs), recipe=Recipe(), calibration=inputs)
     )
-    context = Context(spec, Subject(spec, torch.device("cpu")))
+    context = Context(spec, Subject(spec, device))
     changes = single_changes(context)
     random = np.random.default_rng(0)
     some = [changes[at].plans[-1] for at in random.permutation(len(changes))[:entries]]
@@ -90,16 +94,24 @@ def measured(name: str, inputs: int, entries: int) -> dict[str, Any]:
         "plan_s": plan,
         "seeds": seeds,
         "seeds_s": time.process_time() - started,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEBIBYTE_KB,
+        "peak_mb": _peak_memory(device),
     }
 
 
+def _peak_memory(device: torch.device) -> float:
+    """Return the most memory that was used, in mebibytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MEBIBYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEBIBYTE_KB
+
+
 def _seconds(context: Context, plans: Sequence[Any], inputs: int) -> float:
-    """Return the CPU seconds of scoring these plans."""
-    started = time.process_time()
+    """Return the seconds of scoring these plans; a proxy loss is a number, so no work of the device is left over."""
+    clock = time.perf_counter if context.subject.device.type == "cuda" else time.process_time
+    started = clock()
     for plan in plans:
         proxy_loss_of(context, plan, inputs)
-    return time.process_time() - started
+    return clock() - started
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,16 +120,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="*", default=NETWORKS, help=f"any of {', '.join(NETWORKS)} (default: all)")
     parser.add_argument("--inputs", type=int, default=16, help="inputs of a proxy loss (default: 16)")
     parser.add_argument("--entries", type=int, default=10, help="entries of the table that are timed (default: 10)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.only:
         torch.set_num_threads(1)
-        sys.stdout.write(json.dumps(measured(options.only, options.inputs, options.entries)))
+        sys.stdout.write(
+            json.dumps(measured(options.only, options.inputs, options.entries, device_named(options.device)))
+        )
         return
     rows = []
     for name in options.networks:
         command = [sys.executable, "-m", "studies.search_cost", "--only", name, "--inputs", str(options.inputs)]
-        command += ["--entries", str(options.entries)]
+        command += ["--entries", str(options.entries), "--device", options.device]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))  # noqa: S603
         sys.stdout.write(pd.DataFrame(rows).round(2).to_string(index=False) + "\n\n")
     if len(rows) >= LEAST_FOR_GROWTH:
