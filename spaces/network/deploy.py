@@ -24,9 +24,11 @@ FOLDING_TOLERANCE = 1e-3  # relative to the largest output; folding changes only
 
 @runtime_checkable
 class TrainingForm(Protocol):
-    """A module that replaces one layer in training and is deployed in another form, such as integers."""
+    """A module that replaces one layer in training and is deployed in another form, such as integers.
 
-    layer: nn.Module
+    The layer is its submodule `layer`. (From Python 3.12 on, `isinstance` does not find the submodules of a module, so
+    a protocol can only ask for methods.)
+    """
 
     def scale_outputs(self, gain: Tensor) -> None:
         """Multiply each output channel by its gain, shape (O,), in place; the bias of the layer is unchanged."""
@@ -119,7 +121,7 @@ def _folded(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
 
 def _fold(module: nn.Module, norm: nn.Module) -> None:
     """Apply the norm inside the layer, in place: the gain to its weights or scales, the shift to its bias."""
-    layer = module.layer if isinstance(module, TrainingForm) else module
+    layer = module.get_submodule("layer") if isinstance(module, TrainingForm) else module
     assert isinstance(norm, BATCH_NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
