@@ -45,7 +45,7 @@ class ProxyLoss:
         chosen = torch.randperm(len(examples), generator=generator)[:most]
         device = device_of(teacher)
         self._inputs = examples.inputs[chosen].to(device)
-        self._labels = examples.labels[chosen].to(device)
+        self._labels = examples.labels[chosen].cpu()  # as the outputs are
         self._recovery = recovery
         self._teacher: Tensor = outputs(teacher, self._inputs)
         self._ends: dict[int | None, tuple[float, float]] = {}  # losses of the teacher and the mean answer, by inputs

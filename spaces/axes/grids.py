@@ -144,32 +144,46 @@ def scales(weight_OX: Tensor, levels: Tensor) -> Tensor:
     return largest * best_share
 
 
-def nearest(values: Tensor, levels: Tensor) -> Tensor:
-    """Return the index of the level nearest to each value; ties are rounded to the lower level."""
-    step = _even_step(levels)
-    return _searched_index(values, levels) if step is None else _computed_index(values, levels, step).long()
+def nearest(values: Tensor, levels: Tensor, *, even: bool | None = None) -> Tensor:
+    """Return the index of the level nearest to each value; ties are rounded to the lower level.
+
+    Parameters
+    ----------
+    values
+        Any values.
+    levels
+        Levels, ascending.
+    even
+        Whether they are `evenly_spaced`, if that is known; to find out, the device has to be waited for.
+    """
+    if evenly_spaced(levels) if even is None else even:
+        return _computed_index(values, levels, _step(levels)).long()
+    return _searched_index(values, levels)
 
 
-def rounded(values: Tensor, levels: Tensor) -> Tensor:
+def rounded(values: Tensor, levels: Tensor, *, even: bool | None = None) -> Tensor:
     """Return the level nearest to each value: `levels[nearest(values, levels)]`, except for the last digit.
 
-    Evenly spaced levels are computed, which is faster than a lookup; training does it in every step.
+    Evenly spaced levels are computed, which is faster than a lookup; training does it in every step. The parameters are
+    those of `nearest`.
     """
-    step = _even_step(levels)
-    if step is None:
-        return levels[_searched_index(values, levels)]
-    # a multiple of the step, so that zero is exact
-    return _computed_index(values, levels, step).add_((levels[0] / step).round_()).mul_(step)
+    if evenly_spaced(levels) if even is None else even:
+        step = _step(levels)
+        # a multiple of the step, so that zero is exact
+        return _computed_index(values, levels, step).add_((levels[0] / step).round_()).mul_(step)
+    return levels[_searched_index(values, levels)]
 
 
-def _even_step(levels: Tensor) -> Tensor | None:
-    """Return the step between evenly spaced levels that include zero, or None for other levels."""
+def evenly_spaced(levels: Tensor) -> bool:
+    """Whether levels, ascending, are evenly spaced and include zero."""
     if len(levels) < 2:  # noqa: PLR2004 - there is no step
-        return None
-    step = (levels[-1] - levels[0]) / (len(levels) - 1)
-    multiples = levels / step
-    even = ((multiples - multiples.round()).abs() < SPACING_TOLERANCE).all() & (levels.diff() > 0).all()
-    return step if bool(even) else None
+        return False
+    multiples = levels / _step(levels)
+    return bool(((multiples - multiples.round()).abs() < SPACING_TOLERANCE).all() & (levels.diff() > 0).all())
+
+
+def _step(levels: Tensor) -> Tensor:
+    return (levels[-1] - levels[0]) / (len(levels) - 1)
 
 
 def _computed_index(values: Tensor, levels: Tensor, step: Tensor) -> Tensor:
