@@ -59,6 +59,13 @@ def test_a_layer_with_a_custom_forward_is_irreplaceable() -> None:
     assert found["own"].startswith(f"{TRIED}the output has the shape")
 
 
+def test_a_layer_that_cannot_run_without_its_own_padding_is_irreplaceable() -> None:
+    found = reasons_of(lambda m, x: m.last(m.own(m.stem(x)).flatten(1)), (3, 3, 3), stem=conv(3, 8),
+                  own=PadsByInputSize(8, 8, 4), last=nn.Linear(16, 5))  # fmt: skip
+    assert list(found) == ["own"]
+    assert found["own"].startswith(f"{TRIED}the layer alone failed: Calculated padded input size per channel")
+
+
 def test_a_layer_with_a_custom_forward_is_found_where_it_hardly_changes_the_outputs() -> None:
     found = reasons_of(lambda m, x: m.last((m.stem(x) + 1e-6 * m.own(m.stem(x))).mean((2, 3))), stem=conv(3, 8),
                   own=Standardized(8, 8, 3, padding=1), last=nn.Linear(8, 5))  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
 import pytest
 import torch
@@ -29,6 +29,7 @@ from spaces import (
     trace,
 )
 from spaces.axes.quantized_layers import PackedLayer
+from spaces.network.deploy import TrainingForm
 from spaces.testing.axis_contract import step
 from spaces.testing.networks import (
     NETWORKS,
@@ -364,3 +365,8 @@ def test_a_network_with_random_outputs_and_nothing_to_fold_is_deployed() -> None
     net, x = Drawing().eval(), torch.randn(4, 6)
     finished = deployed(Quantize((("only", 8, 8),)).apply(net, x), x)
     assert isinstance(finished.get_submodule("only"), PackedLayer)
+
+
+def test_what_is_checked_at_run_time_of_a_training_form_are_methods() -> None:
+    """From Python 3.12 on, `isinstance` finds no submodule of a module, and no layer would be packed."""
+    assert not get_type_hints(TrainingForm)

@@ -155,6 +155,23 @@ class Oblong(Net):
         return run(F.relu(self.next(F.relu(self.stem(x)))), self.pool, nn.Flatten(), self.head)
 
 
+class PadsItself(nn.Conv2d):
+    """A convolution that pads its input on two sides, so that another module cannot take its place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 2, 0, 2)))
+
+
+class OwnPadding(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.own = nn.Conv2d(3, 8, 3, 2, 1), PadsItself(8, 8, 3)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run(F.relu(self.own(F.relu(self.stem(x)))), self.pool, nn.Flatten(), self.head)
+
+
 def texts(kind: type[Net], axis: Resolution | None = None) -> dict[str, str]:
     axis, net = axis or Resolution(), teacher(kind)
     return dict(axis.acts_on(traced(net, axis)))
@@ -173,6 +190,7 @@ def test_sizes_are_offered_where_the_network_was_run() -> None:
         "since it reads positions as features, without a pooling to a fixed size before it"
     )
     assert texts(Plain)["first"] == flat
+    assert texts(OwnPadding)["own"] == "inputs of 4x4, 5x5, 6x6, 7x7, 8x8, one size for all layers"
     assert texts(Windows)["stem"].startswith("inputs of 4x4, 8x8, one size for all layers; not 5x5: the forward")
 
 

@@ -105,7 +105,10 @@ def _custom_forwards(model: nn.Module, example: Tensor, names: Sequence[str]) ->
 
     def note(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         if inputs and isinstance(output, Tensor):
-            reason = _difference([_StandIn(layer)(inputs[0])], [output])
+            try:
+                reason = _difference([_StandIn(layer)(inputs[0])], [output])
+            except Exception as error:  # noqa: BLE001 - a layer that pads its input first may not run without
+                reason = f"the layer alone failed: {first_line(error)}"
             if reason:
                 reasons[names_of[layer]] = f"{REPLACEMENT_TRIED} {reason}"
 

@@ -120,8 +120,12 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 
 def _structural_difference(whole: Anatomy, other: Anatomy) -> str | None:
     """Return in what the anatomy at another size differs from that of the whole input, or None."""
-    if [replace(layer, runs=()) for layer in whole.layers] != [replace(layer, runs=()) for layer in other.layers]:
+    if [replace(layer, runs=(), stays="") for layer in whole.layers] != [
+        replace(layer, runs=(), stays="") for layer in other.layers
+    ]:
         return "other layers run"
+    if any(smaller.stays and not layer.stays for layer, smaller in zip(whole.layers, other.layers, strict=True)):
+        return "not all layers can be replaced"
     if not set(whole.groups) <= set(other.groups):
         return "not all groups of channels can be pruned"
     branches = ({replace(branch, readers=()) for branch in anatomy.branches} for anatomy in (whole, other))
