@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from objectives import Bops, Limit, Macs
-from studies import digits, fashion_mnist, speech_digits
+from studies import digits, fashion_mnist, photographs, speech_digits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STUDIES: dict[str, Callable[[], StudySpec]] = {
     "digits": digits.study,
+    "mobilenet": photographs.mobilenet,
     "residual": fashion_mnist.residual,
     "speech": speech_digits.study,
 }

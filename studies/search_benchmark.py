@@ -4,8 +4,8 @@
     python -m studies.search_benchmark --methods ours tpe --out runs/search-benchmark
     python -m studies.search_benchmark --study speech --macs 0.25 --methods ours tpe-after-draft gp-after-draft
 
-The study is the residual network on Fashion-MNIST, DS-CNN on spoken digits or the demo's digits, top-1 against bit
-operations, with a limit on multiply-adds if `--macs` gives one. Every run gets the same CPU time for everything after
+The study is the residual network on Fashion-MNIST, DS-CNN on spoken digits, MobileNetV3-small on photographs or the
+demo's digits, top-1 against bit operations, with a limit on multiply-adds if `--macs` gives one. Every run gets the same CPU time for everything after
 the teacher is loaded: tables, drafts, Optuna, training, measuring. Its front is measured twice, on validation and test:
 as the search left it, which is what a user gets, and after a final training that is equal for all searches, which shows
 how good the plans are. The final training takes at most six members, spread over the costs.
