@@ -5,10 +5,11 @@
     python -m studies.search_benchmark --study speech --macs 0.25 --methods ours tpe-after-draft gp-after-draft
 
 The study is the residual network on Fashion-MNIST, DS-CNN on spoken digits, MobileNetV3-small on photographs or the
-demo's digits, top-1 against bit operations, with a limit on multiply-adds if `--macs` gives one. Every run gets the same CPU time for everything after
-the teacher is loaded: tables, drafts, Optuna, training, measuring. Its front is measured twice, on validation and test:
-as the search left it, which is what a user gets, and after a final training that is equal for all searches, which shows
-how good the plans are. The final training takes at most six members, spread over the costs.
+demo's digits, top-1 against bit operations, with a limit on multiply-adds if `--macs` gives one. Every run gets the
+same CPU time for everything after the teacher is loaded: tables, drafts, Optuna, training, measuring. Its front is
+measured twice, on validation and test: as the search left it, which is what a user gets, and after a final training
+that is equal for all searches, which shows how good the plans are. The final training takes at most six members, spread
+over the costs.
 
 The hypervolume is that of accuracy over the logarithm of the cost, between the teacher and 10 points below it, and
 between the teacher's bit operations and a thousandth of them: 1 is a network with the teacher's accuracy at a
@@ -271,7 +272,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.macs is not None and (unable := sorted(UNLIMITED & set(options.methods))):
+    if not options.only and options.macs is not None and (unable := sorted(UNLIMITED & set(options.methods))):
         parser.error(f"stages of single axes cannot meet a limit on multiply-adds; leave out {', '.join(unable)}")
     limit = "" if options.macs is None else f"-macs-{options.macs:g}"
     folder = options.out / f"{options.study}{limit}" / f"{options.cpu_seconds:g}"
