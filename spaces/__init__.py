@@ -16,6 +16,7 @@ from spaces.axes.resolution import Resize, Resolution
 from spaces.dependency.trace import trace
 from spaces.network.anatomy import Anatomy, Branch, Layer
 from spaces.network.deploy import deployed
+from spaces.network.plain_layers import with_plain_layers
 from spaces.network.unfused_attention import unfuse_attention
 from spaces.plan import Axis, Plan, Recovery, RecoveryAxis, Space, Step
 
@@ -58,4 +59,5 @@ __all__ = [
     "opened",
     "trace",
     "unfuse_attention",
+    "with_plain_layers",
 ]

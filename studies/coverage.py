@@ -29,7 +29,7 @@ from optuna.trial import FixedTrial
 from objectives import Bops, Macs, Parameters
 from objectives.runtimes import OnnxRuntime
 from search.costs.cost_model import CostModel
-from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, trace, unfuse_attention
+from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, trace, with_plain_layers
 from spaces.network.messages import first_line
 from spaces.network.tensors import tensors
 
@@ -102,7 +102,7 @@ def example(name: str) -> Tensor:
 def coverage(name: str, *, export: bool) -> tuple[str, ...]:
     """Trace, compress and export one network; return its row of the table."""
     inputs = example(name)
-    model = unfuse_attention(build(name), inputs)
+    model = with_plain_layers(build(name), inputs)
     state_before = copy.deepcopy(model.state_dict())
     started = time.process_time()
     anatomy = trace(model, inputs)

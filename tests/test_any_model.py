@@ -22,7 +22,18 @@ from search.study.files import state_path
 from search.study.front import front
 from search.study.storage import open_study
 from search.training.fine_tuning import TeacherOutputs, fine_tune
-from spaces import BitWidths, Depth, Distill, PruneRatios, Ranks, Space, Temperatures, deployed, trace, unfuse_attention
+from spaces import (
+    BitWidths,
+    Depth,
+    Distill,
+    PruneRatios,
+    Ranks,
+    Space,
+    Temperatures,
+    deployed,
+    trace,
+    with_plain_layers,
+)
 from spaces.network.layers import CONVOLUTIONS, TRANSPOSED
 from spaces.network.tensors import tensors
 from spaces.testing.networks import scrambled
@@ -36,6 +47,7 @@ from tests.user_nets import (
     FlowControl,
     Mobile,
     Paddings,
+    Ported,
     Recurrent,
     Reparametrized,
     Shuffled,
@@ -53,8 +65,8 @@ if TYPE_CHECKING:
     from spaces import Anatomy
 
 SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures())
-BRANCHES = {ZeroShortcut: 1, Mobile: 1, VisionTransformer: 3, ChannelsLast: 1, Paddings: 1, Einsum: 1,
-            TorchTransformer: 4, FlowControl: 4, Shuffled: 2}  # fmt: skip
+BRANCHES = {ZeroShortcut: 1, Mobile: 1, VisionTransformer: 3, ChannelsLast: 1, Paddings: 1, Ported: 2,
+            Einsum: 1, TorchTransformer: 4, FlowControl: 4, Shuffled: 2}  # fmt: skip
 SLOW_TO_EXPORT = (VisionTransformer, Recurrent)
 TRAINING_ONLY = {"side.0", "side_head"}  # layers that run in training only
 
@@ -62,9 +74,9 @@ _BUILT: dict[type[UserNet], tuple[nn.Module, nn.Module]] = {}
 
 
 def teacher(kind: type[UserNet]) -> nn.Module:
-    """Return the network with its attention unfused, as a study prepares it."""
+    """Return the network as a study prepares it."""
     torch.manual_seed(1)
-    return unfuse_attention(scrambled(kind()), examples(kind))
+    return with_plain_layers(scrambled(kind()), examples(kind))
 
 
 def compressed(kind: type[UserNet]) -> tuple[nn.Module, nn.Module]:
@@ -245,7 +257,7 @@ def test_predicted_sizes_are_corrected_for_networks_with_and_without_other_modul
     assert corrected < 0.03
 
 
-@pytest.mark.parametrize("kind", [Auxiliary, DeepSupervision, Text])
+@pytest.mark.parametrize("kind", [Auxiliary, DeepSupervision, Ported, Text])
 def test_a_study_trains_every_head_and_verifies_the_file(kind: type[UserNet], tmp_path: Path) -> None:
     data = Examples(examples(kind, 48), torch.arange(48) % CLASSES)
     spec = StudySpec(

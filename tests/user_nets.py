@@ -376,6 +376,51 @@ class Paddings(UserNet):
         return self.head(F.pad(self.valid(self.pad(x)), (1, 0)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Same(nn.Conv2d):
+    """A convolution that pads its input as TensorFlow does, anew in every call, as timm's `Conv2dSame`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads: list[int] = []
+        for size, kernel, stride, dilation in zip(
+            reversed(x.shape), *map(reversed, (self.kernel_size, self.stride, self.dilation)), strict=False
+        ):
+            total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            pads += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class StaticSame(nn.Conv2d):
+    """A convolution with a padding for one size of its input, as EfficientNet's in efficientnet-lite-pytorch."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, pad: tuple[int, ...]) -> None:
+        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        self.static_padding = nn.ConstantPad2d(pad, 0.0)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.static_padding(x), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Ported(UserNet):
+    """An inverted block of a network that was ported from TensorFlow; its convolutions pad their own inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = Same(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8)
+        self.wide, self.wide_norm = Same(8, 24, 1, bias=False), nn.BatchNorm2d(24)
+        self.depthwise, self.depthwise_norm = StaticSame(24, 24, 5, 1, 24, (2, 2, 2, 2)), nn.BatchNorm2d(24)
+        self.narrow, self.narrow_norm = Same(24, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.down, self.down_norm = StaticSame(8, 16, 3, 2, 1, (0, 1, 0, 1)), nn.BatchNorm2d(16)
+        self.even = Same(16, 16, (1, 3), dilation=2)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.stem_norm(self.stem(x)))
+        wide = F.relu6(self.wide_norm(self.wide(x)))
+        x = x + self.narrow_norm(self.narrow(F.relu6(self.depthwise_norm(self.depthwise(wide)))))
+        x = F.relu(self.even(F.relu6(self.down_norm(self.down(x)))))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Einsum(UserNet):
     """Tokens and channels mixed in turn; attention over the tokens by `einsum`."""
 
@@ -491,8 +536,8 @@ class FlowControl(UserNet):
 
 NETWORKS: tuple[type[UserNet], ...] = (
     Classic, Reused, ByHand, Auxiliary, DeepSupervision, TiedWeights, Gated, Shuffled, ZeroShortcut, Mobile,
-    VisionTransformer, ChannelsLast, OtherNorms, Autoencoder, UNet, DenselyConnected, Waveform, Clip, Paddings, Einsum,
-    Reparametrized, Recurrent, Text, TorchTransformer, FlowControl,
+    VisionTransformer, ChannelsLast, OtherNorms, Autoencoder, UNet, DenselyConnected, Waveform, Clip, Paddings, Ported,
+    Einsum, Reparametrized, Recurrent, Text, TorchTransformer, FlowControl,
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from search.study.definition import fingerprint
 from search.study.errors import UserError
-from spaces import deployed, unfuse_attention
+from spaces import deployed, with_plain_layers
 from spaces.network.copying import compressible_copy
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Subject:
         self._rough_examples: dict[int, Tensor] = {}  # kept, since statistics are cached by their identity
         self._given = spec.teacher
         try:
-            self.model: nn.Module = unfuse_attention(compressible_copy(spec.teacher).to(device).eval(), self.example)
+            self.model: nn.Module = with_plain_layers(compressible_copy(spec.teacher).to(device).eval(), self.example)
             self.anatomy: Anatomy = spec.space.trace(self.model, self.example)
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))
         except ValueError as error:

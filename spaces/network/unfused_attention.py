@@ -12,21 +12,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from spaces.network.layers import count_holders
-from spaces.network.tensors import tensors
+from spaces.network.rewriting import modules_to_rewrite, rewritten
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-UNFUSING_TOLERANCE = 1e-4  # relative to the largest output; both compute the same sums, in another order
 SHIFT_MASK = -100.0  # added to the score of tokens that are neighbours only by the shift; the value of torchvision
 WINDOW_CLASSES = ("torchvision.models.swin_transformer", ("ShiftedWindowAttention", "ShiftedWindowAttentionV2"))
 
@@ -48,32 +42,9 @@ def unfuse_attention(model: nn.Module, example: Tensor) -> nn.Module:
         `add_bias_kv`, `add_zero_attn`, hooks, or parameters that another module holds too, if its class is derived
         from torch's, or if unfusing it changes the outputs on the example.
     """
-    names = _fused_modules(model)
-    if not names:
-        return model
-    try:
-        expected = _outputs(model, example)
-    except Exception:  # noqa: BLE001 - `trace` runs the network again and raises an error with advice
-        return model
-    new = _unfused(model, names)
-    if _outputs_agree(new, example, expected):
-        return new
-    good = [aliases for aliases in names if _outputs_agree(_unfused(model, [aliases]), example, expected)]
-    return _unfused(model, good) if good else model
-
-
-def _fused_modules(model: nn.Module) -> list[list[str]]:
-    """Return all names of each module that can be unfused; a module has several where it is used in several places."""
-    holders = count_holders(model)
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
-        if _unfused_class(module) is None:
-            continue
-        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
-        unshared = all(holders[id(parameter)] == 1 for parameter in module.parameters())
-        if unshared and not hooked:
-            names[id(module)].append(name)
-    return list(names.values())
+    return rewritten(
+        model, example, modules_to_rewrite(model, lambda module: _unfused_class(module) is not None), _unfuse
+    )
 
 
 def _unfused_class(module: nn.Module) -> type[Attention | WindowAttention] | None:
@@ -84,40 +55,20 @@ def _unfused_class(module: nn.Module) -> type[Attention | WindowAttention] | Non
     return WindowAttention if kind.__module__ == WINDOW_CLASSES[0] and kind.__name__ in WINDOW_CLASSES[1] else None
 
 
-def _unfused(model: nn.Module, names: Sequence[Sequence[str]]) -> nn.Module:
-    root = nn.ModuleList([copy.deepcopy(model)])  # so that the network itself can be replaced by name
-    for aliases in names:
-        paths = [f"0.{name}" if name else "0" for name in aliases]
-        module: Any = root.get_submodule(paths[0])
-        unfused_class = _unfused_class(module)
-        assert unfused_class is not None
-        with torch.enable_grad():  # chunks of a parameter require gradients only if they are enabled
-            new = unfused_class(module).train(module.training)
-        for path in paths:
-            root.set_submodule(path, new)
+def _unfuse(root: nn.Module, aliases: list[str]) -> None:
+    """Replace one module, in place, under all its names."""
+    module: Any = root.get_submodule(aliases[0])
+    unfused_class = _unfused_class(module)
+    assert unfused_class is not None
+    with torch.enable_grad():  # chunks of a parameter require gradients only if they are enabled
+        new = unfused_class(module).train(module.training)
+    for alias in aliases:
+        root.set_submodule(alias, new)
     for encoder in root.modules():
         if isinstance(encoder, nn.TransformerEncoder) and any(
             isinstance(part, Attention) for part in encoder.modules()
         ):
             encoder.use_nested_tensor = False  # its fast path reads weights that no longer exist
-    return root[0]
-
-
-def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        return tensors(copy.deepcopy(model).eval()(example[:2]))
-
-
-def _outputs_agree(model: nn.Module, example: Tensor, expected: Sequence[Tensor]) -> bool:
-    try:
-        got = _outputs(model, example)
-    except Exception:  # noqa: BLE001 - for example, code that reads the weights by their old names
-        return False
-    return [y.shape for y in got] == [y.shape for y in expected] and all(
-        float((ours.float() - theirs.float()).abs().max()) <= UNFUSING_TOLERANCE * float(theirs.float().abs().max())
-        for ours, theirs in zip(got, expected, strict=True)
-        if theirs.numel()
-    )
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

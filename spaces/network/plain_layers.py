@@ -1,0 +1,29 @@
+"""Show all layers of a network as torch's own modules, which axes can see and replace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spaces.network.separate_padding import separate_padding
+from spaces.network.unfused_attention import unfuse_attention
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def with_plain_layers(model: nn.Module, example: Tensor) -> nn.Module:
+    """Return a network with the same outputs whose attention is unfused, and whose convolutions do not pad themselves.
+
+    Parameters
+    ----------
+    model
+        The network; it is not changed.
+    example
+        A batch of inputs on the device of the network, shape (B, ...); the outputs are compared on the first two.
+
+    Returns
+    -------
+    nn.Module
+        A new network, or `model` itself if there is nothing to replace.
+    """
+    return separate_padding(unfuse_attention(model, example), example)

@@ -1,0 +1,96 @@
+"""Replace modules of a network by others that compute the same and show their layers."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from spaces.network.layers import count_holders
+from spaces.network.tensors import tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+REWRITING_TOLERANCE = 1e-4  # relative to the largest output; both compute the same sums, in another order
+
+
+def modules_to_rewrite(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[list[str]]:
+    """Return all names of each wanted module; a module has several where it is used in several places.
+
+    Modules with hooks, or with a parameter that another module holds too, are left out.
+    """
+    holders = count_holders(model)
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not wanted(module):
+            continue
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
+        unshared = all(holders[id(parameter)] == 1 for parameter in module.parameters())
+        if unshared and not hooked:
+            names[id(module)].append(name)
+    return list(names.values())
+
+
+def rewritten(
+    model: nn.Module, example: Tensor, names: Sequence[Sequence[str]], replace: Callable[[nn.Module, list[str]], None]
+) -> nn.Module:
+    """Return a network in which modules are replaced where that does not change its outputs.
+
+    Parameters
+    ----------
+    model
+        The network; it is not changed.
+    example
+        A batch of inputs on the device of the network, shape (B, ...); the outputs are compared on the first two.
+    names
+        All names of each module to replace.
+    replace
+        Replaces one module in place, given a container of the network and the names of the module in it.
+
+    Returns
+    -------
+    nn.Module
+        A new network, or `model` itself if nothing is replaced.
+    """
+    if not names:
+        return model
+    try:
+        expected = outputs_in_eval(model, example)
+    except Exception:  # noqa: BLE001 - `trace` runs the network again and raises an error with advice
+        return model
+    new = _replaced(model, names, replace)
+    if _outputs_agree(new, example, expected):
+        return new
+    good = [aliases for aliases in names if _outputs_agree(_replaced(model, [aliases], replace), example, expected)]
+    return _replaced(model, good, replace) if good else model
+
+
+def outputs_in_eval(model: nn.Module, example: Tensor) -> list[Tensor]:
+    """Return the output tensors of a copy in evaluation mode, on the first two examples."""
+    with torch.no_grad():
+        return tensors(copy.deepcopy(model).eval()(example[:2]))
+
+
+def _replaced(
+    model: nn.Module, names: Sequence[Sequence[str]], replace: Callable[[nn.Module, list[str]], None]
+) -> nn.Module:
+    root = nn.ModuleList([copy.deepcopy(model)])  # so that the network itself can be replaced by name
+    for aliases in names:
+        replace(root, [f"0.{name}" if name else "0" for name in aliases])
+    return root[0]
+
+
+def _outputs_agree(model: nn.Module, example: Tensor, expected: Sequence[Tensor]) -> bool:
+    try:
+        got = outputs_in_eval(model, example)
+    except Exception:  # noqa: BLE001 - for example, code that reads the weights by their old names
+        return False
+    return [y.shape for y in got] == [y.shape for y in expected] and all(
+        float((ours.float() - theirs.float()).abs().max()) <= REWRITING_TOLERANCE * float(theirs.float().abs().max())
+        for ours, theirs in zip(got, expected, strict=True)
+        if theirs.numel()
+    )

@@ -1,0 +1,111 @@
+"""Replace convolutions that pad their own inputs by a padding and a plain convolution, which can be compressed.
+
+TensorFlow pads a convolution so that its output has the size of the input over the stride, rounded up. Networks that
+were ported from it (EfficientNet, MobileNetV3, many of timm's) do so in the forward of a class of their own, which no
+axis can look into.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from spaces.network.rewriting import REWRITING_TOLERANCE, modules_to_rewrite, outputs_in_eval, rewritten
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PADDINGS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: nn.ZeroPad1d, nn.Conv2d: nn.ZeroPad2d, nn.Conv3d: nn.ZeroPad3d,
+}  # fmt: skip
+
+
+def separate_padding(model: nn.Module, example: Tensor) -> nn.Module:
+    """Return a network with the same outputs in which such convolutions are plain ones, behind a padding where needed.
+
+    Parameters
+    ----------
+    model
+        The network; it is not changed.
+    example
+        A batch of inputs on the device of the network, shape (B, ...). The padding is that of inputs of its size.
+
+    Returns
+    -------
+    nn.Module
+        A new network, or `model` itself if there is nothing to replace. A convolution is kept as it is if it computes
+        anything else than a padding with zeros and a convolution, or pads by different numbers in several calls.
+    """
+    names = modules_to_rewrite(model, _pads_itself)
+    pads = _paddings(model, example, names) if names else {}
+
+    def replace(root: nn.Module, aliases: list[str]) -> None:
+        plain = _plain(root.get_submodule(aliases[0]), pads[aliases[0].removeprefix("0").removeprefix(".")])
+        for alias in aliases:
+            root.set_submodule(alias, plain)
+
+    return rewritten(model, example, [aliases for aliases in names if aliases[0] in pads], replace)
+
+
+def _kind(module: nn.Module) -> type[nn.Module] | None:
+    """Return torch's class from which the class of a convolution is derived, or None."""
+    return next((kind for kind in PADDINGS if isinstance(module, kind)), None)
+
+
+def _pads_itself(module: nn.Module) -> bool:
+    """Whether the module is a convolution with a forward of its own and nothing but a weight and a bias."""
+    kind: Any = _kind(module)
+    tensors = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
+    return kind is not None and type(module).forward is not kind.forward and tensors <= {"weight", "bias"}
+
+
+def _paddings(model: nn.Module, example: Tensor, names: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
+    """Return the padding of each convolution that computes nothing else, as `torch.nn.functional.pad` takes it."""
+    found: dict[str, set[tuple[int, ...] | None]] = {aliases[0]: set() for aliases in names}
+    handles = []
+    for name, calls in found.items():
+
+        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any, calls: Any = calls) -> None:  # noqa: ANN401
+            calls.add(_padding(module, inputs[0], output) if inputs else None)
+
+        handles.append(model.get_submodule(name).register_forward_hook(note))
+    try:
+        outputs_in_eval(model, example)
+    except Exception:  # noqa: BLE001 - `trace` runs the network again and raises an error with advice
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: pads for name, seen in found.items() if len(seen) == 1 and (pads := next(iter(seen))) is not None}
+
+
+def _padding(module: Any, inputs: Tensor, output: Tensor) -> tuple[int, ...] | None:  # noqa: ANN401 - a convolution
+    """Return the zeros before and after the last dimension, then those of the one before it; None if they differ."""
+    spatial, pads = inputs.shape[-len(module.kernel_size) :], []
+    for size, kernel, stride, dilation in reversed(
+        list(zip(spatial, module.kernel_size, module.stride, module.dilation, strict=True))
+    ):
+        total = max((math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        pads += [total // 2, total - total // 2]
+    with torch.no_grad():
+        expected = _plain(module, tuple(pads)).eval()(inputs)
+    if expected.shape != output.shape:
+        return None
+    near = bool((expected - output).abs().max() <= REWRITING_TOLERANCE * output.abs().max())
+    return tuple(pads) if near else None
+
+
+def _plain(module: Any, pads: tuple[int, ...]) -> nn.Module:  # noqa: ANN401 - a convolution
+    """Return a convolution of torch's class with the parameters of this one, behind a padding if it is one-sided."""
+    kind: Any = _kind(module)
+    before, after = pads[-2::-2], pads[-1::-2]  # of the first spatial dimension, the second, ...
+    plain = kind(
+        module.in_channels, module.out_channels, module.kernel_size, module.stride,
+        before if before == after else 0, module.dilation, module.groups, module.bias is not None, device="meta",
+    )  # fmt: skip
+    plain.weight, plain.bias = module.weight, module.bias
+    plain.train(module.training)
+    return plain if before == after else nn.Sequential(PADDINGS[kind](pads), plain).train(module.training)
