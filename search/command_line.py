@@ -96,6 +96,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"slimfront: {message}; see {self.prog} --help\n")
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("slimfront")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout as `python -m search`
+        return "that is not installed"
+
+
 def parser_of(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
@@ -109,7 +116,7 @@ def parser_of(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         description="Compress a trained PyTorch network. A joint search over pruned channels, ranks, bit widths and\n"
         "distillation finds a Pareto front of small trained networks.",
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"slimfront {importlib.metadata.version('slimfront')}")
+    parser.add_argument("--version", action="version", version=f"slimfront {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _command(commands, "inspect", acts, "show what can be compressed in each layer, or why not", "")
     command = _command(commands, "run", acts, "search until the budget is spent, or continue a search", "--trials 40")
