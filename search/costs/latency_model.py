@@ -28,6 +28,7 @@ RIDGE = 0.1  # weight of a zero coefficient, where there are parts, over the lar
 RESAMPLES = 30  # linear models whose mean is taken where there are parts (chosen)
 CLOCKS = 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7  # times of the parts may be wrong by such factors (chosen)
 FARTHEST_MODEL = 2.0  # factor from the median prediction beyond which a resampled model is left out (chosen)
+UNKNOWN = 1.0  # relative error of a prediction of which nothing is known
 LEAST_FOR_CLOCK = 3  # networks; with fewer no factor is chosen (chosen)
 LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing
 
@@ -137,11 +138,12 @@ class LatencyModel:
     def error(self) -> float:
         """Relative error that half of all new networks stay below, from leave-one-out cross-validation; 1 if unknown.
 
-        Of few networks it is above their median error, so that the statement holds (Vovk et al. 2005, Algorithmic
+        A model of too few measurements may be wrong by any factor, so an error above 1 counts as unknown too. Of few
+        networks it is above their median error, so that the statement holds (Vovk et al. 2005, Algorithmic
         Learning in a Random World, ch. 2).
         """
         errors = np.sort(np.abs(self.held_out_errors))
-        return float(errors[math.ceil((len(errors) + 1) / 2) - 1]) if len(errors) else 1.0
+        return float(errors[math.ceil((len(errors) + 1) / 2) - 1].clip(max=UNKNOWN)) if len(errors) else UNKNOWN
 
     def words(self) -> str:
         """Describe what was measured, and how well it predicts networks that it was not fitted on."""
@@ -149,13 +151,12 @@ class LatencyModel:
         measured = f"{count} networks" + (f" and {len(self.parts.values_S)} parts" if len(self.parts.values_S) else "")
         if not count:
             return f"{self.name} is predicted from the teacher"
-        errors = np.abs(self.held_out_errors)
+        median = np.median(np.abs(self.held_out_errors))
+        if median >= UNKNOWN:
+            return f"{self.name} is predicted from {measured}, too few to tell how well"
         ranked = count >= LEAST_FOR_CORRELATION
         rank = f", rank correlation {spearmanr(self.held_out, self.values_N[1:])[0]:.2f}" if ranked else ""
-        return (
-            f"{self.name} is predicted from {measured}; each network by the others: median error "
-            f"{np.median(errors):.1%}{rank}"
-        )
+        return f"{self.name} is predicted from {measured}; each network by the others: median error {median:.1%}{rank}"
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the predicted cost of each network, shape (N,)."""
