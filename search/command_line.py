@@ -100,7 +100,7 @@ def _version() -> str:
     try:
         return importlib.metadata.version("slimfront")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout as `python -m search`
-        return "that is not installed"
+        return "(not installed)"
 
 
 def parser_of(acts: Mapping[str, Act]) -> argparse.ArgumentParser:

@@ -36,7 +36,7 @@ from search.study.machine import device_named
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor, nn
 
@@ -80,7 +80,8 @@ def measured(name: str, inputs: int, entries: int, device: torch.device) -> dict
     values = sum(min(WANTED_VALUES, len(change.plans) - 1) for change in changes)
     losses = [np.array([0.0, *random.lognormal(size=len(change.plans) - 1)]).cumsum() for change in changes]
     table = sensitivity_table(context, changes, losses)
-    started = time.process_time()
+    clock = _clock(device)
+    started = clock()
     seeds = len(seeds_within_limits(context, table, [cost.name for cost in costs]))
     return {
         "network": name,
@@ -93,7 +94,7 @@ def measured(name: str, inputs: int, entries: int, device: torch.device) -> dict
         "table_s": statistics + values * entry,
         "plan_s": plan,
         "seeds": seeds,
-        "seeds_s": time.process_time() - started,
+        "seeds_s": clock() - started,
         "peak_mb": _peak_memory(device),
     }
 
@@ -105,9 +106,13 @@ def _peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEBIBYTE_KB
 
 
+def _clock(device: torch.device) -> Callable[[], float]:
+    return time.perf_counter if device.type == "cuda" else time.process_time
+
+
 def _seconds(context: Context, plans: Sequence[Any], inputs: int) -> float:
     """Return the seconds of scoring these plans; a proxy loss is a number, so no work of the device is left over."""
-    clock = time.perf_counter if context.subject.device.type == "cuda" else time.process_time
+    clock = _clock(context.subject.device)
     started = clock()
     for plan in plans:
         proxy_loss_of(context, plan, inputs)

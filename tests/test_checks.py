@@ -63,7 +63,7 @@ def test_a_layer_that_cannot_run_without_its_own_padding_is_irreplaceable() -> N
     found = reasons_of(lambda m, x: m.last(m.own(m.stem(x)).flatten(1)), (3, 3, 3), stem=conv(3, 8),
                   own=PadsByInputSize(8, 8, 4), last=nn.Linear(16, 5))  # fmt: skip
     assert list(found) == ["own"]
-    assert found["own"].startswith(f"{TRIED}the layer alone failed: Calculated padded input size per channel")
+    assert found["own"].startswith(f"{TRIED}it fails: Calculated padded input size per channel")
 
 
 def test_a_layer_with_a_custom_forward_is_found_where_it_hardly_changes_the_outputs() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives import Examples, SizeBytes, Top1
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
+from search.evaluation import subject
 from search.evaluation.reference import prepared
 from search.export import rebuild
 from search.loop.run import run
@@ -19,11 +21,23 @@ from search.results.export import export, restored
 from search.study.files import state_path
 from search.study.front import front
 from search.study.storage import open_study
-from spaces import BitWidths, Depth, PruneRatios, Ranks, Resolution, Space, Temperatures, trace, with_plain_layers
+from spaces import (
+    BitWidths,
+    Depth,
+    PruneRatios,
+    Ranks,
+    Resolution,
+    Space,
+    Temperatures,
+    trace,
+    unfuse_attention,
+    with_plain_layers,
+)
 from spaces.testing.networks import scrambled
 from tests.user_nets import CLASSES, Ported, Same, StaticSame, examples
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -69,11 +83,69 @@ def test_every_padding_is_found(size: tuple[int, int], stride: int, kernel: int 
     assert_equal_outputs(new, net, x)
 
 
+class Causal(nn.Conv1d):
+    """A convolution that reads the past alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, ((self.kernel_size[0] - 1) * self.dilation[0], 0)))
+
+
+class Equal(nn.Conv2d):
+    """A convolution that pads in the function that torch's forward calls."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(F.pad(x, (1, 1, 1, 1)), weight, bias)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Causal(4, 4, 3, dilation=8), (4, 16)),
+        (Causal(4, 6, 5), (4, 9)),
+        (Equal(3, 4, 3, stride=2), (3, 8, 8)),
+    ],
+)
+def test_other_paddings_are_found(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    net, x = nn.Sequential(layer, nn.ReLU()), torch.randn(2, *shape)
+    new = with_plain_layers(net, x)
+    assert type(layer) not in {type(module) for module in new.modules()}
+    assert_equal_outputs(new, net, x)
+
+
 class Scaled(Same):
     """A convolution that does more than that."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 1.1 * super().forward(x)
+
+
+class Dropping(Same):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+class Reflecting(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (1, 1, 1, 1), mode="reflect"))
+
+
+class InAList(nn.Module):
+    """A network that calls its convolution from a list of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Same(3, 4, 3)
+        self.called = [self.first]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.called[0](x)  # type: ignore[no-any-return]
+
+
+class WithCounts(Same):
+    """A convolution with an interface of its own."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x.numel()
 
 
 class Twice(nn.Module):
@@ -100,8 +172,13 @@ def test_what_cannot_be_separated_is_kept() -> None:
     x = torch.randn(2, 3, 8, 8)
     hooked = nn.Sequential(Same(3, 4, 3))
     hooked[0].register_forward_hook(lambda _, __, output: 2 * output)
-    for net in (Twice(), nn.Sequential(Scaled(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 3)), hooked):
+    kept = (Scaled(3, 4, 3), Dropping(3, 4, 3), Reflecting(3, 4, 3), WithCounts(3, 4, 3), nn.Conv2d(3, 4, 3))
+    framed = F.pad(x[..., 1:-1, 1:-1], (1, 1, 1, 1))  # reflected or not, its border is zero
+    for net in (Twice(), InAList(), hooked, *map(nn.Sequential, kept)):
         assert with_plain_layers(net, x) is net
+        assert with_plain_layers(net, framed) is net
+    mixed = nn.Sequential(nn.Sequential(Same(3, 4, 3)), Reflecting(4, 4, 3))
+    assert {type(module) for module in with_plain_layers(mixed, x).modules()} >= {nn.Conv2d, Reflecting}
     new = with_plain_layers(reads := ReadsItsPadding(), x)
     assert type(new.get_submodule("stem")) is nn.Conv2d
     assert type(new.get_submodule("own")) is StaticSame
@@ -120,7 +197,11 @@ def test_smaller_inputs_are_offered() -> None:
     assert Resolution().acts_on(anatomy)["wide"].startswith("inputs of 6x6, ")
 
 
-def test_an_export_is_rebuilt_from_the_users_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prepare", [with_plain_layers, unfuse_attention], ids=["now", "version 0.1"])
+def test_an_export_is_rebuilt_from_the_users_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[nn.Module, Tensor], nn.Module]
+) -> None:
+    monkeypatch.setattr(subject, "with_plain_layers", prepare)
     data = Examples(examples(Ported, 48), torch.arange(48) % CLASSES)
     space = Space((PruneRatios(), Depth(), Ranks(), BitWidths()), Temperatures())
     spec = StudySpec(

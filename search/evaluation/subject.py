@@ -1,4 +1,4 @@
-"""The subject: the teacher, unfused and traced, ready to be compressed, with its calibration inputs."""
+"""The subject: the teacher with plain layers, traced, ready to be compressed, with its calibration inputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Subject:
     Attributes
     ----------
     model
-        The teacher in evaluation mode on the device, its attention unfused.
+        The teacher in evaluation mode on the device, with plain layers (`spaces.with_plain_layers`).
     anatomy
         Its layers and groups of channels.
     example

@@ -25,7 +25,7 @@ from search.study.console import console, track
 from search.study.errors import UserError
 from search.study.files import save_json, save_state
 from search.study.records import VALUES
-from spaces import deployed, with_plain_layers
+from spaces import deployed, unfuse_attention, with_plain_layers
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -81,7 +81,11 @@ def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) 
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} must contain {PLAN_FILE} and {STATE_FILE} as export writes them: {error}") from error
     example = torch.randn((8, *content["input_shape"]), generator=torch.Generator().manual_seed(0))
-    rebuilt = decode(content["plan"], kinds).apply(with_plain_layers(model, example), example)
+    plan = decode(content["plan"], kinds)
+    try:
+        rebuilt = plan.apply(with_plain_layers(model, example), example)
+    except ValueError:  # an export of version 0.1 has the names of layers that padded their own inputs
+        rebuilt = plan.apply(unfuse_attention(model, example), example)
     rebuilt.load_state_dict(state)
     return rebuilt.eval()  # type: ignore[no-any-return]
 

@@ -29,11 +29,11 @@ class KernelLock(BaseJournalFileLock):
     """
 
     def __init__(self, journal: Path) -> None:
-        self._lock = FileLock(f"{journal}.locked", poll_interval=WAIT_TO_ASK_AGAIN)
+        self._lock = FileLock(f"{journal}.locked")
 
     def acquire(self) -> bool:
         """Wait until no other process or thread holds the lock, and hold it."""
-        self._lock.acquire()
+        self._lock.acquire(poll_interval=WAIT_TO_ASK_AGAIN)
         return True
 
     def release(self) -> None:

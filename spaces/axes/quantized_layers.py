@@ -12,7 +12,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, nn
 
-from spaces.axes.grids import Grid, evenly_spaced, nearest, rounded, scales
+from spaces.axes.grids import Grid, nearest, rounded, scales
 from spaces.network.layers import FLOAT_BITS, TRANSPOSED, along, run_layer, scale_outputs
 from spaces.network.statistics import subsample
 
@@ -55,7 +55,6 @@ class QuantizedLayer(nn.Module):
             normal = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-8)
             levels = grid.levels(normal, weight_bits)
             scale = scales(rows, levels)
-        self.even = evenly_spaced(levels)  # known here, so that no forward pass depends on the values of a tensor
         self.register_buffer("levels", levels)
         self.register_buffer("weight_scale", scale)
         self.register_buffer("input_scale", rows.new_ones(()))
@@ -71,13 +70,13 @@ class QuantizedLayer(nn.Module):
     def codes(self) -> Tensor:
         """Return the index of the level of each weight, in the shape of the weight."""
         weight = self.layer.get_parameter("weight").detach()
-        return nearest(weight / along(self.weight_scale, self.axis, weight), self.levels, even=self.even)
+        return nearest(weight / along(self.weight_scale, self.axis, weight), self.levels, even=self.uniform)
 
     def rounded(self) -> Tensor:
         """Return the weights, each rounded to its level."""
         weight = self.layer.get_parameter("weight").detach()
         scale = along(self.weight_scale, self.axis, weight)
-        return rounded(weight / scale, self.levels, even=self.even).mul_(scale)
+        return rounded(weight / scale, self.levels, even=self.uniform).mul_(scale)
 
     def scale_outputs(self, gain: Tensor) -> None:
         """Multiply each output channel by its gain, shape (O,), in place; the levels of the weights are unchanged.

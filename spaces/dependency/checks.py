@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spaces.dependency.propagation import channel_dimension
 from spaces.network.anatomy import Branch, Refusal
 from spaces.network.cutting import cut
-from spaces.network.layers import LAYER_TYPES, has_plain_weight, replace_module, run_layer
+from spaces.network.layers import computes_as_torch, has_plain_weight, replace_module, run_layer
 from spaces.network.messages import first_line
 from spaces.network.omission import leave_out
 from spaces.network.statistics import reestimate
@@ -40,7 +40,6 @@ RANDOM_OUTPUTS = (
 REPLACEMENT_TRIED = "another module was put in its place, but"
 CUT_TRIED = "cutting it was tried, but"
 
-STANDARD_FORWARDS = {kind.forward for kind in LAYER_TYPES}  # of torch's own classes
 CUT_TOLERANCE = 1e-3  # relative to the largest output; only the rounding may differ
 
 
@@ -98,7 +97,7 @@ def _custom_forwards(model: nn.Module, example: Tensor, names: Sequence[str]) ->
 
     The outputs of the network would not reveal a layer that hardly changes them.
     """
-    custom = [name for name in names if type(model.get_submodule(name)).forward not in STANDARD_FORWARDS]
+    custom = [name for name in names if not computes_as_torch(model.get_submodule(name))]
     if not custom:
         return {}
     reasons: dict[str, str] = {}
@@ -108,7 +107,7 @@ def _custom_forwards(model: nn.Module, example: Tensor, names: Sequence[str]) ->
             try:
                 reason = _difference([_StandIn(layer)(inputs[0])], [output])
             except Exception as error:  # noqa: BLE001 - a layer that pads its input first may not run without
-                reason = f"the layer alone failed: {first_line(error)}"
+                reason = f"it fails: {first_line(error)}"
             if reason:
                 reasons[names_of[layer]] = f"{REPLACEMENT_TRIED} {reason}"
 

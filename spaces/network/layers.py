@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,16 @@ def along(values: Tensor, axis: int, like: Tensor) -> Tensor:
     return values.reshape([-1 if dimension == axis else 1 for dimension in range(like.dim())])
 
 
+def computes_as_torch(layer: nn.Module) -> bool:
+    """Whether the class of a convolution or linear layer computes what torch's own class does."""
+    kind = _torch_class(layer)
+    return all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward"))
+
+
+def _torch_class(layer: nn.Module) -> Any:  # noqa: ANN401 - one of the layer types
+    return next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
+
+
 def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
     """Run a convolution or linear layer with another weight."""
     if isinstance(layer, nn.Linear):
@@ -93,8 +104,8 @@ def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
         return run(
             inputs, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         )
-    assert isinstance(layer, CONVOLUTIONS)
-    output: Tensor = layer._conv_forward(inputs, weight, layer.bias)  # noqa: SLF001 - knows every padding mode
+    # torch's own, which knows every padding mode, not that of a derived class
+    output: Tensor = _torch_class(layer)._conv_forward(layer, inputs, weight, layer.bias)  # noqa: SLF001
     return output
 
 

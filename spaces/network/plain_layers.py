@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def with_plain_layers(model: nn.Module, example: Tensor) -> nn.Module:
-    """Return a network with the same outputs whose attention is unfused, and whose convolutions do not pad themselves.
+    """Return a network with the same outputs with unfused attention, whose convolutions do not pad their inputs.
 
     Parameters
     ----------

@@ -66,12 +66,14 @@ def rewritten(
     if _outputs_agree(new, example, expected):
         return new
     good = [aliases for aliases in names if _outputs_agree(_replaced(model, [aliases], replace), example, expected)]
-    return _replaced(model, good, replace) if good else model
+    new = _replaced(model, good, replace)
+    return new if good and _outputs_agree(new, example, expected) else model
 
 
 def outputs_in_eval(model: nn.Module, example: Tensor) -> list[Tensor]:
-    """Return the output tensors of a copy in evaluation mode, on the first two examples."""
-    with torch.no_grad():
+    """Return the output tensors of a copy in evaluation mode, on the first two examples; random numbers are fixed."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)  # some networks draw random numbers in evaluation mode too
         return tensors(copy.deepcopy(model).eval()(example[:2]))
 
 
@@ -80,8 +82,15 @@ def _replaced(
 ) -> nn.Module:
     root = nn.ModuleList([copy.deepcopy(model)])  # so that the network itself can be replaced by name
     for aliases in names:
-        replace(root, [f"0.{name}" if name else "0" for name in aliases])
+        paths = [f"0.{name}" if name else "0" for name in aliases]
+        old = root.get_submodule(paths[0])
+        replace(root, paths)
+        old.forward = _not_replaced  # called where the network also holds the module in a list of its own, say
     return root[0]
+
+
+def _not_replaced(*_: object, **__: object) -> None:
+    raise RuntimeError("the network calls a module that was replaced")
 
 
 def _outputs_agree(model: nn.Module, example: Tensor, expected: Sequence[Tensor]) -> bool:

@@ -2,21 +2,22 @@
 
 TensorFlow pads a convolution so that its output has the size of the input over the stride, rounded up. Networks that
 were ported from it (EfficientNet, MobileNetV3, many of timm's) do so in the forward of a class of their own, which no
-axis can look into.
+axis can look into. Causal convolutions of sound and text pad on one side.
 """
 
 from __future__ import annotations
 
-import math
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from spaces.network.layers import computes_as_torch
 from spaces.network.rewriting import REWRITING_TOLERANCE, modules_to_rewrite, outputs_in_eval, rewritten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 PADDINGS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nn.ZeroPad1d, nn.Conv2d: nn.ZeroPad2d, nn.Conv3d: nn.ZeroPad3d,
@@ -36,8 +37,9 @@ def separate_padding(model: nn.Module, example: Tensor) -> nn.Module:
     Returns
     -------
     nn.Module
-        A new network, or `model` itself if there is nothing to replace. A convolution is kept as it is if it computes
-        anything else than a padding with zeros and a convolution, or pads by different numbers in several calls.
+        A new network, or `model` itself if there is nothing to replace. A convolution is replaced if it computes, in
+        training too, a convolution of its input with zeros around it: as TensorFlow pads, equally on both sides, or on
+        one side; and if it adds the same zeros in every call.
     """
     names = modules_to_rewrite(model, _pads_itself)
     pads = _paddings(model, example, names) if names else {}
@@ -57,9 +59,8 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
 
 def _pads_itself(module: nn.Module) -> bool:
     """Whether the module is a convolution with a forward of its own and nothing but a weight and a bias."""
-    kind: Any = _kind(module)
     tensors = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
-    return kind is not None and type(module).forward is not kind.forward and tensors <= {"weight", "bias"}
+    return _kind(module) is not None and not computes_as_torch(module) and tensors <= {"weight", "bias"}
 
 
 def _paddings(model: nn.Module, example: Tensor, names: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
@@ -69,7 +70,10 @@ def _paddings(model: nn.Module, example: Tensor, names: Sequence[Sequence[str]])
     for name, calls in found.items():
 
         def note(module: nn.Module, inputs: tuple[Any, ...], output: Any, calls: Any = calls) -> None:  # noqa: ANN401
-            calls.add(_padding(module, inputs[0], output) if inputs else None)
+            try:
+                calls.add(_padding(module, inputs[0], output))
+            except Exception:  # noqa: BLE001 - a convolution with an interface of its own
+                calls.add(None)
 
         handles.append(model.get_submodule(name).register_forward_hook(note))
     try:
@@ -83,19 +87,44 @@ def _paddings(model: nn.Module, example: Tensor, names: Sequence[Sequence[str]])
 
 
 def _padding(module: Any, inputs: Tensor, output: Tensor) -> tuple[int, ...] | None:  # noqa: ANN401 - a convolution
-    """Return the zeros before and after the last dimension, then those of the one before it; None if they differ."""
-    spatial, pads = inputs.shape[-len(module.kernel_size) :], []
-    for size, kernel, stride, dilation in reversed(
-        list(zip(spatial, module.kernel_size, module.stride, module.dilation, strict=True))
-    ):
-        total = max((math.ceil(size / stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-        pads += [total // 2, total - total // 2]
-    with torch.no_grad():
-        expected = _plain(module, tuple(pads)).eval()(inputs)
-    if expected.shape != output.shape:
-        return None
-    near = bool((expected - output).abs().max() <= REWRITING_TOLERANCE * output.abs().max())
-    return tuple(pads) if near else None
+    """Return the zeros before and after the last dimension, then those of the one before it; None if more is computed.
+
+    The layer is tried on noise, since the borders of the example may be zero, and in training, where it may drop out.
+    """
+    noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0), dtype=inputs.dtype).to(inputs.device)
+    computed = [_alone(module, noise, training=training) for training in (False, True)]
+    for pads in _candidates(module, inputs.shape, output.shape):
+        expected = _plain(module, pads)(noise)
+        if expected.shape == output.shape and all(_near(expected, each) for each in computed):
+            return pads
+    return None
+
+
+def _candidates(module: Any, before: torch.Size, after: torch.Size) -> Iterator[tuple[int, ...]]:  # noqa: ANN401
+    """Yield paddings that may give this size: TensorFlow's, equal ones, all zeros before, all zeros after."""
+    extents = [(kernel - 1) * dilation for kernel, dilation in zip(module.kernel_size, module.dilation, strict=True)]
+    sizes = list(zip(before[-len(extents) :], after[-len(extents) :], module.stride, extents, strict=True))[::-1]
+    totals = [max((out - 1) * stride + extent + 1 - size, 0) for size, out, stride, extent in sizes]
+    yield tuple(chain.from_iterable((total // 2, total - total // 2) for total in totals))
+    yield tuple(chain.from_iterable((extent // 2, extent // 2) for *_, extent in sizes))
+    yield tuple(chain.from_iterable((total, 0) for total in totals))
+    yield tuple(chain.from_iterable((0, total) for total in totals))
+
+
+def _alone(module: nn.Module, inputs: Tensor, *, training: bool) -> Tensor:
+    """Return the output of a module, in training or not, without its hooks."""
+    before = module.training
+    module.train(training)
+    try:
+        with torch.random.fork_rng():
+            return type(module).forward(module, inputs)  # type: ignore[no-any-return]
+    finally:
+        module.train(before)
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    largest = other.abs().max()
+    return bool(largest > 0) and bool((one - other).abs().max() <= REWRITING_TOLERANCE * largest)
 
 
 def _plain(module: Any, pads: tuple[int, ...]) -> nn.Module:  # noqa: ANN401 - a convolution

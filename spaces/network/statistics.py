@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces.network.cache import cached
-from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, LAYER_TYPES
+from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, LAYER_TYPES, computes_as_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -168,7 +168,8 @@ def rows_of(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
         return rows[:: max(1, len(rows) // MOST_ROWS)][None], 1
     size, groups = math.prod(module.kernel_size), module.groups
     space = inputs.dim() - 2
-    if inputs.shape[1] * size > MOST_COLUMNS * math.sqrt(groups):  # bounds G * D * D by MOST_COLUMNS squared
+    too_many = inputs.shape[1] * size > MOST_COLUMNS * math.sqrt(groups)  # bounds G * D * D by MOST_COLUMNS squared
+    if too_many or not computes_as_torch(module):  # a class of its own may pad its inputs, so the windows are unknown
         rows = inputs.movedim(1, -1).reshape(-1, inputs.shape[1]).float()
         return _by_group(rows[:: max(1, len(rows) // MOST_ROWS)], groups), 1
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
