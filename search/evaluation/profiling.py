@@ -122,7 +122,8 @@ def measure_promising(
                 over_teacher = context.cost_model.over_teacher(values)
                 found[plan] = params, over_teacher, machine.words()
                 context.cost_model.observe(plan, over_teacher)
-                progress(min(1.0, len(found) / (PROMISING_ROUNDS * PLANS_PER_ROUND)))
+                spent = (time.process_time() - started) / max(seconds, 1e-9)
+                progress(min(1.0, max(len(found) / (PROMISING_ROUNDS * PLANS_PER_ROUND), spent)))
         study.set_user_attr(AHEAD, [*study.user_attrs.get(AHEAD, ()), *found.values()])
     refit(study, context)
 

@@ -70,7 +70,8 @@ class DraftStart:
         draft = Draft(context, table, study, cost_names, allowance, scored_at_least)
         with track("scoring plans by their proxy loss") as progress:
             while len(draft) < target and (clock.spent < until or len(draft) < self.plans) and draft.step(target):
-                progress(max(len(draft) / target, clock.spent / until))
+                share = max(len(draft) / target, clock.spent / until)
+                progress(min(1.0, share, len(draft) / self.plans))  # that many are scored, even if the time is over
         if not len(draft):
             return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
         console.print(draft.words())
