@@ -26,7 +26,15 @@ from search.study.queue import enqueue, fixed
 from search.study.records import ASKED, EPOCHS, RANGE, RATE, SECONDS, VALUES
 from search.study.storage import open_study
 from search.training.fine_tuning import TeacherOutputs, fine_tune
-from search.training.learning_rate import MAX_FITTED_STEPS, MAX_RATE, MIN_RATE, Rate, range_test
+from search.training.learning_rate import (
+    DEFAULT_RATE,
+    MAX_FITTED_STEPS,
+    MAX_RATE,
+    MIN_RATE,
+    TEST_STEPS,
+    Rate,
+    range_test,
+)
 from spaces import Distill, Plan
 from tests.small_study import Net, context, searched, splits, study, teacher, watched
 
@@ -128,6 +136,40 @@ def test_the_range_test_uses_the_smallest_trainable_network(
     monkeypatch.setattr(shared, "build", build)
     range_tested(main, shared)
     assert built == [shared.plan(starts[chosen])]
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "steps", "words"),
+    [
+        (0.1, TEST_STEPS, "the range test found a learning rate of "),
+        (0.3, 12, " in 12 steps, since the time is short; it is scaled"),
+        (0.5, DEFAULT_RATE.steps, "no range test, since 4 trainings of 8 steps would take over 15% of the time: the "),
+    ],
+)
+def test_the_range_test_fits_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    step_seconds: float, steps: int, words: str,
+) -> None:  # fmt: skip
+    made = unrated()
+    main = open_study(resolved(made), tmp_path, None, create=True)
+    shared = context(made)
+    monkeypatch.setattr(Context, "step_seconds", lambda *_: step_seconds)
+    rate = range_tested(main, shared, BudgetClock(Budget(trials=None, cpu_seconds=100)))
+    assert rate is not None
+    assert rate.steps == steps
+    assert (rate == DEFAULT_RATE) == (steps == DEFAULT_RATE.steps)
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert range_tested(main, shared) == rate
+
+
+def test_a_slow_step_is_timed_once(tmp_path: Path) -> None:
+    shared = context(made := unrated())
+    plan = shared.plan(made.space.uniform(shared.subject.anatomy, (0.5,) * len(made.space.steps)))
+    network = shared.build(plan)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for most in (0.0, 100.0):
+        assert 0 < shared.step_seconds(network, plan, made.recipe, 2, most) < 60
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_the_range_test_reports_that_no_loss_is_finite() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
@@ -145,20 +146,40 @@ class Context:
             return recipe
         return recipe.at_rate(rate.at(self.proxy_loss(model), recipe.steps(len(self.spec.splits.train))))
 
-    def seconds_a_candidate(self, recipe: Recipe, plan: Plan) -> tuple[float, float]:
-        """Return the CPU seconds of one training step, and of building and measuring, timed on one plan's network."""
-        train = self.spec.splits.train
-        one_step = replace(recipe.of_steps(1, len(train)), learning_rate=MIN_RATE)
+    def seconds_a_candidate(self, recipe: Recipe, plan: Plan, most: float = math.inf) -> tuple[float, float]:
+        """Return the CPU seconds of one training step, and of building and measuring, timed on one plan's network.
+
+        Parameters
+        ----------
+        recipe, plan
+            How and what is trained.
+        most
+            CPU seconds that timing the steps may take, more or less.
+        """
         started = time.process_time()
         model = self.build(plan)
         values = self.measure(model, self.spec.measured)
         other_seconds = time.process_time() - started
         self._measured.setdefault(plan.steps, {cost.name: values[cost.name] for cost in self.spec.costs})
         with self.cpu_profile.charge(TRAINING):
-            fine_tune(model, self.teacher, train, plan.recovery, one_step, 0)
-            started = time.process_time()
-            fine_tune(model, self.teacher, train, plan.recovery, one_step.longer(TIMED_STEPS), 0)
-        return (time.process_time() - started) / TIMED_STEPS, other_seconds
+            return self.step_seconds(model, plan, recipe, TIMED_STEPS, most), other_seconds
+
+    def step_seconds(self, model: nn.Module, plan: Plan, recipe: Recipe, count: int, most: float) -> float:
+        """Return the CPU seconds of one training step of a copy of the network.
+
+        They are the mean of `count` steps after a first one, which is slower; or those of the first one, if `count` of
+        them would take more than `most` seconds.
+        """
+        train, student = self.spec.splits.train, copy.deepcopy(model)
+        one_step = replace(recipe.of_steps(1, len(train)), learning_rate=MIN_RATE)
+        started = time.process_time()
+        fine_tune(student, self.teacher, train, plan.recovery, one_step, 0)
+        first = time.process_time() - started
+        if count * first > most:
+            return first
+        started = time.process_time()
+        fine_tune(student, self.teacher, train, plan.recovery, one_step.longer(count), 0)
+        return (time.process_time() - started) / count
 
 
 def _check_loss(recovery: Recovery, output: Tensor, labels: Tensor) -> None:

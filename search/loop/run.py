@@ -72,7 +72,7 @@ def run(
         return True
     if AHEAD in study.user_attrs:  # the study has measurements from its start
         fit_before_search(context, 0.0)
-    rate = range_tested(study, context)
+    rate = range_tested(study, context, clock)
     recipe = affordable(study, context, clock)
     if count := promote(study, recipe.epochs):
         console.print(

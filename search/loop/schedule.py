@@ -14,7 +14,14 @@ from search.study.cpu_profile import BUILDING, TRAINING
 from search.study.front import front, trained, trained_count
 from search.study.queue import enqueue, fixed, params_of
 from search.study.records import ASKED, EPOCHS, RANGE, SECONDS
-from search.training.learning_rate import MAX_TRAINABLE_LOSS, TEST_STEPS, Rate, range_test
+from search.training.learning_rate import (
+    DEFAULT_RATE,
+    LEAST_TEST_STEPS,
+    MAX_TRAINABLE_LOSS,
+    TEST_STEPS,
+    Rate,
+    range_test,
+)
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
@@ -29,6 +36,9 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 MIN_CANDIDATES = 8  # candidates that must fit in the time left; otherwise trainings are shortened (fitted)
+RANGE_TEST_SHARE = 0.15  # of the budget's time: about the most that a range test takes (chosen)
+USUAL_RATES = 4  # learning rates that a range test tries (chosen)
+TIMING_SHARE = 0.02  # of the budget's time: about the most that timing a candidate's steps takes (chosen)
 MIN_TRAINING_STEPS = 25  # steps below which no training is shortened (chosen)
 FRONT_SHARE = 0.25  # last share of the time, kept for training the front further if trainings were shortened (fitted)
 WITH_TEACHER = 4 / 3  # time of a step whose teacher outputs cannot be cached: a forward pass more than the usual three
@@ -36,8 +46,10 @@ RECENT_TRIALS = 8  # last trained trials, whose median time tells how long the n
 MIN_LENGTHENING = 1.5  # a second training has at least this many times the epochs of the first (chosen)
 
 
-def range_tested(study: Study, context: Context) -> Rate | None:
+def range_tested(study: Study, context: Context, clock: BudgetClock | None = None) -> Rate | None:
     """Return the learning rate of a range test, run once per study; None if the recipe has a learning rate.
+
+    In a budget with a time the test is shortened, or left out, so that it takes about 15% of the time at most.
 
     The test uses the smallest network of the initial designs: almost any rate suits a network with a small loss, so a
     test on it shows little. But a network with a very large loss may not be trainable, and the rates that seem best for
@@ -49,15 +61,29 @@ def range_tested(study: Study, context: Context) -> Rate | None:
         return None
     if RANGE not in study.user_attrs:
         plan = _smallest_trainable([context.plan(params) for params in _initial_designs(study, context)], context)
-        model = context.build(plan)
-        with context.cpu_profile.charge(TRAINING):
-            train = context.spec.splits.train
-            rate = range_test(model, context.teacher, train, plan.recovery, recipe, context.spec.seed)
-            study.set_user_attr(RANGE, Rate(rate, context.proxy_loss(model), TEST_STEPS))
-        console.print(
-            f"the range test found a learning rate of {rate:.2g}; it is scaled to each network's loss and steps"
-        )
+        study.set_user_attr(RANGE, _found_rate(context, plan, clock))
     return Rate(*study.user_attrs[RANGE])
+
+
+def _found_rate(context: Context, plan: Plan, clock: BudgetClock | None) -> Rate:
+    """Return the learning rate that a range test finds with this plan, or the usual one if there is no time for it."""
+    spec, model, steps = context.spec, context.build(plan), TEST_STEPS
+    with context.cpu_profile.charge(TRAINING):
+        if clock is not None and clock.timed:
+            seconds = RANGE_TEST_SHARE * clock.total / USUAL_RATES
+            steps = min(steps, int(seconds / context.step_seconds(model, plan, spec.recipe, 2, seconds)))
+        if steps < LEAST_TEST_STEPS:
+            console.print(
+                f"no range test, since {USUAL_RATES} trainings of {LEAST_TEST_STEPS} steps would take over "
+                f"{RANGE_TEST_SHARE:.0%} of the time: the learning rate is {DEFAULT_RATE.rate}, scaled to each "
+                "network's loss and steps; Recipe(learning_rate=...) names another"
+            )
+            return DEFAULT_RATE
+        rate = range_test(model, context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed, steps)
+        shorter = f" in {steps} steps, since the time is short" if steps < TEST_STEPS else ""
+        words = f"the range test found a learning rate of {rate:.2g}{shorter}"
+        console.print(f"{words}; it is scaled to each network's loss and steps")
+        return Rate(rate, context.proxy_loss(model), steps)
 
 
 def _smallest_trainable(plans: list[Plan], context: Context) -> Plan:
@@ -97,7 +123,7 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
     designs = _initial_designs(study, context)
     plan = context.plan(designs[len(designs) // 2])
     try:
-        step_seconds, other_seconds = context.seconds_a_candidate(recipe, plan)
+        step_seconds, other_seconds = context.seconds_a_candidate(recipe, plan, TIMING_SHARE * clock.total)
     except Exception as error:  # noqa: BLE001 - a trial will report any error, and the next plan may work
         console.print(f"the time per candidate is unknown, because timing one failed: {first_line(error)}")
         return recipe

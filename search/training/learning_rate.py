@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FIRST_RATE, MIN_RATE, MAX_RATE = 4e-3, 1e-6, 10.0  # learning rates: the first that is tried, and the bounds (chosen)
 RATE_FACTOR = 2.0  # ratio of one tried learning rate to the next (chosen)
-TEST_STEPS = 25  # steps of each training of the range test (chosen)
+TEST_STEPS, LEAST_TEST_STEPS = 25, 8  # steps of each training of a range test, and if the time is short (chosen)
 SCORED_STEPS_SHARE = 0.25  # last share of these steps, whose mean loss is compared (chosen)
 LOSS_EXPONENT = 0.65  # the best learning rate grows with this power of the loss (fitted: studies/LOG.md)
 STEPS_EXPONENT = 0.5  # the best learning rate grows with this power of the steps (fitted: studies/LOG.md)
@@ -61,12 +61,19 @@ DEFAULT_RATE = Rate(0.008, 0.4, 50)
 
 
 def range_test(
-    student: nn.Module, teacher: TeacherOutputs, examples: Examples, recovery: Recovery, recipe: Recipe, seed: int
+    student: nn.Module,
+    teacher: TeacherOutputs,
+    examples: Examples,
+    recovery: Recovery,
+    recipe: Recipe,
+    seed: int,
+    steps: int = TEST_STEPS,
 ) -> float:
     """Return the learning rate with the smallest final loss of a short training.
 
-    Each training has 25 steps on the same batches and a complete schedule. The rate is doubled, or halved, as long as
-    the mean loss of the last steps falls; the result is the minimum of the parabola through the best three rates.
+    Each training has as many steps on the same batches and a complete schedule. The rate is doubled, or halved, as
+    long as the mean loss of the last steps falls; the result is the minimum of the parabola through the best three
+    rates.
 
     Parameters
     ----------
@@ -74,6 +81,8 @@ def range_test(
         The network; it is not changed.
     teacher, examples, recovery, recipe, seed
         As in `fine_tune`; the recipe's learning rate and epochs are ignored.
+    steps
+        Steps of each training.
 
     Raises
     ------
@@ -82,9 +91,9 @@ def range_test(
     """
 
     def final_loss(rate: float) -> float:
-        rates = [rate * warmed(step, TEST_STEPS) for step in range(TEST_STEPS)]
+        rates = [rate * warmed(step, steps) for step in range(steps)]
         losses = list(training_steps(copy.deepcopy(student), teacher, examples, recovery, recipe, seed, rates))
-        mean = statistics.fmean(float(loss) for loss in losses[-round(SCORED_STEPS_SHARE * TEST_STEPS) :])
+        mean = statistics.fmean(float(loss) for loss in losses[-round(SCORED_STEPS_SHARE * steps) :])
         return mean if math.isfinite(mean) else math.inf
 
     final_losses = {FIRST_RATE: final_loss(FIRST_RATE)}
