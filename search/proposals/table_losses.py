@@ -157,12 +157,13 @@ def measured_losses(context: Context, changes: Sequence[Change], allowance: Allo
     inputs = allowance.inputs(context, sample, wanted)
     most = int(min(total, max(wanted, allowance.passes / passes_of(inputs))))
     known: list[dict[int, float]] = [{} for _ in changes]
+    given = allowance.seconds
     with track(f"measuring {total} entries of the sensitivity table") as progress:
         for done, (at, choice) in enumerate(queue[:most]):
             if allowance.over:
                 break
             known[at][choice] = proxy_loss_of(context, changes[at].plans[choice], inputs)
-            progress((done + 1) / most)
+            progress(max((done + 1) / most, 1 - allowance.seconds / given if given and math.isfinite(given) else 0.0))
     measured = sum(map(len, known))
     if not measured and total:
         console.print("the sensitivity table: no time is left to measure it, so all changes count alike")
