@@ -72,7 +72,7 @@ def rewritten(
 
 def outputs_in_eval(model: nn.Module, example: Tensor) -> list[Tensor]:
     """Return the output tensors of a copy in evaluation mode, on the first two examples; random numbers are fixed."""
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # some networks draw random numbers in evaluation mode too
         return tensors(copy.deepcopy(model).eval()(example[:2]))
 

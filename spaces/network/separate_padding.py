@@ -116,7 +116,7 @@ def _alone(module: nn.Module, inputs: Tensor, *, training: bool) -> Tensor:
     before = module.training
     module.train(training)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             return type(module).forward(module, inputs)  # type: ignore[no-any-return]
     finally:
         module.train(before)
