@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -146,3 +147,19 @@ def test_inputs_of_fewer_than_8_bits_are_an_error_where_no_kernel_reads_them(run
     )
     with pytest.raises(ExportError, match=message):
         runtime.export(finished, example(net), tmp_path / "model")
+
+
+SENDS_NOTHING = """
+import os, sys
+forks = []
+os.register_at_fork(before=lambda: forks.append(True))
+from objectives.runtimes.onnx.openvino import _without_telemetry
+assert _without_telemetry("openvino").Core().available_devices
+assert not forks
+assert "openvino_telemetry" not in sys.modules
+"""
+
+
+def test_openvino_reports_nothing_to_its_maker() -> None:
+    pytest.importorskip("openvino", exc_type=ImportError)
+    subprocess.run([sys.executable, "-c", SENDS_NOTHING], check=True, timeout=120)

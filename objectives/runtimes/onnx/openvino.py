@@ -1,8 +1,10 @@
 """OpenVINO: executes the same kind of .onnx file as ONNX Runtime, with integers of at least 4 bits."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
@@ -46,7 +48,7 @@ class OpenVino(OnnxRuntime):
         ImportError
             If the ``openvino`` extra is not installed.
         """
-        openvino = import_extra(self.name, "openvino")
+        openvino = _without_telemetry(self.name)
         options = {
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
@@ -61,3 +63,15 @@ class OpenVino(OnnxRuntime):
             return torch.from_numpy(request.get_output_tensor(0).data.copy())
 
         return run
+
+
+def _without_telemetry(extra: str) -> ModuleType:
+    """Import OpenVINO, which reports every import to its maker, from a fork of the process, unless this is missing."""
+    module, known = "openvino_telemetry", sys.modules.get("openvino_telemetry")
+    sys.modules[module] = None  # type: ignore[assignment]  # its import fails, which OpenVINO allows for
+    try:
+        return import_extra(extra, "openvino")
+    finally:
+        del sys.modules[module]
+        if known is not None:
+            sys.modules[module] = known
