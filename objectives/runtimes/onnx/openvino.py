@@ -67,11 +67,11 @@ class OpenVino(OnnxRuntime):
 
 def _without_telemetry(extra: str) -> ModuleType:
     """Import OpenVINO, which reports every import to its maker, from a fork of the process, unless this is missing."""
-    module, known = "openvino_telemetry", sys.modules.get("openvino_telemetry")
+    module = "openvino_telemetry"
+    before = {name: known for name, known in sys.modules.items() if name == module}
     sys.modules[module] = None  # type: ignore[assignment]  # its import fails, which OpenVINO allows for
     try:
         return import_extra(extra, "openvino")
     finally:
         del sys.modules[module]
-        if known is not None:
-            sys.modules[module] = known
+        sys.modules.update(before)
