@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import shlex
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,6 +15,7 @@ from search.proposals.draft_sampler import DraftSampler
 from search.proposals.stratified import StratifiedRandom
 from search.study.errors import UserError
 from search.study.loader import load
+from search.study.machine import version_of
 from search.study.spec import Budget
 
 if TYPE_CHECKING:
@@ -96,13 +96,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"slimfront: {message}; see {self.prog} --help\n")
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("slimfront")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout as `python -m search`
-        return "(not installed)"
-
-
 def parser_of(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
@@ -116,7 +109,8 @@ def parser_of(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
         description="Compress a trained PyTorch network. A joint search over pruned channels, ranks, bit widths and\n"
         "distillation finds a Pareto front of small trained networks.",
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"slimfront {_version()}")
+    version = version_of("slimfront") or "(not installed)"  # run from a checkout as `python -m search`
+    parser.add_argument("--version", action="version", version=f"slimfront {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _command(commands, "inspect", acts, "show what can be compressed in each layer, or why not", "")
     command = _command(commands, "run", acts, "search until the budget is spent, or continue a search", "--trials 40")

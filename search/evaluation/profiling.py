@@ -123,7 +123,7 @@ def measure_promising(
                 found[plan] = params, over_teacher, machine.words()
                 context.cost_model.observe(plan, over_teacher)
                 spent = (time.process_time() - started) / max(seconds, 1e-9)
-                progress(min(1.0, max(len(found) / (PROMISING_ROUNDS * PLANS_PER_ROUND), spent)))
+                progress(max(len(found) / (PROMISING_ROUNDS * PLANS_PER_ROUND), spent))
         study.set_user_attr(AHEAD, [*study.user_attrs.get(AHEAD, ()), *found.values()])
     refit(study, context)
 
@@ -224,7 +224,7 @@ def _measured(context: Context, objective: Objective, known: int, teacher: float
             now = time.process_time()
             seconds = now - measuring + built - began
             spent = (now - timing.began) / max(timing.until - timing.began, 1e-9)
-            progress(min(1.0, max((number + 1) / PROFILED_NETWORKS, spent)))
+            progress(max((number + 1) / PROFILED_NETWORKS, spent))
             if now + (0 if isinstance(objective, Partwise) else seconds) > timing.until:
                 break
 

@@ -71,7 +71,7 @@ class DraftStart:
         with track("scoring plans by their proxy loss") as progress:
             while len(draft) < target and (clock.spent < until or len(draft) < self.plans) and draft.step(target):
                 share = max(len(draft) / target, clock.spent / until)
-                progress(min(1.0, share, len(draft) / self.plans))  # that many are scored, even if the time is over
+                progress(min(share, len(draft) / self.plans))  # that many are scored, even if the time is over
         if not len(draft):
             return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
         console.print(draft.words())

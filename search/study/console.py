@@ -42,13 +42,17 @@ def bar(*columns: str) -> Progress:
 
 @contextlib.contextmanager
 def track(activity: str) -> Iterator[Callable[[float], None]]:
-    """Show the progress of one long activity; yield a function to call with the share that is done, from 0 to 1."""
+    """Show the progress of one long activity; yield a function to call with the share that is done.
+
+    A share above 1 counts as 1: an activity may take longer than it was given.
+    """
     started = last_line = time.monotonic()
     with bar() as shown:
         task = shown.add_task(activity, total=1.0)
 
         def progress(done: float) -> None:
             nonlocal last_line
+            done = min(done, 1.0)
             shown.update(task, completed=done)
             now = time.monotonic()
             if not console.is_terminal and now - last_line > EVERY_SECONDS:

@@ -19,7 +19,8 @@ EXECUTING_PACKAGES = ("torch", "onnxruntime", "ai-edge-litert", "executorch", "o
 @functools.cache
 def identity() -> tuple[str, str, str, int | None, tuple[str, ...]]:
     """Identify this machine: architecture, system, processor, number of cores, versions of the executing packages."""
-    return platform.machine(), platform.system(), _processor(), os.cpu_count(), tuple(map(_version, EXECUTING_PACKAGES))
+    versions = tuple(map(version_of, EXECUTING_PACKAGES))
+    return platform.machine(), platform.system(), _processor(), os.cpu_count(), versions
 
 
 def words() -> str:
@@ -38,7 +39,7 @@ def _processor() -> str:
     )
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
     """Return the version of a package, empty if it is not installed."""
     try:
         return importlib.metadata.version(name)

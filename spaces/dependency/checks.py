@@ -21,7 +21,7 @@ from spaces.network.layers import computes_as_torch, has_plain_weight, replace_m
 from spaces.network.messages import first_line
 from spaces.network.omission import leave_out
 from spaces.network.statistics import reestimate
-from spaces.network.tensors import tensors
+from spaces.network.tensors import seeded_outputs, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -79,7 +79,7 @@ def irreplaceable_layers(model: nn.Module, example: Tensor, names: Sequence[str]
     others = [name for name in names if name not in reasons]
     reasons |= _custom_forwards(model, example, others)
     others = [name for name in names if name not in reasons]
-    expected = _outputs(_light_copy(model), example)
+    expected = seeded_outputs(_light_copy(model), example)
     parts = [others]
     while parts:
         part = parts.pop()
@@ -115,7 +115,7 @@ def _custom_forwards(model: nn.Module, example: Tensor, names: Sequence[str]) ->
     names_of = {watched.get_submodule(name): name for name in custom}
     for layer in names_of:
         layer.register_forward_hook(note)
-    _outputs(watched, example)
+    seeded_outputs(watched, example)
     return reasons
 
 
@@ -127,15 +127,9 @@ def _error_of_replacement(
     for name in names:
         replace_module(changed, name, _StandIn(changed.get_submodule(name)))
     try:
-        return _difference(_outputs(changed, example), expected)
+        return _difference(seeded_outputs(changed, example), expected)
     except Exception as error:  # noqa: BLE001 - a network that reads attributes of its layers may raise anything
         return f"the forward pass failed: {first_line(error)}"
-
-
-def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # some networks draw random numbers in evaluation mode too
-        return tensors(model(example))
 
 
 class _StandIn(nn.Module):

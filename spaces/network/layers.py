@@ -86,11 +86,12 @@ def along(values: Tensor, axis: int, like: Tensor) -> Tensor:
 
 def computes_as_torch(layer: nn.Module) -> bool:
     """Whether the class of a convolution or linear layer computes what torch's own class does."""
-    kind = _torch_class(layer)
+    kind = torch_class(layer)
     return all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward"))
 
 
-def _torch_class(layer: nn.Module) -> Any:  # noqa: ANN401 - one of the layer types
+def torch_class(layer: nn.Module) -> Any:  # noqa: ANN401 - one of the layer types
+    """Return torch's class of a convolution or linear layer, from which its own class may be derived."""
     return next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
 
 
@@ -105,7 +106,7 @@ def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
             inputs, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         )
     # torch's own, which knows every padding mode, not that of a derived class
-    output: Tensor = _torch_class(layer)._conv_forward(layer, inputs, weight, layer.bias)  # noqa: SLF001
+    output: Tensor = torch_class(layer)._conv_forward(layer, inputs, weight, layer.bias)  # noqa: SLF001
     return output
 
 

@@ -6,11 +6,10 @@ import copy
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from spaces.network.layers import count_holders
-from spaces.network.tensors import tensors
+from spaces.network.tensors import seeded_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,9 +71,7 @@ def rewritten(
 
 def outputs_in_eval(model: nn.Module, example: Tensor) -> list[Tensor]:
     """Return the output tensors of a copy in evaluation mode, on the first two examples; random numbers are fixed."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # some networks draw random numbers in evaluation mode too
-        return tensors(copy.deepcopy(model).eval()(example[:2]))
+    return seeded_outputs(copy.deepcopy(model).eval(), example[:2])
 
 
 def _replaced(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from spaces.network.layers import computes_as_torch
+from spaces.network.layers import CONVOLUTIONS, computes_as_torch, torch_class
 from spaces.network.rewriting import REWRITING_TOLERANCE, modules_to_rewrite, outputs_in_eval, rewritten
 
 if TYPE_CHECKING:
@@ -52,15 +52,10 @@ def separate_padding(model: nn.Module, example: Tensor) -> nn.Module:
     return rewritten(model, example, [aliases for aliases in names if aliases[0] in pads], replace)
 
 
-def _kind(module: nn.Module) -> type[nn.Module] | None:
-    """Return torch's class from which the class of a convolution is derived, or None."""
-    return next((kind for kind in PADDINGS if isinstance(module, kind)), None)
-
-
 def _pads_itself(module: nn.Module) -> bool:
     """Whether the module is a convolution with a forward of its own and nothing but a weight and a bias."""
     tensors = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
-    return _kind(module) is not None and not computes_as_torch(module) and tensors <= {"weight", "bias"}
+    return isinstance(module, CONVOLUTIONS) and not computes_as_torch(module) and tensors <= {"weight", "bias"}
 
 
 def _paddings(model: nn.Module, example: Tensor, names: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
@@ -129,7 +124,7 @@ def _near(one: Tensor, other: Tensor) -> bool:
 
 def _plain(module: Any, pads: tuple[int, ...]) -> nn.Module:  # noqa: ANN401 - a convolution
     """Return a convolution of torch's class with the parameters of this one, behind a padding if it is one-sided."""
-    kind: Any = _kind(module)
+    kind = torch_class(module)
     before, after = pads[-2::-2], pads[-1::-2]  # of the first spatial dimension, the second, ...
     plain = kind(
         module.in_channels, module.out_channels, module.kernel_size, module.stride,

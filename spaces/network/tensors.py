@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 
@@ -20,3 +21,10 @@ def tensors(tree: object) -> list[Tensor]:
         elif dataclasses.is_dataclass(leaf):
             found += tensors(list(vars(leaf).values()))
     return found
+
+
+def seeded_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """Return the output tensors of a network, without gradients, the same ones in every call for the same network."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # some networks draw random numbers in evaluation mode too
+        return tensors(model(inputs))

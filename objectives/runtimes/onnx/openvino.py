@@ -68,7 +68,7 @@ class OpenVino(OnnxRuntime):
 def _without_telemetry(extra: str) -> ModuleType:
     """Import OpenVINO, which reports every import to its maker, from a fork of the process, unless this is missing."""
     module = "openvino_telemetry"
-    before = {name: known for name, known in sys.modules.items() if name == module}
+    before = {module: sys.modules[module]} if module in sys.modules else {}
     sys.modules[module] = None  # type: ignore[assignment]  # its import fails, which OpenVINO allows for
     try:
         return import_extra(extra, "openvino")
