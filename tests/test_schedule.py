@@ -124,8 +124,8 @@ def test_the_range_test_uses_the_smallest_trainable_network(
     for params in starts:
         enqueue(main, params)
     losses = dict(zip((shared.plan(params) for params in starts), (1.0, 2.0, 9.0), strict=True))
-    monkeypatch.setattr(shared.subject, "build_roughly", lambda plan: plan)
-    monkeypatch.setattr("search.evaluation.proxy_loss.ProxyLoss.__call__", lambda _, plan: losses.get(plan, 0.0))
+    monkeypatch.setattr(shared.subject, "build_roughly", lambda plan, _: plan)
+    monkeypatch.setattr("search.evaluation.proxy_loss.ProxyLoss.__call__", lambda _, plan, *__: losses.get(plan, 0.0))
     monkeypatch.setattr("search.loop.schedule.MAX_TRAINABLE_LOSS", bound)
     built: list[Plan] = []
 

@@ -96,9 +96,9 @@ def test_initial_designs_meet_the_limits_and_are_spread_over_the_costs() -> None
     assert 3 <= len(plans) <= 8
     assert all(is_feasible(shared().spec, params) for params in plans)
     drawn = [shared().spec.space.suggest(FixedTrial(params), shared().subject.anatomy) for params in plans]
-    sizes = shared().cost_model.exact(drawn)["size_bytes"].tolist()
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > 2 * sizes[-1]
+    sizes = shared().cost_model.exact(drawn)["size_bytes"]
+    assert sizes.max() > 2 * sizes.min()
+    assert sizes.min() < sizes[0] < sizes.max(), "a middle one is trained first"
     assert began(TableStart(plans=8)) == plans
 
 

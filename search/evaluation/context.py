@@ -57,6 +57,8 @@ class Context:
         The teacher's outputs for the training set.
     cpu_profile
         The CPU time of this process by activity.
+    measuring_seconds
+        CPU seconds that building and measuring the last network took; 0 before the first one.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class Context:
         self.teacher = TeacherOutputs(subject.model, train)
         _check_loss(self.usual_recovery, output, train.labels[:2].to(subject.device))
         self.cpu_profile = CpuProfile()
+        self.measuring_seconds = 0.0
         self._measured: dict[tuple[Step, ...], dict[str, float]] = {}  # costs, by the steps of a plan
 
     @functools.cached_property

@@ -109,7 +109,8 @@ def measure_promising(
             rounds = (best(number * PLANS_PER_ROUND) for number in range(1, PROMISING_ROUNDS + 1))
             for params in itertools.chain.from_iterable(rounds):
                 plan = context.plan(params)
-                if found and time.process_time() - started > seconds:
+                began = time.process_time()
+                if (found or context.measuring_seconds) and began - started + context.measuring_seconds > seconds:
                     break
                 if plan in found:
                     continue
@@ -119,11 +120,17 @@ def measure_promising(
                 except Exception as error:  # noqa: BLE001 - a trial of the plan will report any error
                     console.print(f"a promising plan could not be measured: {first_line(error)}")
                     values = {}
+                context.measuring_seconds = time.process_time() - began
                 over_teacher = context.cost_model.over_teacher(values)
                 found[plan] = params, over_teacher, machine.words()
                 context.cost_model.observe(plan, over_teacher)
                 spent = (time.process_time() - started) / max(seconds, 1e-9)
                 progress(max(len(found) / (PROMISING_ROUNDS * PLANS_PER_ROUND), spent))
+        if not found and context.measuring_seconds > seconds:
+            console.print(
+                f"no promising plan was measured: one takes {context.measuring_seconds:.0f} s, and {seconds:.0f} s are "
+                "planned for it"
+            )
         study.set_user_attr(AHEAD, [*study.user_attrs.get(AHEAD, ()), *found.values()])
     refit(study, context)
 
@@ -222,7 +229,7 @@ def _measured(context: Context, objective: Objective, known: int, teacher: float
                 )
             yield ratio
             now = time.process_time()
-            seconds = now - measuring + built - began
+            context.measuring_seconds = seconds = now - measuring + built - began
             spent = (now - timing.began) / max(timing.until - timing.began, 1e-9)
             progress(max((number + 1) / PROFILED_NETWORKS, spent))
             if now + (0 if isinstance(objective, Partwise) else seconds) > timing.until:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -47,18 +47,32 @@ class ProxyLoss:
         self._inputs = examples.inputs[chosen].to(device)
         self._labels = examples.labels[chosen].cpu()  # as the outputs are
         self._recovery = recovery
-        self._teacher: Tensor = outputs(teacher, self._inputs)
-        self._ends: dict[int | None, tuple[float, float]] = {}  # losses of the teacher and the mean answer, by inputs
+        self._teacher = teacher
+        self._scales: dict[int, _Scale] = {}  # by the number of inputs; where the time is short, only a few are used
 
     def __call__(self, model: nn.Module, count: int | None = None) -> float:
         """Return the proxy loss of a network on the first `count` inputs, or on all; it is left in evaluation mode."""
-        if count not in self._ends:
-            answers = self._teacher[:count]
-            self._ends[count] = self._loss(answers), self._loss(answers.mean(0, keepdim=True).expand_as(answers))
-        best, constant = self._ends[count]
-        unit = constant - best if math.isfinite(constant) and constant > best else 1.0  # a teacher may be constant
-        return (self._loss(outputs(model.eval(), self._inputs[:count])) - best) / unit
+        scale = self._scale(len(self._inputs[:count]))
+        loss = self._loss(outputs(model.eval(), self._inputs[: len(scale.answers)]), scale.answers)
+        return (loss - scale.best) / scale.unit
 
-    def _loss(self, network_outputs: Tensor) -> float:
-        answers = self._teacher[: len(network_outputs)]
-        return float(self._recovery.loss(network_outputs, answers, self._labels[: len(network_outputs)]))
+    def _scale(self, count: int) -> _Scale:
+        """Return the teacher's answers to the first inputs, with their loss, and that of the mean answer above it."""
+        if count not in self._scales:
+            answers = outputs(self._teacher, self._inputs[:count])
+            best = self._loss(answers, answers)
+            constant = self._loss(answers.mean(0, keepdim=True).expand_as(answers), answers)
+            unit = constant - best if math.isfinite(constant) and constant > best else 1.0  # a teacher may be constant
+            self._scales[count] = _Scale(answers, best, unit)
+        return self._scales[count]
+
+    def _loss(self, network_outputs: Tensor, answers: Tensor) -> float:
+        return float(self._recovery.loss(network_outputs, answers, self._labels[: len(answers)]))
+
+
+class _Scale(NamedTuple):
+    """The teacher's answers, their loss, and what is 1 on the scale of the proxy loss."""
+
+    answers: Tensor
+    best: float
+    unit: float

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import TrialState
 
+from search.proposals.sensitivity_table import safe_log
+from search.proposals.table_losses import LEAST_COUNTED_INPUTS, proxy_loss_of
 from search.study.console import console, duration
 from search.study.cpu_profile import BUILDING, TRAINING
 from search.study.front import front, trained, trained_count
@@ -39,7 +41,8 @@ MIN_CANDIDATES = 8  # candidates that must fit in the time left; otherwise train
 RANGE_TEST_SHARE = 0.15  # of the budget's time: about the most that a range test takes (chosen)
 USUAL_RATES = 4  # learning rates that a range test tries (chosen)
 TIMING_SHARE = 0.02  # of the budget's time: about the most that timing a candidate's steps takes (chosen)
-MIN_TRAINING_STEPS = 25  # steps below which no training is shortened (chosen)
+MIN_TRAINING_STEPS = 25  # steps below which no training is shortened, unless none would end in time (chosen)
+FILE_SHARE = 1.0  # time for a file and its verification, of that for building and measuring a candidate (chosen)
 FRONT_SHARE = 0.25  # last share of the time, kept for training the front further if trainings were shortened (fitted)
 WITH_TEACHER = 4 / 3  # time of a step whose teacher outputs cannot be cached: a forward pass more than the usual three
 RECENT_TRIALS = 8  # last trained trials, whose median time tells how long the next one takes (chosen)
@@ -60,7 +63,7 @@ def range_tested(study: Study, context: Context, clock: BudgetClock | None = Non
     if recipe.learning_rate is not None:
         return None
     if RANGE not in study.user_attrs:
-        plan = _smallest_trainable([context.plan(params) for params in _initial_designs(study, context)], context)
+        plan = _smallest_trainable(_initial_designs(study, context), context)
         study.set_user_attr(RANGE, _found_rate(context, plan, clock))
     return Rate(*study.user_attrs[RANGE])
 
@@ -91,10 +94,9 @@ def _smallest_trainable(plans: list[Plan], context: Context) -> Plan:
 
     def loss_of(plan: Plan) -> float:
         try:
-            loss = context.proxy_loss(context.subject.build_roughly(plan))
+            return proxy_loss_of(context, plan, LEAST_COUNTED_INPUTS)
         except Exception:  # noqa: BLE001 - the plan's trial will report any error
             return math.inf
-        return loss if math.isfinite(loss) else math.inf
 
     losses: dict[Plan, float] = {}
     with context.cpu_profile.charge(BUILDING):
@@ -105,13 +107,17 @@ def _smallest_trainable(plans: list[Plan], context: Context) -> Plan:
     return min(plans, key=losses.__getitem__)
 
 
-def _initial_designs(study: Study, context: Context) -> list[dict[str, Any]]:
-    """Return the parameters of the initial designs; if there are none, those of a uniform plan of half strength."""
+def _initial_designs(study: Study, context: Context) -> list[Plan]:
+    """Return the plans of the initial designs, the largest network first; a uniform plan of half strength without any.
+
+    Their size is the mean of the logarithms of the costs that a formula gives; without one they stay in their order.
+    """
     space = context.spec.space
     half = space.uniform(context.subject.anatomy, (0.5,) * len(space.steps))
     enqueued = [fixed(trial) for trial in study.get_trials(deepcopy=False) if ASKED not in trial.user_attrs]
     # a trial that ended while its plan was drawn lacks parameters
-    return [params for params in enqueued if half.keys() <= params.keys()] or [half]
+    plans = [context.plan(params) for params in enqueued if half.keys() <= params.keys()] or [context.plan(half)]
+    return sorted(plans, key=lambda plan: -safe_log(np.array([*context.cost_model.predict(plan).exact.values()])).sum())
 
 
 def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
@@ -121,7 +127,7 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
         return recipe
     steps = recipe.steps(len(context.spec.splits.train))
     designs = _initial_designs(study, context)
-    plan = context.plan(designs[len(designs) // 2])
+    plan = designs[len(designs) // 2]
     try:
         step_seconds, other_seconds = context.seconds_a_candidate(recipe, plan, TIMING_SHARE * clock.total)
     except Exception as error:  # noqa: BLE001 - a trial will report any error, and the next plan may work
@@ -131,12 +137,13 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
     count = MIN_CANDIDATES if trials is None else max(1, min(MIN_CANDIDATES, trials - trained_count(study)))
     if clock.left >= count * (step_seconds * steps + other_seconds):
         return recipe
-    affordable_steps = ((clock.left - FRONT_SHARE * clock.total) / count - other_seconds) / step_seconds
-    short = recipe.longer(min(1.0, max(affordable_steps, MIN_TRAINING_STEPS) / steps))
+    wanted = ((clock.left - FRONT_SHARE * clock.total) / count - other_seconds) / step_seconds
+    alone = (clock.left - (1 + FILE_SHARE) * other_seconds) / step_seconds  # steps of a single candidate
+    short = recipe.longer(min(1.0, max(wanted, min(alone, MIN_TRAINING_STEPS), 1.0) / steps))
     short_steps, part = short.steps(len(context.spec.splits.train)), short.epochs / recipe.epochs
     console.print(f"each candidate is trained for {short_steps} steps, {part:.0%} of the recipe, to finish in time")
     seconds = step_seconds * short_steps + other_seconds
-    if affordable_steps < MIN_TRAINING_STEPS:
+    if wanted < MIN_TRAINING_STEPS:
         console.print(
             f"the time is short: about {max(1, int(clock.left / seconds))} candidates can be trained, since one takes "
             f"{seconds:.0f} s; {count} of them take some {duration(count * seconds / (1 - FRONT_SHARE))}"

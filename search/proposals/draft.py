@@ -122,7 +122,7 @@ class Draft:
             due = self._short_training.due(len(self)) and self._trainings.fits_one_more
             if due and not self._is_dominated(loss, safe_log(costs)):
                 with self._trainings.lap():
-                    trained = self._short_training(plan)
+                    trained = self._short_training(plan, self._trainings.seconds)
                 loss = max(MIN_LOSS, trained) if np.isfinite(trained) else untrained
                 attributes[SHORT_TRAINING] = loss / untrained if np.isfinite(trained) else None
         self._study.add_trial(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from search.evaluation.profiling import measure_promising
 from search.proposals.draft import Draft
-from search.proposals.seeds import best_sums, reachable_and_known
+from search.proposals.seeds import best_sums, in_order_of_training, reachable_and_known
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import Allowance
 from search.proposals.uniform_start import uniform_designs
@@ -56,7 +56,7 @@ class DraftStart:
     share: float = 0.35
 
     def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:
-        """Return the parameters of each plan, the largest network first."""
+        """Return the parameters of each plan, in the order of training."""
         reachable, cost_names = reachable_and_known(context, clock)
         if not cost_names:
             return _without_draft("no objective is known before training", context, reachable)
@@ -69,13 +69,19 @@ class DraftStart:
         scored_at_least = min(target, MIN_SCORED) if clock.timed else target
         draft = Draft(context, table, study, cost_names, allowance, scored_at_least)
         with track("scoring plans by their proxy loss") as progress:
-            while len(draft) < target and (clock.spent < until or len(draft) < self.plans) and draft.step(target):
-                share = max(len(draft) / target, clock.spent / until)
-                progress(min(share, len(draft) / self.plans))  # that many are scored, even if the time is over
-        if not len(draft):
+            while len(draft) < target and clock.spent < until and draft.step(target):
+                progress(max(len(draft) / target, clock.spent / until))
+        if len(draft) < self.plans and clock.spent >= until:  # too few to choose from
+            console.print(
+                f"there was time to score {len(draft)} plans; the initial designs are the best by the sensitivity table"
+            )
+            best = best_sums(context, table, cost_names, self.plans)
+        else:
+            best = draft.best(self.plans)
+            console.print(draft.words())
+        if not best:
             return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
-        console.print(draft.words())
-        return draft.best(self.plans)
+        return in_order_of_training(best, context.spec)
 
     def _target(self, clock: BudgetClock) -> int:
         """Return the number of plans that the draft is to reach."""

@@ -15,13 +15,14 @@ from search.proposals.limits import (
     limits_need_models,
 )
 from search.proposals.sensitivity_table import safe_log
-from search.proposals.table_losses import TABLE_SHARE
+from search.proposals.table_losses import TABLE_SHARE, middles
 from search.study.console import console
 
 if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.proposals.sensitivity_table import SensitivityTable
     from search.study.budget_clock import BudgetClock
+    from search.study.spec import StudySpec
 
 
 def reachable_and_known(
@@ -86,10 +87,23 @@ def best_sums(context: Context, table: SensitivityTable, cost_names: list[str], 
     return representatives(context, table, chosen, logs, table.sums(chosen), count)
 
 
+def in_order_of_training(designs: list[dict[str, float]], spec: StudySpec) -> list[dict[str, float]]:
+    """Return initial designs, given from the largest network on, in an order whose first ones span the range.
+
+    The middle one comes first, then always the middle of a widest gap, the ends last, since there may be time for only
+    a few. If a limit is on what training gives, such as "lose at most 1 point", the largest one comes before: it is the
+    most likely to meet the limit.
+    """
+    largest_first = [0] if designs and any(not limit.objective.is_cost for limit in spec.limits) else []
+    return [designs[at] for at in [*largest_first, *middles(len(largest_first) - 1, len(designs))]]
+
+
 def representatives(
     context: Context, table: SensitivityTable, chosen: np.ndarray, logs_NC: np.ndarray, losses: np.ndarray, count: int
 ) -> list[dict[str, float]]:
     """Return the parameters of the plans with the smallest loss in bands of each cost, the largest network first.
+
+    The size of a network is the mean of the logarithms of its costs.
 
     Parameters
     ----------
@@ -105,7 +119,7 @@ def representatives(
     bands = -(-count // logs_NC.shape[1])
     picked = dict.fromkeys(row for logs in logs_NC.T for row in _spread(logs, losses, bands))
     usual = context.spec.space.recovery.usual()
-    return [table.params(chosen[row]) | usual for row in sorted(picked, key=lambda row: -logs_NC[row, 0])]
+    return [table.params(chosen[row]) | usual for row in sorted(picked, key=lambda row: -logs_NC[row].sum())]
 
 
 def _spread(log_costs: np.ndarray, losses: np.ndarray, count: int) -> list[int]:

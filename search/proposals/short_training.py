@@ -13,10 +13,15 @@ import numpy as np
 import torch
 
 from search.proposals.table_losses import passes_of
+from search.study.console import console
+from search.study.cpu_profile import TRAINING
 from search.training.learning_rate import DEFAULT_RATE
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from search.evaluation.context import Context
+    from search.study.spec import Recipe
     from spaces import Plan
 
 SHORT_STEPS = 25  # steps of a short training (chosen)
@@ -57,6 +62,7 @@ class ShortTraining:
         self._features: list[tuple[float, float]] = []
         self._ratios: list[float] = []
         self._attempts = 0
+        self._fits = True
 
     def note(self, left_out: float, loss: float, ratio: float | None) -> None:
         """Record one trained plan.
@@ -85,14 +91,28 @@ class ShortTraining:
 
     def due(self, scored: int) -> bool:
         """Whether one more plan may be trained when `scored` plans have been scored."""
-        return self._attempts < FIRST_TRAINED + scored / self.every
+        return self._fits and self._attempts < FIRST_TRAINED + scored / self.every
 
-    def __call__(self, plan: Plan) -> float:
-        """Return the loss after training minus the teacher's; infinite if training fails."""
+    def __call__(self, plan: Plan, seconds: float) -> float:
+        """Return the proxy loss after training; infinite if training fails, or would take longer than this."""
         model = self._context.build(plan)
         recipe = self._context.with_rate(self._recipe, model, DEFAULT_RATE)
         try:
+            if not self._attempts and self._seconds(model, plan, recipe, seconds) > seconds:
+                console.print(
+                    f"no plan of the draft is trained for {SHORT_STEPS} steps, since one takes over {seconds:.0f} s; "
+                    "plans with few and with many layers are compared by their losses before training"
+                )
+                self._fits = False
+                return math.inf
             self._context.train(model, plan, recipe, self._context.spec.seed)
             return self._context.proxy_loss(model, self._inputs)
         except Exception:  # noqa: BLE001 - a trial of the plan will report any error
             return math.inf
+
+    def _seconds(self, model: nn.Module, plan: Plan, recipe: Recipe, most: float) -> float:
+        """Return the CPU seconds of a training, by those of one step; 0 if it may take any time."""
+        if math.isinf(most):
+            return 0.0
+        with self._context.cpu_profile.charge(TRAINING):
+            return SHORT_STEPS * self._context.step_seconds(model, plan, recipe, 1, most / SHORT_STEPS)

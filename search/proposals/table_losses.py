@@ -97,15 +97,17 @@ class Allowance:
         wanted
             Number of plans to be scored within the allowance.
         """
-        timed = _seconds_by_inputs(context, plans) if self.clock.timed else None
-        inputs, least = PROXY_INPUTS, LEAST_INPUTS if timed else LEAST_COUNTED_INPUTS
-        while inputs > least and (
-            wanted * timed[0] + wanted * (inputs - LEAST_INPUTS) * timed[1] > self.seconds
-            if timed
-            else wanted * passes_of(inputs) > self.passes
-        ):
+        inputs, most = PROXY_INPUTS, len(context.spec.splits.train)
+        if not self.clock.timed:
+            while inputs > LEAST_COUNTED_INPUTS and wanted * passes_of(inputs) > self.passes:
+                inputs //= 2
+            return min(inputs, most)
+        given = self.seconds
+        on_fewest = _seconds_on_fewest(context, plans, given / wanted)
+        forward = _forward_seconds(context) if wanted * on_fewest < given else math.inf
+        while inputs > LEAST_INPUTS and wanted * (on_fewest + (inputs - LEAST_INPUTS) * forward) > given:
             inputs //= 2
-        return min(inputs, len(context.spec.splits.train))
+        return min(inputs, most)
 
 
 def passes_of(inputs: int) -> float:
@@ -119,18 +121,28 @@ def proxy_loss_of(context: Context, plan: Plan, inputs: int) -> float:
     return loss if math.isfinite(loss) else LARGEST_LOSS
 
 
-def _seconds_by_inputs(context: Context, plans: Sequence[Plan]) -> tuple[float, float]:
-    """Return the seconds of scoring a plan on the fewest inputs, and those of each further input."""
-    times = []
-    for plan in [*plans[:1], *plans]:  # the first one also computes the teacher's statistics
+def _seconds_on_fewest(context: Context, plans: Sequence[Plan], most: float) -> float:
+    """Return the CPU seconds of scoring a plan on the fewest inputs; stop at a plan that takes more than `most`."""
+    times: list[float] = []
+    for turn, plan in enumerate([*plans[:1], *plans]):
         started = time.process_time()
         proxy_loss_of(context, plan, LEAST_INPUTS)
-        times.append(time.process_time() - started)
+        if turn:  # the first one also computes the teacher's statistics
+            times.append(time.process_time() - started)
+            if times[-1] > most:
+                return times[-1]
+    return statistics.fmean(times)
+
+
+def _forward_seconds(context: Context) -> float:
+    """Return the CPU seconds that each further input of a plan takes."""
+    model, count = context.subject.model, 2 * LEAST_INPUTS
+    context.proxy_loss(model, count)  # also computes the teacher's answers, once
     started = time.process_time()
-    for inputs in (LEAST_INPUTS, 2 * LEAST_INPUTS, 2 * LEAST_INPUTS):
-        context.proxy_loss(context.subject.model, inputs)
-    forward = (time.process_time() - started) / (5 * LEAST_INPUTS)
-    return statistics.fmean(times[1:]), forward * (1 + 2 * FITTED_SHARE)  # a joint plan is fitted in two passes
+    for _ in range(TIMED_PLANS):
+        context.proxy_loss(model, count)
+    passes = 1 + 2 * FITTED_SHARE  # a joint plan is fitted in two passes
+    return (time.process_time() - started) / (TIMED_PLANS * count) * passes
 
 
 def measured_losses(context: Context, changes: Sequence[Change], allowance: Allowance) -> list[np.ndarray]:
@@ -178,11 +190,17 @@ def measured_losses(context: Context, changes: Sequence[Change], allowance: Allo
 
 def _bisection(count: int) -> list[int]:
     """Return the numbers from 1 to `count`: the last one, then always the middle of a widest gap, from 0 on."""
-    order = [count] if count else []
-    while len(order) < count:
-        known = sorted([0, *order])
-        low, high = max(itertools.pairwise(known), key=lambda gap: gap[1] - gap[0])
-        order.append((low + high + 1) // 2)
+    return [count, *middles(0, count)] if count else []
+
+
+def middles(low: int, high: int) -> list[int]:
+    """Return the numbers between two numbers, in an order in which each is the middle of a widest gap."""
+    known = [low, high]
+    order: list[int] = []
+    while len(order) < high - low - 1:
+        below, above = max(itertools.pairwise(known), key=lambda gap: gap[1] - gap[0])
+        order.append((below + above + 1) // 2)
+        known = sorted([*known, order[-1]])
     return order
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search.evaluation.profiling import measure_promising
-from search.proposals.seeds import best_sums, reachable_and_known
+from search.proposals.seeds import best_sums, in_order_of_training, reachable_and_known
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import TABLE_SHARE
 from search.proposals.uniform_start import uniform_designs
@@ -33,11 +33,12 @@ class TableStart:
     plans: int = 10
 
     def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:
-        """Return the parameters of each plan, the largest network first."""
+        """Return the parameters of each plan, in the order of training."""
         reachable, cost_names = reachable_and_known(context, clock)
         if not cost_names:
             return uniform_designs(context, reachable)
         table = measured_table(context, study, clock)
         seconds = TABLE_SHARE * clock.total
         measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), seconds)
-        return best_sums(context, table, cost_names, self.plans) or uniform_designs(context, reachable)
+        found = in_order_of_training(best_sums(context, table, cost_names, self.plans), context.spec)
+        return found or uniform_designs(context, reachable)

@@ -102,7 +102,7 @@ class Stopwatch:
 
     @property
     def fits_one_more(self) -> bool:
-        """Whether one more lap of the usual length fits; the first always does."""
+        """Whether one more lap of the usual length fits; the first, whose length is not known, does."""
         return self.laps == 0 or self.spent * (1 + 1 / self.laps) <= self.seconds
 
     @contextlib.contextmanager
