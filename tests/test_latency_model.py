@@ -378,6 +378,17 @@ def test_parts_predict_networks_that_one_network_does_not(count: int) -> None:
     assert slower.predict(networks[5:]) == pytest.approx(1.5 * networks[5:] @ coefficients, rel=0.2)
 
 
+def test_work_that_was_never_measured_adds_nothing() -> None:
+    """Rounding errors of the fit must not become coefficients: 3 parts of a large network were predicted as 1e15."""
+    rng, kinds = np.random.default_rng(0), 104
+    units = 10.0 ** rng.uniform(0, 8, kinds)  # from one operator to 100 million multiply-adds
+    parts, teacher = ((rng.random((count, kinds)) < 0.4) * rng.random((count, kinds)) * units for count in (3, 1))
+    unknown = (np.vstack([parts, teacher]) == 0).all(0)
+    model = LatencyModel("ms", coarse_work, teacher, np.ones(1), MeasuredParts(parts, np.array([0.05, 0.01, 0.02])))
+    assert (model.coefficients_F[unknown] == 0).all()
+    assert model.predict(teacher + units * unknown)[0] == pytest.approx(1.0, rel=0.1)
+
+
 @pytest.mark.parametrize("clock", [0.7, 1.0, 1.4])
 def test_parts_that_were_timed_at_another_clock_are_corrected(clock: float) -> None:
     rng = np.random.default_rng(0)

@@ -228,16 +228,20 @@ def _reduced(rows_SF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _coefficients(rows_SF: np.ndarray, targets_S: np.ndarray, ridge: float = 0.0) -> np.ndarray:
     """Return the non-negative coefficients with the smallest squared errors, drawn towards zero by `ridge`.
 
+    A kind of work that no equation has gets a coefficient of 0: nothing is known of it.
+
     References
     ----------
     Lawson & Hanson 1974, Solving Least Squares Problems, ch. 23.
     """
-    scale_F = np.maximum(np.abs(rows_SF).max(0), 1e-12)
-    scaled_SF = rows_SF / scale_F
+    scale_F = np.abs(rows_SF).max(0)
+    known_F = scale_F > 0
+    scaled_SF = rows_SF[:, known_F] / scale_F[known_F]
+    kinds = scaled_SF.shape[1]
     if ridge:
-        scaled_SF = np.vstack([scaled_SF, ridge * np.eye(len(scale_F))])
-        targets_S = np.append(targets_S, np.zeros(len(scale_F)))
-    steps = 100 * len(scale_F)  # far above the default of 3 per coefficient, because the fit fails at the bound
-    coefficients_F, _ = nnls(scaled_SF, targets_S, maxiter=steps)
-    scaled: np.ndarray = coefficients_F / scale_F
-    return scaled
+        scaled_SF = np.vstack([scaled_SF, ridge * np.eye(kinds)])
+        targets_S = np.append(targets_S, np.zeros(kinds))
+    coefficients_F = np.zeros(len(scale_F))
+    # the number of steps is far above the default of 3 per coefficient, because the fit fails at the bound
+    coefficients_F[known_F] = nnls(scaled_SF, targets_S, maxiter=100 * kinds)[0] / scale_F[known_F]
+    return coefficients_F
