@@ -11,7 +11,6 @@ import optuna
 
 from objectives.runtimes import RUNTIMES, named
 from search.proposals.defaults import resolved
-from search.proposals.draft_sampler import DraftSampler
 from search.proposals.stratified import StratifiedRandom
 from search.study.errors import UserError
 from search.study.loader import load
@@ -26,9 +25,8 @@ if TYPE_CHECKING:
 
     Act = Callable[[argparse.Namespace, StudySpec, Path], int]  # options, study and its folder to an exit code
 
-# The names of --sampler: slimfront's own samplers, and some of Optuna's.
+# The names of --sampler: samplers of Optuna, and one of slimfront.
 SAMPLERS = {
-    "draft": DraftSampler,
     "tpe": optuna.samplers.TPESampler,
     "nsga2": optuna.samplers.NSGAIISampler,
     "gp": optuna.samplers.GPSampler,
@@ -147,7 +145,8 @@ def _command(
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of that function; may be repeated")
     add("--folder", help="folder of the study's files (default: runs/<name of the study>)")
     add("--storage", help="Optuna storage URL of the trials (default: journal.log in the folder)")
-    add("--sampler", choices=SAMPLERS, help="sampler that proposes plans (default: the study's, mostly draft)")
+    sampled = "sampler of the plans after the initial designs (default: the study's; without one the draft, then tpe)"
+    add("--sampler", choices=SAMPLERS, help=sampled)
     add("--runtime", help=f"runtime of the files: {', '.join(RUNTIMES)}, or the study's own (default)")
     add("--seed", type=int, help="base seed of all random draws (default: the study's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to train on (auto: a GPU if any)")

@@ -2,7 +2,7 @@
 
     python -m studies.search_benchmark --cpu-seconds 100 --seeds 3 --jobs 2
     python -m studies.search_benchmark --methods ours tpe --out runs/search-benchmark
-    python -m studies.search_benchmark --study speech --macs 0.25 --methods ours tpe-after-draft gp-after-draft
+    python -m studies.search_benchmark --study speech --macs 0.25 --methods ours gp-after-draft
 
 The study is the residual network on Fashion-MNIST, DS-CNN on spoken digits, MobileNetV3-small on photographs or the
 demo's digits, top-1 against bit operations, with a limit on multiply-adds if `--macs` gives one. Every run gets the
@@ -49,7 +49,6 @@ from search.evaluation.trial import key_of, seed_of
 from search.loop.run import run
 from search.proposals.defaults import resolved
 from search.proposals.draft_records import draft_of
-from search.proposals.draft_sampler import DraftSampler
 from search.proposals.stratified import StratifiedRandom
 from search.study import machine
 from search.study.budget_clock import BudgetClock
@@ -188,13 +187,12 @@ def _with(sampler: Callable[..., BaseSampler], start: Callable[..., list[dict[st
 
 
 METHODS: dict[str, Search] = {
-    "ours": _with(DraftSampler, DraftStart()),
+    "ours": searched,
     "draft-alone": drafted,
     "tpe": _with(optuna.samplers.TPESampler, UniformStart()),
     "nsga2": _with(optuna.samplers.NSGAIISampler, UniformStart()),
     "random": _with(optuna.samplers.RandomSampler, UniformStart()),
     "stratified": _with(StratifiedRandom, UniformStart()),
-    "tpe-after-draft": _with(optuna.samplers.TPESampler, DraftStart()),
     "gp-after-draft": _with(optuna.samplers.GPSampler, DraftStart()),
     "prune-alone": _alone(PruneRatios),
     "ranks-alone": _alone(Ranks),

@@ -59,7 +59,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "space.steps[2].only was (), is ('head',)": {"space": space(bits=BitWidths((2, 4, 8), (8,), only=("head",)))},
     "space.steps[2].grid was Uniform, is KMeans": {"space": space(bits=BitWidths((2, 4, 8), (8,), KMeans()))},
-    "sampler was DraftSampler, is RandomSampler": {"sampler": optuna.samplers.RandomSampler},
 }
 
 

@@ -18,13 +18,15 @@ from search.evaluation.context import Context
 from search.loop.run import run
 from search.loop.schedule import affordable
 from search.proposals.defaults import resolved
-from search.proposals.draft import DOUBTFUL_LOSS
 from search.proposals.draft_records import MIN_LOSS, draft_of
+from search.proposals.proxy_correlation import prediction_report
+from search.proposals.seeds import DOUBTFUL_LOSS
 from search.proposals.short_training import FIRST_TRAINED, SHORT_STEPS, ShortTraining
 from search.proposals.table_losses import passes_of, proxy_loss_of
 from search.proposals.uniform_start import uniform_designs
 from search.study.budget_clock import BudgetClock, cpu_seconds
-from search.study.records import INPUTS, PROXY_LOSS, SHORT_TRAINING
+from search.study.front import trained
+from search.study.records import INPUTS, PROXY_LOSS, SHORT_TRAINING, TABLE_RANKS
 from search.study.storage import open_study
 from spaces import BitWidths, Depth, PruneRatios, Space, Temperatures
 from studies.digits import Net as Residual
@@ -98,6 +100,9 @@ def test_a_study_starts_with_the_best_plans_of_the_draft_spread_over_the_costs()
            if draft.trials[at].params.items() <= params.items()]  # fmt: skip
     assert len(own) == len(plans)
     assert sum(loss > DOUBTFUL_LOSS for loss in own) <= 2  # a quarter of five, rounded up
+    ranks = draft.user_attrs[TABLE_RANKS]
+    words = f"over 40 plans the table's sums rank plans of similar cost with a correlation of {ranks:.2f}"
+    assert words in prediction_report(main, spec())
     again = optuna.create_study(study_name="again", storage=optuna.storages.InMemoryStorage())
     assert DraftStart(plans=5, scored=40)(shared(), again, BudgetClock(Budget())) == plans
 
@@ -206,14 +211,16 @@ def test_the_number_of_scored_plans_follows_from_the_budget() -> None:
     assert start._target(BudgetClock(Budget(None, minutes=1))) == 1000
 
 
-def test_a_study_proposes_plans_from_its_draft_and_is_reproducible(tmp_path: Path) -> None:
-    found = [searched(dataclasses.replace(spec(), budget=Budget(9)), tmp_path / name) for name in ("a", "b")]
+def test_a_study_trains_the_best_plan_of_each_band_of_its_draft_and_is_reproducible(tmp_path: Path) -> None:
+    wide = dataclasses.replace(spec(), start=DraftStart(scored=40), budget=Budget(7))
+    found = [searched(wide, tmp_path / name) for name in ("a", "b")]
     first, second = ([(trial.params, trial.values) for trial in one.trials] for one in found)
     assert first == second
     draft = draft_of(found[0])
     assert draft is not None
     known = {tuple(trial.params.items()) for trial in draft.trials}
-    for trial in found[0].trials:
+    assert len(trained(found[0])) == 7
+    for trial in trained(found[0]):
         assert tuple((name, trial.params[name]) for name in draft.trials[0].params) in known
 
 

@@ -238,6 +238,8 @@ def _coefficients(rows_SF: np.ndarray, targets_S: np.ndarray, ridge: float = 0.0
     known_F = scale_F > 0
     scaled_SF = rows_SF[:, known_F] / scale_F[known_F]
     kinds = scaled_SF.shape[1]
+    if not kinds:
+        return np.zeros(len(scale_F))
     if ridge:
         scaled_SF = np.vstack([scaled_SF, ridge * np.eye(kinds)])
         targets_S = np.append(targets_S, np.zeros(kinds))

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from objectives import Metric
 from search.study.cpu_profile import MEASURING
-from search.study.records import EARLY_CHECK, REASON, STOPPED
+from search.study.records import EARLY_CHECK, LIMIT, REASON, STOPPED, TRIAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ class EarlyStopping:
         self._trial.set_user_attr(EARLY_CHECK, {"epochs": self._epochs, "values": now})
         reason = self._stopping(now)
         if reason is not None:
-            self._trial.set_user_attr(STOPPED, value=True)
+            self._trial.set_user_attr(STOPPED, LIMIT if reason.startswith(LIMIT) else TRIAL)
             self._trial.set_user_attr(REASON, f"stopped after a quarter of its training: {reason}")
             raise TrialPruned
 
@@ -114,14 +114,14 @@ class EarlyStopping:
                 if limit.excess(sign * best) > max(0.0, nearest):  # while none meets the limits, the nearest is to beat
                     reach = "not expected to be met" if self._strict else "out of reach"
                     rival = ", and the nearest candidate is nearer" if nearest > 0 else ""
-                    return f"the limit {limit.words} is {reach}{rival}"
+                    return f"{LIMIT} {limit.words} is {reach}{rival}"
         for trial in comparable:
             not_costlier = all(
                 self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items()
             )
             if not_costlier and all(sign * trial.values[at] > best for at, (sign, best) in predictions.items()):
                 how = "not expected to be beaten" if self._strict else "out of reach"
-                return f"trial {trial.number}, which costs no more, is {how}"
+                return f"{TRIAL} {trial.number}, which costs no more, is {how}"
         return None
 
     def _sign(self, at: int) -> int:

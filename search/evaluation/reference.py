@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -12,9 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 from objectives import SizeBytes
 from objectives.objective import Foreseeable, Referenced
 from objectives.runtimes import ExportError
@@ -23,11 +19,13 @@ from search.evaluation.subject import Subject
 from search.study.console import console
 from search.study.cpu_profile import MEASURING
 from search.study.errors import UserError
-from search.study.records import MEAN_ANSWER, TEACHER
+from search.study.records import TEACHER
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
+    import torch
     from optuna import Study
+    from torch import nn
 
     from objectives import Limit, Objective
     from objectives.runtimes import Runtime
@@ -115,9 +113,6 @@ def _file_bytes(subject: Subject, runtime: Runtime, path: Path | None) -> int:
 def measure_teacher(study: Study, context: Context) -> dict[str, float]:
     """Return the teacher's value of every objective, measured once per study.
 
-    The trained objectives of a network that answers every input with the mean of the teacher's answers are stored, too:
-    they show which results are closer to the teacher's than to none.
-
     Raises
     ------
     UserError
@@ -129,34 +124,7 @@ def measure_teacher(study: Study, context: Context) -> dict[str, float]:
                 objective.name: _first_value(objective, context.subject.finished) for objective in context.spec.measured
             }
         study.set_user_attr(TEACHER, values)
-        study.set_user_attr(MEAN_ANSWER, _mean_answer_values(context))
     return dict(study.user_attrs[TEACHER])
-
-
-class _MeanAnswer(nn.Module):
-    """A network that answers every input with the same mean answer."""
-
-    answer: torch.Tensor
-
-    def __init__(self, answers: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("answer", answers.mean(0, keepdim=True))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the answer once for each input."""
-        return self.answer.expand(len(inputs), *self.answer.shape[1:])
-
-
-def _mean_answer_values(context: Context) -> dict[str, float]:
-    """Return the trained objectives of the mean answer; without those that cannot measure it or are not finite."""
-    with torch.no_grad():
-        network = _MeanAnswer(context.subject.model(context.subject.example)).eval()
-    values = {}
-    for objective in context.spec.measured:
-        if not objective.is_cost:
-            with contextlib.suppress(Exception):  # a user's objective may need more than answers
-                values[objective.name] = float(objective(network))
-    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def bounded(study: Study, context: Context) -> Context:

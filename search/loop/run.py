@@ -11,6 +11,8 @@ import optuna
 from search.evaluation.profiling import fit_before_search, refit
 from search.loop.schedule import affordable, promote, range_tested
 from search.loop.watch import Watch
+from search.proposals.draft_start import DraftStart
+from search.proposals.gaps import fill_widest_gap
 from search.proposals.refusals import turn_after_refusals
 from search.study.budget_clock import BudgetClock
 from search.study.console import console
@@ -84,6 +86,8 @@ def run(
             while not watch.over():
                 refit(study, context)
                 turn_after_refusals(study, context)
+                if isinstance(spec.start, DraftStart) and spec.start.further:
+                    fill_widest_gap(study, context)
                 study.optimize(watch.objective, n_trials=1, catch=(Diverged,))
                 watch.update()
     return not watch.stopped

@@ -108,7 +108,7 @@ def _smallest_trainable(plans: list[Plan], context: Context) -> Plan:
 
 
 def _initial_designs(study: Study, context: Context) -> list[Plan]:
-    """Return the plans of the initial designs, the largest network first; a uniform plan of half strength without any.
+    """Return the plans that were enqueued, the largest network first; a uniform plan of half strength without any.
 
     Their size is the mean of the logarithms of the costs that a formula gives; without one they stay in their order.
     """

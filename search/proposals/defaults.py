@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from search.proposals.draft_sampler import DraftSampler
+from optuna.samplers import TPESampler
+
 from search.proposals.draft_start import DraftStart
 from search.study.goal import with_goal
 
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
 
 
 def resolved(spec: StudySpec) -> StudySpec:
-    """Return the study with `DraftSampler` and `DraftStart()` where it names none, and with the limits of its goal.
+    """Return the study with `TPESampler` and `DraftStart()` where it names none, and with the limits of its goal.
 
-    Call this once, before the definition of a study is stored or compared.
+    If it names a sampler, this proposes all plans after the initial designs. Call this once, before the definition of a
+    study is stored or compared.
     """
     spec = with_goal(spec)
-    return dataclasses.replace(spec, sampler=spec.sampler or DraftSampler, start=spec.start or DraftStart())
+    start = spec.start or DraftStart()
+    if isinstance(start, DraftStart) and start.further is None:
+        start = dataclasses.replace(start, further=spec.sampler is None)
+    return dataclasses.replace(spec, sampler=spec.sampler or TPESampler, start=start)

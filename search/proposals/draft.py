@@ -10,16 +10,16 @@ from optuna.trial import FixedTrial, TrialState, create_trial
 from scipy.stats import spearmanr
 
 from search.evaluation.proxy_loss import PROXY_INPUTS
-from search.proposals.draft_records import MIN_LOSS, create_draft
+from search.proposals.draft_records import MIN_LOSS, create_draft, table_ranks_words
 from search.proposals.limits import meet_limits
-from search.proposals.seeds import representatives, seeds_within_limits
+from search.proposals.seeds import DOUBTFUL_LOSS, DOUBTFUL_SHARE, first_trainings, seeds_within_limits
 from search.proposals.sensitivity_table import safe_log
 from search.proposals.short_training import ShortTraining, rate_is_known
 from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, Allowance, proxy_loss_of
 from search.study.budget_clock import Stopwatch
 from search.study.cpu_profile import SCORING
 from search.study.queue import is_other_live_worker, worker
-from search.study.records import INPUTS, PLAN, PROXY_LOSS, SHORT_TRAINING, WORKER
+from search.study.records import INPUTS, PLAN, PROXY_LOSS, SHORT_TRAINING, TABLE_RANKS, WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,8 +35,6 @@ TRAINED_SHARE = 1 / 2  # share of the draft's time that short trainings may take
 MUTANTS = 48  # mutated plans that are generated together; only the most promising one is scored (chosen)
 ATTEMPTS = 20  # failed attempts to find a new plan, after which the space counts as exhausted (chosen)
 MIN_RANKED = 20  # scored plans of similar cost, among which the sums of the table are compared with losses (chosen)
-DOUBTFUL_LOSS = 0.5  # proxy loss above which answers are closer to the mean answer than to the teacher's
-DOUBTFUL_SHARE = 4  # one of this many initial designs, at most, has such a loss (chosen)
 CROSSOVER_SHARE = 0.3  # share of its parameters that a plan takes from its mate, on average, if it takes any (chosen)
 
 
@@ -156,37 +154,36 @@ class Draft:
         return None
 
     def best(self, count: int) -> list[dict[str, float]]:
-        """Return the parameters of the plans with the smallest loss in bands of each cost, the largest network first.
+        """Return the parameters of about `count` plans to train, in this order (see `first_trainings`).
 
         Only the front is considered, and the bands span the costs of the front: of all plans that lose almost nothing,
-        only the cheapest is worth training. Plans whose answers are farther from the teacher's than from one answer for
-        all inputs can be trainable, or not; so that they do not take most of a short study, they are a quarter at most.
+        only the cheapest is worth training.
         """
         front = self._nondominated
-        doubtful = self._losses[front] > DOUBTFUL_LOSS
-        few = -(-count // DOUBTFUL_SHARE) if doubtful.any() else 0
-        groups = [(front[~doubtful], count - few), (front[doubtful], few)]
-        chosen: dict[tuple[float, ...], dict[str, float]] = {}
-        for members, number in [(front, count)] if doubtful.all() else groups:
-            if len(members) and number:
-                costs, losses = self._log_costs[members], self._losses[members]
-                for params in representatives(self._context, self._table, self._rows[members], costs, losses, number):
-                    chosen.setdefault(tuple(params.values()), params)
-        return list(chosen.values())
+        if not len(front):
+            return []
+        rows, costs, losses = self._rows[front], self._log_costs[front], self._losses[front]
+        return first_trainings(self._context, self._table, rows, costs, losses, count)
 
     def words(self) -> str:
         """Describe how many plans were scored, and how well the sums of the table rank their losses."""
-        scored = self._losses < LARGEST_LOSS
         found = f"{len(self)} plans were scored on {self._inputs} inputs each"
-        if scored.sum() < MIN_RANKED:
+        ranks = self._table_ranks()
+        if ranks is None:
             return found
+        self._study.set_user_attr(TABLE_RANKS, ranks)
+        return f"{found}; {table_ranks_words(ranks)}"
+
+    def _table_ranks(self) -> float | None:
+        """Return the rank correlation of the table's sums and the losses of plans of similar cost, None if unknown."""
+        scored = self._losses < LARGEST_LOSS
+        if scored.sum() < MIN_RANKED:
+            return None
         sums, costs = self._table.sums(self._rows[scored]), self._log_costs[scored, 0]
-        bands = np.array_split(costs.argsort(), max(1, scored.sum() // MIN_RANKED))
+        bands = np.array_split(costs.argsort(), scored.sum() // MIN_RANKED)
         pairs = [(sums[band], self._losses[scored][band]) for band in bands]
         ranks = [spearmanr(one, other)[0] for one, other in pairs if np.ptp(one) and np.ptp(other)]
-        if not ranks:
-            return found
-        return f"{found}; the table's sums rank plans of similar cost with a correlation of {np.mean(ranks):.2f}"
+        return float(np.mean(ranks)) if ranks else None
 
     def _read_new(self) -> None:
         """Read the draft's new trials from the storage."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import optuna
 
 from search.study.queue import params_of
-from search.study.records import DRAFT, MEAN_ANSWER, TEACHER
+from search.study.records import DRAFT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,25 +42,12 @@ def create_draft(study: Study, names: list[str]) -> Study:
     return draft
 
 
+def table_ranks_words(correlation: float) -> str:
+    """Describe how well the sums of the sensitivity table rank the losses of plans that combine changes."""
+    return f"the table's sums rank plans of similar cost with a correlation of {correlation:.2f}"
+
+
 def choices_in(trial: FrozenTrial, names: Iterable[str]) -> tuple[Any, ...]:
     """Return the values of the draft's parameters in a trial of the main study; the trial may still be waiting."""
     params = params_of(trial)
     return tuple(params.get(name) for name in names)
-
-
-def metric_names(study: Study) -> list[str]:
-    """Return the names of a study's objectives, or an empty list if they have no names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return list(study.metric_names or ())
-
-
-def middle_value(study: Study, objective: str, sign: float) -> float:
-    """Return the middle between the teacher's value and that of a network that answers all inputs alike.
-
-    `sign` is 1 for a minimized objective and -1 for a maximized one; if the middle is not known, the worst value.
-    """
-    teacher, mean_answer = (study.user_attrs.get(key, {}).get(objective) for key in (TEACHER, MEAN_ANSWER))
-    if teacher is None or mean_answer is None or sign * mean_answer <= sign * teacher:
-        return float(sign * np.inf)
-    return float(teacher + mean_answer) / 2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from search.evaluation.profiling import measure_promising
 from search.proposals.draft import Draft
-from search.proposals.seeds import best_sums, in_order_of_training, reachable_and_known
+from search.proposals.seeds import best_sums, first_by_table, reachable_and_known
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import Allowance
 from search.proposals.uniform_start import uniform_designs
@@ -49,11 +49,15 @@ class DraftStart:
         Share of the budget's time by which the draft must be done; if the measurements before it took longer, the
         draft still gets a tenth of the time. The table takes at most a tenth of the budget, and so does measuring
         networks before it; measuring promising plans after it takes at most a twentieth.
+    further
+        Whether, after the first plans, the others on the draft's front are trained too, before the sampler proposes any
+        (`fill_widest_gap`); by default, unless the study names a sampler.
     """
 
     plans: int = 8
     scored: int | None = None
     share: float = 0.35
+    further: bool | None = field(default=None, metadata={"found": True})
 
     def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:
         """Return the parameters of each plan, in the order of training."""
@@ -72,16 +76,16 @@ class DraftStart:
             while len(draft) < target and clock.spent < until and draft.step(target):
                 progress(max(len(draft) / target, clock.spent / until))
         if len(draft) < self.plans and clock.spent >= until:  # too few to choose from
-            console.print(
+            words = (
                 f"there was time to score {len(draft)} plans; the initial designs are the best by the sensitivity table"
             )
-            best = best_sums(context, table, cost_names, self.plans)
+            best = first_by_table(context, table, cost_names, self.plans)
         else:
-            best = draft.best(self.plans)
-            console.print(draft.words())
+            words, best = draft.words(), draft.best(self.plans)
         if not best:
             return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
-        return in_order_of_training(best, context.spec)
+        console.print(words)
+        return best
 
     def _target(self, clock: BudgetClock) -> int:
         """Return the number of plans that the draft is to reach."""

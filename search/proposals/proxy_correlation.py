@@ -9,9 +9,9 @@ import numpy as np
 from optuna.trial import TrialState
 from scipy.stats import spearmanr
 
-from search.proposals.draft_records import choices_in, draft_of
+from search.proposals.draft_records import choices_in, draft_of, table_ranks_words
 from search.study.front import trained
-from search.study.records import EPOCHS, PREDICTED, TRAINED_LOSS, VALUES
+from search.study.records import EPOCHS, PREDICTED, TABLE_RANKS, TRAINED_LOSS, VALUES
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -98,14 +98,17 @@ def proxy_correlation_words(found: ProxyCorrelation | None) -> str:
 
 def prediction_report(study: Study, spec: StudySpec) -> str:
     """Describe how well the draft and the cost models predicted; empty if the study has no draft."""
-    if draft_of(study) is None:
+    draft = draft_of(study)
+    if draft is None:
         return ""
     lines = [
         f"{name} was predicted with a median error of {found.error:.1%}, rank correlation {found.correlation:.2f}, "
         f"over {found.trials} measured trials"
         for name, found in cost_prediction_errors(study).items()
     ]
-    return "\n".join([proxy_correlation_words(proxy_correlation(study, spec)), *lines])
+    ranks = draft.user_attrs.get(TABLE_RANKS)
+    table = [] if ranks is None else [f"sensitivity table: over {len(draft.trials)} plans {table_ranks_words(ranks)}"]
+    return "\n".join([*table, proxy_correlation_words(proxy_correlation(study, spec)), *lines])
 
 
 def cost_prediction_errors(study: Study) -> dict[str, PredictionError]:

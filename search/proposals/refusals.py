@@ -50,6 +50,8 @@ def excess_of(context: Context, plans: Sequence[Mapping[str, float]], margins: f
     margins
         By how many times the error of a cost's model its prediction is raised.
     """
+    if not context.cost_model.formulas and not context.cost_model.models:
+        return np.full(len(plans), -np.inf)
     architectures = architectures_of(context.cost_model.frame, [context.plan(params) for params in plans])
     return excess_over_limits(context, context.cost_model.of(architectures), margins)
 

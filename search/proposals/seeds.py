@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.proposals.sensitivity_table import SensitivityTable
     from search.study.budget_clock import BudgetClock
-    from search.study.spec import StudySpec
+
+DOUBTFUL_LOSS = 0.5  # proxy loss above which answers are closer to the mean answer than to the teacher's
+DOUBTFUL_SHARE = 4  # one of this many initial designs, at most, has such a loss (chosen)
 
 
 def reachable_and_known(
@@ -79,31 +81,29 @@ def best_sums(context: Context, table: SensitivityTable, cost_names: list[str], 
 
     The list is empty if no plan of the table meets the limits.
     """
-    chosen = seeds_within_limits(context, table, cost_names)
-    if not len(chosen):
-        return []
-    costs = context.cost_model.of(table.combine(chosen))
-    logs = safe_log(np.column_stack([costs[name] for name in cost_names]))
-    return representatives(context, table, chosen, logs, table.sums(chosen), count)
+    chosen, logs_NC = _seeds_and_costs(context, table, cost_names)
+    rows = _representatives(logs_NC, table.sums(chosen), count) if len(chosen) else []
+    return [_params(context, table, chosen[row]) for row in rows]
 
 
-def in_order_of_training(designs: list[dict[str, float]], spec: StudySpec) -> list[dict[str, float]]:
-    """Return initial designs, given from the largest network on, in an order whose first ones span the range.
-
-    The middle one comes first, then always the middle of a widest gap, the ends last, since there may be time for only
-    a few. If a limit is on what training gives, such as "lose at most 1 point", the largest one comes before: it is the
-    most likely to meet the limit.
-    """
-    largest_first = [0] if designs and any(not limit.objective.is_cost for limit in spec.limits) else []
-    return [designs[at] for at in [*largest_first, *middles(len(largest_first) - 1, len(designs))]]
+def first_by_table(
+    context: Context, table: SensitivityTable, cost_names: list[str], count: int
+) -> list[dict[str, float]]:
+    """Return `first_trainings` of the plans with the best sums in the table; none if no plan meets the limits."""
+    chosen, logs_NC = _seeds_and_costs(context, table, cost_names)
+    return first_trainings(context, table, chosen, logs_NC, table.sums(chosen), count) if len(chosen) else []
 
 
-def representatives(
+def first_trainings(
     context: Context, table: SensitivityTable, chosen: np.ndarray, logs_NC: np.ndarray, losses: np.ndarray, count: int
 ) -> list[dict[str, float]]:
-    """Return the parameters of the plans with the smallest loss in bands of each cost, the largest network first.
+    """Return the parameters of the plans with the smallest loss in bands of each cost, in the order of training.
 
-    The size of a network is the mean of the logarithms of its costs.
+    Plans whose answers are farther from the teacher's than from one answer for all inputs can be trainable, or not; so
+    that they do not take most of a short study, they come last and are a quarter at most, if there are others. There
+    may be time for only a few plans, so the first ones span the range: the middle one comes first, then always the
+    middle of a widest gap. If a limit is on what training gives, such as "lose at most 1 point", the
+    largest one comes before: it is the most likely to meet the limit.
 
     Parameters
     ----------
@@ -116,10 +116,40 @@ def representatives(
     count
         Approximate number of plans.
     """
+    doubtful = losses > DOUBTFUL_LOSS
+    few = 0 if not doubtful.any() else count if doubtful.all() else min(-(-count // DOUBTFUL_SHARE), count - 1)
+    on_training = any(not limit.objective.is_cost for limit in context.spec.limits)
+    designs: list[dict[str, float]] = []
+    for members, number in ((np.flatnonzero(~doubtful), count - few), (np.flatnonzero(doubtful), few)):
+        if len(members) and number:
+            picked = members[_representatives(logs_NC[members], losses[members], number)]
+            ends = [0] if on_training and not designs else []
+            order = [*ends, *middles(len(ends) - 1, len(picked))]
+            designs += [_params(context, table, chosen[picked[at]]) for at in order]
+    return designs
+
+
+def _seeds_and_costs(context: Context, table: SensitivityTable, cost_names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the choices of `seeds_within_limits`, and the logarithms of their costs."""
+    chosen = seeds_within_limits(context, table, cost_names)
+    if not len(chosen):
+        return chosen, np.zeros((0, len(cost_names)))
+    costs = context.cost_model.of(table.combine(chosen))
+    return chosen, safe_log(np.column_stack([costs[name] for name in cost_names]))
+
+
+def _params(context: Context, table: SensitivityTable, chosen: np.ndarray) -> dict[str, float]:
+    return table.params(chosen) | context.spec.space.recovery.usual()
+
+
+def _representatives(logs_NC: np.ndarray, losses: np.ndarray, count: int) -> list[int]:
+    """Return the rows of the plans with the smallest loss in bands of each cost, about `count`, the largest first.
+
+    The size of a network is the mean of the logarithms of its costs.
+    """
     bands = -(-count // logs_NC.shape[1])
     picked = dict.fromkeys(row for logs in logs_NC.T for row in _spread(logs, losses, bands))
-    usual = context.spec.space.recovery.usual()
-    return [table.params(chosen[row]) | usual for row in sorted(picked, key=lambda row: -logs_NC[row].sum())]
+    return sorted(picked, key=lambda row: -logs_NC[row].sum())
 
 
 def _spread(log_costs: np.ndarray, losses: np.ndarray, count: int) -> list[int]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from search.evaluation.context import Context
-    from search.study.spec import Recipe
     from spaces import Plan
 
 SHORT_STEPS = 25  # steps of a short training (chosen)
@@ -62,7 +61,7 @@ class ShortTraining:
         self._features: list[tuple[float, float]] = []
         self._ratios: list[float] = []
         self._attempts = 0
-        self._fits = True
+        self._fits, self._timed = True, False
 
     def note(self, left_out: float, loss: float, ratio: float | None) -> None:
         """Record one trained plan.
@@ -95,24 +94,25 @@ class ShortTraining:
 
     def __call__(self, plan: Plan, seconds: float) -> float:
         """Return the proxy loss after training; infinite if training fails, or would take longer than this."""
-        model = self._context.build(plan)
-        recipe = self._context.with_rate(self._recipe, model, DEFAULT_RATE)
         try:
-            if not self._attempts and self._seconds(model, plan, recipe, seconds) > seconds:
+            model = self._context.build(plan)
+            if not self._timed and self._seconds(model, plan, seconds) > seconds:
                 console.print(
                     f"no plan of the draft is trained for {SHORT_STEPS} steps, since one takes over {seconds:.0f} s; "
                     "plans with few and with many layers are compared by their losses before training"
                 )
                 self._fits = False
                 return math.inf
+            self._timed = True
+            recipe = self._context.with_rate(self._recipe, model, DEFAULT_RATE)
             self._context.train(model, plan, recipe, self._context.spec.seed)
             return self._context.proxy_loss(model, self._inputs)
         except Exception:  # noqa: BLE001 - a trial of the plan will report any error
             return math.inf
 
-    def _seconds(self, model: nn.Module, plan: Plan, recipe: Recipe, most: float) -> float:
+    def _seconds(self, model: nn.Module, plan: Plan, most: float) -> float:
         """Return the CPU seconds of a training, by those of one step; 0 if it may take any time."""
         if math.isinf(most):
             return 0.0
         with self._context.cpu_profile.charge(TRAINING):
-            return SHORT_STEPS * self._context.step_seconds(model, plan, recipe, 1, most / SHORT_STEPS)
+            return SHORT_STEPS * self._context.step_seconds(model, plan, self._recipe, 1, most / SHORT_STEPS)

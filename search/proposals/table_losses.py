@@ -103,7 +103,7 @@ class Allowance:
                 inputs //= 2
             return min(inputs, most)
         given = self.seconds
-        on_fewest = _seconds_on_fewest(context, plans, given / wanted)
+        on_fewest = _seconds_on_fewest(context, plans, given / max(wanted, 1))
         forward = _forward_seconds(context) if wanted * on_fewest < given else math.inf
         while inputs > LEAST_INPUTS and wanted * (on_fewest + (inputs - LEAST_INPUTS) * forward) > given:
             inputs //= 2

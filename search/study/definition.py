@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from search.study.spec import StudySpec
 
-# Settings that do not change the result of a trial: how long the study runs, what follows the search, the test split,
-# which only `confirm` reads, and the text of the goal, whose limits are compared.
-SETTINGS_WITHOUT_EFFECT = ("budget", "confirmation", "runtime", "splits.test", "goal")
-REMOVED_SETTINGS = ("start.seconds",)  # version 0.1 stored them
+# Settings that do not change the result of a trial: how long the study runs, who proposes its plans, what follows the
+# search, the test split, which only `confirm` reads, and the text of the goal, whose limits are compared.
+SETTINGS_WITHOUT_EFFECT = ("budget", "sampler", "confirmation", "runtime", "splits.test", "goal")
+REMOVED_SETTINGS = ("start.seconds", "sampler")  # version 0.1 stored them
 MODULE_PREFIX = re.compile(r"[A-Za-z_]\w*\.(?=[A-Za-z_])")  # version 0.1 stored it before the names of classes
 
 

@@ -10,7 +10,6 @@ DEFINITION = "definition"  # every setting that the result of a trial depends on
 DRAFT = "-draft"  # suffix: the draft of a study has the name of the study and this
 GOAL = "goal"  # text of the goal, and the name of the runtime that its objectives are measured on
 TEACHER = "teacher"  # the value of every objective for the teacher
-MEAN_ANSWER = "mean_answer"  # the same of trained objectives for a network that answers all inputs alike
 STARTED = "anchors"  # whether the initial designs are enqueued
 RANGE = "relative_range_test"  # result of the range test of the learning rate; 0.1 stored another loss in range_test
 RANGES = "ends"  # for each parameter, its values at the weakest and the strongest compression
@@ -33,7 +32,8 @@ EXCESS = "excess"  # by how much each limit is exceeded, relative to its bound; 
 EPOCHS = "epochs"  # number of epochs that it was trained for
 RATE = "learning_rate"  # the highest learning rate of its training
 EARLY_CHECK = "rung"  # the epochs and the objectives at the check of early stopping
-STOPPED = "stopped"  # whether early stopping ended it
+STOPPED = "stopped"  # what was out of reach when early stopping ended it: LIMIT or TRIAL; in 0.1 only that it did
+LIMIT, TRIAL = "the limit", "trial"  # first words of its reason
 REASON = "reason"  # why it ended without values; a failed trial without a reason was interrupted
 REPLAY = "replay_of"  # number of the earlier trial of the same plan whose result it repeats
 TRAINED_LOSS = "trained_loss"  # proxy loss on validation examples after the training
@@ -41,6 +41,7 @@ SECONDS = "cpu_seconds"  # CPU seconds that it took
 
 # attributes of the draft
 INPUTS = "scored_inputs"  # number of training inputs that its plans are scored on
+TABLE_RANKS = "table_ranks"  # rank correlation of the sensitivity table's sums with proxy losses, at similar cost
 
 # attributes of a trial of the draft
 PROXY_LOSS = "one_shot_loss"  # name of its first value, the proxy loss

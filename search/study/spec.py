@@ -160,7 +160,9 @@ class StudySpec:
     budget
         The bounds of `run`.
     sampler
-        A class or function that creates an Optuna sampler when called with `seed=`; None for `DraftSampler`.
+        A class or function that creates an Optuna sampler when called with `seed=`; None for `TPESampler`, which then
+        starts when the draft's front is used up. A study may continue with another sampler, since what a trial gives
+        does not depend on it.
     start
         A function that returns the initial designs, as parameters, when called with the context of the study
         (`search.evaluation.context.Context`), the Optuna study and the budget's clock; None for `DraftStart()`.

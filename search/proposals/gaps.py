@@ -1,0 +1,75 @@
+"""What is proposed after the initial designs: plans of the draft in the gaps between those that were trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from optuna.trial import TrialState
+
+from search.proposals.draft_records import MIN_LOSS, choices_in, draft_of
+from search.proposals.refusals import excess_of
+from search.proposals.seeds import DOUBTFUL_LOSS
+from search.proposals.sensitivity_table import safe_log
+from search.study.queue import enqueue
+from search.study.records import LIMIT, STOPPED
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from search.evaluation.context import Context
+
+
+def fill_widest_gap(study: Study, context: Context) -> None:
+    """Enqueue the plan of the draft that is farthest from all of its tried ones, if no trial waits; else do nothing.
+
+    Only plans of the draft's front are considered that the refitted cost models allow, and that are likely to meet
+    limits on trained objectives; those whose answers are closer to one answer for all inputs than to the teacher's
+    follow after the others. The distance is that of the logarithms of the costs, as a share of the front's range. As
+    long as every training misses a limit, the plan with the smallest proxy loss is next instead, of the whole draft.
+    Once no plan is left, the sampler proposes plans.
+    """
+    draft = draft_of(study)
+    drafted = [] if draft is None else draft.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not drafted or study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        return
+    names = list(drafted[0].params)
+    # a plan may be trained twice, and only a training to the end tells whether it meets the limits
+    trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.state == TrialState.COMPLETE)
+    tried = {choices_in(trial, names): trial for trial in trials}
+    results = [tried.get(choices_in(trial, names)) for trial in drafted]
+    done = np.array([trial is not None for trial in results])
+    values = np.array([[max(MIN_LOSS, trial.values[0]), *trial.values[1:]] for trial in drafted])
+    losses, logs_NC = values[:, 0], safe_log(values[:, 1:])
+    front = np.array([not ((values <= one).all(1) & (values < one).any(1)).any() for one in values])
+    met, missed = _losses_of_trained(losses, results)
+    if not done.any():
+        return
+    if missed and not met:
+        considered, scores = ~done, -losses
+    else:
+        ranges_C = np.maximum(np.ptp(logs_NC[front], axis=0), np.finfo(float).tiny)
+        scores = (np.abs(logs_NC[:, None] - logs_NC[None, done]) / ranges_C).max(2).min(1)
+        largest = min((loss for loss in missed if loss > max(met, default=0.0)), default=np.inf)
+        considered = front & (scores > 0) & (losses < largest)
+    free = np.flatnonzero(considered)
+    allowed = free[excess_of(context, [drafted[at].params for at in free], 1.0) <= 0] if len(free) else free
+    trusted = allowed[losses[allowed] <= DOUBTFUL_LOSS]
+    chosen = trusted if len(trusted) else allowed
+    if len(chosen):
+        enqueue(study, dict(drafted[chosen[scores[chosen].argmax()]].params))
+
+
+def _losses_of_trained(losses: np.ndarray, results: list[FrozenTrial | None]) -> tuple[list[float], list[float]]:
+    """Return the proxy losses of the plans whose trainings met all limits, and of those that missed one."""
+    met: list[float] = []
+    missed: list[float] = []
+    for loss, trial in zip(losses, results, strict=True):
+        if trial is None or trial.state not in {TrialState.COMPLETE, TrialState.PRUNED}:
+            continue
+        if trial.state == TrialState.PRUNED:
+            missed += [float(loss)] if trial.user_attrs.get(STOPPED) == LIMIT else []
+        else:
+            (missed if any(excess > 0 for excess in trial.constraints.values()) else met).append(float(loss))
+    return met, missed
