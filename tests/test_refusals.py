@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
 from objectives import Limit
+from search import Budget
 from search.evaluation.profiling import fit_before_search
 from search.proposals.draft_records import create_draft
-from search.proposals.refusals import REFUSALS, excess_of, refused_in_a_row, turn_after_refusals
+from search.proposals.refusals import REFUSALS, _mixtures, excess_of, refused_in_a_row, turn_after_refusals
+from search.proposals.sensitivity_table import measured_table
+from search.study.budget_clock import BudgetClock
 from search.study.queue import fixed
 from search.study.records import PROXY_LOSS, REASON
 from tests.small_study import context
@@ -20,6 +24,7 @@ from tests.test_latency_model import spec
 
 if TYPE_CHECKING:
     from search.evaluation.context import Context
+    from search.proposals.sensitivity_table import SensitivityTable
 
 Params = dict[str, float]
 
@@ -90,6 +95,35 @@ def test_the_best_plan_of_the_draft_that_is_allowed_is_preferred(limited: tuple[
     turn_after_refusals(study, shared)
     (params,) = waiting(study)
     assert params == draft.trials[2].params
+
+
+def test_without_an_allowed_plan_in_the_draft_the_table_is_searched_again(
+    limited: tuple[Context, Limit], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared, limit = limited
+    study = refused(shared, limit, REFUSALS)
+    table = measured_table(shared, study, BudgetClock(Budget(trials=100)))
+    turn_after_refusals(study, shared)
+    (params,) = waiting(study)
+    assert "the plan with the best sum of the sensitivity table" in capsys.readouterr().err.replace("\n", " ")
+    assert excess_of(shared, [params], 1.0)[0] <= 0
+    own = table.sums(row_of(table, params))[0]
+    mixed = [one for one in _mixtures(shared, seed=REFUSALS) if excess_of(shared, [one], 1.0)[0] <= 0]
+    rows = [row_of(table, one) for one in mixed]
+    assert mixed
+    assert own <= min(table.sums(row)[0] for row in rows)
+
+
+def row_of(table: SensitivityTable, params: Params) -> np.ndarray:
+    """Return the choices of a plan, the nearest ones where the table has no such value."""
+    return np.array(
+        [
+            [
+                np.abs(np.array(values) - params[name]).argmin()
+                for name, values in zip(table.names, table.values, strict=True)
+            ]
+        ]
+    )
 
 
 def test_a_refusal_for_another_reason_ends_the_row(limited: tuple[Context, Limit]) -> None:

@@ -9,6 +9,8 @@ from optuna.trial import TrialState
 
 from search.proposals.draft_records import choices_in, draft_of
 from search.proposals.limits import excess_over_limits, sets_of_axes
+from search.proposals.seeds import seeds_by_margin
+from search.proposals.sensitivity_table import stored_table
 from search.study.console import console
 from search.study.queue import enqueue
 from search.study.records import REASON
@@ -60,8 +62,9 @@ def turn_after_refusals(study: Study, context: Context) -> None:
     """After every third refusal in a row, enqueue a plan that the refitted models clearly allow; else do nothing.
 
     It is the plan of the draft with the smallest proxy loss of those that meet the limits by the margin of a model for
-    every third refusal; if the draft has none, the mixture of uniform plans that compresses least; if no plan is
-    allowed, the one that exceeds the limits least.
+    every third refusal. The draft was searched with the models of that time, and what they took for cheap may be what
+    they were wrong about; so if it has none, the table is searched again. Without a table, or if no plan of it is
+    allowed, it is the mixture of uniform plans that compresses least, or the one that exceeds the limits least.
     """
     count = refused_in_a_row(study, context)
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -78,6 +81,8 @@ def turn_after_refusals(study: Study, context: Context) -> None:
     if len(allowed):
         chosen = dict(fresh[min(allowed, key=lambda at: fresh[at].values[0])].params)
         source = "the plan of the draft with the smallest proxy loss of those that it allows"
+    elif found := _best_of_table(study, context, margins):
+        chosen, source = found, "the plan with the best sum of the sensitivity table of those that it allows"
     else:
         mixed = _mixtures(context, seed=count)
         mixtures = [params for params in mixed if tuple(map(params.get, names)) not in tried] or mixed
@@ -87,6 +92,20 @@ def turn_after_refusals(study: Study, context: Context) -> None:
         source = "a mixture of uniform plans"
     enqueue(study, chosen)
     console.print(f"{count} plans in a row exceeded a limit: the models were fitted again, and next is {source}")
+
+
+def _best_of_table(study: Study, context: Context, margins: float) -> dict[str, float] | None:
+    """Return the parameters of the untried plan with the best sum of those that the models allow by these margins."""
+    table = stored_table(study, context)
+    if table is None:
+        return None
+    tried = {choices_in(trial, table.names) for trial in study.get_trials(deepcopy=False)}
+    chosen = seeds_by_margin(context, table, [], margins)
+    for row in chosen[table.sums(chosen).argsort(kind="stable")] if len(chosen) else []:
+        params = table.params(row)
+        if tuple(params.values()) not in tried:
+            return params | context.spec.space.recovery.usual()
+    return None
 
 
 def _mixtures(context: Context, seed: int) -> list[dict[str, float]]:

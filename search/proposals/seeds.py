@@ -50,30 +50,29 @@ def known_costs(context: Context) -> list[str]:
 
 
 def seeds_within_limits(context: Context, table: SensitivityTable, cost_names: list[str]) -> np.ndarray:
+    """Return `seeds_by_margin` with a margin of 1; if no plan meets the limits by it, it is left out."""
+    found = seeds_by_margin(context, table, cost_names, 1.0)
+    if not len(found) and context.cost_model.models:
+        console.print("no plan meets the limits by the margin of the predictions; seeds meet them without it")
+        found = seeds_by_margin(context, table, cost_names, 0.0)
+    return found
+
+
+def seeds_by_margin(context: Context, table: SensitivityTable, cost_names: list[str], margin: float) -> np.ndarray:
     """Return the choices from the table with the best sums of losses at every cost, within the limits.
 
     Any number of first rows spans the costs. A plan that is cheap in one cost may be expensive in another, so limited
-    costs are searched like the wanted ones. If no plan meets the limits by the margin of the cost models, the margin
-    is left out.
+    costs are searched like the wanted ones. The margin says by how many times their error predictions are raised.
     """
     formulas = context.cost_model.formulas
     limited = [limit.objective.name for limit in limits_before_training(context)]
     names = [name for name in dict.fromkeys([*cost_names, *limited]) if name in formulas]
 
-    def search(margin: float) -> np.ndarray:
-        def evaluate(chosen: np.ndarray) -> Evaluation:
-            costs = context.cost_model.of(table.combine(chosen))
-            return Evaluation(
-                np.column_stack([costs[name] for name in names]), excess_over_limits(context, costs, margin)
-            )
+    def evaluate(chosen: np.ndarray) -> Evaluation:
+        costs = context.cost_model.of(table.combine(chosen))
+        return Evaluation(np.column_stack([costs[name] for name in names]), excess_over_limits(context, costs, margin))
 
-        return band_search(table.losses, table.axes, evaluate, context.spec.seed)
-
-    found = search(margin=1.0)
-    if not len(found) and context.cost_model.models:
-        console.print("no plan meets the limits by the margin of the predictions; seeds meet them without it")
-        found = search(margin=0.0)
-    return found
+    return band_search(table.losses, table.axes, evaluate, context.spec.seed)
 
 
 def best_sums(context: Context, table: SensitivityTable, cost_names: list[str], count: int) -> list[dict[str, float]]:

@@ -84,6 +84,14 @@ def measured_table(context: Context, study: Study, clock: BudgetClock) -> Sensit
     return sensitivity_table(context, changes, [np.array(added) for added in known])
 
 
+def stored_table(study: Study, context: Context) -> SensitivityTable | None:
+    """Return the table of a study that has measured one, else None."""
+    known = study.user_attrs.get(SENSITIVITIES)
+    if known is None:
+        return None
+    return sensitivity_table(context, single_changes(context), [np.array(added) for added in known])
+
+
 def single_changes(context: Context) -> list[Change]:
     """Return, for each parameter except those of the recovery, the plans in which it alone is changed."""
     space, anatomy = context.spec.space, context.subject.anatomy
