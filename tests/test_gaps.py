@@ -89,13 +89,17 @@ def test_the_widest_gap_is_filled_where_limits_can_be_met(
 
 def test_plans_that_the_cost_models_refuse_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     main, shared = drafted({0: 0.0}, monkeypatch), context(study())
-    refused = {3: 0.2, 2: 0.1}
+    refused = {3: 0.2, 2: 0.1}  # at every margin
     monkeypatch.setattr(
         "search.proposals.gaps.excess_of",
         lambda _, plans, __: np.array([refused.get(params["x"], 0.0) for params in plans]),
     )
     fill_widest_gap(main, shared)
     assert waiting(main) == [1]
+    main = drafted({0: 0.0}, monkeypatch)
+    monkeypatch.setattr("search.proposals.gaps.excess_of", lambda _, plans, margin: np.full(len(plans), margin + 0.5))
+    fill_widest_gap(main, shared)
+    assert waiting(main) == [3], "allowed by the last margin alone"
     nothing = optuna.create_study(study_name="no draft", storage=optuna.storages.InMemoryStorage())
     fill_widest_gap(nothing, shared)
     assert not nothing.trials

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from search.evaluation.context import Context
 
+MARGINS = 1.0, 0.0, -1.0  # by how many times their error predictions are raised; beyond the last a trial is refused
+
 
 def fill_widest_gap(study: Study, context: Context) -> None:
     """Enqueue the plan of the draft that is farthest from all of its tried ones, if no trial waits; else do nothing.
@@ -53,12 +55,20 @@ def fill_widest_gap(study: Study, context: Context) -> None:
         scores = (np.abs(logs_NC[:, None] - logs_NC[None, done]) / ranges_C).max(2).min(1)
         largest = min((loss for loss in missed if loss > max(met, default=0.0)), default=np.inf)
         considered = front & (scores > 0) & (losses < largest)
-    free = np.flatnonzero(considered)
-    allowed = free[excess_of(context, [drafted[at].params for at in free], 1.0) <= 0] if len(free) else free
+    allowed = _allowed(context, drafted, np.flatnonzero(considered))
     trusted = allowed[losses[allowed] <= DOUBTFUL_LOSS]
     chosen = trusted if len(trusted) else allowed
     if len(chosen):
         enqueue(study, dict(drafted[chosen[scores[chosen].argmax()]].params))
+
+
+def _allowed(context: Context, drafted: list[FrozenTrial], considered: np.ndarray) -> np.ndarray:
+    """Return the plans that the cost models allow clearly, or else probably, or else possibly."""
+    for margin in MARGINS if len(considered) else ():
+        excess = excess_of(context, [drafted[at].params for at in considered], margin)
+        if (excess <= 0).any():
+            return considered[excess <= 0]
+    return considered[:0]
 
 
 def _losses_of_trained(losses: np.ndarray, results: list[FrozenTrial | None]) -> tuple[list[float], list[float]]:
