@@ -84,14 +84,15 @@ class EarlyStopping:
             finished = self._context.subject.finish(self._model)
             now = {str(at): float(objective(finished)) for at, objective in self._objectives}
         self._trial.set_user_attr(EARLY_CHECK, {"epochs": self._epochs, "values": now})
-        reason = self._stopping(now)
-        if reason is not None:
-            self._trial.set_user_attr(STOPPED, LIMIT if reason.startswith(LIMIT) else TRIAL)
+        stopping = self._stopping(now)
+        if stopping is not None:
+            kind, reason = stopping
+            self._trial.set_user_attr(STOPPED, kind)
             self._trial.set_user_attr(REASON, f"stopped after a quarter of its training: {reason}")
             raise TrialPruned
 
-    def _stopping(self, now: dict[str, float]) -> str | None:
-        """Return why the training should stop: a limit or a trained trial is out of reach; None if it should not."""
+    def _stopping(self, now: dict[str, float]) -> tuple[str, str] | None:
+        """Return what is out of reach, LIMIT or TRIAL, and the reason in words; None if the training should go on."""
         complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         comparable = [
             trial for trial in complete if trial.user_attrs.get(EARLY_CHECK, {}).get("epochs") == self._epochs
@@ -114,14 +115,14 @@ class EarlyStopping:
                 if limit.excess(sign * best) > max(0.0, nearest):  # while none meets the limits, the nearest is to beat
                     reach = "not expected to be met" if self._strict else "out of reach"
                     rival = ", and the nearest candidate is nearer" if nearest > 0 else ""
-                    return f"{LIMIT} {limit.words} is {reach}{rival}"
+                    return LIMIT, f"the limit {limit.words} is {reach}{rival}"
         for trial in comparable:
             not_costlier = all(
                 self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items()
             )
             if not_costlier and all(sign * trial.values[at] > best for at, (sign, best) in predictions.items()):
                 how = "not expected to be beaten" if self._strict else "out of reach"
-                return f"{TRIAL} {trial.number}, which costs no more, is {how}"
+                return TRIAL, f"trial {trial.number}, which costs no more, is {how}"
         return None
 
     def _sign(self, at: int) -> int:

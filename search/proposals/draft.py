@@ -55,6 +55,11 @@ class Draft:
         What the draft may take; it decides, once per study, on how many inputs each plan is scored.
     wanted
         Number of plans that are to be scored within the allowance, at least.
+
+    Attributes
+    ----------
+    seeds
+        Choices from the table with the best sums (`seeds_within_limits`); they are scored first.
     """
 
     def __init__(
@@ -78,9 +83,10 @@ class Draft:
         self._seen_plans: set[tuple[Step, ...]] = set()
         self._own_plans: dict[bytes, tuple[Step, ...]] = {}  # added by this process and not yet read from the storage
         self._trials_read = self._worker_seed = 0
-        self._seeds = list(seeds_within_limits(context, table, cost_names)[::-1])
+        self.seeds = seeds_within_limits(context, table, cost_names)
+        self._waiting_seeds = list(self.seeds[::-1])
         if INPUTS not in self._study.user_attrs:
-            plans = [context.plan(table.params(row)) for row in self._seeds[: -TIMED_PLANS - 1 : -1]]
+            plans = [context.plan(table.params(row)) for row in self._waiting_seeds[: -TIMED_PLANS - 1 : -1]]
             self._study.set_user_attr(INPUTS, allowance.inputs(context, plans, wanted) if plans else PROXY_INPUTS)
         self._trainings = Stopwatch(TRAINED_SHARE * allowance.seconds)
         self._inputs: int = self._study.user_attrs[INPUTS]
@@ -166,7 +172,10 @@ class Draft:
         return first_trainings(self._context, self._table, rows, costs, losses, count)
 
     def words(self) -> str:
-        """Describe how many plans were scored, and how well the sums of the table rank their losses."""
+        """Describe how many plans were scored, and how well the sums of the table rank their losses.
+
+        The latter is kept for reports.
+        """
         found = f"{len(self)} plans were scored on {self._inputs} inputs each"
         ranks = self._table_ranks()
         if ranks is None:
@@ -223,8 +232,8 @@ class Draft:
         return bool(((self._losses[front] <= loss) & (self._log_costs[front] <= log_costs).all(1)).any())
 
     def _next_seed(self) -> np.ndarray | None:
-        while self._seeds:
-            row: np.ndarray = self._seeds.pop()
+        while self._waiting_seeds:
+            row: np.ndarray = self._waiting_seeds.pop()
             if row.tobytes() not in self._seen_rows:
                 return row
         return None

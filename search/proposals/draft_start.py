@@ -79,7 +79,7 @@ class DraftStart:
             words = (
                 f"there was time to score {len(draft)} plans; the initial designs are the best by the sensitivity table"
             )
-            best = first_by_table(context, table, cost_names, self.plans)
+            best = first_by_table(context, table, cost_names, draft.seeds, self.plans)
         else:
             words, best = draft.words(), draft.best(self.plans)
         if not best:

@@ -11,6 +11,7 @@ from search.proposals.draft_records import MIN_LOSS, choices_in, draft_of
 from search.proposals.refusals import excess_of
 from search.proposals.seeds import DOUBTFUL_LOSS
 from search.proposals.sensitivity_table import safe_log
+from search.study.front import undominated
 from search.study.queue import enqueue
 from search.study.records import LIMIT, STOPPED
 
@@ -44,7 +45,7 @@ def fill_widest_gap(study: Study, context: Context) -> None:
     done = np.array([trial is not None for trial in results])
     values = np.array([[max(MIN_LOSS, trial.values[0]), *trial.values[1:]] for trial in drafted])
     losses, logs_NC = values[:, 0], safe_log(values[:, 1:])
-    front = np.array([not ((values <= one).all(1) & (values < one).any(1)).any() for one in values])
+    front = undominated(values)
     met, missed = _losses_of_trained(losses, results)
     if not done.any():
         return
@@ -76,10 +77,8 @@ def _losses_of_trained(losses: np.ndarray, results: list[FrozenTrial | None]) ->
     met: list[float] = []
     missed: list[float] = []
     for loss, trial in zip(losses, results, strict=True):
-        if trial is None or trial.state not in {TrialState.COMPLETE, TrialState.PRUNED}:
-            continue
-        if trial.state == TrialState.PRUNED:
-            missed += [float(loss)] if trial.user_attrs.get(STOPPED) == LIMIT else []
-        else:
-            (missed if any(excess > 0 for excess in trial.constraints.values()) else met).append(float(loss))
+        stopped = trial is not None and trial.user_attrs.get(STOPPED) == LIMIT
+        if trial is not None and (stopped or trial.state == TrialState.COMPLETE):
+            exceeds = stopped or any(excess > 0 for excess in trial.constraints.values())
+            (missed if exceeds else met).append(float(loss))
     return met, missed

@@ -8,7 +8,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from search.proposals.draft_records import choices_in, draft_of
-from search.proposals.limits import excess_over_limits, sets_of_axes
+from search.proposals.limits import excess_over_limits, limits_before_training, sets_of_axes
 from search.proposals.seeds import seeds_by_margin
 from search.proposals.sensitivity_table import stored_table
 from search.study.console import console
@@ -52,7 +52,7 @@ def excess_of(context: Context, plans: Sequence[Mapping[str, float]], margins: f
     margins
         By how many times the error of a cost's model its prediction is raised.
     """
-    if not context.cost_model.formulas and not context.cost_model.models:
+    if not any(limit.objective.name in context.cost_model.formulas for limit in limits_before_training(context)):
         return np.full(len(plans), -np.inf)
     architectures = architectures_of(context.cost_model.frame, [context.plan(params) for params in plans])
     return excess_over_limits(context, context.cost_model.of(architectures), margins)

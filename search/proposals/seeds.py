@@ -80,17 +80,21 @@ def best_sums(context: Context, table: SensitivityTable, cost_names: list[str], 
 
     The list is empty if no plan of the table meets the limits.
     """
-    chosen, logs_NC = _seeds_and_costs(context, table, cost_names)
-    rows = _representatives(logs_NC, table.sums(chosen), count) if len(chosen) else []
+    chosen = seeds_within_limits(context, table, cost_names)
+    if not len(chosen):
+        return []
+    rows = _representatives(_log_costs(context, table, cost_names, chosen), table.sums(chosen), count)
     return [_params(context, table, chosen[row]) for row in rows]
 
 
 def first_by_table(
-    context: Context, table: SensitivityTable, cost_names: list[str], count: int
+    context: Context, table: SensitivityTable, cost_names: list[str], seeds: np.ndarray, count: int
 ) -> list[dict[str, float]]:
-    """Return `first_trainings` of the plans with the best sums in the table; none if no plan meets the limits."""
-    chosen, logs_NC = _seeds_and_costs(context, table, cost_names)
-    return first_trainings(context, table, chosen, logs_NC, table.sums(chosen), count) if len(chosen) else []
+    """Return `first_trainings` of the plans of `seeds_within_limits`; none if no plan meets the limits."""
+    if not len(seeds):
+        return []
+    logs_NC = _log_costs(context, table, cost_names, seeds)
+    return first_trainings(context, table, seeds, logs_NC, table.sums(seeds), count)
 
 
 def first_trainings(
@@ -128,13 +132,10 @@ def first_trainings(
     return designs
 
 
-def _seeds_and_costs(context: Context, table: SensitivityTable, cost_names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the choices of `seeds_within_limits`, and the logarithms of their costs."""
-    chosen = seeds_within_limits(context, table, cost_names)
-    if not len(chosen):
-        return chosen, np.zeros((0, len(cost_names)))
+def _log_costs(context: Context, table: SensitivityTable, cost_names: list[str], chosen: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the costs of at least one plan."""
     costs = context.cost_model.of(table.combine(chosen))
-    return chosen, safe_log(np.column_stack([costs[name] for name in cost_names]))
+    return safe_log(np.column_stack([costs[name] for name in cost_names]))
 
 
 def _params(context: Context, table: SensitivityTable, chosen: np.ndarray) -> dict[str, float]:

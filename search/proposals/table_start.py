@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from search.evaluation.profiling import measure_promising
-from search.proposals.seeds import best_sums, first_by_table, reachable_and_known
+from search.proposals.seeds import best_sums, first_by_table, reachable_and_known, seeds_within_limits
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import TABLE_SHARE
 from search.proposals.uniform_start import uniform_designs
@@ -40,4 +40,5 @@ class TableStart:
         table = measured_table(context, study, clock)
         seconds = TABLE_SHARE * clock.total
         measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), seconds)
-        return first_by_table(context, table, cost_names, self.plans) or uniform_designs(context, reachable)
+        seeds = seeds_within_limits(context, table, cost_names)
+        return first_by_table(context, table, cost_names, seeds, self.plans) or uniform_designs(context, reachable)

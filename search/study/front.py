@@ -54,9 +54,13 @@ def non_dominated(points: Sequence[Sequence[float]], spec: StudySpec) -> list[bo
     spec
         The study.
     """
-    signs = np.array([1 if objective.direction == "maximize" else -1 for objective in spec.objectives])
-    signed = np.array(points, dtype=float).reshape(-1, len(signs)) * signs
-    return [not ((signed >= one).all(1) & (signed > one).any(1)).any() for one in signed]
+    signs = np.array([1 if objective.direction == "minimize" else -1 for objective in spec.objectives])
+    return list(map(bool, undominated(np.array(points, dtype=float).reshape(-1, len(signs)) * signs)))
+
+
+def undominated(values_NV: np.ndarray) -> np.ndarray:
+    """Return for each row of values, all minimized, whether no other row is as small in all and smaller in one."""
+    return np.array([not ((values_NV <= one).all(1) & (values_NV < one).any(1)).any() for one in values_NV], dtype=bool)
 
 
 def need_front(study: Study, spec: StudySpec) -> list[FrozenTrial]:
