@@ -13,6 +13,8 @@ import torch
 from sklearn.cluster import KMeans as ScikitKMeans
 from torch import Tensor
 
+from spaces.network.statistics import even_stride
+
 # scales are searched as shares of the largest weight of a channel: a coarse search, then offsets around the best share
 SMALLEST_SCALE = 0.25
 COARSE_SCALES = torch.linspace(SMALLEST_SCALE, 1.0, 11)
@@ -109,7 +111,7 @@ class KMeans:
     def levels(self, normal: Tensor, bits: int) -> Tensor:
         """Return 2**bits centres; the highest is repeated if the layer has fewer distinct weights."""
         flat = normal.detach().flatten().cpu().double().numpy()
-        flat = flat[:: max(1, len(flat) // self.sample)]
+        flat = flat[:: even_stride(len(flat), self.sample)]
         count = min(2**bits, len(np.unique(flat)))
         start = np.quantile(flat, (np.arange(count) + 0.5) / count)  # deterministic, and no cluster starts empty
         found = ScikitKMeans(count, init=start[:, None], n_init=1, max_iter=50).fit(flat[:, None])

@@ -165,13 +165,13 @@ def rows_of(module: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
     """Return the inputs of a layer, one row for each kernel application, shape (G, N, D), and the block."""
     if not isinstance(module, CONVOLUTIONS):
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        return rows[:: max(1, len(rows) // MOST_ROWS)][None], 1
+        return rows[:: even_stride(len(rows), MOST_ROWS)][None], 1
     size, groups = math.prod(module.kernel_size), module.groups
     space = inputs.dim() - 2
     too_many = inputs.shape[1] * size > MOST_COLUMNS * math.sqrt(groups)  # bounds G * D * D by MOST_COLUMNS squared
     if too_many or not computes_as_torch(module):  # a class of its own may pad its inputs, so the windows are unknown
         rows = inputs.movedim(1, -1).reshape(-1, inputs.shape[1]).float()
-        return _by_group(rows[:: max(1, len(rows) // MOST_ROWS)], groups), 1
+        return _by_group(rows[:: even_stride(len(rows), MOST_ROWS)], groups), 1
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padding = module._reversed_padding_repeated_twice  # noqa: SLF001 - handles padding="same"
     padded = F.pad(inputs.float(), padding, mode)
@@ -231,7 +231,18 @@ def _sampling_inputs(modules: Mapping[str, nn.Module], seen: dict[str, list[Tens
 def subsample(values: Tensor, most: int = 16384) -> Tensor:
     """Return about `most` values, evenly spaced, as a flat view where possible."""
     flat = values.detach().flatten()
-    return flat[:: max(1, len(flat) // most)]
+    return flat[:: even_stride(len(flat), most)]
+
+
+def even_stride(count: int, most: int) -> int:
+    """Return the distance between about `most` of `count` values, without a common divisor with the count.
+
+    With one, the values of a few columns of all images would be taken, such as the dark ones at the left edge.
+    """
+    stride = max(1, count // most)
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return stride
 
 
 def reestimate(model: nn.Module, example: Tensor, batch: int = 256) -> None:

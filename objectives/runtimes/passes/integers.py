@@ -5,8 +5,9 @@ runtimes need more rounding: a convolution outputs integers, an addition reads a
 grid for all its readers. So the output of every operator that can compute with integers is rounded:
 
 - if only rounded inputs of layers read it, all on one grid: on that grid, which changes nothing;
-- otherwise to 8 bits that cover the range on the calibration inputs and the grids of all readers. This also rounds
-  tensors that the network does not round, such as shortcuts and outputs; verification measures the resulting error.
+- otherwise to 8 bits that cover the range on the calibration inputs and the grids of all readers; a layer that clips
+  its input then rounds it again, on its own grid. This also rounds tensors that the network does not round, such as
+  shortcuts and outputs; verification measures the resulting error.
 
 The inputs of layers that compute in floating point are clipped but not rounded, since rounding would gain nothing.
 
@@ -16,21 +17,21 @@ Legend: a `quantizer` is a `quantize_per_tensor`; the output of a `mover` lies o
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, fx, nn
 
+from objectives.runtimes.passes.grid import Grid
 from objectives.runtimes.passes.zero_branches import ADDITIONS, ATEN, mutates, remove_zero_branches
-from objectives.runtimes.runtime import ExportError, require_one_output
+from objectives.runtimes.runtime import require_one_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SCALE_RATIO = 100  # largest scale of a sum over the scale of a term (chosen; the bound of XNNPACK is 1024)
 RANGE_INPUTS = 128  # calibration inputs on which ranges are measured (chosen)
-INT8_MIN, INT8_MAX = -128, 127
 NO_LOWER_BOUND = -3e38  # a clamp at this value changes no activation
 _OPS = torch.ops.quantized_decomposed
 QUANTIZE, DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default
@@ -46,28 +47,6 @@ _INTEGER_OPERATORS = {*ADDITIONS, ATEN.mean.dim, ATEN.avg_pool2d.default,
 INTEGER_LAYERS = {ATEN.conv2d.default, ATEN.conv2d.padding, ATEN.linear.default}  # layers with integer kernels
 _ATEN_LAYERS = {*INTEGER_LAYERS, ATEN.conv1d.default, ATEN.conv1d.padding, ATEN.conv3d.default, ATEN.conv3d.padding,
                 ATEN.conv_transpose1d.default, ATEN.conv_transpose2d.input, ATEN.conv_transpose3d.input}  # fmt: skip
-
-
-class Grid(NamedTuple):
-    """The levels of a tensor, in the order of the arguments of a quantizer."""
-
-    scale: float
-    zero: int
-    lowest: int = INT8_MIN
-    highest: int = INT8_MAX
-    dtype: torch.dtype = torch.int8
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The least and the largest number on the grid."""
-        return (self.lowest - self.zero) * self.scale, (self.highest - self.zero) * self.scale
-
-    @classmethod
-    def over(cls, low: float, high: float) -> Grid:
-        """Return the grid of 8 bits over a range that is extended to zero; zero is exactly on the grid."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = (high - low) / (INT8_MAX - INT8_MIN) or 1.0  # the range of a tensor of zeros is empty
-        return cls(scale, round(INT8_MIN - low / scale))
 
 
 def integer_graph(model: nn.Module, example: Tensor, *, mixed: bool) -> fx.GraphModule:
@@ -101,7 +80,7 @@ def integer_graph(model: nn.Module, example: Tensor, *, mixed: bool) -> fx.Graph
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.target in {QUANTIZE, DEQUANTIZE}:
-            node.args = (node.args[0], *_signed_grid(node.args[1:]))
+            node.args = (node.args[0], *Grid.signed(node.args[1:]))
     if any(node.target == QUANTIZE for node in graph.nodes):
         _round_outputs(graph_module, example, integer, mixed=mixed)
     if mixed:
@@ -155,18 +134,6 @@ def _clip_float_input(layer: fx.Node) -> None:
         layer.replace_input_with(source, clipped)
 
 
-def _signed_grid(arguments: tuple[Any, ...]) -> Grid:
-    scale, zero, lowest, highest, dtype = arguments
-    if dtype == torch.int8:
-        return Grid(*arguments)
-    if highest - lowest != INT8_MAX - INT8_MIN:
-        raise ExportError(
-            "this runtime rounds inputs of layers to 8 bits or not at all, but got "
-            f"{int(highest + 1).bit_length() - 1} bits; BitWidths(runtime=...) offers the widths that it supports"
-        )
-    return Grid(scale, zero + INT8_MIN, INT8_MIN, INT8_MAX)
-
-
 def _reader(node: fx.Node) -> fx.Node:
     return next(iter(node.users))
 
@@ -201,7 +168,7 @@ def _isolate_float_layer(layer: fx.Node) -> None:
         layer.replace_input_with(source, barrier)
     last = _last_clamp(layer)
     for quantizer in [user for user in last.users if user.target == QUANTIZE]:
-        lowest, _ = _grid(quantizer).ends
+        lowest, _ = Grid.of(quantizer).ends
         with layer.graph.inserting_before(quantizer):
             quantizer.replace_input_with(last, layer.graph.call_function(ATEN.clamp_min.default, (last, lowest)))
 
@@ -216,14 +183,14 @@ def _round_outputs(graph_module: fx.GraphModule, example: Tensor, integer: set[f
         if not mixed and node.target in _INTEGER_OPERATORS and any(map(_on_grid, node.all_input_nodes)):
             for source in node.all_input_nodes:  # kernels read integers at all inputs or at none
                 if not _on_grid(source):
-                    _round(graph_module.graph, source, observer.ranges)
+                    _round(graph_module.graph, source, observer.ranges, mixed=mixed)
         is_integer = (
             node in integer
             or (node.target in _INTEGER_OPERATORS and all(map(_on_grid, node.all_input_nodes)))
             or (node.op == "placeholder" and any(user.target == QUANTIZE for user in node.users))
         )
         if is_integer:
-            _round(graph_module.graph, _last_clamp(node), observer.ranges)
+            _round(graph_module.graph, _last_clamp(node), observer.ranges, mixed=mixed)
 
 
 def _last_clamp(node: fx.Node) -> fx.Node:
@@ -233,22 +200,32 @@ def _last_clamp(node: fx.Node) -> fx.Node:
     return node
 
 
-def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]]) -> None:
-    """Quantize a tensor and all tensors that are moved from it on one grid, instead of the quantizers they have."""
+def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]], *, mixed: bool) -> None:
+    """Quantize a tensor and all tensors that are moved from it on one grid, instead of the quantizers they have.
+
+    A quantizer that clips values of the wider grid, on which others read them, stays and follows that grid.
+    """
     members = [root]
     old: list[fx.Node] = []
     others: list[fx.Node] = []
     for member in members:
         for user in member.users:
             (old if user.target == QUANTIZE else members if user.target in _MOVERS else others).append(user)
-    grids = {_grid(quantizer) for quantizer in old}
+    grids = {Grid.of(quantizer) for quantizer in old}
     if len(grids) == 1 and not others:
         (grid,) = grids
     else:  # kernels do not add terms whose grid is much finer than that of the sum
         sums = [tuple(end / SCALE_RATIO for end in ranges[user.name]) for user in others if user.target in ADDITIONS]
         lows, highs = zip(ranges[root.name], *sums, *(found.ends for found in grids), strict=True)
         grid = Grid.over(min(lows), max(highs))
+    clipping = [one for one in old if Grid.of(one).is_narrower(grid)]
+    for quantizer in clipping if mixed else ():  # the converter would merge both quantizers
+        source = quantizer.all_input_nodes[0]
+        with graph.inserting_before(quantizer):
+            quantizer.replace_input_with(source, graph.call_function(ATEN.clamp_min.default, (source, NO_LOWER_BOUND)))
     for quantizer in old:
+        if quantizer in clipping:
+            continue
         for dequantizer in list(quantizer.users):
             dequantizer.replace_all_uses_with(quantizer.all_input_nodes[0])
             graph.erase_node(dequantizer)
@@ -261,11 +238,6 @@ def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]
             values = graph.call_function(DEQUANTIZE, (codes, *grid))
         for reader in readers:
             reader.replace_input_with(member, values)
-
-
-def _grid(quantizer: fx.Node) -> Grid:
-    arguments: Any = quantizer.args[1:]
-    return Grid(*arguments)
 
 
 class _RangeObserver(fx.Interpreter):
