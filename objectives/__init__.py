@@ -1,7 +1,9 @@
 """Objectives that are measured on a finished network, and the runtimes that execute its file."""
 
-from objectives.accuracy import Loss, Top1, TopK
+from objectives.accuracy import Agreement, Loss, Top1, TopK
+from objectives.answers import answers
 from objectives.bops import Bops
+from objectives.data import Data
 from objectives.examples import Examples
 from objectives.frames import FrameTime, fps
 from objectives.latency import Latency, LatencyShare
@@ -11,7 +13,9 @@ from objectives.parameters import Parameters
 from objectives.size import SizeBytes
 
 __all__ = [
+    "Agreement",
     "Bops",
+    "Data",
     "Examples",
     "FrameTime",
     "Latency",
@@ -25,5 +29,6 @@ __all__ = [
     "SizeBytes",
     "Top1",
     "TopK",
+    "answers",
     "fps",
 ]

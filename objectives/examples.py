@@ -1,21 +1,29 @@
-"""Inputs with their labels, in memory."""
+"""Examples: inputs with their labels, as tensors in memory or streamed from a dataset or a loader."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
+import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import TensorDataset
+
+from objectives.data import BATCH, Batch
+from objectives.identity import coarse_digest, description, exact_digest
+from objectives.samples import PAIR, Selector, split
+from objectives.sources import Source
+from objectives.trees import PerExample, Tree, at, joined, leaves, length, shape_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
-    from torch.utils.data import Dataset
+    from objectives.data import Data
+
+DIGESTED = 256  # most examples of a digest of tensors in memory, evenly spaced (chosen)
+PROBED = 16  # examples that are read twice, to find out whether the transforms are random (chosen)
+EMPTY = "a data source must give examples in every pass, but {} gave none; give a Dataset or a DataLoader"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -27,84 +35,265 @@ class Examples:
     Parameters
     ----------
     inputs
-        Inputs of the network, shape (N, ...).
+        Inputs of the network, shape (N, ...); or a tuple or dict of tensors for several inputs.
     labels
-        Class indices (N,), or the targets of the loss of the study: class maps (N, H, W), numbers (N, ...).
+        Class indices (N,), or the targets of the loss of the study: class maps (N, H, W), numbers (N, ...), or any
+        structure of tensors; None if there are none, for training with the teacher's outputs alone.
     """
 
-    inputs: Tensor
-    labels: Tensor
-    _digests: list[str] = field(default_factory=list, init=False)  # of the content, computed once: it reads all data
+    inputs: Tree
+    labels: Tree
+    _digests: list[str] = field(default_factory=list, init=False)  # of the content, computed once
 
     def __post_init__(self) -> None:
         """Check the types and the lengths."""
-        for name in ("inputs", "labels"):
-            if not isinstance(getattr(self, name), Tensor):
-                kind = type(getattr(self, name)).__name__
-                raise ValueError(f"{name} must be a tensor, but got {kind}; torch.as_tensor makes one")
-        if len(self.inputs) != len(self.labels) or not len(self.inputs):
+        for name, value in (("inputs", self.inputs), ("labels", self.labels)):
+            if not leaves(value) and not (name == "labels" and (value is None or isinstance(value, PerExample))):
+                raise ValueError(f"{name} must be a tensor, but got {type(value).__name__}; torch.as_tensor makes one")
+        lengths = [length(value) for value in (self.inputs, self.labels) if value is not None]
+        if len(set(lengths)) != 1 or not lengths[0]:
             raise ValueError(
-                f"inputs and labels must have the same length and not be empty, but got {len(self.inputs)} and "
-                f"{len(self.labels)}"
+                f"inputs and labels must have the same length and not be empty, but got {shape_words(self.inputs)} and "
+                f"{shape_words(self.labels)}"
             )
 
-    @classmethod
-    def of(cls, source: Dataset[Any] | DataLoader[Any]) -> Examples:
-        """Read all (input, label) pairs of a dataset or a loader into memory, once.
+    @staticmethod
+    def of(source: object, inputs: Selector = None, labels: Selector = None, count: int | None = None) -> Data:
+        """Return the examples of a dataset or a loader, read anew in every pass: nothing is held in memory.
+
+        A loader keeps its workers, its sampler, its batch size, its `collate_fn` and the transforms of its dataset,
+        which are random anew in every epoch; of a dataset alone, batches have the size of the recipe. For measurements
+        each example is read once, also those that a loader with `drop_last=True` drops. The tensors of a
+        `TensorDataset` are taken as they are, in memory.
 
         Parameters
         ----------
         source
-            A map-style dataset, or a loader; the order and the transforms of a loader are kept.
+            A map-style dataset, an iterable dataset, a loader, or anything else that can be iterated over several times
+            and gives batches.
+        inputs, labels
+            Which parts of a sample are the inputs and the labels, if a sample is not (input, label) or the input alone:
+            a key or an index, several of them for several inputs, or a function of the collated batch.
+        count
+            Number of examples, if the source does not tell; otherwise they are counted in one pass.
         """
-        loader = source if isinstance(source, DataLoader) else DataLoader(source, batch_size=256)
-        inputs, labels = zip(*((torch.as_tensor(x), torch.as_tensor(y)) for x, y in loader), strict=True)
-        return cls(torch.cat(inputs), torch.cat(labels))
+        if isinstance(source, TensorDataset) and len(source.tensors) == PAIR and inputs is None:
+            return Examples(*source.tensors)
+        return Stream(source, inputs, labels, count)
+
+    @property
+    def places(self) -> int:
+        """The number of examples."""
+        return len(self)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.labels is not None
+
+    @property
+    def repeatable(self) -> bool:
+        """Tensors are the same at every reading."""
+        return True
 
     @property
     def classified(self) -> bool:
         """Whether the labels are integers, that is classes."""
-        return not self.labels.is_floating_point()
+        return classes_only(self.labels)
 
     def __len__(self) -> int:
         """Return the number of examples."""
-        return len(self.inputs)
+        count = length(self.inputs)
+        assert count is not None
+        return count
 
     def __repr__(self) -> str:
-        """Return a text with count, shape and a digest of the content, the same in every process."""
+        """Return a text with count, shape and a digest of evenly spaced examples, the same in every process."""
         if not self._digests:
-            digest = hashlib.sha256(self.inputs.contiguous().numpy().data)
-            digest.update(self.labels.contiguous().numpy().data)
-            self._digests.append(digest.hexdigest()[:12])
-        return f"Examples({len(self)} of {tuple(self.inputs.shape[1:])}, sha256 {self._digests[0]})"
+            count = len(self)
+            few = torch.arange(0, count, -(-count // DIGESTED))
+            part = self if len(few) == count else self.take(few)
+            self._digests.append(exact_digest((part.inputs, part.labels)))
+        shape = (
+            tuple(self.inputs.shape[1:]) if isinstance(self.inputs, Tensor) else shape_words(at(self.inputs, slice(1)))
+        )
+        return f"Examples({len(self)} of {shape}, sha256 {self._digests[0]})"
 
-    def batches(self, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int = BATCH) -> Iterator[tuple[Tree, Tree]]:
         """Yield batches of inputs and labels in order, of at most `size` examples."""
-        yield from zip(self.inputs.split(size), self.labels.split(size), strict=True)
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield at(self.inputs, part), at(self.labels, part)
+
+    def training_batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield batches without end; every pass has a new order."""
+        size = self.batch_size(size)
+        while True:
+            for chosen in torch.randperm(len(self), generator=generator).split(size):
+                if len(chosen) == size:  # BatchNorm statistics of a short batch are poor
+                    yield Batch(at(self.inputs, chosen), at(self.labels, chosen), chosen)
+
+    def batch_size(self, wanted: int) -> int:
+        """Return the wanted number of examples in a batch, or all if they are fewer."""
+        return min(wanted, len(self))
+
+    def steps(self, wanted: int) -> int:
+        """Return the number of whole batches of one pass."""
+        return len(self) // self.batch_size(wanted)
+
+    def sample(self, count: int, seed: int) -> Examples:
+        """Return at most `count` examples, drawn at random; the same ones for the same seed."""
+        return self.take(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count])
+
+    def example(self, count: int = 1) -> Tree:
+        """Return the inputs of the first examples, shape (count, ...)."""
+        return at(self.inputs, slice(count))
+
+    def head(self, count: int) -> Examples:
+        """Return the first examples, at most `count`."""
+        return Examples(at(self.inputs, slice(count)), at(self.labels, slice(count)))
 
     def take(self, indices: Tensor) -> Examples:
         """Return the examples at these indices, in this order."""
-        return Examples(self.inputs[indices], self.labels[indices])
+        return Examples(at(self.inputs, indices), at(self.labels, indices))
 
 
-def outputs(model: nn.Module, inputs: Tensor, size: int = 256) -> Tensor:
-    """Return the outputs of the network, shape (N, ...), on the CPU; compute them on its own device, without gradients.
+class Stream:
+    """Examples that are read from a dataset or a loader in every pass; see `Examples.of`.
 
     Parameters
     ----------
-    model
-        Any network with one output tensor; its mode is not changed.
-    inputs
-        Inputs, shape (N, ...).
-    size
-        Examples in a batch.
+    source, inputs, labels, count
+        As in `Examples.of`.
     """
-    device = device_of(model)
-    with torch.no_grad():
-        return torch.cat([model(batch.to(device)).cpu() for batch in inputs.split(size)])
+
+    def __init__(
+        self, source: object, inputs: Selector = None, labels: Selector = None, count: int | None = None
+    ) -> None:
+        self._source, self._selectors, self._given_count = Source(source), (inputs, labels), count
+        self._samples: dict[tuple[int, int], Examples] = {}
+        self._found: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        """Return the number of examples of one pass for measurements; count them if the source does not tell."""
+        if "count" not in self._found:
+            count = self._given_count if self._given_count is not None else self._source.count()
+            if count is None:
+                count = sum(length(inputs) or 0 for inputs, _ in self.batches())
+            if not count:
+                raise ValueError(EMPTY.format(self._source.name))
+            self._found["count"] = count
+        return int(self._found["count"])
+
+    def __repr__(self) -> str:
+        """Return what identifies the data: class, number, shape, paths, transforms and a digest of a few samples."""
+        if "words" not in self._found:
+            few = self.sample(PROBED, 0)
+            content = f", sha256 {coarse_digest(few.inputs, few.labels)} of {len(few)}" if self.repeatable else ""
+            shape = shape_words(at(few.inputs, slice(1)))
+            self._found["words"] = f"Stream({description(self._source.dataset)}, {len(self)} of {shape}{content})"
+        return str(self._found["words"])
+
+    @property
+    def places(self) -> int:
+        """The number of examples of the dataset, of which a sampler may choose some; 0 if it has no indices."""
+        return len(self._source.dataset) if self._source.by_index else 0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.sample(PROBED, 0).labelled
+
+    @property
+    def classified(self) -> bool:
+        """Whether the labels are integers, that is classes."""
+        return self.sample(PROBED, 0).classified
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether an example is the same at every reading; random transforms make it another one."""
+        if "repeatable" not in self._found:
+            first, again = (list(self._source.drawn(PROBED, 0, noise=noise)) for noise in (1, 2))
+            pairs = zip(leaves(tuple(first)), leaves(tuple(again)), strict=True)
+            same = all(one.shape == two.shape and torch.equal(one, two) for one, two in pairs)
+            self._found["repeatable"] = same and not self._source.looks_random
+        return bool(self._found["repeatable"])
+
+    def batches(self, size: int = BATCH) -> Iterator[tuple[Tree, Tree]]:
+        """Yield all examples once: those of a dataset in their order, those of a loader as its own sampler chooses."""
+        left = self._found.get("count")
+        for batch in self._source.once(size):
+            inputs, labels = self._split(batch)
+            if left is not None:
+                part = slice(max(0, left))
+                inputs, labels = at(inputs, part), at(labels, part)
+                left -= length(inputs) or 0
+            yield inputs, labels
+            if left == 0:
+                return
+
+    def training_batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield batches without end, as the loader gives them, or of a dataset in random order.
+
+        A last batch of a single example is left out, unless all batches are so small: it has no variance, which
+        BatchNorm needs.
+        """
+        several = self.batch_size(size) > 1
+        passes = self._source.passes(size, generator)
+        keep_keys = None
+        while True:
+            read = 0
+            for keys, batch in next(passes):
+                inputs, labels = self._split(batch)
+                read += 1
+                if several and length(inputs) == 1:
+                    continue
+                if keys is not None and keep_keys is None:
+                    keep_keys = self.repeatable
+                yield Batch(inputs, labels, keys if keep_keys else None)
+            if not read:
+                raise ValueError(EMPTY.format(self._source.name))
+
+    def batch_size(self, wanted: int) -> int:
+        """Return the batch size of the loader, or the wanted one."""
+        return self._source.batch_size or min(wanted, len(self))
+
+    def steps(self, wanted: int) -> int:
+        """Return the number of batches of one pass."""
+        return max(1, self._source.batch_count() or len(self) // self.batch_size(wanted))
+
+    def sample(self, count: int, seed: int) -> Examples:
+        """Return at most `count` examples, drawn at random, in memory; the same ones for the same seed.
+
+        Of a source that can only be iterated over, they are drawn from the first four times as many.
+        """
+        if (count, seed) not in self._samples:
+            parts = [self._split(batch) for batch in self._source.drawn(count, seed)]
+            if not parts:
+                raise ValueError(EMPTY.format(self._source.name))
+            inputs, labels = zip(*parts, strict=True)
+            self._samples[count, seed] = Examples(joined(inputs), joined(labels))
+        return self._samples[count, seed]
+
+    def example(self, count: int = 1) -> Tree:
+        """Return the inputs of a few examples, shape (count, ...)."""
+        return self.sample(count, 0).inputs
+
+    def head(self, count: int) -> Data:
+        """Return the first examples of a pass, at most `count`, read anew in every pass."""
+        part = copy.copy(self)
+        part._found = self._found | {"count": min(count, len(self))}  # noqa: SLF001 - of the same class
+        return part
+
+    def in_memory(self) -> Examples:
+        """Return all examples, read once into memory: faster, if they are few and their transforms not random."""
+        inputs, labels = zip(*self.batches(), strict=True)
+        return Examples(joined(inputs), joined(labels))
+
+    def _split(self, batch: object) -> tuple[Tree, Tree]:
+        return split(batch, *self._selectors)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the network; the CPU if it has no tensors."""
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
+def classes_only(labels: Tree) -> bool:
+    """Return whether labels are one tensor of integers."""
+    return isinstance(labels, Tensor) and not labels.is_floating_point()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from objectives.examples import Examples
+    from objectives.data import Data
     from objectives.layers import Parts
 
 Direction = Literal["minimize", "maximize"]
@@ -48,7 +48,7 @@ class Objective(Protocol):
 class Metric(Objective, Protocol):
     """An objective that is measured on examples, and can be measured on others."""
 
-    def on(self, examples: Examples) -> Metric:
+    def on(self, examples: Data) -> Metric:
         """Return the same metric on other examples."""
         ...
 

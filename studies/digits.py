@@ -42,7 +42,7 @@ class Net(nn.Module):
         return self.head(F.max_pool2d(images, 2).flatten(1))  # type: ignore[no-any-return]
 
 
-def splits(seed: int = 0) -> Splits:
+def splits(seed: int = 0) -> Splits[Examples]:
     """Return 60% training, 20% validation and 20% test images (B, 1, 8, 8) in [0, 1], stratified by digit."""
     images, labels = load_digits(return_X_y=True)
     rest, test, rest_labels, test_labels = train_test_split(

@@ -216,7 +216,7 @@ def deployed(
     )
 
 
-def splits(data: str = "") -> Splits:
+def splits(data: str = "") -> Splits[Examples]:
     """Return 54,000 training, 6,000 validation and 10,000 test images (B, 1, 28, 28), standardized.
 
     Parameters
@@ -240,7 +240,7 @@ def splits(data: str = "") -> Splits:
     )
 
 
-def _residual_teacher(data_splits: Splits, stride: int, epochs: int) -> nn.Module:
+def _residual_teacher(data_splits: Splits[Examples], stride: int, epochs: int) -> nn.Module:
     torch.manual_seed(0)
     recipe = Recipe(epochs=epochs, batch_size=128, learning_rate=4e-3, weight_decay=0.05, augment=flip_and_shift)
     return trained(Residual(stride), data_splits.train, recipe, smoothing=0.05)

@@ -20,7 +20,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from objectives import Examples, Latency, LatencyShare, Macs, SizeBytes, Top1
-from objectives.examples import outputs
+from objectives.answers import outputs
 from objectives.runtimes import named
 from objectives.runtimes.runtime import import_extra
 from search import Budget, Recipe, Splits, StudySpec
@@ -57,7 +57,7 @@ def teacher() -> nn.Module:
     return net.eval()  # type: ignore[no-any-return]
 
 
-def splits(data: str = "") -> Splits:
+def splits(data: str = "") -> Splits[Examples]:
     """Return 600 labelled photographs for training, 200 for validation, 200 for test, as images (B, 3, 224, 224).
 
     Parameters

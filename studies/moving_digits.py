@@ -99,7 +99,7 @@ def study(trials: int = 20, runtime: str = "onnx", rate: float = 200.0, *, volum
     )
 
 
-def splits(*, volume: bool = False) -> Splits:
+def splits(*, volume: bool = False) -> Splits[Examples]:
     """Return clips (B, frames, H, W), or (B, 1, frames, H, W) for `volume`, made of the splits of the digits study.
 
     Each training image gives four clips, each other image one, so every digit is in one split only. The start, the

@@ -76,13 +76,13 @@ class Bench:
         """Train a network by the confirmation recipe, for as many CPU seconds longer; return its finished form."""
         recipe = self.context.with_rate(self.spec.confirmation_recipe, model, self.rate)
         if extra_seconds:
-            examples, timed = len(self.spec.splits.train), copy.deepcopy(model)
-            short = recipe.of_steps(TIMED_STEPS, examples)
+            train, timed = self.spec.splits.train, copy.deepcopy(model)
+            short = recipe.of_steps(TIMED_STEPS, train)
             self._train(timed, short, turn)  # also computes the teacher's outputs for these examples
             started = time.process_time()
             self._train(timed, short, turn)
             step_seconds = (time.process_time() - started) / TIMED_STEPS
-            recipe = recipe.of_steps(recipe.steps(examples) + extra_seconds / step_seconds, examples)
+            recipe = recipe.of_steps(recipe.steps(train) + extra_seconds / step_seconds, train)
         self._train(model, recipe, turn)
         return self.context.subject.finish(model)
 

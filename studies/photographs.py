@@ -29,7 +29,7 @@ MEAN, DEVIATION = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)  # of CIFAR-10's 
 MOST_SHIFT = 6  # pixels, in each direction
 
 
-def splits(data: str = "") -> Splits:
+def splits(data: str = "") -> Splits[Examples]:
     """Return the photographs as images (B, 3, 64, 64), standardized.
 
     Parameters

@@ -92,9 +92,7 @@ def measured(spec: StudySpec, plans: int, bands: int, seconds: float, path: Path
                 started = time.process_time()
                 row["untrained"] = proxy_loss_of(context, plan, PROXY_INPUTS)
                 row["untrained seconds"] = time.process_time() - started
-                recipes = {
-                    f"{steps} steps": (spec.recipe.of_steps(steps, len(spec.splits.train)), [0]) for steps in STEPS
-                }
+                recipes = {f"{steps} steps": (spec.recipe.of_steps(steps, spec.splits.train), [0]) for steps in STEPS}
                 recipes["full"] = spec.recipe, list(range(1, 1 + FULL_SEEDS))
                 for name, (recipe, turns) in recipes.items():
                     for turn in turns:

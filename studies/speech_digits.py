@@ -154,7 +154,7 @@ def deployed(
     )
 
 
-def splits(data: str = "") -> Splits:
+def splits(data: str = "") -> Splits[Examples]:
     """Return recordings 10-49 of every speaker and digit for training, 5-9 for validation, 0-4 for test.
 
     Inputs are log-mel features (B, 1, 49, 20), standardized with the mean and the deviation of the training set.

@@ -61,7 +61,7 @@ def examples(count: int, seed: int) -> Examples:
 
 
 @functools.cache
-def splits() -> Splits:
+def splits() -> Splits[Examples]:
     """Return 192 training, 100 validation and 100 test images."""
     return Splits(examples(192, 0), examples(100, 1), examples(100, 2))
 

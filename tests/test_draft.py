@@ -260,7 +260,7 @@ def test_a_recipe_that_fits_the_time_is_unchanged() -> None:
     assert affordable(new, shared(), BudgetClock(Budget())) is recipe
     assert affordable(new, shared(), BudgetClock(Budget(None, minutes=1000))) is recipe
     long = context(dataclasses.replace(spec(), recipe=recipe.of_length(1000)))
-    assert affordable(new, long, BudgetClock(Budget(None, cpu_seconds=1e-3))).steps(192) == 1
+    assert affordable(new, long, BudgetClock(Budget(None, cpu_seconds=1e-3))).steps(long.spec.splits.train) == 1
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_training_is_shortened_until_a_candidate_and_its_file_fit(
     monkeypatch.setattr(Context, "seconds_a_candidate", lambda *_: (0.1, other_seconds))
     long = context(dataclasses.replace(spec(), recipe=shared().spec.recipe.of_length(1000)))
     clock = BudgetClock(Budget(None, cpu_seconds=100.0))
-    assert affordable(optuna.create_study(), long, clock).steps(192) == pytest.approx(steps, abs=1)
+    assert affordable(optuna.create_study(), long, clock).steps(long.spec.splits.train) == pytest.approx(steps, abs=1)
     printed = " ".join(capsys.readouterr().err.split())
     assert words in printed
     assert ("the time is short" in printed) == bool(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from objectives import (
     Top1,
     TopK,
 )
-from objectives.examples import outputs
+from objectives.answers import outputs
 from objectives.runtimes import OnnxRuntime
 from spaces import Quantize, deployed
 from spaces.testing import ObjectiveContract
@@ -250,11 +251,13 @@ def test_a_limit_is_positive(bound: float) -> None:
 
 def test_examples_have_as_many_labels_as_inputs_and_are_not_empty() -> None:
     with pytest.raises(
-        ValueError, match=r"^inputs and labels must have the same length and not be empty, but got 3 and 2$"
+        ValueError,
+        match=re.escape("the same length and not be empty, but got float32 (3, 1) and int64 (2,)"),
     ):
         Examples(torch.zeros(3, 1), torch.zeros(2, dtype=torch.long))
     with pytest.raises(
-        ValueError, match=r"^inputs and labels must have the same length and not be empty, but got 0 and 0$"
+        ValueError,
+        match=re.escape("the same length and not be empty, but got float32 (0, 1) and int64 (0,)"),
     ):
         Examples(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long))
 

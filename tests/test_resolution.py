@@ -392,7 +392,7 @@ class Pooled(nn.Module):
 
 
 @functools.cache
-def splits() -> Splits:
+def splits() -> Splits[Examples]:
     """Return noisy copies of one coarse pattern per class, which smaller images still show."""
     patterns = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(5))
     parts = []

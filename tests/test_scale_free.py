@@ -33,7 +33,7 @@ class ScaledLoss(Distill):
 
     unit: float = 1.0
 
-    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         return self.unit * super(ScaledLoss, self).loss(student, teacher, labels)
 
 

@@ -174,7 +174,7 @@ def test_a_slow_step_is_timed_once(tmp_path: Path) -> None:
 
 def test_the_range_test_reports_that_no_loss_is_finite() -> None:
     class Nan(Distill):
-        def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        def loss(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
             return student.sum() * float("nan")
 
     with pytest.raises(

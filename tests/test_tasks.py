@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
-from torch.utils.data import DataLoader, TensorDataset
 
 from objectives import Examples, Limit, Macs, SizeBytes
-from objectives.examples import outputs
+from objectives.answers import outputs
 from search import Budget, Recipe, Splits, StudySpec
 from search.evaluation.reference import prepared
 from search.loop.run import run
@@ -175,21 +174,3 @@ def test_the_imitation_loss_is_a_weighted_sum_of_both_errors() -> None:
     assert float(Imitate(0.25, 1).loss(student, teacher, labels)) == pytest.approx(0.25 * 2 + 0.75 * 1)
     with pytest.raises(ValueError, match=r"norm 1 or 2, but got 0.5 and 3"):
         Imitate(0.5, 3)
-
-
-def test_datasets_and_loaders_are_read_completely_and_in_order() -> None:
-    inputs, labels = torch.arange(1000.0).reshape(500, 2), torch.arange(500)
-    dataset = TensorDataset(inputs, labels)
-    for source in (dataset, DataLoader(dataset, batch_size=7)):
-        found = Examples.of(source)
-        assert torch.equal(found.inputs, inputs)
-        assert torch.equal(found.labels, labels)
-    assert found.classified
-    assert not regression_examples(3, 0).classified
-
-
-def test_numbers_and_arrays_of_a_dataset_become_tensors() -> None:
-    pairs = [(torch.zeros(1, 4, 4).numpy(), 3), (torch.ones(1, 4, 4).numpy(), 1)]
-    found = Examples.of(pairs)  # type: ignore[arg-type]
-    assert found.inputs.shape == (2, 1, 4, 4)
-    assert found.labels.tolist() == [3, 1]

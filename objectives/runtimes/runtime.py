@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from objectives.examples import device_of
+from objectives.answers import device_of
 from objectives.layers import inputs_of_file
 
 if TYPE_CHECKING:

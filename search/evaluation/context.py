@@ -9,24 +9,24 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from optuna.trial import FixedTrial
-from torch import Tensor
 
+from objectives import Examples
+from objectives.answers import outputs
 from search.costs.cost_model import CostModel
-from search.evaluation.proxy_loss import ProxyLoss
+from search.evaluation.label_checks import check_finite, check_labels, check_loss, check_probabilities, classes_of, few
+from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
 from search.study.cpu_profile import BUILDING, MEASURING, TRAINING, CpuProfile
-from search.study.errors import UserError
 from search.training.fine_tuning import TeacherOutputs, fine_tune
 from search.training.learning_rate import MIN_RATE
-from spaces.network.messages import first_line
+from spaces.axes.distill import Distill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
-    from objectives import Examples, Objective
+    from objectives import Objective
     from search.evaluation.subject import Subject
     from search.study.spec import Recipe, StudySpec
     from search.training.learning_rate import Rate
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from spaces.plan import Step
 
 VALIDATION_INPUTS = 1024  # most validation inputs on which a trained network's loss is measured (chosen)
+CHECKED_EXAMPLES = 5  # examples on which the loss is tried (chosen)
 TIMED_STEPS = 10  # training steps whose time is averaged (chosen)
 
 
@@ -69,17 +70,30 @@ class Context:
     def __init__(self, spec: StudySpec, subject: Subject) -> None:
         self.spec = spec
         self.subject = subject
-        with torch.no_grad():
-            output = subject.model(subject.example[:2])
-        train = spec.splits.train
-        self.classes = _classes(output, classified=train.classified)
-        check_labels("training", train, self.classes)
-        check_labels("validation", spec.splits.validation, self.classes)
-        self.teacher = TeacherOutputs(subject.model, train)
-        _check_loss(self.usual_recovery, output, train.labels[:2].to(subject.device))
+        self.classes = self._checked_classes()
+        self.teacher = TeacherOutputs(subject.model, spec.splits.train)
         self.cpu_profile = CpuProfile()
         self.measuring_seconds = 0.0
         self._measured: dict[tuple[Step, ...], dict[str, float]] = {}  # costs, by the steps of a plan
+
+    def _checked_classes(self) -> int:
+        """Return the number of classes, after a check that all data fit the teacher and the loss."""
+        splits, on_classes = self.spec.splits, isinstance(self.usual_recovery, Distill)
+        checked = few(splits.train, CHECKED_EXAMPLES)
+        output = outputs(self.subject.model, checked.inputs)
+        classes = classes_of(output, checked.labels) if on_classes and checked.classified else 0
+        for name, split in (("training", splits.train), ("validation", splits.validation)):
+            check_finite(name, split)
+            check_labels(name, split, classes, self.ignored_label)
+        if on_classes:
+            check_probabilities(output, checked.labels)
+        check_loss(self.usual_recovery, output, checked.labels)
+        return classes
+
+    @property
+    def ignored_label(self) -> int | None:
+        """The label of places without a class, as the recovery names it; None if its labels are not classes."""
+        return self.usual_recovery.ignore_index if isinstance(self.usual_recovery, Distill) else None
 
     @functools.cached_property
     def usual_recovery(self) -> Recovery:
@@ -100,7 +114,8 @@ class Context:
     @functools.cached_property
     def _validation_loss(self) -> ProxyLoss:
         validation, recovery = self.spec.splits.validation, self.usual_recovery
-        return ProxyLoss(self.subject.model, validation, recovery, self.spec.seed + 1, VALIDATION_INPUTS)
+        count = VALIDATION_INPUTS if isinstance(validation, Examples) else PROXY_INPUTS  # of a stream, few are held
+        return ProxyLoss(self.subject.model, validation, recovery, self.spec.seed + 1, count)
 
     def validation_loss_of(self, model: nn.Module) -> float | None:
         """Return the proxy loss of a trained network on validation examples; None if the loss cannot take them."""
@@ -147,7 +162,7 @@ class Context:
         """Return the recipe with a learning rate for a network: the recipe's own, or `rate` scaled to the network."""
         if recipe.learning_rate is not None or rate is None:
             return recipe
-        return recipe.at_rate(rate.at(self.proxy_loss(model), recipe.steps(len(self.spec.splits.train))))
+        return recipe.at_rate(rate.at(self.proxy_loss(model), recipe.steps(self.spec.splits.train)))
 
     def seconds_a_candidate(self, recipe: Recipe, plan: Plan, most: float = math.inf) -> tuple[float, float]:
         """Return the CPU seconds of one training step, and of building and measuring, timed on one plan's network.
@@ -174,7 +189,7 @@ class Context:
         them would take more than `most` seconds.
         """
         train, student = self.spec.splits.train, copy.deepcopy(model)
-        one_step = replace(recipe.of_steps(1, len(train)), learning_rate=MIN_RATE)
+        one_step = replace(recipe.of_steps(1, train), learning_rate=MIN_RATE)
         started = time.process_time()
         fine_tune(student, self.teacher, train, plan.recovery, one_step, 0)
         first = time.process_time() - started
@@ -183,60 +198,3 @@ class Context:
         started = time.process_time()
         fine_tune(student, self.teacher, train, plan.recovery, one_step.longer(count), 0)
         return (time.process_time() - started) / count
-
-
-def _check_loss(recovery: Recovery, output: Tensor, labels: Tensor) -> None:
-    """Compute the loss of the teacher's outputs for two examples, to find out whether the loss accepts them.
-
-    Raises
-    ------
-    UserError
-        If the loss fails.
-    """
-    try:
-        recovery.loss(output, output, labels)
-    except Exception as error:
-        raise UserError(
-            f"the loss must accept the teacher's outputs, of shape {tuple(output.shape)}, and the labels, "
-            f"{labels.dtype} of shape {tuple(labels.shape)}, but it failed: {first_line(error)}; class labels "
-            "are int64 of shape (N,)"
-        ) from error
-
-
-def _classes(output: object, *, classified: bool) -> int:
-    """Return the number of classes in the teacher's output, 0 if the labels are not classes.
-
-    Raises
-    ------
-    UserError
-        If the output is not one tensor, or has no dimension of classes.
-    """
-    if not isinstance(output, Tensor) or (classified and output.dim() < 2):  # noqa: PLR2004
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(
-            f"the teacher must return one tensor, of shape (B, classes, ...) for class labels, but it returned {got}; "
-            "wrap it so that it does"
-        )
-    return int(output.shape[1]) if classified else 0
-
-
-def check_labels(name: str, examples: Examples, classes: int) -> None:
-    """Check that every label is one of the teacher's classes; with 0 classes nothing is checked.
-
-    Raises
-    ------
-    UserError
-        If a label is out of range; the message names the range and the remedy.
-    """
-    if not classes:
-        return
-    if not examples.classified:
-        raise UserError(
-            f"the training labels are integers, but the labels of the {name} split are {examples.labels.dtype}"
-        )
-    low, high = int(examples.labels.min()), int(examples.labels.max())
-    if low < 0 or high >= classes:
-        raise UserError(
-            f"labels must be in [0, {classes}), the teacher's {classes} outputs, but the {name} split has labels from "
-            f"{low} to {high}; renumber them or use a teacher with more outputs"
-        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from optuna import TrialPruned
 from optuna.trial import TrialState
 
@@ -57,9 +56,7 @@ class EarlyStopping:
     ) -> None:
         self._trial, self._context, self._model, self._progress = trial, context, model, progress
         self._epochs, self._strict = epochs, strict
-        examples = context.spec.splits.validation.take(
-            torch.arange(min(CHECK_EXAMPLES, len(context.spec.splits.validation)))
-        )
+        examples = context.spec.splits.validation.head(CHECK_EXAMPLES)
         self._objectives = [
             (at, x.on(examples) if isinstance(x, Metric) else x)
             for at, x in enumerate(context.spec.objectives)

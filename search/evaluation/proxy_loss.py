@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
-from objectives.examples import device_of, outputs
+from objectives.answers import device_of, outputs
+from objectives.trees import at, map_tensors, moved
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from objectives import Examples
+    from objectives import Data
+    from objectives.trees import Tree
     from spaces import Recovery
 
 PROXY_INPUTS = 256  # most inputs of the proxy loss, drawn independently of the calibration inputs (chosen)
@@ -39,40 +39,45 @@ class ProxyLoss:
     """
 
     def __init__(
-        self, teacher: nn.Module, examples: Examples, recovery: Recovery, seed: int, most: int = PROXY_INPUTS
+        self, teacher: nn.Module, examples: Data, recovery: Recovery, seed: int, most: int = PROXY_INPUTS
     ) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(examples), generator=generator)[:most]
-        device = device_of(teacher)
-        self._inputs = examples.inputs[chosen].to(device)
-        self._labels = examples.labels[chosen].cpu()  # as the outputs are
+        chosen = examples.sample(most, seed)
+        self._inputs: Tree = moved(chosen.inputs, device_of(teacher))
+        self._count = len(chosen)
+        self._labels = moved(chosen.labels, "cpu")  # as the outputs are
         self._recovery = recovery
         self._teacher = teacher
         self._scales: dict[int, _Scale] = {}  # by the number of inputs; where the time is short, only a few are used
 
     def __call__(self, model: nn.Module, count: int | None = None) -> float:
         """Return the proxy loss of a network on the first `count` inputs, or on all; it is left in evaluation mode."""
-        scale = self._scale(len(self._inputs[:count]))
-        loss = self._loss(outputs(model.eval(), self._inputs[: len(scale.answers)]), scale.answers)
+        count = self._count if count is None else min(count, self._count)
+        scale = self._scale(count)
+        loss = self._loss(outputs(model.eval(), at(self._inputs, slice(count))), scale.answers, count)
         return (loss - scale.best) / scale.unit
 
     def _scale(self, count: int) -> _Scale:
         """Return the teacher's answers to the first inputs, with their loss, and that of the mean answer above it."""
         if count not in self._scales:
-            answers = outputs(self._teacher, self._inputs[:count])
-            best = self._loss(answers, answers)
-            constant = self._loss(answers.mean(0, keepdim=True).expand_as(answers), answers)
+            answers = outputs(self._teacher, at(self._inputs, slice(count)))
+            best = self._loss(answers, answers, count)
+            constant = self._loss(map_tensors(answers, _mean_answer), answers, count)
             unit = constant - best if math.isfinite(constant) and constant > best else 1.0  # a teacher may be constant
             self._scales[count] = _Scale(answers, best, unit)
         return self._scales[count]
 
-    def _loss(self, network_outputs: Tensor, answers: Tensor) -> float:
-        return float(self._recovery.loss(network_outputs, answers, self._labels[: len(answers)]))
+    def _loss(self, network_outputs: Tree, answers: Tree, count: int) -> float:
+        return float(self._recovery.loss(network_outputs, answers, at(self._labels, slice(count))))
 
 
 class _Scale(NamedTuple):
     """The teacher's answers, their loss, and what is 1 on the scale of the proxy loss."""
 
-    answers: Tensor
+    answers: Tree
     best: float
     unit: float
+
+
+def _mean_answer(answers: Tensor) -> Tensor:
+    """Return for every input the mean of the answers, shape (N, ...); integers, such as places, stay as they are."""
+    return answers.mean(0, keepdim=True).expand_as(answers) if answers.is_floating_point() else answers

@@ -125,7 +125,7 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
     recipe = context.spec.recipe
     if not clock.timed:
         return recipe
-    steps = recipe.steps(len(context.spec.splits.train))
+    steps = recipe.steps(context.spec.splits.train)
     designs = _initial_designs(study, context)
     plan = designs[len(designs) // 2]
     try:
@@ -140,7 +140,7 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
     wanted = ((clock.left - FRONT_SHARE * clock.total) / count - other_seconds) / step_seconds
     alone = (clock.left - (1 + FILE_SHARE) * other_seconds) / step_seconds  # steps of a single candidate
     short = recipe.longer(min(1.0, max(wanted, min(alone, MIN_TRAINING_STEPS), 1.0) / steps))
-    short_steps, part = short.steps(len(context.spec.splits.train)), short.epochs / recipe.epochs
+    short_steps, part = short.steps(context.spec.splits.train), short.epochs / recipe.epochs
     console.print(f"each candidate is trained for {short_steps} steps, {part:.0%} of the recipe, to finish in time")
     seconds = step_seconds * short_steps + other_seconds
     if wanted < MIN_TRAINING_STEPS:

@@ -54,10 +54,10 @@ class ShortTraining:
     """
 
     def __init__(self, context: Context, inputs: int) -> None:
-        recipe, examples = context.spec.recipe, len(context.spec.splits.train)
+        recipe, train = context.spec.recipe, context.spec.splits.train
         self._context, self._inputs = context, inputs
-        self._recipe = recipe.of_steps(SHORT_STEPS, examples)
-        self.every = SHORT_STEPS * recipe.batch(examples) / passes_of(inputs)
+        self._recipe = recipe.of_steps(SHORT_STEPS, train)
+        self.every = SHORT_STEPS * recipe.batch(train) / passes_of(inputs)
         self._features: list[tuple[float, float]] = []
         self._ratios: list[float] = []
         self._attempts = 0

@@ -70,8 +70,8 @@ class Allowance:
     @staticmethod
     def of(context: Context, clock: BudgetClock, share: float = TABLE_SHARE) -> Allowance:
         """Return this share of a budget; a budget of trials is the work of its trainings."""
-        recipe, examples = context.spec.recipe, len(context.spec.splits.train)
-        training = (1 + BACKWARD_PASSES) * recipe.steps(examples) * recipe.batch(examples)
+        recipe, train = context.spec.recipe, context.spec.splits.train
+        training = (1 + BACKWARD_PASSES) * recipe.steps(train) * recipe.batch(train)
         passes = math.inf if clock.timed else share * training * (clock.budget.trials or 1)
         return Allowance(clock, clock.spent + share, passes)
 

@@ -6,12 +6,13 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from objectives import Metric
-from objectives.examples import outputs
 from objectives.layers import inputs_of_file
 from objectives.runtimes.isolated_process import IsolatedProcess
+from objectives.trees import at, run
+from search.results.comparison import Comparison, Rounded
 from search.study import machine
 from search.study.errors import UserError
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from objectives import Data
     from search.study.spec import StudySpec
 
 # Tolerances of a verification; they are chosen, not fitted.
 LARGEST_TOP1_DIFFERENCE = 0.5  # percentage points between file and torch network; one sample may always differ
-LARGEST_RELATIVE_DIFFERENCE = 0.01  # share of a metric without classes; share of the standard deviation of its outputs
+LARGEST_RELATIVE_DIFFERENCE = 0.01  # share of a metric without classes
+ROUNDING_SHARE = 2.0  # times the change of a metric by 8-bit rounding that is allowed, if that is more
 FLOAT_TOLERANCE = 1e-9  # in the unit of the difference: a difference equal to the bound is allowed
-LEAST_AGREEMENT = 99.0  # percent of the samples (outputs, without classes) that must agree
+LEAST_AGREEMENT = 99.0  # percent of the samples whose class must be the same
 
 
 class Disagreement(UserError):
@@ -41,13 +44,13 @@ class FromFile(nn.Module):
         The function that `load` of a runtime returned.
     """
 
-    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, run: Callable[..., Any]) -> None:
         super().__init__()
         self.run = run
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the network takes
         """Return the outputs of the file."""
-        return self.run(inputs)
+        return self.run(*inputs, **named)
 
 
 def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
@@ -75,8 +78,9 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
     ------
     Disagreement
         With class labels: if top-1 differs by more than 0.5 points and more than one sample, or the predicted class
-        differs on more than 1% of the samples. Otherwise: if a metric differs by more than 1% of itself, or more than
-        1% of the outputs differ by more than 1% of their standard deviation.
+        differs on more than 1% of the samples. Otherwise: if a metric differs by more than 1% of itself and more than
+        twice what rounding every tensor to 8 bits changes, or if the outputs have more than four times the noise of
+        such rounding. Networks without rounded inputs may have 1% of the standard deviation of the outputs as noise.
     """
     with IsolatedProcess(spec.runtime, path) as file:
         return _verified(model, file, path, spec, reference)
@@ -84,28 +88,28 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
 
 def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
     """Return the record of a file that runs in another process; see `verify`."""
-    examples = spec.splits.validation
+    examples: Data = spec.splits.validation
     file_model = FromFile(lambda inputs: file(inputs_of_file(model, inputs)))
-    first = spec.example()[:1]
+    first = at(spec.example(), slice(1))
     taken = inputs_of_file(model, first)
-    expected, actual = outputs(model, examples.inputs), outputs(file_model, examples.inputs)
+    comparison = Comparison(model)
+    for inputs, labels in examples.batches():
+        with torch.no_grad():
+            comparison.add(inputs, run(model, inputs), run(file_model, inputs), labels)
     record: dict[str, Any] = {"runtime": spec.runtime.name, "samples": len(examples)}
     for metric in spec.measured:
         if isinstance(metric, Metric):
             measure = metric.on(examples)
             record |= {f"{metric.name}_torch": measure(model), f"{metric.name}_file": measure(file_model)}
-    if examples.classified:
-        record |= {"top1_torch": _top1(expected, examples.labels), "top1_file": _top1(actual, examples.labels)}
     record |= {
-        "agreement_percent": _agreement(expected, actual, classified=examples.classified),
-        "sqnr_db": _sqnr(expected, actual),
+        **comparison.record(),
         "file_bytes": path.stat().st_size,
         "teacher_file_bytes": reference.stat().st_size,
         "file_input_shape": list(taken.shape[1:]),
         "latency": dataclasses.asdict(file.compare(reference, first, own=taken)),
         "machine": machine.words(),
     }
-    _require_agreement(record, classified=examples.classified)
+    _require_agreement(record, model, spec)
     return record
 
 
@@ -116,8 +120,7 @@ def record_words(record: dict[str, Any]) -> str:
     names = ["top1"] if "top1" in names else names
     shown = ", ".join(
         f"{'top-1' if name == 'top1' else name} {_number(name, record[f'{name}_file'])} from the file "
-        f"({_number(name, record[f'{name}_torch'])} in torch, agreement {record['agreement_percent']:.2f}% of "
-        f"{record['samples']})"
+        f"({_number(name, record[f'{name}_torch'])} in torch, {_agreement_words(record)})"
         for name in names
     )
     return (
@@ -132,41 +135,39 @@ def _number(name: str, value: float) -> str:
     return f"{value:.2f}%" if name.startswith("top") else f"{value:.5g}"
 
 
-def _require_agreement(record: dict[str, Any], *, classified: bool) -> None:
+def _agreement_words(record: dict[str, Any]) -> str:
+    if record["agreement_percent"] is None:
+        return f"signal to noise {record['sqnr_db']:.0f} dB on {record['samples']}"
+    return f"agreement {record['agreement_percent']:.2f}% of {record['samples']}"
+
+
+def _require_agreement(record: dict[str, Any], model: nn.Module, spec: StudySpec) -> None:
     """Raise `Disagreement` if the values of file and torch network differ by more than the tolerances."""
     pairs = {name.removesuffix("_file"): (value, record[name.removesuffix("_file") + "_torch"])
              for name, value in record.items() if name.endswith("_file")}  # fmt: skip
-    if classified:
+    if record["agreement_percent"] is not None:
         pairs = {"top1": pairs["top1"]}
         difference = abs(pairs["top1"][0] - pairs["top1"][1])
         bound = max(LARGEST_TOP1_DIFFERENCE, 100 / record["samples"])
+        agrees = difference <= bound + FLOAT_TOLERANCE and record["agreement_percent"] >= LEAST_AGREEMENT
+        how = f"agree on {record['agreement_percent']:.2f}% of {record['samples']} samples"
     else:
-        difference = max((abs(a - b) / max(abs(b), 1e-12) for a, b in pairs.values()), default=0.0)
-        bound = LARGEST_RELATIVE_DIFFERENCE
-    if difference > bound + FLOAT_TOLERANCE or record["agreement_percent"] < LEAST_AGREEMENT:
+        agrees = record["sqnr_db"] >= record["allowed_sqnr_db"] - FLOAT_TOLERANCE
+        agrees = agrees and all(_is_near(name, *values, model, spec) for name, values in pairs.items())
+        how = f"have a signal-to-noise ratio of {record['sqnr_db']:.1f} dB, of at least {record['allowed_sqnr_db']:.1f}"
+    if not agrees:
         shown = ", ".join(f"{name} is {a:.5g} instead of {b:.5g}" for name, (a, b) in pairs.items())
         raise Disagreement(
-            f"the exported file must give the outputs of the torch network, but its {shown} and they agree on "
-            f"{record['agreement_percent']:.2f}% of {record['samples']} samples; nothing was written; please report "
-            "the plan"
+            f"the exported file must give the outputs of the torch network, but its {shown} and they {how}; nothing "
+            "was written; please report the plan"
         )
 
 
-def _top1(scores: Tensor, labels: Tensor) -> float:
-    """Return the percentage of samples whose highest score is that of the label."""
-    return 100 * float((scores.argmax(1) == labels).double().mean())
-
-
-def _agreement(expected: Tensor, actual: Tensor, *, classified: bool) -> float:
-    """Return the percentage of equal predicted classes, or of outputs within 1% of their standard deviation."""
-    if classified:
-        return 100 * float((expected.argmax(1) == actual.argmax(1)).double().mean())
-    tolerance = LARGEST_RELATIVE_DIFFERENCE * expected.double().std()
-    return 100 * float(((expected - actual).abs() <= tolerance).double().mean())
-
-
-def _sqnr(expected: Tensor, actual: Tensor) -> float:
-    """Return the signal-to-quantization-noise ratio in dB."""
-    noise = float((expected - actual).double().pow(2).sum())
-    signal = float(expected.double().pow(2).sum())
-    return float(10 * torch.log10(torch.tensor(signal / max(noise, 1e-30))))
+def _is_near(name: str, file: float, torch_value: float, model: nn.Module, spec: StudySpec) -> bool:
+    """Return whether a metric of the file is that of the network, but for what rounding to 8 bits changes."""
+    difference = abs(file - torch_value)
+    if difference <= LARGEST_RELATIVE_DIFFERENCE * abs(torch_value) + FLOAT_TOLERANCE:
+        return True
+    metric = next(one for one in spec.measured if one.name == name)
+    assert isinstance(metric, Metric)
+    return difference <= ROUNDING_SHARE * abs(metric.on(spec.splits.validation)(Rounded(model)) - torch_value)

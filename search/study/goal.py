@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from search.study.goal_phrases import Wish
     from search.study.spec import StudySpec
 
+TIMED_FRAMES = 256  # most frames that are timed (chosen)
 KINDS_OF_OBJECTIVES = {
     "size": SizeBytes,
     "macs": Macs,
@@ -90,7 +91,7 @@ def with_stored_goal(study: Study, spec: StudySpec) -> StudySpec:
 def _objective(wish: Wish, spec: StudySpec, earlier: list[Objective], *, in_milliseconds: bool) -> Objective:
     """Return the objective that a wish is about, of the study or of an earlier phrase; a new one if there is none."""
     known = [*spec.measured, *earlier]
-    inputs = spec.splits.validation.inputs
+    inputs = spec.splits.validation.example()
     if wish.quantity == "metric":
         return _metric(wish, spec, known)
     if wish.quantity == "latency":
@@ -98,7 +99,7 @@ def _objective(wish: Wish, spec: StudySpec, earlier: list[Objective], *, in_mill
         share = next((one for one in known if isinstance(one, LatencyShare)), None)
         if latency is None and share is not None and not in_milliseconds:
             return share
-        new = share.latency if share is not None else Latency(spec.runtime, spec.teacher, inputs[:1])
+        new = share.latency if share is not None else Latency(spec.runtime, spec.teacher, inputs)
         return latency or (new if in_milliseconds else LatencyShare(new))
     if wish.quantity not in KINDS_OF_OBJECTIVES:
         return next(one for one in known if one.name == wish.quantity)
@@ -112,7 +113,7 @@ def _objective(wish: Wish, spec: StudySpec, earlier: list[Objective], *, in_mill
         Macs: Macs(inputs),
         Bops: Bops(inputs),
         Parameters: Parameters(),
-        FrameTime: FrameTime(spec.runtime, inputs),
+        FrameTime: FrameTime(spec.runtime, spec.splits.validation.example(TIMED_FRAMES)),
     }
     return new_objectives[kind]
 

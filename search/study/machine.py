@@ -15,6 +15,8 @@ from search.study.errors import UserError
 # Packages that execute networks; their versions change how long a network takes.
 EXECUTING_PACKAGES = ("torch", "onnxruntime", "ai-edge-litert", "executorch", "openvino")
 
+LEAST_MEMORY = 4 * 2**30  # bytes that a machine is taken to have if the system does not say
+
 
 @functools.cache
 def identity() -> tuple[str, str, str, int | None, tuple[str, ...]]:
@@ -28,6 +30,15 @@ def words() -> str:
     architecture, system, processor, cores, versions = identity()
     installed = [f"{name} {version}" for name, version in zip(EXECUTING_PACKAGES, versions, strict=True) if version]
     return ", ".join([processor or architecture, f"{cores} cores", system, *installed])
+
+
+def memory_bytes() -> int:
+    """Return the bytes of memory that this process may use: those of the machine, or of its container."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    physical = pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else LEAST_MEMORY
+    return min(physical, int(allowed)) if allowed.isdigit() else physical
 
 
 def _processor() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from torch import Generator, Tensor, nn
 
-    from objectives import Examples, Limit, Objective
+    from objectives import Data, Limit, Objective
     from objectives.runtimes import Runtime
     from spaces import Space
 
+SomeData = TypeVar("SomeData", bound="Data")
 CONFIRMATION_FACTOR = 4  # epochs of a confirmation, over those of the search, if the study does not say (chosen)
 
 
 @dataclass(frozen=True, slots=True)
-class Splits:
-    """Three disjoint sets of examples.
+class Splits(Generic[SomeData]):
+    """Three disjoint sets of examples, in memory (`Examples`) or streamed (`Examples.of`).
 
     Attributes
     ----------
@@ -36,9 +37,9 @@ class Splits:
         Read only by `confirm`, at the end.
     """
 
-    train: Examples
-    validation: Examples
-    test: Examples
+    train: SomeData
+    validation: SomeData
+    test: SomeData
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Recipe:
     epochs
         Passes over the training set; 0.5 is one pass over half of its examples.
     batch_size
-        Examples per step.
+        Examples per step; a loader as training set keeps its own batch size.
     learning_rate
         The highest rate: the rate rises over the first 5% of the steps and falls to zero along a cosine. None: each
         training gets a rate that is derived from one range test per study (see `search.training.learning_rate`).
@@ -82,9 +83,9 @@ class Recipe:
         """Return the recipe with the epochs multiplied by a factor."""
         return replace(self, epochs=self.epochs * factor)
 
-    def of_steps(self, count: float, examples: int) -> Recipe:
-        """Return the recipe with this number of steps on a training set of this size."""
-        return self.longer(count / self.steps(examples))
+    def of_steps(self, count: float, train: Data) -> Recipe:
+        """Return the recipe with this number of steps on a training set."""
+        return self.longer(count / self.steps(train))
 
     def of_length(self, epochs: float | None) -> Recipe:
         """Return the recipe with a number of epochs, unchanged for None."""
@@ -94,13 +95,13 @@ class Recipe:
         """Return the recipe with a learning rate, unchanged if it has one already."""
         return self if self.learning_rate is not None else replace(self, learning_rate=learning_rate)
 
-    def batch(self, examples: int) -> int:
-        """Return the examples per step for a training set of this size: all if they are fewer than a batch."""
-        return min(self.batch_size, examples)
+    def batch(self, train: Data) -> int:
+        """Return the examples per step on a training set: all if they are fewer; a loader has a size of its own."""
+        return train.batch_size(self.batch_size)
 
-    def steps(self, examples: int) -> int:
-        """Return the number of training steps for a training set of this size."""
-        return max(1, round(self.epochs * (examples // self.batch(examples))))
+    def steps(self, train: Data) -> int:
+        """Return the number of training steps on a training set."""
+        return max(1, round(self.epochs * train.steps(self.batch_size)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ class StudySpec:
 
     name: str
     teacher: nn.Module
-    splits: Splits
+    splits: Splits[Any]
     space: Space
     objectives: tuple[Objective, ...]
     limits: tuple[Limit, ...] = ()
@@ -242,6 +243,4 @@ class StudySpec:
 
     def example(self) -> Tensor:
         """Return the calibration inputs: a seeded sample of the training inputs, shape (calibration, ...)."""
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(self.splits.train), generator=generator)[: self.calibration]
-        return self.splits.train.inputs[chosen]
+        return self.splits.train.sample(self.calibration, self.seed).inputs  # type: ignore[no-any-return]

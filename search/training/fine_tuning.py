@@ -8,26 +8,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from objectives.examples import device_of, outputs
+from objectives.answers import device_of, outputs
+from objectives.samples import seed_all
+from objectives.trees import at, leaves, like, map_tensors, moved, run
+from search.study import machine
 from search.study.errors import Diverged, UserError
 from search.training.precision import Precision
-from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from objectives import Examples
+    from objectives import Data
+    from objectives.trees import Tree
     from search.study.spec import Recipe
     from spaces import Recovery
 
 WARM_UP_SHARE = 0.05  # share of the steps over which the learning rate rises (chosen)
+KEPT_SHARE = 0.25  # largest share of the machine's memory for the teacher's outputs (chosen)
 MAX_GRADIENT_NORM = 5.0  # larger gradients are clipped; a pruned network starts with a few very large ones (chosen)
 
 
 def fine_tune(
     student: nn.Module,
     teacher: TeacherOutputs,
-    examples: Examples,
+    examples: Data,
     recovery: Recovery,
     recipe: Recipe,
     seed: int,
@@ -59,9 +63,9 @@ def fine_tune(
     """
     rate = recipe.learning_rate
     assert rate is not None, "a range test sets it"
-    count = recipe.steps(len(examples))
+    count = recipe.steps(examples)
     losses: list[Tensor] = []
-    steps_per_pass = len(examples) // recipe.batch(len(examples))
+    steps_per_pass = examples.steps(recipe.batch_size)
     steps = training_steps(
         student, teacher, examples, recovery, recipe, seed, [rate * warmed(step, count) for step in range(count)]
     )
@@ -79,7 +83,7 @@ def fine_tune(
 def training_steps(
     student: nn.Module,
     teacher: TeacherOutputs,
-    examples: Examples,
+    examples: Data,
     recovery: Recovery,
     recipe: Recipe,
     seed: int,
@@ -88,40 +92,30 @@ def training_steps(
     """Train `student` in place, one step for each learning rate; yield the loss of each step."""
     device = device_of(student)
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # for dropout
-    batch = recipe.batch(len(examples))
+    seed_all(seed)  # for dropout, and the transforms and the order of a loader
     optimizer = recipe.optimizer(
         [p for p in student.parameters() if p.requires_grad], lr=rates[0], weight_decay=recipe.weight_decay
     )
     precision = Precision(device)
     precision.prepare(student.train())
-    for rate, chosen in zip(rates, _batches(len(examples), batch, generator), strict=False):
+    for rate, batch in zip(rates, examples.training_batches(recipe.batch_size, generator), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate
-        inputs = examples.inputs[chosen]
-        if recipe.augment is not None:
-            inputs = recipe.augment(inputs, generator)
-        inputs = precision.laid_out(inputs.to(device))
-        teacher_outputs = teacher.outputs_of(inputs, None if recipe.augment else chosen)
-        labels = examples.labels[chosen].to(device)
+        given = batch.inputs if recipe.augment is None else recipe.augment(batch.inputs, generator)
+        inputs = map_tensors(moved(given, device), precision.laid_out)
+        teacher_outputs = teacher.outputs_of(inputs, batch.keys if recipe.augment is None else None)
+        labels = moved(batch.labels, device)
         with precision.forward():
-            heads = _heads(student(inputs), teacher_outputs)
-        loss = torch.stack([recovery.loss(precision.full(head), teacher_outputs, labels) for head in heads]).mean()
+            heads = _heads(run(student, inputs), teacher_outputs)
+        full = [map_tensors(head, precision.full) for head in heads]
+        loss = torch.stack([recovery.loss(head, teacher_outputs, labels) for head in full]).mean()
         precision.step(loss, student, optimizer, MAX_GRADIENT_NORM)
         yield loss.detach()
     precision.finish(student)
 
 
-def _batches(examples: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield the indices of each batch, endlessly; every pass has a new order."""
-    while True:
-        for chosen in torch.randperm(examples, generator=generator).split(batch):
-            if len(chosen) == batch:  # BatchNorm statistics of a short batch are poor
-                yield chosen
-
-
-def _heads(output: object, teacher_outputs: Tensor) -> list[Tensor]:
-    """Return the outputs that have the teacher's shape; extra heads, as some networks have in training, learn the same.
+def _heads(output: Tree, teacher_outputs: Tree) -> list[Tree]:
+    """Return the outputs to train: of one tensor, also extra heads that some networks have in training only.
 
     Raises
     ------
@@ -130,17 +124,22 @@ def _heads(output: object, teacher_outputs: Tensor) -> list[Tensor]:
     """
     if isinstance(output, Tensor):
         return [output]
-    heads = [tensor for tensor in tensors(output) if tensor.shape == teacher_outputs.shape]
+    if not isinstance(teacher_outputs, Tensor):
+        return [like(output, teacher_outputs)]
+    heads = [tensor for tensor in leaves(output) if tensor.shape == teacher_outputs.shape]
     if not heads:
         raise UserError(
             f"in training mode the network must also return an output of shape {tuple(teacher_outputs.shape)}, but it "
-            f"returned {[tuple(tensor.shape) for tensor in tensors(output)]}"
+            f"returned {[tuple(tensor.shape) for tensor in leaves(output)]}"
         )
     return heads
 
 
 class TeacherOutputs:
-    """A teacher whose outputs for the training set are computed once.
+    """A teacher whose outputs for the training set are computed once, as far as they fit in memory.
+
+    They are kept if an example is the same at every reading, and if all of them take at most a quarter of the memory of
+    the machine.
 
     Parameters
     ----------
@@ -150,26 +149,44 @@ class TeacherOutputs:
         The training set.
     """
 
-    def __init__(self, model: nn.Module, examples: Examples) -> None:
+    def __init__(self, model: nn.Module, examples: Data) -> None:
         self.model = model
         self.examples = examples
-        self._cached: Tensor | None = None
-        self._is_cached = torch.zeros(len(examples), dtype=torch.bool)
+        self._kept: Tree = None
+        self._is_kept: Tensor | None = None  # for each example; empty if there is too little memory
 
-    def outputs_of(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:
-        """Return the outputs (B, classes) for a batch: cached outputs by index, new ones for augmented inputs."""
-        if chosen is None:
+    def outputs_of(self, inputs: Tree, keys: Tensor | None) -> Tree:
+        """Return the outputs for a batch, such as (B, classes): those kept for its keys, new ones without keys."""
+        device = leaves(inputs)[0].device
+        missing = torch.ones(0, dtype=torch.bool) if keys is None else self._missing(keys)
+        if keys is None or missing.all():
             with torch.no_grad():
-                return self.model(inputs)  # type: ignore[no-any-return]
-        missing = chosen[~self._is_cached[chosen]]
-        if len(missing):
-            computed = outputs(self.model, self.examples.inputs[missing])
-            if self._cached is None:
-                self._cached = computed.new_zeros(len(self.examples), *computed.shape[1:])
-            self._cached[missing] = computed
-            self._is_cached[missing] = True
-        assert self._cached is not None
-        return self._cached[chosen].to(inputs.device)
+                new = run(self.model, inputs)
+            if keys is not None:
+                self._keep(new, keys)
+            return new
+        if missing.any():
+            self._keep(outputs(self.model, at(inputs, missing.to(device))), keys[missing])
+        return moved(at(self._kept, keys), device)
+
+    def _missing(self, keys: Tensor) -> Tensor:
+        """Return for each key whether its outputs are not kept."""
+        if self._is_kept is None or not len(self._is_kept):
+            return torch.ones(len(keys), dtype=torch.bool)
+        return ~self._is_kept[keys]
+
+    def _keep(self, new: Tree, keys: Tensor) -> None:
+        """Keep the outputs of examples; the first ones tell how much memory all of them need."""
+        if self._is_kept is None:
+            bytes_each = sum(tensor.nbytes for tensor in leaves(new)) / len(keys)
+            fits = self.examples.places * bytes_each <= KEPT_SHARE * machine.memory_bytes()
+            count = self.examples.places if fits else 0
+            self._is_kept = torch.zeros(count, dtype=torch.bool)
+            self._kept = map_tensors(new, lambda tensor: tensor.new_zeros(count, *tensor.shape[1:], device="cpu"))
+        if len(self._is_kept):
+            for kept, computed in zip(leaves(self._kept), leaves(new), strict=True):
+                kept[keys] = computed.cpu()
+            self._is_kept[keys] = True
 
 
 def warmed(step: int, steps: int) -> float:

@@ -13,7 +13,7 @@ from search.training.fine_tuning import training_steps, warmed
 if TYPE_CHECKING:
     from torch import nn
 
-    from objectives import Examples
+    from objectives import Data
     from search.study.spec import Recipe
     from search.training.fine_tuning import TeacherOutputs
     from spaces import Recovery
@@ -63,7 +63,7 @@ DEFAULT_RATE = Rate(0.008, 0.4, 50)
 def range_test(
     student: nn.Module,
     teacher: TeacherOutputs,
-    examples: Examples,
+    examples: Data,
     recovery: Recovery,
     recipe: Recipe,
     seed: int,

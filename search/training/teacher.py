@@ -19,7 +19,8 @@ from search.training.learning_rate import range_test
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from objectives import Examples
+    from objectives import Data
+    from objectives.trees import Tree
     from search.study.spec import Recipe
 
 TEACHERS_VARIABLE = "SLIMFRONT_TEACHERS"  # the environment variable that names the folder of trained teachers
@@ -47,11 +48,11 @@ class Labels:
 
 
 class _NoTeacher(TeacherOutputs):
-    def outputs_of(self, inputs: Tensor, chosen: Tensor | None) -> Tensor:  # noqa: ARG002
-        return inputs.new_zeros(0)
+    def outputs_of(self, inputs: Tree, keys: Tensor | None) -> Tree:  # noqa: ARG002
+        return torch.zeros(0)
 
 
-def trained(model: nn.Module, train: Examples, recipe: Recipe, *, seed: int = 0, smoothing: float = 0.0) -> nn.Module:
+def trained(model: nn.Module, train: Data, recipe: Recipe, *, seed: int = 0, smoothing: float = 0.0) -> nn.Module:
     """Return `model` trained; the weights are loaded if the same model, data, recipe and seed were trained before.
 
     The weights are kept as safetensors in the folder named by the environment variable SLIMFRONT_TEACHERS, by default

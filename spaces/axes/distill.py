@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+
+from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
-    from torch import Tensor
+
+LossOfTask: TypeAlias = Callable[[Any, Any], Tensor]  # of outputs and labels, both of any structure
+IGNORED = -100  # the label that torch's losses ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +33,14 @@ class Distill:
         T, positive.
     weight
         Share of the soft targets in [0, 1]; 0 is training on the labels alone.
+    ignore_index
+        Places whose label has this value do not count. It is the same in all plans of a study, so it is not in the text
+        that identifies a plan.
     """
 
     temperature: float = 4.0
     weight: float = 0.7
+    ignore_index: int = field(default=IGNORED, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -38,7 +49,7 @@ class Distill:
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be in [0, 1], but got {self.weight}")
 
-    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """Return the scalar loss, a mean over examples and positions.
 
         Parameters
@@ -46,18 +57,29 @@ class Distill:
         student, teacher
             Outputs (B, classes, ...).
         labels
-            Class indices (B, ...).
+            Class indices (B, ...), or probabilities (B, classes, ...). Without labels only the soft targets count.
         """
+        if labels is None:
+            return self.temperature**2 * self._soft(student, teacher)
+        counted = None if labels.is_floating_point() else labels != self.ignore_index
+        if counted is not None and not counted.all():
+            if not counted.any():
+                return 0 * student.sum()
+            student, teacher, labels = (_places(tensor, counted) for tensor in (student, teacher, labels.unsqueeze(1)))
+            labels = labels[:, 0]
         hard = F.cross_entropy(student, labels)
         if self.weight == 0:
             return hard
-        soft = F.kl_div(
+        return self.weight * self.temperature**2 * self._soft(student, teacher) + (1 - self.weight) * hard
+
+    def _soft(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the divergence from the teacher's softened outputs."""
+        return F.kl_div(
             F.log_softmax(student / self.temperature, 1),
             F.log_softmax(teacher / self.temperature, 1),
             log_target=True,
             reduction="sum",
         ) / (student.numel() / student.shape[1])
-        return self.weight * self.temperature**2 * soft + (1 - self.weight) * hard
 
     def words(self) -> str:
         """Return the temperature and the weight as text."""
@@ -74,11 +96,14 @@ class Temperatures:
         Range of the temperature, drawn on a logarithmic scale.
     heaviest
         Largest weight, in [0, 1]; weights are drawn in steps of 0.1 from 0, so it is rounded down to a tenth.
+    ignore_index
+        Places whose label has this value do not count, such as pixels without a class.
     """
 
     lowest: float = 1.0
     highest: float = 8.0
     heaviest: float = 1.0
+    ignore_index: int = field(default=IGNORED, kw_only=True, metadata={"added": True})
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -90,7 +115,8 @@ class Temperatures:
     def suggest(self, trial: BaseTrial) -> Distill:
         """Draw `distill/temperature` and `distill/weight`."""
         temperature = trial.suggest_float("distill/temperature", self.lowest, self.highest, log=True)
-        return Distill(temperature, trial.suggest_float("distill/weight", 0.0, self._largest_weight(), step=0.1))
+        weight = trial.suggest_float("distill/weight", 0.0, self._largest_weight(), step=0.1)
+        return Distill(temperature, weight, ignore_index=self.ignore_index)
 
     def usual(self) -> dict[str, float]:
         """Return T = 4 and weight 0.7, or the nearest values in the ranges."""
@@ -103,9 +129,11 @@ class Temperatures:
 
 @dataclass(frozen=True, slots=True)
 class Imitate:
-    """For tasks without classes: a weighted sum of the errors to the labels and to the teacher's outputs.
+    """For tasks without classes: a weighted sum of the loss of the task and the distance from the teacher's outputs.
 
-    loss = weight * mean |student - teacher|^norm + (1 - weight) * mean |student - labels|^norm
+    weight * mean |student - teacher|^norm + (1 - weight) * mean |student - labels|^norm; or, with a loss of the task,
+    (1 - weight) times that, and in the first term the mean over the output tensors of their error over the deviations
+    of the teacher from its mean, so that every output counts alike, whatever its unit.
 
     Attributes
     ----------
@@ -113,20 +141,54 @@ class Imitate:
         Share of the teacher in [0, 1]; 0 is training on the labels alone.
     norm
         1 for the absolute error, 2 for the squared error.
+    loss_of
+        The loss of the task, a function of outputs and labels; None for the error to labels of the shape of the output.
     """
 
     weight: float = 0.5
     norm: int = 2
+    loss_of: LossOfTask | None = field(default=None, repr=False)  # the same in all plans of a study
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 0 <= self.weight <= 1 or self.norm not in {1, 2}:
             raise ValueError(f"weight must be in [0, 1] and norm 1 or 2, but got {self.weight} and {self.norm}")
 
-    def loss(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of the student's outputs, given the teacher's outputs and labels of the same shape."""
-        hard, soft = ((student - target).abs().pow(self.norm).mean() for target in (labels, teacher))
-        return self.weight * soft + (1 - self.weight) * hard
+    def loss(self, student: Any, teacher: Any, labels: Any) -> Tensor:  # noqa: ANN401 - trees of tensors
+        """Return the scalar loss of the student's outputs, given the teacher's outputs and labels.
+
+        Raises
+        ------
+        ValueError
+            If outputs are compared that differ in shape: they would be compared each with each.
+        """
+        if self.loss_of is None:
+            soft = self._error(student, teacher, "the teacher's outputs")
+            if labels is None:
+                return soft
+            return self.weight * soft + (1 - self.weight) * self._error(student, labels, "labels")
+        pairs = list(zip(tensors(student), tensors(teacher), strict=True))
+        pairs = [(own, other) for own, other in pairs if other.is_floating_point()]
+        scales = [(other - other.mean()).abs().pow(self.norm).mean() for _, other in pairs]
+        errors = [
+            self._error(own, other, "the teacher's outputs") / scale.clamp_min(torch.finfo(scale.dtype).eps)
+            for (own, other), scale in zip(pairs, scales, strict=True)
+        ]
+        soft = torch.stack(errors).mean()
+        if labels is None:
+            return soft
+        return self.weight * soft + (1 - self.weight) * self.loss_of(student, labels)
+
+    def _error(self, student: Tensor, target: Tensor, name: str) -> Tensor:
+        if student.shape != target.shape:
+            reshaped = ""
+            if student.numel() == target.numel():
+                reshaped = f"; reshape the labels to (N, {', '.join(map(str, student.shape[1:]))})".replace(", )", ",)")
+            raise ValueError(
+                f"outputs and {name} must have the same shape, but got {tuple(student.shape)} and "
+                f"{tuple(target.shape)}, which would compare each with each{reshaped}"
+            )
+        return (student - target).abs().pow(self.norm).mean()
 
     def words(self) -> str:
         """Return the weight as text."""
@@ -141,14 +203,22 @@ class Imitations:
     ----------
     norm
         See `Imitate`.
+    loss
+        The loss of the task, a function of outputs and labels that returns a scalar; None for the error to the labels.
     """
 
     norm: int = 2
+    loss: LossOfTask | None = field(default=None, metadata={"added": True})
 
     def suggest(self, trial: BaseTrial) -> Imitate:
         """Draw `distill/weight`."""
-        return Imitate(trial.suggest_float("distill/weight", 0.0, 1.0, step=0.1), self.norm)
+        return Imitate(trial.suggest_float("distill/weight", 0.0, 1.0, step=0.1), self.norm, self.loss)
 
     def usual(self) -> dict[str, float]:
         """Return weight 0.5."""
         return {"distill/weight": 0.5}
+
+
+def _places(tensor: Tensor, counted: Tensor) -> Tensor:
+    """Return the values (N, C) of a tensor (B, C, ...) at the places (B, ...) that count."""
+    return tensor.movedim(1, -1)[counted]

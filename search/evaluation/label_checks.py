@@ -1,0 +1,176 @@
+"""Check before anything is trained that labels belong to the teacher's outputs: classes, shapes, the loss itself."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from objectives.examples import Examples
+from objectives.trees import at, leaves, map_tensors, shape_words
+from search.study.errors import UserError
+from spaces.network.messages import first_line
+
+if TYPE_CHECKING:
+    from objectives import Data
+    from objectives.data import Held
+    from objectives.trees import Tree
+    from spaces import Recovery
+
+CHECKED = 64  # labels of a stream that are looked at; those in memory are all looked at (chosen)
+MATRIX = 2  # dimensions of outputs with classes: examples and classes
+SUM_TOLERANCE = 1e-3  # by which the sum of probabilities may differ from 1
+
+
+def check_loss(recovery: Recovery, output: Tree, labels: Tree) -> None:
+    """Compute the loss of the teacher's outputs for a few examples, to find out whether they belong to the labels.
+
+    Shapes such as (B, 1) and (B,) do not fail: they broadcast, and every answer is compared with the labels of all
+    examples.
+
+    Raises
+    ------
+    UserError
+        If the loss fails, or if it compares outputs with labels of another shape.
+    """
+    got = f"outputs {shape_words(output)} and labels {shape_words(labels)}"
+    leaf = map_tensors(output, _requiring_gradient)
+    try:
+        with warnings.catch_warnings(), torch.enable_grad(), _Broadcasts() as broadcasts:
+            warnings.filterwarnings("error", message="Using a target size")
+            loss = recovery.loss(leaf, output, labels)
+    except Exception as error:
+        raise UserError(
+            f"the loss must accept the teacher's outputs and the labels, but it failed for {got}: "
+            f"{first_line(error).rstrip('.')}; class labels are int64 of shape (N,), those of a regression have the "
+            "shape of the output"
+        ) from error
+    if broadcasts.found:
+        raise UserError(
+            f"the loss must compare each output with its own label, but for {got} it combines {broadcasts.found[0]}, "
+            "each with each; reshape the labels to the shape of the outputs"
+        )
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = shape_words(loss)
+        raise UserError(f"the loss must be one number, a mean over the examples, but for {got} it returned {what}")
+
+
+def classes_of(output: Tree, labels: Tree) -> int:
+    """Return the number of classes in the teacher's output, to which class labels belong.
+
+    Raises
+    ------
+    UserError
+        If the output is not one tensor, or not of the shape that the labels ask for.
+    """
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"distillation of classes needs one output tensor (N, classes, ...), but the teacher returns "
+            f"{shape_words(output)}; use recovery=Imitations(loss=...) with a loss of outputs and labels"
+        )
+    if output.dim() < MATRIX or labels.shape != output[:, 0].shape:
+        raise UserError(
+            f"class labels of shape (N, ...) need outputs of shape (N, classes, ...), but got outputs "
+            f"{shape_words(output)} and labels {shape_words(labels)}"
+        )
+    return int(output.shape[1])
+
+
+def check_labels(name: str, examples: Data, classes: int, ignored: int | None = None) -> None:
+    """Check that every label is one of the teacher's classes; with 0 classes nothing is checked.
+
+    Of a stream, a few labels are checked.
+
+    Raises
+    ------
+    UserError
+        If a label is out of range; the message names the range and the remedy.
+    """
+    if not classes:
+        return
+    labels = (examples if isinstance(examples, Examples) else examples.sample(CHECKED, 0)).labels
+    if not examples.classified:
+        raise UserError(
+            f"the training labels are integers, but the labels of the {name} split are {shape_words(labels)}"
+        )
+    counted = labels[labels != ignored] if ignored is not None else labels
+    if not counted.numel():
+        return
+    low, high = int(counted.min()), int(counted.max())
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"labels must be in [0, {classes}), the teacher's {classes} outputs, but the {name} split has labels from "
+            f"{low} to {high}; renumber them, use a teacher with more outputs, or name the label of places without a "
+            f"class: Temperatures(ignore_index={high if high >= classes else low})"
+        )
+
+
+def check_probabilities(output: Tree, labels: Tree) -> None:
+    """Check that labels with the shape of the outputs, as targets of the cross-entropy, are probabilities.
+
+    Raises
+    ------
+    UserError
+        If they do not sum to 1 over the classes, as those of several tags an example.
+    """
+    if not isinstance(output, Tensor) or not isinstance(labels, Tensor) or labels.shape != output.shape:
+        return
+    sums = labels.double().sum(1)
+    if bool((labels < 0).any()) or float((sums - 1).abs().max()) > SUM_TOLERANCE:
+        raise UserError(
+            f"labels of shape (N, classes) must be probabilities that sum to 1, but they sum to {float(sums.min()):g} "
+            f"to {float(sums.max()):g}; for several tags an example use recovery=Imitations(loss="
+            "torch.nn.functional.binary_cross_entropy_with_logits), for a regression recovery=Imitations()"
+        )
+
+
+def check_finite(name: str, examples: Data) -> None:
+    """Check that inputs and labels are finite numbers; of a stream, those of a few examples.
+
+    Raises
+    ------
+    UserError
+        If a number is NaN or infinite; the message counts the examples.
+    """
+    found = examples if isinstance(examples, Examples) else examples.sample(CHECKED, 0)
+    for kind, tree in (("inputs", found.inputs), ("labels", found.labels)):
+        for tensor in leaves(tree):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                bad = (~tensor.isfinite()).flatten(1).any(1) if tensor.dim() > 1 else ~tensor.isfinite()
+                first = int(bad.nonzero()[0])
+                raise UserError(
+                    f"the {kind} of the {name} split must be finite, but {int(bad.sum())} of {len(found)} examples "
+                    f"hold NaN or infinity, the first is number {first}; repair or leave them out"
+                )
+
+
+def few(examples: Data, count: int) -> Held:
+    """Return the first examples in memory, a sample of a stream."""
+    if isinstance(examples, Examples):
+        return Examples(at(examples.inputs, slice(count)), at(examples.labels, slice(count)))
+    return examples.sample(count, 0)
+
+
+class _Broadcasts(TorchFunctionMode):
+    """Notes operations on outputs and labels whose result is larger than either, as their dimensions do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        result = func(*args, **(kwargs or {}))
+        given = [arg for arg in args if isinstance(arg, Tensor)]
+        if len(given) == MATRIX and isinstance(result, Tensor) and given[0].requires_grad != given[1].requires_grad:
+            one, other = (tuple(tensor.shape) for tensor in given)
+            aligned = not one or not other or len(one) == len(other)
+            if not aligned and tuple(result.shape) not in {one, other} and result.dim() == max(len(one), len(other)):
+                self.found.append(f"{one} and {other} to {tuple(result.shape)}")
+        return result
+
+
+def _requiring_gradient(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point())

@@ -1,0 +1,135 @@
+"""Compare the answers of an exported file with those of its network, batch by batch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from objectives.layers import FLOAT_BITS, LowPrecision
+from objectives.trees import leaves, run, shape_words
+
+if TYPE_CHECKING:
+    from objectives.trees import Tree
+
+ROUNDED_STEPS = 255  # steps between the smallest and the largest value of a tensor that is rounded to 8 bits
+ROUNDING_FACTOR = (
+    4  # times the noise of 8-bit rounding that a file may have: its kernels round at other places (chosen)
+)
+FLOAT_ERROR = 0.01  # error of a file without rounded inputs, relative to the standard deviation of the outputs (chosen)
+SMALLEST_NOISE = 1e-30
+
+
+class Comparison:
+    """What is counted of the answers to all examples: equal classes, or the noise of each output tensor.
+
+    Parameters
+    ----------
+    model
+        The network in evaluation mode, whose rounding tells how much noise its file may have.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._rounds = any(isinstance(x, LowPrecision) and x.activation_bits < FLOAT_BITS for x in model.modules())
+        self._equal = self._counted = self._right_in_torch = self._right_in_file = 0
+        self._outputs: list[_Power] = []
+
+    def add(self, inputs: Tree, expected: Tree, actual: Tree, labels: Tree) -> None:
+        """Count one batch.
+
+        Raises
+        ------
+        ValueError
+            If file and network return outputs of different shapes.
+        """
+        shapes = [[tuple(x.shape) for x in leaves(tree)] for tree in (expected, actual)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the exported file must return {shape_words(expected)}, as the network, but it returned "
+                f"{shape_words(actual)}"
+            )
+        if self.of_classes(expected, labels):
+            own, file = expected.argmax(1), actual.argmax(1)
+            self._equal += int((own == file).sum())
+            self._right_in_torch += int((own == labels).sum())
+            self._right_in_file += int((file == labels).sum())
+            self._counted += own.numel()
+        rounded = leaves(self._rounded(inputs)) if self._rounds else leaves(expected)
+        self._outputs = self._outputs or [_Power() for _ in rounded]
+        for power, *tensors in zip(self._outputs, leaves(expected), leaves(actual), rounded, strict=True):
+            power.add(*(tensor.double() for tensor in tensors))
+
+    @staticmethod
+    def of_classes(output: Tree, labels: Tree) -> bool:
+        """Return whether answers are compared by their class: where the labels are classes of one output tensor."""
+        fits = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 1
+        return fits and not labels.is_floating_point() and labels.shape == output[:, 0].shape
+
+    def record(self) -> dict[str, Any]:
+        """Return what was counted: for classes top-1 and agreement in percent; the signal-to-noise ratio in dB.
+
+        The ratio is that of the worst output tensor; where answers are not classes, the file must reach
+        `allowed_sqnr_db`.
+        """
+        worst = max(self._outputs, key=lambda power: power.noise / max(power.allowed, SMALLEST_NOISE))
+        found: dict[str, Any] = {"sqnr_db": worst.decibels(worst.noise)}
+        if not self._counted:
+            return found | {"agreement_percent": None, "allowed_sqnr_db": worst.decibels(worst.allowed)}
+        shares = (self._right_in_torch, self._right_in_file, self._equal)
+        names = ("top1_torch", "top1_file", "agreement_percent")
+        return found | {name: 100 * share / self._counted for name, share in zip(names, shares, strict=True)}
+
+    def _rounded(self, inputs: Tree) -> Tree:
+        with torch.no_grad(), RoundsEverything():
+            return run(self._model, inputs)
+
+
+class _Power:
+    """The sums of squares of one output tensor over all examples: its values, their errors, and errors allowed."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = self.allowed = 0.0
+
+    def add(self, expected: Tensor, actual: Tensor, rounded: Tensor) -> None:
+        """Add one batch."""
+        self.signal += float(expected.pow(2).sum())
+        self.noise += float((expected - actual).pow(2).sum())
+        of_floats = FLOAT_ERROR**2 * float(expected.var(correction=0)) * expected.numel()
+        self.allowed += max(of_floats, ROUNDING_FACTOR * float((expected - rounded).pow(2).sum()))
+
+    def decibels(self, noise: float) -> float:
+        """Return the signal over a noise in dB."""
+        return 10 * math.log10(max(self.signal, SMALLEST_NOISE) / max(noise, SMALLEST_NOISE))
+
+
+class RoundsEverything(TorchFunctionMode):
+    """Rounds the result of every operation to 8 bits between its smallest and its largest value.
+
+    This is the noise that integer kernels may add to a network that does not round its own sums and activations.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Return the rounded result of a function."""
+        result = func(*args, **(kwargs or {}))
+        if not isinstance(result, Tensor) or not result.is_floating_point() or result.numel() < 2:  # noqa: PLR2004
+            return result
+        low, high = result.min(), result.max()
+        step = ((high - low) / ROUNDED_STEPS).clamp_min(torch.finfo(result.dtype).tiny)
+        return ((result - low) / step).round() * step + low
+
+
+class Rounded(nn.Module):
+    """A network that rounds the result of every operation to 8 bits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the network takes
+        """Return the outputs with the noise of rounding."""
+        with RoundsEverything():
+            return self.model(*inputs, **named)

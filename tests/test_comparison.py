@@ -1,0 +1,108 @@
+"""How much the outputs of a file may differ from those of its network."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - pytest reads the annotation
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+
+from objectives.runtimes import named
+from search.results.comparison import Comparison, RoundsEverything
+from spaces import Distill, Plan, Quantize, deployed, trace
+from spaces.network.statistics import subsample
+
+
+class Enlarged(nn.Module):
+    """Super-resolution: a sum of branches whose values reach much farther at a few bright places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.up = nn.Conv2d(8, 4, 3, padding=1), nn.PixelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        hidden = hidden + self.second(hidden).relu()
+        out: Tensor = self.up(self.last(hidden)) + F.interpolate(x, scale_factor=2)
+        return out
+
+
+def images(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    dark = 0.05 * torch.rand(count, 1, 16, 16, generator=generator)
+    dark[:, :, 7:9, 7:9] += 1
+    return dark
+
+
+def finished() -> nn.Module:
+    net, inputs = Enlarged().eval(), images(64)
+    layers = tuple((layer.name, 8, 8) for layer in trace(net, inputs[:2]).layers)
+    return deployed(Plan((Quantize(layers),), Distill()).apply(net, inputs).eval(), inputs)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "litert", "executorch"])
+def test_a_file_of_a_network_for_images_has_no_more_noise_than_rounding_leaves(runtime: str, tmp_path: Path) -> None:
+    model, inputs, format_of = finished(), images(64), named(runtime)
+    format_of.export(model, inputs, tmp_path / "file")
+    comparison = Comparison(model)
+    with torch.no_grad():
+        comparison.add(inputs, model(inputs), format_of.load(tmp_path / "file")(inputs), None)
+    record = comparison.record()
+    assert record["sqnr_db"] > max(35, record["allowed_sqnr_db"])
+    assert record["agreement_percent"] is None
+
+
+class Twice(nn.Module):
+    """A network whose second output has another unit."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.inner, self.scale = finished(), scale
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.inner(x)
+        return out, self.scale * out
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_wrong_output_is_below_the_bound_whatever_its_unit(scale: float) -> None:
+    model, inputs = Twice(scale).eval(), images(16)
+    with torch.no_grad():
+        first, second = model(inputs)
+    wrong = Comparison(model)
+    wrong.add(inputs, (first, second), (first, second.roll(1, -1)), None)
+    assert wrong.record()["sqnr_db"] < wrong.record()["allowed_sqnr_db"]
+
+
+def test_a_network_in_floating_point_may_differ_by_a_hundredth_of_the_deviation() -> None:
+    model, inputs = nn.Conv2d(1, 2, 3), images(8)
+    with torch.no_grad():
+        expected = model(inputs)
+    for share, holds in ((0.005, True), (0.02, False)):
+        comparison = Comparison(model)
+        comparison.add(inputs, expected, expected + share * expected.std(), None)
+        record = comparison.record()
+        assert (record["sqnr_db"] >= record["allowed_sqnr_db"]) == holds
+
+
+def test_another_shape_is_an_error_and_not_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"float32 \(4, 1\), as the network, but it returned float32 \(4,\)"):
+        Comparison(nn.Identity()).add(torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(4), None)
+
+
+def test_rounding_leaves_256_values() -> None:
+    with RoundsEverything():
+        rounded = torch.linspace(-3, 5, 10_000) * 1.0
+    assert len(rounded.unique()) == 256
+
+
+def test_a_sample_of_a_tensor_takes_values_of_all_columns() -> None:
+    columns = torch.arange(16.0).expand(64, 16, 16, 16)
+    taken = subsample(columns, 4096)
+    assert 2000 < len(taken) <= 4096
+    assert float(taken.mean()) == pytest.approx(7.5, abs=0.1)
+    assert len(taken.unique()) == 16
