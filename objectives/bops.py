@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from objectives.layers import FLOAT_BITS, LowPrecision
 from objectives.mac_counter import count
+from objectives.trees import one_shape
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import nn
 
     from objectives.layers import Parts
     from objectives.objective import Direction
+    from objectives.trees import Tree
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -26,7 +28,7 @@ class Bops:
         Inputs, shape (B, ...); the first is used.
     """
 
-    example: Tensor
+    example: Tree
     name: ClassVar[str] = "bops"
     direction: ClassVar[Direction] = "minimize"
     is_cost: ClassVar[bool] = True
@@ -48,4 +50,4 @@ class Bops:
 
     def __repr__(self) -> str:
         """Return a text with the shape of one example."""
-        return f"Bops({tuple(self.example.shape[1:])})"
+        return f"Bops({one_shape(self.example, 1)})"

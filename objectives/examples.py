@@ -14,7 +14,7 @@ from objectives.data import BATCH, Batch
 from objectives.identity import coarse_digest, description, exact_digest
 from objectives.samples import PAIR, Selector, split
 from objectives.sources import Source
-from objectives.trees import PerExample, Tree, at, joined, leaves, length, shape_words
+from objectives.trees import PerExample, Tree, at, joined, leaves, length, one_shape, shape_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,9 +114,7 @@ class Examples:
             few = torch.arange(0, count, -(-count // DIGESTED))
             part = self if len(few) == count else self.take(few)
             self._digests.append(exact_digest((part.inputs, part.labels)))
-        shape = (
-            tuple(self.inputs.shape[1:]) if isinstance(self.inputs, Tensor) else shape_words(at(self.inputs, slice(1)))
-        )
+        shape = one_shape(self.inputs, 1)
         return f"Examples({len(self)} of {shape}, sha256 {self._digests[0]})"
 
     def batches(self, size: int = BATCH) -> Iterator[tuple[Tree, Tree]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from objectives.layers import inputs_of_file
 from objectives.runtimes.runtime import export_and_load
 from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
+from objectives.trees import length, moved, one_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
     from objectives.objective import Direction
     from objectives.runtimes.runtime import Runtime
+    from objectives.trees import Tree
 
-    Run = Callable[[Tensor], Tensor]
+    Run = Callable[[Tree], Tree]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -47,7 +49,7 @@ class Latency:
 
     runtime: Runtime
     reference: nn.Module
-    example: Tensor
+    example: Tree
     rounds: int = TIMING_ROUNDS
     block_ms: float = BLOCK_MS
     _baselines: dict[int, tuple[Run, float]] = field(default_factory=dict, init=False)
@@ -71,7 +73,7 @@ class Latency:
         """Return the CPU time of a finished network, in evaluation mode, divided by that of the reference."""
         reference, _ = self._baseline()
         run, batch = export_and_load(self.runtime, model, self.example), inputs_of_file(model, self.example)
-        batch = batch.detach().cpu()
+        batch = moved(batch, "cpu")
         return self._compare(lambda _: run(batch), reference).ratio
 
     def of_reference(self) -> float:
@@ -86,7 +88,7 @@ class Latency:
     @property
     def batch(self) -> int:
         """Number of examples in a batch."""
-        return len(self.example)
+        return length(self.example) or 1
 
     def part_ms(self, part: nn.Module, inputs: Tensor) -> float:
         """Return the CPU milliseconds of a module of a finished network, for the inputs that it takes for a batch.
@@ -104,7 +106,7 @@ class Latency:
     def __repr__(self) -> str:
         """Return a text with all that the value depends on, without tensors or addresses."""
         return (
-            f"Latency({self.runtime!r}, {type(self.reference).__name__}, {tuple(self.example.shape)}, "
+            f"Latency({self.runtime!r}, {type(self.reference).__name__}, {one_shape(self.example)}, "
             f"rounds={self.rounds}, block_ms={self.block_ms:g})"
         )
 
@@ -116,7 +118,7 @@ class Latency:
         return self._baselines[os.getpid()]
 
     def _compare(self, candidate: Run, reference: Run) -> LatencyRatio:
-        batch, threads = self.example.detach().cpu(), self.runtime.threads
+        batch, threads = moved(self.example, "cpu"), self.runtime.threads
         return compare(candidate, reference, batch, self.rounds, self.block_ms, threads)
 
 

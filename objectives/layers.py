@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from objectives.trees import Tree
+
 FLOAT_BITS = 32  # bits of a number that is not quantized
 
 
@@ -53,7 +55,7 @@ class ResizesInput(Protocol):
     input_resize: Resize
 
 
-def inputs_of_file(model: nn.Module, inputs: Tensor) -> Tensor:
+def inputs_of_file(model: nn.Module, inputs: Tree) -> Tree:
     """Return the inputs of a network as its exported file takes them: resized, where the file does not resize them."""
     if isinstance(model, ResizesInput) and not model.input_resize.in_file:
         return model.input_resize.resized(inputs)

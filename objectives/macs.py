@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from objectives.mac_counter import count
+from objectives.trees import one_shape
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import nn
 
     from objectives.layers import Parts
     from objectives.objective import Direction
+    from objectives.trees import Tree
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -25,7 +27,7 @@ class Macs:
         Inputs, shape (B, ...); the first is used.
     """
 
-    example: Tensor
+    example: Tree
     name: ClassVar[str] = "macs"
     direction: ClassVar[Direction] = "minimize"
     is_cost: ClassVar[bool] = True
@@ -41,4 +43,4 @@ class Macs:
 
     def __repr__(self) -> str:
         """Return a text with the shape of one example."""
-        return f"Macs({tuple(self.example.shape[1:])})"
+        return f"Macs({one_shape(self.example, 1)})"

@@ -76,7 +76,13 @@ def joined(trees: Sequence[Tree]) -> Tree:
     if isinstance(first, PerExample):
         return PerExample(item for tree in trees for item in tree)
     columns = zip(*(leaves(tree) for tree in trees), strict=True)
-    return _rebuilt(first, [torch.cat(column) for column in columns])
+    return rebuilt(first, [torch.cat(column) for column in columns])
+
+
+def rebuilt(structure: Tree, tensors: Sequence[Tensor]) -> Tree:
+    """Return a tree of the same structure with other tensors, in order."""
+    remaining = iter(tensors)
+    return map_tensors(structure, lambda _: next(remaining))
 
 
 def moved(tree: Tree, device: torch.device | str) -> Tree:
@@ -99,6 +105,17 @@ def like(tree: Tree, other: Tree) -> Tree:
     return tree
 
 
+def shapes_of(tree: Tree) -> list[Any]:
+    """Return the shape of one example: a list of numbers, of several tensors a list of such lists."""
+    shapes = [list(tensor.shape[1:]) for tensor in leaves(tree)]
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def one_shape(tree: Tree, start: int = 0) -> str:
+    """Return the shape of a tensor from dimension `start`, as a tuple; of other trees what `shape_words` says."""
+    return str(tuple(tree.shape[start:])) if isinstance(tree, Tensor) else shape_words(tree)
+
+
 def shape_words(tree: Tree) -> str:  # noqa: PLR0911 - one for each structure
     """Describe a tree in a few words: types, shapes, and the keys of dicts."""
     if isinstance(tree, Tensor):
@@ -117,8 +134,3 @@ def shape_words(tree: Tree) -> str:  # noqa: PLR0911 - one for each structure
         return repr(tree)
     size = f" of size {tree.size}" if isinstance(getattr(tree, "size", None), tuple) else ""  # of an image of PIL
     return type(tree).__name__ + size
-
-
-def _rebuilt(tree: Tree, tensors: list[Tensor]) -> Tree:
-    remaining = iter(tensors)
-    return map_tensors(tree, lambda _: next(remaining))

@@ -364,7 +364,8 @@ def test_times_are_those_of_a_file_that_takes_small_inputs() -> None:
 
             def run(x: Tensor) -> Tensor:
                 taken.append(tuple(x.shape[2:]))
-                return file(x)
+                found: Tensor = file(x)
+                return found
 
             return run
 

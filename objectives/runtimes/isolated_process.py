@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from objectives.runtimes.runtime import ExportError
 from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
+from objectives.trees import Tree, leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,19 +86,19 @@ class IsolatedProcess:
         self._stderr.close()
         self._folder.cleanup()
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the output of the file for a batch of inputs."""
-        save_file({"x": inputs.detach().cpu().contiguous()}, Path(self._folder.name) / INPUT_FILE)
+    def __call__(self, inputs: Tree) -> Tree:
+        """Return the output of the file for a batch of inputs; a tuple if there are several."""
+        save_file(_numbered("x", inputs), Path(self._folder.name) / INPUT_FILE)
         self._ask({})
-        return load_file(Path(self._folder.name) / OUTPUT_FILE)["y"]
+        return _in_order("y", load_file(Path(self._folder.name) / OUTPUT_FILE))
 
     def compare(
         self,
         reference: Path,
-        example: Tensor,
+        example: Tree,
         rounds: int = TIMING_ROUNDS,
         block_ms: float = BLOCK_MS,
-        own: Tensor | None = None,
+        own: Tree = None,
     ) -> LatencyRatio:
         """Time the file against another file; see `objectives.runtimes.timing.compare`.
 
@@ -110,8 +111,7 @@ class IsolatedProcess:
         own
             The same batch as this file takes it, where that differs.
         """
-        batches = {"x": example, "own": example if own is None else own}
-        batches = {name: batch.detach().cpu().clone().contiguous() for name, batch in batches.items()}
+        batches = _numbered("x", example) | _numbered("own", example if own is None else own)
         save_file(batches, Path(self._folder.name) / INPUT_FILE)
         return LatencyRatio(
             **self._ask({"reference": str(reference.resolve()), "rounds": rounds, "block_ms": block_ms})
@@ -132,6 +132,18 @@ class IsolatedProcess:
             last = (self._stderr.read().strip().splitlines() or [f"exit code {self._process.returncode}"])[-1]
             raise ExportError(f"the process that executed {self.path.name} with {self.runtime.name} ended: {last}")
         return json.loads(answer)  # type: ignore[no-any-return]
+
+
+def _numbered(letter: str, tree: Tree) -> dict[str, Tensor]:
+    """Return the tensors of a tree with numbered names; copies, since a file holds no tensor twice."""
+    tensors = [tensor.detach().cpu().clone().contiguous() for tensor in leaves(tree)]
+    return {f"{letter}{index}": tensor for index, tensor in enumerate(tensors)}
+
+
+def _in_order(letter: str, tensors: dict[str, Tensor]) -> Tree:
+    """Return the tensors with such names: the only one, or a tuple."""
+    count = sum(name.startswith(letter) for name in tensors)
+    return tensors[f"{letter}0"] if count == 1 else tuple(tensors[f"{letter}{index}"] for index in range(count))
 
 
 def _to_json(value: Any) -> Any:  # noqa: ANN401 - any field of a runtime
@@ -173,7 +185,7 @@ def _import(name: str, file: str | None) -> ModuleType:
         return import_file(name, Path(file))
 
 
-def _run_on(run: Callable[[Tensor], Tensor], own: Tensor, _: Tensor) -> Tensor:
+def _run_on(run: Callable[[Tree], Tree], own: Tree, _: Tree) -> Tree:
     """Run a file on its own batch, whatever batch it is timed with."""
     return run(own)
 
@@ -195,14 +207,14 @@ def main() -> None:
         if not line:
             return
         request, given = json.loads(line), load_file(folder / INPUT_FILE)
-        inputs = given["x"]
+        inputs = _in_order("x", given)
         answer = {}
         if request:
             reference = runtime.load(Path(request.pop("reference")))
-            own = functools.partial(_run_on, run, given["own"])
+            own = functools.partial(_run_on, run, _in_order("own", given))
             answer = dataclasses.asdict(compare(own, reference, inputs, threads=runtime.threads, **request))
         else:
-            save_file({"y": run(inputs).contiguous()}, folder / OUTPUT_FILE)
+            save_file(_numbered("y", run(inputs)), folder / OUTPUT_FILE)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from objectives.answers import device_of
 from objectives.layers import inputs_of_file
+from objectives.trees import moved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from objectives.runtimes.file_layout import FileLayout
+    from objectives.trees import Tree
 
 
 class ExportError(ValueError):
@@ -85,13 +87,13 @@ class Runtime(Protocol):
         """
         ...
 
-    def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
+    def export(self, model: nn.Module, example: Tree, path: Path) -> None:
         """Write ``model`` to ``path``.
 
         Parameters
         ----------
         model
-            A finished model in eval mode; it is not changed.
+            A finished model in eval mode, of any inputs and outputs (`objectives.runtimes.flat`); it is not changed.
         example
             A batch of inputs, usually the calibration inputs. Integer kernels also round tensors that the model does
             not round; the ranges for that are measured on this batch.
@@ -105,8 +107,11 @@ class Runtime(Protocol):
         """
         ...
 
-    def load(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Return a function that executes the file at ``path`` on a CPU batch of any size."""
+    def load(self, path: Path) -> Callable[[Tree], Tree]:
+        """Return a function that executes the file at ``path`` on a CPU batch of any size.
+
+        It takes what the network takes, and returns the output tensor, or a tuple of the output tensors.
+        """
         ...
 
 
@@ -134,29 +139,15 @@ def import_extra(name: str, module: str) -> ModuleType:
         ) from error
 
 
-def export_and_load(runtime: Runtime, model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+def export_and_load(runtime: Runtime, model: nn.Module, inputs: Tree) -> Callable[[Tree], Tree]:
     """Export a finished model to a temporary file, and return a function that executes the loaded file.
 
     The function takes inputs as the file takes them; see `inputs_of_file`.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model.{runtime.suffix}"
-        runtime.export(model, inputs_of_file(model, inputs).to(device_of(model)), path)
+        runtime.export(model, moved(inputs_of_file(model, inputs), device_of(model)), path)
         return runtime.load(path)
-
-
-def require_one_output(model: nn.Module, outputs: int) -> None:
-    """Check that a model returns one tensor.
-
-    Raises
-    ------
-    ExportError
-        If the number of outputs is not 1.
-    """
-    if outputs != 1:
-        raise ExportError(
-            f"a model must return one tensor to be exported, but {type(model).__name__} returns {outputs}: wrap it"
-        )
 
 
 def require_eval_mode(model: nn.Module) -> None:

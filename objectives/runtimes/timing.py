@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from objectives.trees import length
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    from objectives.trees import Tree
 
-    Run = Callable[[Tensor], Tensor]
+    Run = Callable[[Tree], Tree]
 
 
 # Limits beyond which other work has disturbed the measurement (chosen); both are ratios without a unit:
@@ -58,7 +60,7 @@ class LatencyRatio:
 def compare(
     candidate: Run,
     reference: Run,
-    batch: Tensor,
+    batch: Tree,
     rounds: int = TIMING_ROUNDS,
     block_ms: float = BLOCK_MS,
     threads: int = 1,
@@ -94,13 +96,13 @@ def compare(
         cpu_ms=cpu_ms,
         reference_cpu_ms=median(pair[1][0] for pair in pairs),
         threads=threads,
-        batch=len(batch),
+        batch=length(batch) or 1,
         rounds=rounds,
         noisy=(high - low) / 2 > _NOISY_INTERVAL * ratio or wall_ms > _NOISY_WALL * cpu_ms,
     )
 
 
-def _calls_in_block(run: Run, batch: Tensor, block_ms: float) -> int:
+def _calls_in_block(run: Run, batch: Tree, block_ms: float) -> int:
     """Warm up, and return the number of calls that fill a block."""
     calls = 1
     run(batch)
@@ -111,7 +113,7 @@ def _calls_in_block(run: Run, batch: Tensor, block_ms: float) -> int:
         calls *= 2
 
 
-def _time_block(run: Run, batch: Tensor, calls: int) -> tuple[float, float]:
+def _time_block(run: Run, batch: Tree, calls: int) -> tuple[float, float]:
     """Return the CPU and the wall-clock milliseconds of one call, averaged over ``calls``."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):

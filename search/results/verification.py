@@ -11,7 +11,7 @@ from torch import nn
 from objectives import Metric
 from objectives.layers import inputs_of_file
 from objectives.runtimes.isolated_process import IsolatedProcess
-from objectives.trees import at, run
+from objectives.trees import at, leaves, rebuilt, run, shapes_of
 from search.results.comparison import Comparison, Rounded
 from search.study import machine
 from search.study.errors import UserError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from objectives import Data
+    from objectives.trees import Tree
     from search.study.spec import StudySpec
 
 # Tolerances of a verification; they are chosen, not fitted.
@@ -42,15 +43,18 @@ class FromFile(nn.Module):
     ----------
     run
         The function that `load` of a runtime returned.
+    structure
+        An output of the network, whose structure the outputs get; None for one tensor.
     """
 
-    def __init__(self, run: Callable[..., Any]) -> None:
+    def __init__(self, run: Callable[[Tree], Tree], structure: Tree = None) -> None:
         super().__init__()
-        self.run = run
+        self.run, self.structure = run, structure
 
     def forward(self, *inputs: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the network takes
         """Return the outputs of the file."""
-        return self.run(*inputs, **named)
+        found = self.run(named or (inputs[0] if len(inputs) == 1 else inputs))
+        return found if self.structure is None else rebuilt(self.structure, leaves(found))
 
 
 def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
@@ -89,8 +93,9 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
 def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
     """Return the record of a file that runs in another process; see `verify`."""
     examples: Data = spec.splits.validation
-    file_model = FromFile(lambda inputs: file(inputs_of_file(model, inputs)))
     first = at(spec.example(), slice(1))
+    with torch.no_grad():
+        file_model = FromFile(lambda inputs: file(inputs_of_file(model, inputs)), run(model, first))
     taken = inputs_of_file(model, first)
     comparison = Comparison(model)
     for inputs, labels in examples.batches():
@@ -105,7 +110,7 @@ def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySp
         **comparison.record(),
         "file_bytes": path.stat().st_size,
         "teacher_file_bytes": reference.stat().st_size,
-        "file_input_shape": list(taken.shape[1:]),
+        "file_input_shape": shapes_of(taken),
         "latency": dataclasses.asdict(file.compare(reference, first, own=taken)),
         "machine": machine.words(),
     }

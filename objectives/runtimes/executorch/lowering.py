@@ -14,31 +14,36 @@ from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_
 from torch import fx
 
 from objectives.runtimes.executorch.packing import packing
+from objectives.runtimes.flat import flat
 from objectives.runtimes.passes.integers import (
     DEQUANTIZE,
     DEQUANTIZE_WEIGHT,
     INTEGER_LAYERS,
     QUANTIZE,
     constant,
+    first_of,
     integer_graph,
 )
 from objectives.runtimes.runtime import ExportError, export_error, silence
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+    from objectives.trees import Tree
 
 _MEAN = torch.ops.aten.mean.dim
 _IMAGE_DIMENSIONS = 4  # of a batch of images: N, C, H, W
 _ALL_ARGUMENTS = 3  # number of arguments, of a layer (input, weight, bias) and of a mean (input, dimensions, keepdim)
 
 
-def lower(model: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
+def lower(model: nn.Module, example: Tree) -> tuple[bytes, list[str]]:
     """Return the bytes of the file, and the operators that XNNPACK does not execute; see `Runtime.export`."""
+    network = flat(model, example)
     with silence(), torch.no_grad(), packing():
         try:
-            graph_module = integer_graph(model, example, mixed=False)
+            graph_module = integer_graph(network.module, network.example, mixed=False)
             _complete(graph_module)
-            program = torch.export.export(graph_module, (example[:1].cpu(),), strict=False)
+            program = torch.export.export(graph_module, first_of(network.example), strict=False)
             edge = to_edge_transform_and_lower(
                 program,
                 partitioner=[XnnpackPartitioner()],

@@ -10,12 +10,15 @@ import torch
 
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.runtime import Precision, export_error, import_extra, require_eval_mode, silence
+from objectives.trees import at, leaves, moved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import nn
+
+    from objectives.trees import Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class ExecuTorch:
         del groups
         return (Precision(8, 8),) if kind in {"Conv2d", "Linear"} else ()
 
-    def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
+    def export(self, model: nn.Module, example: Tree, path: Path) -> None:
         """Write ``model`` to one .pte file that takes one input at a time; see `Runtime`.
 
         Raises
@@ -93,14 +96,14 @@ class ExecuTorch:
         content, portable = import_extra("executorch", "objectives.runtimes.executorch.lowering").lower(model, example)
         path.write_bytes(content)
         try:
-            self.load(path)(example[:1].cpu())
+            self.load(path)(moved(at(example, slice(1)), "cpu"))
         except RuntimeError as error:  # a missing kernel is only reported when the file runs
             path.unlink()
             raise export_error(
                 model, "an ExecuTorch", RuntimeError(f"one of {', '.join(portable)} does not run")
             ) from error
 
-    def load(self, path: Path) -> Callable[[Tensor], Tensor]:
+    def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
 
         Raises
@@ -115,10 +118,12 @@ class ExecuTorch:
             program = runtime.load_program(path.read_bytes(), verification=module.Verification.Minimal)
             method = program.load_method("forward")
 
-        def run(x: Tensor, _loaded: object = program) -> Tensor:
-            x = x.detach().contiguous()
+        def run(x: Tree, _loaded: object = program) -> Tree:
+            columns = [tensor.detach().contiguous().split(1) for tensor in leaves(x)]
             # clone: the runtime writes every output to the same memory
-            return torch.cat([method.execute([one])[0].clone() for one in x.split(1)])
+            rows = [[one.clone() for one in method.execute(list(row))] for row in zip(*columns, strict=True)]
+            tensors = [torch.cat(column) for column in zip(*rows, strict=True)]
+            return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
         return run
 

@@ -19,12 +19,14 @@ from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_qu
 from litert_torch.quantize.quant_config import QuantConfig
 
 from objectives.runtimes.file_layout import pack_bits
+from objectives.runtimes.flat import flat
 from objectives.runtimes.passes.flatbuffers import serialize
 from objectives.runtimes.passes.integers import (
     DEQUANTIZE_WEIGHT,
     NO_LOWER_BOUND,
     QUANTIZE,
     constant,
+    first_of,
     integer_graph,
     put_constant,
 )
@@ -32,7 +34,9 @@ from objectives.runtimes.passes.zero_branches import ATEN
 from objectives.runtimes.runtime import ExportError, export_error, silence
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx, nn
+    from torch import fx, nn
+
+    from objectives.trees import Tree
 
 _QUANTIZE_WEIGHT = torch.ops.quantized_decomposed.quantize_per_channel.default
 _TFLITE_IDENTIFIER = b"TFL3"
@@ -52,17 +56,18 @@ _PACKED_TYPES = (
 )
 
 
-def convert(model: nn.Module, example: Tensor) -> bytes:
+def convert(model: nn.Module, example: Tree) -> bytes:
     """Return the bytes of the LiteRT file; see `Runtime.export`."""
+    network = flat(model, example)
     with silence(), torch.no_grad():
         try:
-            graph_module = integer_graph(model, example, mixed=True)
+            graph_module = integer_graph(network.module, network.example, mixed=True)
             _isolate_input_resize(graph_module)
             weights = _quantize_weights(graph_module)
             config = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
             # the configuration only makes the converter replace the quantizers of the graph by integers
             converter = {"quant_config": QuantConfig(pt2e_quantizer=config)} if weights else {}
-            edge = litert_torch.convert(graph_module, (example[:1].cpu(),), **converter)
+            edge = litert_torch.convert(graph_module, first_of(network.example), **converter)
             with tempfile.TemporaryDirectory() as folder:
                 edge.export(str(Path(folder) / "model"))
                 content = (Path(folder) / "model").read_bytes()

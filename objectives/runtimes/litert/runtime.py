@@ -11,13 +11,16 @@ import torch
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, silence
+from objectives.trees import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
+
+    from objectives.trees import Tree
 
 _WEIGHTS_ONLY = tuple(Precision(bits, FLOAT_BITS) for bits in (2, 4, 8))
 _INTEGER = (Precision(4, 8), Precision(8, 8))
@@ -90,7 +93,7 @@ class LiteRt:
         del groups
         return (*_WEIGHTS_ONLY, *_INTEGER) if kind in {"Conv2d", "Linear"} else ()
 
-    def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
+    def export(self, model: nn.Module, example: Tree, path: Path) -> None:
         """Write ``model`` to one .tflite file that takes one input at a time; see `Runtime`.
 
         Raises
@@ -103,7 +106,7 @@ class LiteRt:
         require_eval_mode(model)
         path.write_bytes(import_extra("litert", "objectives.runtimes.litert.packing").convert(model, example))
 
-    def load(self, path: Path) -> Callable[[Tensor], Tensor]:
+    def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
 
         Raises
@@ -115,23 +118,28 @@ class LiteRt:
         with silence():
             interpreter = module.Interpreter(model_content=path.read_bytes(), num_threads=self.threads)
             interpreter.allocate_tensors()
-        (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+        sources, targets = interpreter.get_input_details(), interpreter.get_output_details()
 
-        def run(x: Tensor) -> Tensor:
-            results = []
-            for one in _quantized(np.ascontiguousarray(x.detach().numpy()), source):
-                interpreter.set_tensor(source["index"], one[None])
+        def run(x: Tree) -> Tree:
+            given = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in leaves(x)]
+            columns = [_quantized(values, source) for values, source in zip(given, sources, strict=True)]
+            results: list[list[NDArray[Any]]] = [[] for _ in targets]
+            for row in zip(*columns, strict=True):
+                for one, source in zip(row, sources, strict=True):
+                    interpreter.set_tensor(source["index"], one[None])
                 interpreter.invoke()
-                results.append(_dequantized(interpreter.get_tensor(target["index"]), target))
-            return torch.from_numpy(np.concatenate(results))
+                for found, target in zip(results, targets, strict=True):
+                    found.append(_dequantized(interpreter.get_tensor(target["index"]), target))
+            tensors = [torch.from_numpy(np.concatenate(found)) for found in results]
+            return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
         return run
 
 
 def _quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
     """Return the values as the type of an input tensor of the file, which may be 8-bit integers."""
-    if tensor["dtype"] != np.int8:
-        return values
+    if tensor["dtype"] != np.int8 or values.dtype == np.int8:
+        return values.astype(tensor["dtype"], copy=False)  # the converter makes 32-bit integers of 64-bit ones
     scale, zero = tensor["quantization"]
     codes: NDArray[Any] = (np.rint(values / np.float32(scale)) + zero).clip(_INT8.min, _INT8.max).astype(np.int8)
     return codes

@@ -142,9 +142,9 @@ def _is_default(node: NodeProto, item: AttributeProto, opset: int) -> bool:
 
 
 def _rename(graph: GraphProto) -> None:
-    """Give every value the shortest free name; the input becomes ``x`` and the output ``y``."""
-    names = {"": "", graph.input[0].name: "x", graph.output[0].name: "y"}
-    free_names = _short_names()
+    """Give every value the shortest free name, except inputs and outputs."""
+    names = {name: name for name in ("", *(item.name for item in (*graph.input, *graph.output)))}
+    free_names = _short_names(set(names))
     for value in chain((item.name for item in graph.initializer), *(node.output for node in graph.node)):
         if value not in names:
             names[value] = next(free_names)
@@ -157,12 +157,12 @@ def _rename(graph: GraphProto) -> None:
     _name_batch(graph)
 
 
-def _short_names() -> Iterator[str]:
-    """Yield a, b, ..., aa, ab, ... without ``x`` and ``y``."""
+def _short_names(taken: set[str]) -> Iterator[str]:
+    """Yield a, b, ..., aa, ab, ... without those that are taken."""
     for length in count(1):
         for letters in product(ascii_letters, repeat=length):
             name = "".join(letters)
-            if name not in {"x", "y"}:
+            if name not in taken:
                 yield name
 
 

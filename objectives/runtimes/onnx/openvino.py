@@ -7,12 +7,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from objectives.runtimes.onnx.runtime import OnnxRuntime
+from objectives.runtimes.onnx.runtime import OnnxRuntime, arrays
 from objectives.runtimes.runtime import import_extra
+from objectives.trees import Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class OpenVino(OnnxRuntime):
         """``openvino``."""
         return "openvino"
 
-    def load(self, path: Path) -> Callable[[Tensor], Tensor]:
+    def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size.
 
         Parameters
@@ -56,11 +55,14 @@ class OpenVino(OnnxRuntime):
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # otherwise inputs of linear layers with integer weights are rounded
         }
         core = openvino.Core()
-        request = core.compile_model(core.read_model(path.read_bytes()), "CPU", options).create_infer_request()
+        compiled = core.compile_model(core.read_model(path.read_bytes()), "CPU", options)
+        request, names = compiled.create_infer_request(), [one.any_name for one in compiled.inputs]
 
-        def run(x: Tensor) -> Tensor:
-            request.infer({"x": np.ascontiguousarray(x.detach().numpy())})
-            return torch.from_numpy(request.get_output_tensor(0).data.copy())
+        def run(x: Tree) -> Tree:
+            request.infer(arrays(names, x))
+            count = len(compiled.outputs)
+            results = [torch.from_numpy(request.get_output_tensor(index).data.copy()) for index in range(count)]
+            return results[0] if count == 1 else tuple(results)
 
         return run
 

@@ -1,6 +1,6 @@
 """ONNX Runtime: one .onnx file, with integer weights packed to their bit width."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,11 +8,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
+from objectives.runtimes.flat import NOT_IN_NAMES
 from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode
+from objectives.trees import Tree, leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +89,15 @@ class OnnxRuntime:
         integer = tuple(Precision(bits, 8) for bits in self.bits)
         return (*weights_only, *integer) if kind in {"Conv1d", "Conv2d", "Conv3d"} else weights_only
 
-    def export(self, model: nn.Module, example: Tensor, path: Path) -> None:
+    def export(self, model: nn.Module, example: Tree, path: Path) -> None:
         """Write ``model`` to one .onnx file with input ``x``, output ``y`` and any batch size.
+
+        Several inputs or outputs have the names of the keys of their dict, or are numbered: ``x1``, ``x2``.
 
         Parameters
         ----------
         model
-            A finished model in eval mode with one input tensor and one output tensor; it is not changed.
+            A finished model in eval mode; it is not changed.
         example
             A batch of inputs; only its dtype and its shape without the batch dimension matter.
         path
@@ -112,7 +117,7 @@ class OnnxRuntime:
         onnx.checker.check_model(packed)
         path.write_bytes(packed.SerializeToString(deterministic=True))
 
-    def load(self, path: Path) -> Callable[[Tensor], Tensor]:
+    def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size.
 
         Parameters
@@ -127,11 +132,23 @@ class OnnxRuntime:
         """
         session = _open(path.read_bytes(), self.threads, wide=_saturates())
 
-        def run(x: Tensor) -> Tensor:
-            (result,) = session.run(None, {"x": np.ascontiguousarray(x.detach().numpy())})
-            return torch.from_numpy(result)
+        names = [one.name for one in session.get_inputs()]
+
+        def run(x: Tree) -> Tree:
+            results = [torch.from_numpy(result) for result in session.run(None, arrays(names, x))]
+            return results[0] if len(results) == 1 else tuple(results)
 
         return run
+
+
+def arrays(names: Sequence[str], inputs: Tree) -> dict[str, NDArray[Any]]:
+    """Return the inputs of a file by name: a dict has the names, all else their order."""
+    if isinstance(inputs, Mapping):
+        tensors = {NOT_IN_NAMES.sub("_", str(name)): tensor for name, tensor in inputs.items()}
+        if set(names) <= set(tensors):
+            inputs = tuple(tensors[name] for name in names)
+    values = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in leaves(inputs)]
+    return dict(zip(names, values, strict=True))
 
 
 def _open(content: bytes, threads: int, *, wide: bool) -> Any:  # noqa: ANN401 - onnxruntime has no types

@@ -12,23 +12,24 @@ from onnxscript import ir, optimizer
 from onnxscript import opset21 as op
 from torch import Tensor, nn
 
+from objectives.runtimes.flat import flat
 from objectives.runtimes.onnx.packing import needs_two_bits
 from objectives.runtimes.passes.zero_branches import remove_zero_branches
-from objectives.runtimes.runtime import export_error, require_one_output, silence
+from objectives.runtimes.runtime import export_error, silence
+from objectives.trees import Tree
 
 _OPSET = 21  # first ONNX opset with 4-bit integers
 _OPSET_TWO_BITS = 25  # first ONNX opset with 2-bit integers
 _UINT8_MAX = 255
-_DYNAMIC_BATCH = ({0: torch.export.Dim.DYNAMIC},)
 
 
-def trace(model: nn.Module, example: Tensor, least_bits: int) -> ModelProto:
+def trace(model: nn.Module, example: Tree, least_bits: int) -> ModelProto:
     """Return the graph of ``model``, with a dynamic batch dimension.
 
     Parameters
     ----------
     model
-        A finished model in eval mode with one input tensor and one output tensor.
+        A finished model in eval mode.
     example
         A batch of inputs.
     least_bits
@@ -44,33 +45,40 @@ def trace(model: nn.Module, example: Tensor, least_bits: int) -> ModelProto:
     ]
     two_bits = least_bits == 2 and any(map(needs_two_bits, weights))  # noqa: PLR2004 - two bits
     opset = _OPSET_TWO_BITS if two_bits else _OPSET
-    two = example[:1].repeat_interleave(2, dim=0)  # torch.export treats a dimension of size 1 as a constant
+    network = flat(model, example)
+    # torch.export treats a dimension of size 1 as a constant
+    two = tuple(tensor[:1].repeat_interleave(2, dim=0) for tensor in network.example)
+    batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in two)
+    dynamic = batch if network.module is model else (batch,)  # of a function with *tensors
     with silence(), torch.no_grad():
         importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers torch.ops.quantized_decomposed
         try:
             program = torch.onnx.export(
-                _captured(model, two),
-                (two,),
+                _captured(network.module, two, dynamic),
+                two,
+                input_names=network.inputs,
+                output_names=network.outputs,
                 dynamo=True,
                 verbose=False,
                 optimize=False,
                 external_data=False,
                 opset_version=opset,
-                dynamic_shapes=_DYNAMIC_BATCH,
+                dynamic_shapes=dynamic,
                 custom_translation_table={torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize},
             )
         except torch.onnx.OnnxExporterError as error:
             raise export_error(model, "an ONNX", error) from error
         assert program is not None
-        require_one_output(model, len(program.model.graph.outputs))
         _optimize(program.model)
     return ir.to_proto(program.model)
 
 
-def _captured(model: nn.Module, two: Tensor) -> nn.Module | torch.export.ExportedProgram:
+def _captured(
+    model: nn.Module, two: tuple[Tensor, ...], dynamic: tuple[Any, ...]
+) -> nn.Module | torch.export.ExportedProgram:
     """Return the graph of ``model`` without branches of zeros, or ``model`` itself if it cannot be captured."""
     try:
-        program = torch.export.export(model, (two,), dynamic_shapes=_DYNAMIC_BATCH, strict=False)
+        program = torch.export.export(model, two, dynamic_shapes=dynamic, strict=False)
     except Exception:  # noqa: BLE001 - the ONNX exporter tries other ways, and reports the error if it fails too
         return model
     remove_zero_branches(program.graph_module)

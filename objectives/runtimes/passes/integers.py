@@ -25,7 +25,6 @@ from torch import Tensor, fx, nn
 
 from objectives.runtimes.passes.grid import Grid
 from objectives.runtimes.passes.zero_branches import ADDITIONS, ATEN, mutates, remove_zero_branches
-from objectives.runtimes.runtime import require_one_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,13 +48,13 @@ _ATEN_LAYERS = {*INTEGER_LAYERS, ATEN.conv1d.default, ATEN.conv1d.padding, ATEN.
                 ATEN.conv_transpose1d.default, ATEN.conv_transpose2d.input, ATEN.conv_transpose3d.input}  # fmt: skip
 
 
-def integer_graph(model: nn.Module, example: Tensor, *, mixed: bool) -> fx.GraphModule:
+def integer_graph(model: nn.Module, example: tuple[Tensor, ...], *, mixed: bool) -> fx.GraphModule:
     """Return the graph of a finished network for one input at a time, with signed grids after all integer operators.
 
     Parameters
     ----------
     model
-        A network in evaluation mode.
+        A network in evaluation mode that takes tensors one after another.
     example
         The calibration inputs.
     mixed
@@ -65,13 +64,12 @@ def integer_graph(model: nn.Module, example: Tensor, *, mixed: bool) -> fx.Graph
     Raises
     ------
     ExportError
-        If an input is rounded to less than 8 bits, for which there is no kernel, or if there are several outputs.
+        If an input is rounded to less than 8 bits, for which there is no kernel.
     """
-    graph_module: Any = torch.export.export(model, (example[:1],), strict=False).module(check_guards=False)
+    graph_module: Any = torch.export.export(model, first_of(example), strict=False).module(check_guards=False)
     remove_zero_branches(graph_module)
     graph = graph_module.graph
     _clamp_before_movers(graph)
-    require_one_output(model, len(graph.output_node().all_input_nodes))
     layers = [node for node in graph.nodes if node.target in _ATEN_LAYERS]
     integer = {node for node in layers if _is_integer(node)}
     for node in layers:
@@ -93,6 +91,11 @@ def integer_graph(model: nn.Module, example: Tensor, *, mixed: bool) -> fx.Graph
     graph.lint()
     graph_module.recompile()
     return graph_module  # type: ignore[no-any-return]
+
+
+def first_of(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the first example of each tensor."""
+    return tuple(tensor[:1] for tensor in example)
 
 
 def constant(graph_module: fx.GraphModule, node: fx.Node) -> Tensor:
@@ -173,12 +176,14 @@ def _isolate_float_layer(layer: fx.Node) -> None:
             quantizer.replace_input_with(last, layer.graph.call_function(ATEN.clamp_min.default, (last, lowest)))
 
 
-def _round_outputs(graph_module: fx.GraphModule, example: Tensor, integer: set[fx.Node], *, mixed: bool) -> None:
+def _round_outputs(
+    graph_module: fx.GraphModule, example: tuple[Tensor, ...], integer: set[fx.Node], *, mixed: bool
+) -> None:
     """Round the output of every operator that computes with integers, each tensor on one grid; in place."""
     observer = _RangeObserver(graph_module)
     with torch.no_grad():
-        for one in example[:RANGE_INPUTS].split(1):
-            observer.run(one)
+        for one in zip(*(tensor[:RANGE_INPUTS].split(1) for tensor in example), strict=True):
+            observer.run(*one)
     for node in list(graph_module.graph.nodes):
         if not mixed and node.target in _INTEGER_OPERATORS and any(map(_on_grid, node.all_input_nodes)):
             for source in node.all_input_nodes:  # kernels read integers at all inputs or at none

@@ -1,0 +1,75 @@
+"""Networks of any inputs and outputs as functions of tensors, which is what files are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from objectives.answers import device_of
+from objectives.trees import Tree, at, leaves, moved, rebuilt, run
+
+NOT_IN_NAMES = re.compile(r"\W+")  # what names of tensors in files cannot hold
+
+
+class FlatNetwork(NamedTuple):
+    """A network as a function of tensors.
+
+    Attributes
+    ----------
+    module
+        Takes the input tensors one after another, and returns one output tensor or a tuple of them.
+    example
+        The input tensors of an example.
+    inputs, outputs
+        Their names: `x` and `y`, the keys of a dict, or `x1`, `x2`, ...
+    """
+
+    module: nn.Module
+    example: tuple[Tensor, ...]
+    inputs: list[str]
+    outputs: list[str]
+
+
+class Flat(nn.Module):
+    """A network that takes its input tensors one after another and returns its output tensors as a tuple.
+
+    Parameters
+    ----------
+    model
+        The network.
+    example
+        Inputs of the network, whose structure is that of all inputs.
+    """
+
+    def __init__(self, model: nn.Module, example: Tree) -> None:
+        super().__init__()
+        self.model = model
+        self._structure = example
+
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the output tensors, in order; the tensor itself if there is one."""
+        found = leaves(run(self.model, rebuilt(self._structure, tensors)))
+        return found[0] if len(found) == 1 else tuple(found)
+
+
+def flat(model: nn.Module, example: Tree) -> FlatNetwork:
+    """Return a network in evaluation mode as a function of tensors; one of one tensor stays as it is."""
+    with torch.no_grad():
+        output = run(model, moved(at(example, slice(2)), device_of(model)))
+    is_flat = isinstance(example, Tensor) and isinstance(output, Tensor)
+    module = model if is_flat else Flat(model, at(example, slice(1))).eval()
+    inputs, outputs = _names("x", example), _names("y", output)
+    if set(inputs) & set(outputs):  # in a file, a name belongs to one tensor
+        outputs = [f"y_{name}" for name in outputs]
+    return FlatNetwork(module, tuple(leaves(example)), inputs, outputs)
+
+
+def _names(letter: str, tree: Tree) -> list[str]:
+    count = len(leaves(tree))
+    if isinstance(tree, Mapping) and all(isinstance(value, Tensor) for value in tree.values()):
+        return [NOT_IN_NAMES.sub("_", str(name)) for name in tree]
+    return [letter] if count == 1 else [f"{letter}{index}" for index in range(1, count + 1)]
