@@ -68,7 +68,8 @@ def waiting(main: Study) -> list[int]:
         ({}, []),  # the initial designs come before
         ({0: 0.0}, [3]),  # the farthest, as 4 is closer to the mean answer than to the teacher
         ({0: 0.0, 3: 0.0}, [2]),
-        ({0: 0.0, 3: 0.0, 2: 0.0}, [1]),
+        ({0: 0.0, 3: 0.0, 2: 0.0}, [4]),  # the doubtful one is a quarter of the trainings
+        ({0: 0.0, 3: 0.0, 4: 0.0}, [2]),  # and no more
         ({0: 0.0, 3: 0.0, 2: 0.0, 1: 0.0}, [4]),  # only the doubtful one is left
         ({0: 0.0, 3: 0.0, 2: 0.0, 1: 0.0, 4: 0.0}, []),  # 5 is dominated
         ({0: 0.0, 2: 0.1}, [1]),  # 2 missed a limit, so 3, whose loss is larger, is expected to

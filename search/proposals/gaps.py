@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from search.proposals.draft_records import MIN_LOSS, choices_in, draft_of
 from search.proposals.refusals import excess_of
-from search.proposals.seeds import DOUBTFUL_LOSS
+from search.proposals.seeds import DOUBTFUL_LOSS, DOUBTFUL_SHARE
 from search.proposals.sensitivity_table import safe_log
 from search.study.front import undominated
 from search.study.queue import enqueue
@@ -28,8 +28,8 @@ def fill_widest_gap(study: Study, context: Context) -> None:
     """Enqueue the plan of the draft that is farthest from all of its tried ones, if no trial waits; else do nothing.
 
     Only plans of the draft's front are considered that the refitted cost models allow, and that are likely to meet
-    limits on trained objectives; those whose answers are closer to one answer for all inputs than to the teacher's
-    follow after the others. The distance is that of the logarithms of the costs, as a share of the front's range. As
+    limits on trained objectives. Plans whose answers are closer to one answer for all inputs than to the teacher's are at
+    most a quarter of the trainings, as long as there are others: they can be trainable, or not. The distance is that of the logarithms of the costs, as a share of the front's range. As
     long as every training misses a limit, the plan with the smallest proxy loss is next instead, of the whole draft.
     Once no plan is left, the sampler proposes plans.
     """
@@ -58,7 +58,8 @@ def fill_widest_gap(study: Study, context: Context) -> None:
         considered = front & (scores > 0) & (losses < largest)
     allowed = _allowed(context, drafted, np.flatnonzero(considered))
     trusted = allowed[losses[allowed] <= DOUBTFUL_LOSS]
-    chosen = trusted if len(trusted) else allowed
+    doubtful = 1 + int((losses[done] > DOUBTFUL_LOSS).sum())
+    chosen = trusted if len(trusted) and doubtful * DOUBTFUL_SHARE > 1 + int(done.sum()) else allowed
     if len(chosen):
         enqueue(study, dict(drafted[chosen[scores[chosen].argmax()]].params))
 
