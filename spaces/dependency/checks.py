@@ -26,7 +26,7 @@ from spaces.network.tensors import seeded_outputs, tensors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from spaces.network.anatomy import Group
+    from spaces.network.anatomy import Group, Member
 
     Cuts = list[tuple[Group, tuple[int, ...]]]  # groups, and the units of each that are kept
 
@@ -73,15 +73,26 @@ class Trial:
         with _without_fast_path(), WithoutStatistics(statistics):
             return cls(model, redrawn(model, example), example, statistics)
 
-    def check(self, groups: Sequence[Group]) -> dict[str, str]:
-        """Return what goes wrong with those groups that cannot be cut at any count, whatever is cut of others."""
+    def check(self, groups: Sequence[Group], alone: dict[tuple[Member, ...], str | None]) -> dict[str, str]:
+        """Return what goes wrong with those groups that cannot be cut at any count, whatever is cut of others.
+
+        Parameters
+        ----------
+        groups
+            The groups, in order of execution.
+        alone
+            What went wrong with groups that were cut alone before, by their members; new ones are added.
+        """
         trials = list(_trials(groups))
         errors: dict[str, str] = {}
         if self.error(trials[-1]) is not None:
-            errors |= _shape_errors(self.model, self.example, groups)
+            new = [group for group in groups if group.members not in alone]
+            found = _shape_errors(self.model, self.example, new)
+            alone |= {group.members: found.get(group.name) for group in new}
+            errors |= {group.name: reason for group in groups if (reason := alone[group.members])}
         for cuts in trials:
             left = [(group, kept) for group, kept in cuts if group.name not in errors]
-            reason = self.error(left)
+            reason = self.error(left, itself=len(cuts) == len(groups))
             if reason is not None:
                 errors |= _culprits(self, left, [], reason)[1]
         return {name: f"{CUT_TRIED} {reason}" for name, reason in errors.items()}
@@ -91,11 +102,11 @@ class Trial:
         kept = _kept(first.units, 0, 1)
         return self.error([(first, kept), (second, tuple(sorted(units[unit] for unit in kept)))]) is None
 
-    def error(self, cuts: Cuts) -> str | None:
-        """Keep only these units; return what is wrong with the outputs, or None."""
+    def error(self, cuts: Cuts, *, itself: bool = True) -> str | None:
+        """Keep only these units, also of the network itself; return what is wrong with the outputs, or None."""
         if not cuts:
             return None
-        smaller, masked, own = light_copy(self.drawn), light_copy(self.drawn), light_copy(self.model)
+        smaller, masked = light_copy(self.drawn), light_copy(self.drawn)
         try:
             cut(smaller, cuts)
             for group, units in cuts:
@@ -106,7 +117,8 @@ class Trial:
                 with WithoutStatistics(self.statistics):
                     expected = tensors(masked(self.example))
             reason = difference(got, expected)
-            if reason is None:
+            if reason is None and itself:
+                own = light_copy(self.model)
                 cut(own, cuts)
                 seeded_outputs(own, self.example)
         except Exception as error:  # noqa: BLE001 - a wrong cut may raise anything

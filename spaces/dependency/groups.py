@@ -6,14 +6,14 @@ import contextlib
 import copy
 import itertools
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spaces.dependency.checks import RANDOM_OUTPUTS, Trial, has_random_outputs, refuse
-from spaces.dependency.guesses import Guess, classes_of, group_with_numbers
+from spaces.dependency.guesses import Followed, Guess, group_with_numbers
 from spaces.dependency.propagation import LabelPropagation
 from spaces.network.anatomy import Extent, Group, Member, Refusal
 from spaces.network.messages import first_line
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ONLY_ALL_AT_ONCE = "they can only be removed all at once"
 UNREAD = "no weight of a layer reads them"
 ARE_OUTPUTS = "they are outputs of the network"
+
+MOST_GUESSES = 8  # each takes a pass to follow the channels and a few trials
 
 Reach = dict[tuple[str, "Side", int], list[int]]  # positions of a class of channels, by (name, side, dimension)
 
@@ -48,7 +50,8 @@ def channel_groups(
         Names of the layers in order of execution.
     """
     guess, random = Guess(), has_random_outputs(model, example)
-    while True:
+    alone: dict[tuple[Member, ...], str | None] = {}
+    for number in itertools.count(1):
         try:
             followed = _follow(model, example, guess)
         except Exception as error:  # noqa: BLE001 - an unusual network may raise anything; other axes still work
@@ -63,8 +66,9 @@ def channel_groups(
             errors = {group.name: RANDOM_OUTPUTS for group in groups}
             break
         trial = Trial.of(model, example, followed.classes.statistics)
-        errors = trial.check(groups)
-        if guess == (guess := guess.after(groups, errors, followed.sets, followed.classes.classes, trial)):
+        errors = trial.check(groups, alone)
+        before, guess = guess, guess.after(groups, errors, followed, trial, last=number >= MOST_GUESSES)
+        if guess == before or number > MOST_GUESSES:
             break
     valid = tuple(group for group in groups if group.name not in errors)
     refusals += tuple(
@@ -76,26 +80,7 @@ def channel_groups(
     return valid, refusals, _extents(followed.products, followed.sets.places, followed.classes.classes, valid)
 
 
-class _Followed(NamedTuple):
-    """The labels of a network after one forward pass, and the modules and matrix products in it."""
-
-    sets: LabelSets
-    classes: LabelClasses
-    products: tuple[list[Tensor], ...]
-    ran: frozenset[str]
-    numbers: frozenset[int]
-
-    def states_numbers(self, group: Group) -> bool:
-        """Whether the group holds parts of a division whose number of parts is taken to be stated."""
-        own = classes_of(group, self.sets, self.classes.classes)
-        return any(
-            division.number in self.numbers
-            and not own.isdisjoint(np.unique(self.classes.classes[division.labels.numpy()]).tolist())
-            for division in self.sets.divisions
-        )
-
-
-def _follow(model: nn.Module, example: Tensor, guess: Guess) -> _Followed:
+def _follow(model: nn.Module, example: Tensor, guess: Guess) -> Followed:
     """Follow the channels through one forward pass."""
     followed = copy.deepcopy(model)
     propagation = LabelPropagation(followed, {number: options[-1].unit for number, options in guess.parts.items()})
@@ -114,7 +99,7 @@ def _follow(model: nn.Module, example: Tensor, guess: Guess) -> _Followed:
     for name in guess.tied:
         places = propagation.sets.places
         propagation.sets.join(places[name, "in"], places[name, "out"], f"the widths around {name!r} must be equal")
-    return _Followed(propagation.sets, propagation.sets.resolve(), products, ran, guess.numbers)
+    return Followed(propagation.sets, propagation.sets.resolve(), products, ran, guess.numbers)
 
 
 def _extents(

@@ -12,10 +12,57 @@ from spaces.network.anatomy import Group, Member
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from spaces.dependency.checks import Trial
-    from spaces.dependency.label_sets import Division, LabelSets
+    from spaces.dependency.label_sets import Division, LabelClasses, LabelSets
+
+
+class Followed(NamedTuple):
+    """The labels of a network after one forward pass.
+
+    Attributes
+    ----------
+    sets, classes
+        The labels, and the classes of equal ones.
+    products
+        For each matrix product outside of layers, the labels along each dimension.
+    ran
+        The names of modules and bare parameters that ran.
+    numbers
+        The divisions whose number of parts is taken to be stated by a module.
+    """
+
+    sets: LabelSets
+    classes: LabelClasses
+    products: tuple[list[Tensor], ...]
+    ran: frozenset[str]
+    numbers: frozenset[int]
+
+    def classes_of(self, group: Group) -> set[int]:
+        """Return the classes of the labels of all members of a group."""
+        sides = {
+            (member.layer, "" if member.side == "parameter" else member.side)
+            for member in group.members
+            if member.side != "number"
+        }
+        return set[int]().union(*(self.classes_at(name, side) for name, side in sides))
+
+    def classes_at(self, name: str, side: str) -> set[int]:
+        """Return the classes of the labels at a place."""
+        return set(np.unique(self.classes.classes[self.sets.places[name, side].numpy()]).tolist())
+
+    def classes_in(self, division: Division) -> set[int]:
+        """Return the classes of the labels that were divided."""
+        return set(np.unique(self.classes.classes[division.labels.numpy()]).tolist())
+
+    def states_numbers(self, group: Group) -> bool:
+        """Whether the group holds parts of a division whose number of parts is taken to be stated."""
+        own = self.classes_of(group)
+        return any(
+            division.number in self.numbers and not own.isdisjoint(self.classes_in(division))
+            for division in self.sets.divisions
+        )
 
 
 class Option(NamedTuple):
@@ -52,52 +99,52 @@ class Guess:
         return frozenset(number for number, options in self.parts.items() if options[-1].counted)
 
     def after(
-        self, groups: Sequence[Group], errors: Collection[str], sets: LabelSets, classes: np.ndarray, trial: Trial
+        self, groups: Sequence[Group], errors: Collection[str], followed: Followed, trial: Trial, *, last: bool
     ) -> Guess:
         """Return the next guess, or an equal one if there is none.
 
         Parameters
         ----------
-        groups
-            The groups of this guess.
-        errors
-            The names of those that could not be cut.
-        sets, classes
-            The labels, and the class of each.
+        groups, errors
+            The groups of this guess, and the names of those that could not be cut.
+        followed
+            What was seen with this guess.
         trial
             Tries to cut two groups together.
+        last
+            Whether the next guess is the last one, so that it only takes back what failed.
         """
         failed = [group for group in groups if group.name in errors]
-        found = [classes_of(group, sets, classes) for group in failed]
-        valid = set[int]().union(*(classes_of(group, sets, classes) for group in groups if group.name not in errors))
-        further = replace(self, parts=self._further_parts(set[int]().union(*found), valid, sets, classes))
+        found = [followed.classes_of(group) for group in failed]
+        valid = set[int]().union(*(followed.classes_of(group) for group in groups if group.name not in errors))
+        further = replace(self, parts=self._further_parts(set[int]().union(*found), valid, followed, last=last))
+        wrong = frozenset(name for name in self.tied if valid.isdisjoint(followed.classes_at(name, "in")))
+        if last or (wrong and further == self):
+            return replace(further, tied=self.tied - wrong, given_up=self.given_up | wrong)
         if further != self:
             return further
-        wrong = frozenset(name for name in self.tied if valid.isdisjoint(_classes(name, "in", sets, classes)))
-        if wrong:
-            return replace(self, tied=self.tied - wrong, given_up=self.given_up | wrong)
+        places = followed.sets.places
         between = [
             name
-            for name, side in sets.places
+            for name, side in places
             if side == "in"
             and name not in self.given_up | self.tied
-            and (name, "out") in sets.places
-            and sets.places[name, "in"].shape == sets.places[name, "out"].shape
-            and all(any(own & _classes(name, end, sets, classes) for own in found) for end in ("in", "out"))
+            and (name, "out") in places
+            and places[name, "in"].shape == places[name, "out"].shape
+            and all(any(own & followed.classes_at(name, end) for own in found) for end in ("in", "out"))
         ]
         passing = [name for name in between if any(trial.together(*pair) for pair in _around(name, failed))]
         return replace(self, tied=self.tied.union(passing or between))
 
     def _further_parts(
-        self, failed: set[int], valid: set[int], sets: LabelSets, classes: np.ndarray
+        self, failed: set[int], valid: set[int], followed: Followed, *, last: bool
     ) -> dict[int, tuple[Option, ...]]:
         further = dict(self.parts)
-        for division in sets.divisions:
-            before = self.parts.get(division.number, (Option(division.unit),))
-            own = set(np.unique(classes[division.labels.numpy()]).tolist())
+        for division in followed.sets.divisions:
+            before, options = self.parts.get(division.number, (Option(division.unit),)), _options(division)
+            own = followed.classes_in(division)
             if own & failed or (len(before) > 1 and own.isdisjoint(valid)):
-                options = _options(division)
-                untried = [option for option in options if option not in before]
+                untried = [] if last else [option for option in options if option not in before]
                 if untried or before[-1] != options[0]:
                     further[division.number] = (*before, untried[0] if untried else options[0])
         return further
@@ -106,7 +153,7 @@ class Guess:
 def _options(division: Division) -> list[Option]:
     last = len(division.dimensions) - 1
     whole = [Option(unit) for unit in range(last - 1, -1, -1)]
-    return [Option(last), whole[0], Option(last - 1, counted=True), *whole[1:]]
+    return [Option(last), whole[0], Option(last - 1, counted=True), *whole[1:2]]
 
 
 def _around(name: str, failed: Sequence[Group]) -> Iterator[tuple[Group, Group, tuple[int, ...]]]:
@@ -121,20 +168,6 @@ def _around(name: str, failed: Sequence[Group]) -> Iterator[tuple[Group, Group, 
             if before and after and first is not second and sorted(before) == sorted(after):
                 place = {positions: unit for unit, positions in enumerate(after)}
                 yield first, second, tuple(place[positions] for positions in before)
-
-
-def classes_of(group: Group, sets: LabelSets, classes: np.ndarray) -> set[int]:
-    """Return the classes of the labels of all members of a group."""
-    sides = {
-        (member.layer, "" if member.side == "parameter" else member.side)
-        for member in group.members
-        if member.side != "number"
-    }
-    return set().union(*(_classes(name, side, sets, classes) for name, side in sides))
-
-
-def _classes(name: str, side: str, sets: LabelSets, classes: np.ndarray) -> set[int]:
-    return set(np.unique(classes[sets.places[name, side].numpy()]).tolist())
 
 
 def group_with_numbers(model: nn.Module, group: Group) -> Group:
