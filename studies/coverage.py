@@ -3,9 +3,13 @@
     python -m studies.coverage                     every classification and video builder of torchvision
     python -m studies.coverage resnet18 swin_t     these two
     python -m studies.coverage --no-export vgg     every builder whose name contains `vgg`, without the ONNX file
-    python -m studies.coverage timm:levit_128s     a network of timm, if timm is installed
+    python -m studies.coverage timm                TIMM: 20 networks of timm
+    python -m studies.coverage timm:levit_128s     any other network of timm
+    python -m studies.coverage hf                  the encoders of the transformers package in `studies.encoders`
+    python -m studies.coverage hf:bert:eager       one of them, with attention that is computed step by step
 
-The weights are random: the rows show structure, time and agreement, not accuracy.
+timm and transformers come with the extra `coverage`. The weights are random: the rows show structure, time and
+agreement, not accuracy.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ import argparse
 import copy
 import csv
 import importlib
+import math
+import random
 import sys
 import tempfile
 import time
@@ -32,6 +38,7 @@ from search.costs.cost_model import CostModel
 from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, trace, with_plain_layers
 from spaces.network.messages import first_line
 from spaces.network.tensors import tensors
+from studies import encoders
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,7 +51,16 @@ NEAR_ZERO = 1e-4  # largest absolute value in a tensor below which the tensor is
 STRENGTH = 0.4  # of every axis in the plan that is applied, in [0, 1]
 DEFAULT_SIZE = 64  # pixels: height and width of the inputs
 SIZES = {"inception_v3": 299, "alexnet": 96, "vit": 224, "swin": 224, "maxvit": 224}  # pixels, by beginning of the name
-TIMM_PREFIX = "timm:"
+TIMM_PREFIX, HF_PREFIX = "timm:", "hf:"
+TIMM = (
+    "cait_xxs24_224", "convnextv2_atto", "cspresnet50", "edgenext_xx_small", "efficientvit_b0", "fastvit_t8",
+    "ghostnet_100", "inception_next_atto", "levit_128s", "mixer_s32_224", "mobilenetv4_conv_small", "mobilevit_xxs",
+    "nf_regnet_b0", "poolformer_s12", "pvt_v2_b0", "repvgg_a0", "swin_tiny_patch4_window7_224", "tiny_vit_5m_224",
+    "vit_tiny_patch16_224", "xcit_nano_12_p16_224",
+)  # fmt: skip
+ATTENTIONS = ("sdpa", "eager")  # of the encoders of transformers
+RATIOS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)  # of the channels of a group
+RANDOM_PLANS = 10  # of channels alone, each group at a ratio of its own
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 MOST_REASONS = 3  # reasons of refusals in a row of the table
 SPACE = Space(
@@ -69,6 +85,7 @@ TABLE_COLUMNS = (
     "parameters_left",  # the same
     "trains",  # whether gradients reach every weight of the compressed network, except modules unused in the teacher
     "untouched",  # whether the teacher is unchanged, bit for bit
+    "crashes",  # of random unequal plans of channels: how many could not be built or run
     "agreement",  # largest difference between the exported file and torch, relative to the largest output
     "refused",  # the most frequent reasons of refusals, each with its count
 )
@@ -79,6 +96,8 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name.startswith(TIMM_PREFIX):
         model: nn.Module = importlib.import_module("timm").create_model(name.removeprefix(TIMM_PREFIX))
+    elif name.startswith(HF_PREFIX):
+        model = encoders.encoder(*name.removeprefix(HF_PREFIX).split(":"))
     else:
         extra: dict[str, Any] = {"init_weights": True} if name in {"inception_v3", "googlenet"} else {}
         model = torchvision.models.get_model(name, weights=None, **extra)
@@ -93,6 +112,8 @@ def example(name: str) -> Tensor:
     if name.startswith(TIMM_PREFIX):
         size = importlib.import_module("timm").create_model(name.removeprefix(TIMM_PREFIX)).default_cfg["input_size"]
         return torch.randn(2, *size)
+    if name.startswith(HF_PREFIX):
+        return encoders.encoder_inputs(name.split(":")[1])
     if name in VIDEO:
         return torch.randn(2, 3, *((16, 224, 224) if name == "s3d" else (8, 64, 64)))
     size = next((size for key, size in SIZES.items() if name.startswith(key)), DEFAULT_SIZE)
@@ -125,10 +146,20 @@ def coverage(name: str, *, export: bool) -> tuple[str, ...]:
     unused = tuple(name.rpartition(".")[0] for name in without_gradient(model, inputs))
     trains = all(name.startswith(unused) for name in without_gradient(smaller, inputs))
     unchanged = all(torch.equal(tensor, state_before[key]) for key, tensor in model.state_dict().items())
+    crashes = str(sum(crashed(model, inputs, number) for number in range(RANDOM_PLANS)))
     agreed = f"{agreement(finished, inputs):.1e}" if export else ""
     reasons = "; ".join(f"{count} x {text[4:]}" for text, count in Counter(refusals).most_common(MOST_REASONS))
     answers = ("yes" if holds else "NO" for holds in (trains, unchanged))
-    return (name, *map(_short, numbers), "exact" if exact else "NOT", *map(_short, left), *answers, agreed, reasons)
+    return (
+        name,
+        *map(_short, numbers),
+        "exact" if exact else "NOT",
+        *map(_short, left),
+        *answers,
+        crashes,
+        agreed,
+        reasons,
+    )
 
 
 def _short(number: float) -> str:
@@ -145,11 +176,26 @@ def without_gradient(model: nn.Module, inputs: Tensor) -> list[str]:
 
 
 def acting_percent(anatomy: Anatomy, axis: Axis, total: float) -> float:
-    """Return the percentage of all multiply-adds in layers whose multiply-adds the axis can reduce."""
+    """Return the percentage of all multiply-adds that are in layers and products which the axis can reduce."""
     acting = {name for name, text in axis.acts_on(anatomy).items() if not text.startswith("no: ")}
     if isinstance(axis, PruneRatios):  # removed input channels reduce the multiply-adds of a layer too
         acting |= {member.layer for group in anatomy.groups for member in group.consumers}
-    return 100 * sum(layer.macs for layer in anatomy.layers if layer.name in acting) / total
+    found = sum(layer.macs for layer in anatomy.layers if layer.name in acting)
+    if isinstance(axis, PruneRatios):
+        found += sum(math.prod(product.sizes) for product in anatomy.products)
+    return 100 * found / total
+
+
+def crashed(model: nn.Module, inputs: Tensor, seed: int) -> bool:
+    """Whether a random plan, with a ratio of its own for each group of channels, cannot be built or run."""
+    dice, axis, anatomy = random.Random(seed), SPACE.steps[0], trace(model, inputs)  # noqa: S311 - not a secret
+    values = {name: dice.choice(RATIOS) for name in axis.uniform(anatomy, STRENGTH)}
+    try:
+        with torch.no_grad():
+            expected, got = model(inputs), axis.suggest(FixedTrial(values), anatomy).apply(model, inputs)(inputs)
+    except Exception:  # noqa: BLE001 - whatever it is, it is counted
+        return True
+    return got.shape != expected.shape or not bool(got.isfinite().all())
 
 
 def agreement(model: nn.Module, inputs: Tensor) -> float:
@@ -163,15 +209,23 @@ def agreement(model: nn.Module, inputs: Tensor) -> float:
 
 
 def builders(wanted: list[str]) -> list[str]:
-    """Return the names of the wanted builders: those of torchvision that are not too large, then those of timm."""
-    of_timm = [name for name in wanted if name.startswith(TIMM_PREFIX)]
-    wanted = [name for name in wanted if name not in of_timm]
-    if of_timm and not wanted:
-        return of_timm
+    """Return the names of the wanted builders: those of torchvision that are not too large, then others."""
+    families = {
+        "timm": [TIMM_PREFIX + name for name in TIMM],
+        "hf": [f"{HF_PREFIX}{name}:{attention}" for name in encoders.CONFIGURATIONS for attention in ATTENTIONS],
+    }
+    others = [
+        name
+        for word in wanted
+        for name in families.get(word, [word] if word.startswith((TIMM_PREFIX, HF_PREFIX)) else [])
+    ]
+    wanted = [word for word in wanted if word not in families and word not in others]
+    if others and not wanted:
+        return others
     names = [*torchvision.models.list_models(module=torchvision.models), *VIDEO]
     chosen = [name for name in names if not wanted or name in wanted or any(word in name for word in wanted)]
     sizes = {name: torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] for name in chosen}
-    return [name for name in chosen if sizes[name] <= MAX_PARAMETERS] + of_timm
+    return [name for name in chosen if sizes[name] <= MAX_PARAMETERS] + others
 
 
 def main() -> None:

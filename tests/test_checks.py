@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces import trace
-from spaces.dependency.checks import irreplaceable_layers
+from spaces.dependency.replacements import irreplaceable_layers
 from spaces.testing.networks import NETWORKS, example, teacher
 from tests.test_groups import Custom, conv
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spaces.axes.refit import columns_of
 from spaces.dependency.trace import trace
-from spaces.network.layers import TRANSPOSED
+from spaces.network.layers import EMBEDDINGS, TRANSPOSED
 from spaces.network.statistics import moments
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ class Magnitude:
         """Return the units by the sum of their norms, smallest first; the norms of each layer are scaled to mean 1."""
         total = torch.zeros(group.units)
         for member in group.members:
-            if member.side == "parameter":
+            if member.side not in {"in", "out"}:
                 continue
             module = model.get_submodule(member.layer)
             weight = getattr(module, "weight", None)
             if weight is None or weight.dim() < 2:  # noqa: PLR2004 - the scale of a norm says little about its channel
                 continue
-            side = 0 if (member.side == "out") != isinstance(module, TRANSPOSED) else 1
+            side = 0 if (member.side == "out") != isinstance(module, (*TRANSPOSED, *EMBEDDINGS)) else 1
             width = weight.shape[side]
             powers = weight.detach().abs().float().pow(self.norm).transpose(0, side).flatten(1).sum(1).cpu()
             # the weight of a grouped convolution has one index for the inputs of all groups, hence `% width`

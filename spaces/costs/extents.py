@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spaces.network.anatomy import Extent
-from spaces.network.layers import TRANSPOSED
+from spaces.network.layers import EMBEDDINGS, TRANSPOSED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ def parameters_of(finished: nn.Module, anatomy: Anatomy) -> list[Extent]:
         owner = name.rpartition(".")[0]
         if owner in layers:
             continue
-        swapped = isinstance(finished.get_submodule(owner), TRANSPOSED)
+        swapped = isinstance(finished.get_submodule(owner), (*TRANSPOSED, *EMBEDDINGS))
         own_cuts = [
             (dimension if side == "parameter" else int((side == "in") != swapped and parameter.dim() > 1), group, count)
             for side, dimension, group, count in cuts.get(name, cuts.get(owner, []))

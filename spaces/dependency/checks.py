@@ -1,161 +1,168 @@
-"""Try on the network what the axes would do to it: cut groups, replace layers, leave branches out.
+"""Cut groups of channels on the network, at several counts that differ from group to group.
 
-For every group, half of its units are cut, in three ways; the outputs must equal those of the network in which every
-layer that reads these channels gets zeros. Every layer is replaced by another module that computes the same.
+The outputs must equal those of the network in which every layer that reads the removed channels gets zeros. Both run
+with other weights, in which a wrong cut shows, and without the statistics of norms, which depend on the number of
+channels; then the network itself must run with all groups cut.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from spaces.dependency.propagation import channel_dimension
-from spaces.network.anatomy import Branch, Refusal
+from spaces.dependency.comparing import difference, light_copy, shape_difference
+from spaces.dependency.norm_rules import WithoutStatistics
+from spaces.dependency.propagation import KERNEL_LAYERS, channel_dimension
+from spaces.dependency.redrawn import redrawn
+from spaces.network.anatomy import Refusal
 from spaces.network.cutting import cut
-from spaces.network.layers import computes_as_torch, has_plain_weight, replace_module, run_layer
 from spaces.network.messages import first_line
-from spaces.network.omission import leave_out
-from spaces.network.statistics import reestimate
 from spaces.network.tensors import seeded_outputs, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from spaces.network.anatomy import Group
+    from spaces.network.anatomy import Group, Member
+
+    Cuts = list[tuple[Group, tuple[int, ...]]]  # groups, and the units of each that are kept
 
 # reasons of refusals
-COMPUTED_WEIGHT = (
-    "its weight is computed in every forward pass; torch.nn.utils.parametrize.remove_parametrizations makes it a "
-    "parameter"
-)
 RANDOM_OUTPUTS = (
     "its channels stay: no cut can be tried, because the outputs of the network differ from call to call in evaluation "
     "mode, as with F.dropout without training=self.training"
 )
-REPLACEMENT_TRIED = "another module was put in its place, but"
 CUT_TRIED = "cutting it was tried, but"
 
-CUT_TOLERANCE = 1e-3  # relative to the largest output; only the rounding may differ
+KEPT_SHARES = (0.5, 0.75, 0.25, 0.9, 0.6, 0.1, 0.35)  # of the units of a group, from group to group and trial to trial
+JOINT_TRIALS = 3  # trials in which all groups are cut
+LARGEST_CYCLE = 8  # of this many neighbouring groups, each is cut without each other one in some trial
 
 
-def check_groups(
-    model: nn.Module, example: Tensor, groups: Sequence[Group], order: Sequence[str]
-) -> tuple[tuple[Group, ...], tuple[Refusal, ...]]:
-    """Return the groups that can be cut, and the refusals of the others."""
-    if not groups or _error_of_cuts(model, example, groups) is None:
-        return tuple(groups), ()
+def has_random_outputs(model: nn.Module, example: Tensor) -> bool:
+    """Whether the outputs differ from call to call, so that no cut can be tried."""
     with torch.no_grad():
-        if _difference(tensors(model(example)), tensors(model(example))):
-            return (), refuse((name for group in groups for name in group.producers), order, RANDOM_OUTPUTS)
-    errors = _shape_errors(model, example, groups)
-    failed = [
-        refusal
-        for group in groups
-        if group.name in errors
-        for refusal in refuse(group.producers, order, f"{CUT_TRIED} {errors[group.name]}")
-    ]
-    valid, others = _check_by_halves(model, example, [group for group in groups if group.name not in errors], order)
-    return valid, (*failed, *others)
+        return difference(tensors(model(example)), tensors(model(example))) is not None
 
 
-def irreplaceable_layers(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, str]:
-    """Return the layers that cannot be replaced by a factorized or quantized one, and why.
+@dataclass(frozen=True)
+class Trial:
+    """Cuts groups of a network with other weights, and of the network itself.
 
-    Parameters
+    Attributes
     ----------
-    model
-        A network in evaluation mode; it is not changed.
+    model, drawn
+        The network in evaluation mode, and a copy with other weights; neither is changed.
     example
         One input, shape (1, ...).
-    names
-        Names of convolutions and linear layers.
+    statistics
+        The statistics of norms that the network computes, as `LabelClasses` names them.
     """
-    reasons = {name: COMPUTED_WEIGHT for name in names if not has_plain_weight(model.get_submodule(name))}
-    others = [name for name in names if name not in reasons]
-    reasons |= _custom_forwards(model, example, others)
-    others = [name for name in names if name not in reasons]
-    expected = seeded_outputs(_light_copy(model), example)
-    parts = [others]
-    while parts:
-        part = parts.pop()
-        reason = _error_of_replacement(model, example, part, expected) if part else None
-        if reason and len(part) == 1:
-            reasons[part[0]] = f"{REPLACEMENT_TRIED} {reason}"
-        elif reason:
-            half = len(part) // 2
-            parts += [part[:half], part[half:]]
-    return reasons
+
+    model: nn.Module
+    drawn: nn.Module
+    example: Tensor
+    statistics: frozenset[tuple[str, int]]
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Tensor, statistics: frozenset[tuple[str, int]]) -> Trial:
+        """Draw other weights for a network."""
+        with _without_fast_path(), WithoutStatistics(statistics):
+            return cls(model, redrawn(model, example), example, statistics)
+
+    def check(self, groups: Sequence[Group], alone: dict[tuple[Member, ...], str | None]) -> dict[str, str]:
+        """Return what goes wrong with those groups that cannot be cut at any count, whatever is cut of others.
+
+        Parameters
+        ----------
+        groups
+            The groups, in order of execution.
+        alone
+            What went wrong with groups that were cut alone before, by their members; new ones are added.
+        """
+        trials = list(_trials(groups))
+        errors: dict[str, str] = {}
+        if self.error(trials[-1]) is not None:
+            new = [group for group in groups if group.members not in alone]
+            found = _shape_errors(self.model, self.example, new)
+            alone |= {group.members: found.get(group.name) for group in new}
+            errors |= {group.name: reason for group in groups if (reason := alone[group.members])}
+        for cuts in trials:
+            left = [(group, kept) for group, kept in cuts if group.name not in errors]
+            reason = self.error(left, itself=len(cuts) == len(groups))
+            if reason is not None:
+                errors |= _culprits(self, left, [], reason)[1]
+        return {name: f"{CUT_TRIED} {reason}" for name, reason in errors.items()}
+
+    def together(self, first: Group, second: Group, units: Sequence[int]) -> bool:
+        """Whether two groups can be cut if unit `units[u]` of the second goes with unit u of the first."""
+        kept = _kept(first.units, 0, 1)
+        return self.error([(first, kept), (second, tuple(sorted(units[unit] for unit in kept)))]) is None
+
+    def error(self, cuts: Cuts, *, itself: bool = True) -> str | None:
+        """Keep only these units, also of the network itself; return what is wrong with the outputs, or None."""
+        if not cuts:
+            return None
+        smaller, masked = light_copy(self.drawn), light_copy(self.drawn)
+        try:
+            cut(smaller, cuts)
+            for group, units in cuts:
+                _zero_inputs(masked, group, units)
+            with torch.no_grad(), _without_fast_path():
+                with WithoutStatistics(self.statistics):
+                    got = tensors(smaller(self.example))
+                with WithoutStatistics(self.statistics):
+                    expected = tensors(masked(self.example))
+            reason = difference(got, expected)
+            if reason is None and itself:
+                own = light_copy(self.model)
+                cut(own, cuts)
+                seeded_outputs(own, self.example)
+        except Exception as error:  # noqa: BLE001 - a wrong cut may raise anything
+            return f"the forward pass failed: {first_line(error)}"
+        return reason
 
 
-def _custom_forwards(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, str]:
-    """Return the layers whose class computes something else than torch's, seen at the outputs of the layers.
-
-    The outputs of the network would not reveal a layer that hardly changes them.
-    """
-    custom = [name for name in names if not computes_as_torch(model.get_submodule(name))]
-    if not custom:
-        return {}
-    reasons: dict[str, str] = {}
-
-    def note(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
-        if inputs and isinstance(output, Tensor):
-            try:
-                reason = _difference([_StandIn(layer)(inputs[0])], [output])
-            except Exception as error:  # noqa: BLE001 - a layer that pads its input first may not run without
-                reason = f"it fails: {first_line(error)}"
-            if reason:
-                reasons[names_of[layer]] = f"{REPLACEMENT_TRIED} {reason}"
-
-    watched = _light_copy(model)
-    names_of = {watched.get_submodule(name): name for name in custom}
-    for layer in names_of:
-        layer.register_forward_hook(note)
-    seeded_outputs(watched, example)
-    return reasons
+def _trials(groups: Sequence[Group]) -> Iterator[Cuts]:
+    """Yield cuts of some groups, each cut with and without each of its neighbours, then cuts of all groups."""
+    bits = (min(len(groups), LARGEST_CYCLE) - 1).bit_length()
+    for number in range(2 * bits):
+        yield [
+            (group, _kept(group.units, index, number))
+            for index, group in enumerate(groups)
+            if (index % LARGEST_CYCLE >> number // 2) % 2 == number % 2
+        ]
+    for number in range(2 * bits, 2 * bits + JOINT_TRIALS):
+        yield [(group, _kept(group.units, index, number)) for index, group in enumerate(groups)]
 
 
-def _error_of_replacement(
-    model: nn.Module, example: Tensor, names: Sequence[str], expected: list[Tensor]
-) -> str | None:
-    """Replace these layers by other modules; return what is wrong with the outputs, or None."""
-    changed = _light_copy(model)
-    for name in names:
-        replace_module(changed, name, _StandIn(changed.get_submodule(name)))
-    try:
-        return _difference(seeded_outputs(changed, example), expected)
-    except Exception as error:  # noqa: BLE001 - a network that reads attributes of its layers may raise anything
-        return f"the forward pass failed: {first_line(error)}"
+def _kept(units: int, index: int, number: int) -> tuple[int, ...]:
+    """Return the units that a group keeps in a trial: the first ones in the first trial, random ones afterwards."""
+    share = KEPT_SHARES[(index + number) % len(KEPT_SHARES)]
+    count = min(max(round(units * share), 1), units - 1)
+    if not number:
+        return tuple(range(count))
+    random = torch.Generator().manual_seed(1000 * index + number)
+    return tuple(sorted(torch.randperm(units, generator=random)[:count].tolist()))
 
 
-class _StandIn(nn.Module):
-    """A module of another class that computes what torch's layer of this type computes."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.inner = layer
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return run_layer(self.inner, inputs, self.inner.get_parameter("weight"))
-
-
-def _check_by_halves(
-    model: nn.Module, example: Tensor, groups: Sequence[Group], order: Sequence[str], valid: tuple[Group, ...] = ()
-) -> tuple[tuple[Group, ...], tuple[Refusal, ...]]:
-    """Check the groups by bisection, each half together with the groups that passed before."""
-    reason = _error_of_cuts(model, example, (*valid, *groups)) if groups else None
-    if reason is None:
-        return (*valid, *groups), ()
-    if len(groups) == 1:
-        return valid, refuse(groups[0].producers, order, f"{CUT_TRIED} {reason}")
-    half = len(groups) // 2
-    valid, failed = _check_by_halves(model, example, groups[:half], order, valid)
-    valid, others = _check_by_halves(model, example, groups[half:], order, valid)
-    return valid, failed + others
+def _culprits(trial: Trial, cuts: Cuts, passed: Cuts, reason: str) -> tuple[Cuts, dict[str, str]]:
+    """Find the groups whose cuts fail, by bisection, each half together with the cuts that passed before."""
+    if len(cuts) == 1:
+        return passed, {cuts[0][0].name: reason}
+    errors: dict[str, str] = {}
+    half = len(cuts) // 2
+    for part in (cuts[:half], cuts[half:]):
+        wrong = trial.error([*passed, *part])
+        if wrong is None:
+            passed = [*passed, *part]
+        else:
+            passed, found = _culprits(trial, part, passed, wrong)
+            errors |= found
+    return passed, errors
 
 
 def _shape_errors(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> dict[str, str]:
@@ -163,70 +170,17 @@ def _shape_errors(model: nn.Module, example: Tensor, groups: Sequence[Group]) ->
     errors: dict[str, str] = {}
     shape = example.to("meta")
     with contextlib.suppress(Exception), torch.no_grad():  # networks that need values cannot run on meta tensors
-        whole = tensors(_light_copy(model, "meta")(shape))
+        whole = tensors(light_copy(model, "meta")(shape))
         for group in groups:
             try:
-                smaller = _light_copy(model, "meta")
-                cut(smaller, [(group, _halves(group.units)[0])])
-                reason = _shape_difference(tensors(smaller(shape)), whole)
+                smaller = light_copy(model, "meta")
+                cut(smaller, [(group, tuple(range(group.units - 1)))])
+                reason = shape_difference(tensors(smaller(shape)), whole)
             except Exception as error:  # noqa: BLE001 - a wrong cut may raise anything
                 reason = f"the forward pass failed: {first_line(error)}"
             if reason:
                 errors[group.name] = reason
     return errors
-
-
-def _shape_difference(got: list[Tensor], expected: list[Tensor]) -> str | None:
-    wrong = (f"the output has the shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}"
-             for ours, theirs in zip(got, expected, strict=True) if ours.shape != theirs.shape)  # fmt: skip
-    return next(wrong, None)
-
-
-def _error_of_cuts(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> str | None:
-    """Cut half of the units of the groups in three ways; return what is wrong with the outputs, or None."""
-    halves = zip(*(_halves(group.units) for group in groups), strict=True)
-    reasons = (_error_of_cut(model, example, list(zip(groups, half, strict=True))) for half in halves)
-    return next(filter(None, reasons), None)
-
-
-def _halves(units: int) -> tuple[tuple[int, ...], ...]:
-    """Return every other unit, the first half, and a random half: a wrong group may pass one by symmetry, not all."""
-    half = (units + 1) // 2
-    shuffled = torch.randperm(units, generator=torch.Generator().manual_seed(0)).tolist()
-    return tuple(range(0, units, 2)), tuple(range(half)), tuple(sorted(shuffled[:half]))
-
-
-def _error_of_cut(model: nn.Module, example: Tensor, kept: Sequence[tuple[Group, tuple[int, ...]]]) -> str | None:
-    """Keep only these units; return what is wrong with the outputs, or None."""
-    cut_model, masked = _light_copy(model), _light_copy(model)
-    try:
-        cut(cut_model, kept)
-        for group, units in kept:
-            _zero_inputs(masked, group, units)
-        with torch.no_grad(), _without_fast_path(), WithoutStatistics():  # type: ignore[no-untyped-call]
-            got, expected = tensors(cut_model(example)), tensors(masked(example))
-    except Exception as error:  # noqa: BLE001 - a wrong cut may raise anything
-        return f"the forward pass failed: {first_line(error)}"
-    return _difference(got, expected)
-
-
-def _difference(got: list[Tensor], expected: list[Tensor]) -> str | None:
-    reason = _shape_difference(got, expected)
-    if reason:
-        return reason
-    for ours, theirs in zip(got, expected, strict=True):
-        error = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
-        if bool(theirs.isfinite().all()) and not error < CUT_TOLERANCE:
-            return f"the output is wrong by {error:.1%}"
-    return None
-
-
-def _light_copy(model: nn.Module, device: str | None = None) -> nn.Module:
-    """Return a copy with new modules that share the tensors of the model; none of these is changed in place."""
-    shared: dict[int, Tensor] = {id(buffer): buffer.to(device or buffer.device) for buffer in model.buffers()}
-    for p in model.parameters():
-        shared[id(p)] = nn.Parameter(p.detach().to(device), requires_grad=False) if device else p
-    return copy.deepcopy(model, shared)
 
 
 @contextlib.contextmanager
@@ -240,28 +194,11 @@ def _without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class WithoutStatistics(TorchDispatchMode):
-    """Let LayerNorm and GroupNorm only scale and shift, since their statistics depend on the number of channels."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Run the operation, without statistics if it is one of these two."""
-        name = function._schema.name  # noqa: SLF001
-        if name == "aten::native_layer_norm":
-            x, _, weight, bias, _ = args
-        elif name == "aten::native_group_norm":
-            x, weight, bias, *_ = args
-            weight, bias = (None if p is None else p.reshape(-1, *[1] * (x.dim() - 2)) for p in (weight, bias))
-        else:
-            return function(*args, **(kwargs or {}))
-        scaled = x if weight is None else x * weight
-        return scaled if bias is None else scaled + bias, x.new_zeros(1), x.new_ones(1)
-
-
 def _zero_inputs(model: nn.Module, group: Group, kept: Sequence[int]) -> None:
     """Let every layer read zeros for the units that are not kept."""
     removed = [unit for unit in range(group.units) if unit not in set(kept)]
     for member in group.members:
-        if member.side == "parameter":
+        if member.side not in {"in", "out"}:
             continue
         module = model.get_submodule(member.layer)
         positions = torch.tensor([position for unit in removed for position in member.positions[unit]])
@@ -269,7 +206,7 @@ def _zero_inputs(model: nn.Module, group: Group, kept: Sequence[int]) -> None:
             module.register_forward_pre_hook(
                 lambda module, inputs, removed=positions: (_with_zeros(module, inputs[0], removed), *inputs[1:])
             )
-        elif isinstance(module, nn.Linear):  # no weight reads queries and keys; zeros add nothing to their product
+        elif isinstance(module, KERNEL_LAYERS):  # no weight reads queries and keys; zeros add nothing to their product
             module.register_forward_hook(
                 lambda module, _, output, removed=positions: _with_zeros(module, output, removed)
             )
@@ -282,29 +219,3 @@ def _with_zeros(module: nn.Module, values: Tensor, positions: Tensor) -> Tensor:
 def refuse(names: Iterable[str], order: Sequence[str], reason: str) -> tuple[Refusal, ...]:
     """Return a refusal with this reason for each of the names that is a layer."""
     return tuple(Refusal(name, reason) for name in dict.fromkeys(names) if name in order)
-
-
-def removable_branches(model: nn.Module, example: Tensor, branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
-    """Return the branches without which the network runs in evaluation mode, with finite outputs of the same shape.
-
-    Others fail: a norm of a custom class may take further inputs or change the shape; code may read a weight of the
-    branch, or divide by its output.
-    """
-    if not branches:
-        return ()
-    with torch.no_grad():
-        shapes = [x.shape for x in tensors(model(example))]
-
-    def runs_without(some: tuple[Branch, ...]) -> bool:
-        try:
-            shallower = copy.deepcopy(model)
-            for branch in some:
-                leave_out(shallower, branch)
-            reestimate(shallower, example)
-            with torch.no_grad():
-                outputs = tensors(shallower.eval()(example))
-        except Exception:  # noqa: BLE001 - code that needs the branch may raise anything
-            return False
-        return [x.shape for x in outputs] == shapes and all(bool(x.isfinite().all()) for x in outputs)
-
-    return branches if runs_without(branches) else tuple(branch for branch in branches if runs_without((branch,)))

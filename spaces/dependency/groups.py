@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spaces.dependency.checks import check_groups, refuse
+from spaces.dependency.checks import RANDOM_OUTPUTS, Trial, has_random_outputs, refuse
+from spaces.dependency.guesses import Followed, Guess, group_with_numbers
 from spaces.dependency.propagation import LabelPropagation
 from spaces.network.anatomy import Extent, Group, Member, Refusal
 from spaces.network.messages import first_line
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 ONLY_ALL_AT_ONCE = "they can only be removed all at once"
 UNREAD = "no weight of a layer reads them"
 ARE_OUTPUTS = "they are outputs of the network"
+
+MOST_GUESSES = 8  # each takes a pass to follow the channels and a few trials
 
 Reach = dict[tuple[str, "Side", int], list[int]]  # positions of a class of channels, by (name, side, dimension)
 
@@ -46,17 +49,46 @@ def channel_groups(
     order
         Names of the layers in order of execution.
     """
+    guess, random = Guess(), has_random_outputs(model, example)
+    alone: dict[tuple[Member, ...], str | None] = {}
+    for number in itertools.count(1):
+        try:
+            followed = _follow(model, example, guess)
+        except Exception as error:  # noqa: BLE001 - an unusual network may raise anything; other axes still work
+            return (), refuse(order, order, f"its channels could not be followed: {first_line(error)}"), ()
+        reaches, refusals = _removable(followed.sets, followed.classes, order)
+        groups = [
+            group_with_numbers(model, group) if followed.states_numbers(group) else group
+            for group in _groups_of_units(reaches, order)
+            if not followed.ran.isdisjoint(group.producers)
+        ]
+        if random:
+            errors = {group.name: RANDOM_OUTPUTS for group in groups}
+            break
+        trial = Trial.of(model, example, followed.classes.statistics)
+        errors = trial.check(groups, alone)
+        before, guess = guess, guess.after(groups, errors, followed, trial, last=number >= MOST_GUESSES)
+        if guess == before or number > MOST_GUESSES:
+            break
+    valid = tuple(group for group in groups if group.name not in errors)
+    refusals += tuple(
+        refusal
+        for group in groups
+        if group.name in errors
+        for refusal in refuse(group.producers, order, errors[group.name])
+    )
+    return valid, refusals, _extents(followed.products, followed.sets.places, followed.classes.classes, valid)
+
+
+def _follow(model: nn.Module, example: Tensor, guess: Guess) -> Followed:
+    """Follow the channels through one forward pass."""
     followed = copy.deepcopy(model)
-    propagation = LabelPropagation(followed)
-    try:
-        with torch.no_grad(), propagation:
-            outputs = tensors(followed(example))
-    except Exception as error:  # noqa: BLE001 - an unusual network may raise anything; other axes still work
-        return (), refuse(order, order, f"its channels could not be followed: {first_line(error)}"), ()
+    propagation = LabelPropagation(followed, {number: options[-1].unit for number, options in guess.parts.items()})
+    with torch.no_grad(), propagation:
+        outputs = tensors(followed(example))
     if not outputs:
-        return (), refuse(order, order, "its channels could not be followed: no tensor was found in the output"), ()
-    ran = {name for name, _ in propagation.sets.places}
-    products = tuple(propagation.products)
+        raise ValueError("no tensor was found in the output")
+    ran, products = frozenset(name for name, _ in propagation.sets.places), tuple(propagation.products)
     outputs += _training_outputs(propagation, followed, example)
     for tensor in outputs:
         propagation.sets.fix(propagation.labels_of(tensor), ARE_OUTPUTS)
@@ -64,11 +96,10 @@ def channel_groups(
         for (owner, _), labels in propagation.sets.places.items():
             if owner == name:
                 propagation.sets.fix(labels, f"the weight of {name!r} is shared with {other!r}")
-    label_classes = propagation.sets.resolve()
-    reaches, refusals = _removable(propagation.sets, label_classes, order)
-    groups = [group for group in _groups_of_units(reaches, order) if not ran.isdisjoint(group.producers)]
-    valid, failed = check_groups(model, example, groups, order)
-    return valid, refusals + failed, _extents(products, propagation.sets.places, label_classes.classes, valid)
+    for name in guess.tied:
+        places = propagation.sets.places
+        propagation.sets.join(places[name, "in"], places[name, "out"], f"the widths around {name!r} must be equal")
+    return Followed(propagation.sets, propagation.sets.resolve(), products, ran, guess.numbers)
 
 
 def _extents(
@@ -110,11 +141,12 @@ def _removable(
     sets: LabelSets, label_classes: LabelClasses, order: Sequence[str]
 ) -> tuple[dict[int, Reach], tuple[Refusal, ...]]:
     """Return the positions of each class of channels that can be removed, and refusals of layers without one."""
-    classes, fixed, equalized = label_classes
+    classes, fixed, equalized, _ = label_classes
     reaches: dict[int, Reach] = defaultdict(dict)
+    sizes = np.bincount(classes)
     for (name, side), labels in sets.places.items():
         found = classes[labels.numpy()]
-        dimension, positions = (0, found) if side else _varying_dimension(found)
+        dimension, positions = (0, found) if side else _varying_dimension(found, sizes[found] == 1)
         if positions is None:
             fixed = dict.fromkeys(np.unique(found).tolist(), f"the parameter {name!r} mixes them") | fixed
             continue
@@ -141,16 +173,21 @@ def _removable(
     return {label: reach for label, reach in reaches.items() if label not in fixed}, tuple(refusals)
 
 
-def _varying_dimension(found: np.ndarray) -> tuple[int, np.ndarray | None]:
-    """Return the only dimension along which the classes of a bare parameter vary, and the class of each index there."""
-    varying = [d for d in range(found.ndim) if found.shape[d] > 1 and (found != found.take([0], axis=d)).any()]
-    if not varying:  # all elements are one class, which is refused for another reason
-        return 0, found.reshape(-1)[:1]
-    if len(varying) > 1:
-        return 0, None
-    return varying[0], found.transpose(varying[0], *(d for d in range(found.ndim) if d != varying[0])).reshape(
-        found.shape[varying[0]], -1
-    )[:, 0]
+def _varying_dimension(found: np.ndarray, unused: np.ndarray) -> tuple[int, np.ndarray | None]:
+    """Return the only dimension along which the classes of a bare parameter vary, and the class of each index there.
+
+    Elements that nothing uses, such as rows of a table for later positions, belong to the channels of the others.
+    """
+    used = np.unique(found[~unused])
+    if len(used) < 2:  # noqa: PLR2004 - all elements are one class, which is refused for another reason
+        return 0, used if len(used) else found.reshape(-1)[:1]
+    for dimension, size in enumerate(found.shape):
+        by_index, without = (np.moveaxis(array, dimension, 0).reshape(size, -1) for array in (found, unused))
+        highest = np.where(without, -1, by_index).max(1)
+        lowest = np.where(without, np.iinfo(by_index.dtype).max, by_index).min(1)
+        if (lowest >= highest).all():  # one class at each index, or none
+            return dimension, np.where(highest < 0, by_index[:, 0], highest)
+    return 0, None
 
 
 def _signature(reach: Reach) -> tuple[Any, ...]:

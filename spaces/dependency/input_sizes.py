@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spaces.dependency.operator_calls import Call
-from spaces.dependency.operator_rules import matrix_products
+from spaces.dependency.product_rules import matrix_products
 from spaces.dependency.trace import trace
 from spaces.network.anatomy import InputSize
 from spaces.network.layers import LAYER_TYPES

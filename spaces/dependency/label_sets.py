@@ -15,9 +15,32 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+DIVIDED = "they are reshaped into equal parts"
 Place = tuple[str, str]  # a module and its side ("in" or "out"), or a bare parameter and ""
+
+
+class Division(NamedTuple):
+    """A reshape that divides channels into parts, such as heads.
+
+    Attributes
+    ----------
+    number
+        How many reshapes that divide dimensions preceded it.
+    labels
+        The labels after it, without repeats.
+    dimensions
+        The dimensions that hold parts and channels of a part, or channels and values of a channel.
+    unit
+        Which of these dimensions holds what can be removed: the last one, the same channels of every part; another
+        one, whole parts.
+    """
+
+    number: int
+    labels: Tensor
+    dimensions: tuple[int, ...]
+    unit: int
 
 
 class LabelClasses(NamedTuple):
@@ -31,11 +54,27 @@ class LabelClasses(NamedTuple):
         For classes that cannot be removed, the reason.
     equalized
         For classes with labels that were made equal along a dimension, the reason.
+    statistics
+        Names of the operations of statistics over channels, such as the mean of a norm, each with the number of the
+        call; fewer channels change their values, but nothing else.
     """
 
     classes: np.ndarray
     fixed: dict[int, str]
     equalized: dict[int, str]
+    statistics: frozenset[tuple[str, int]]
+
+
+@dataclass
+class _Statistic:
+    """The label of a statistic over channels, and these channels; `used_on` are the channels that it normalizes."""
+
+    label: int
+    channels: Tensor
+    call: tuple[str, int]
+    sums_powers: bool
+    reason: str
+    used_on: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -44,16 +83,23 @@ class LabelSets:
 
     Attributes
     ----------
+    units
+        For some divisions, by their number in order of execution, which of their dimensions holds what can be removed.
     places
-        The labels of each side of each module, and of each bare parameter.
+        The labels of each side of each module, and of each bare parameter or buffer.
+    divisions
+        The divisions of channels into parts.
     """
 
+    units: Mapping[int, int] = field(default_factory=dict)
     places: dict[Place, Tensor] = field(default_factory=dict)
+    divisions: list[Division] = field(default_factory=list)
     _count: int = 1
+    _division_count: int = 0
     _pairs: list[np.ndarray] = field(default_factory=list)
     _fixed: list[tuple[np.ndarray, str]] = field(default_factory=list)
     _equalized: list[tuple[int, str]] = field(default_factory=list)
-    _divided: list[tuple[Tensor, list[int], str]] = field(default_factory=list)
+    _statistics: dict[int, _Statistic] = field(default_factory=dict)
     _summed: list[np.ndarray] = field(default_factory=list)
 
     def fresh(self, shape: Sequence[int]) -> Tensor:
@@ -93,11 +139,56 @@ class LabelSets:
             labels = first
         return labels
 
-    def divide(self, labels: Tensor, dimensions: Sequence[int], reason: str) -> None:
-        """Record dimensions that hold (parts, channels of a part), or (channels, values of a channel)."""
-        varying = [dimension for dimension in dimensions if varies(labels, dimension)]
-        if len(varying) > 1:
-            self._divided.append((drop_repeats(labels), varying, reason))
+    def divide(self, labels: Tensor, dimensions: Sequence[int], stated: Sequence[int]) -> Tensor:
+        """Record dimensions that hold (parts, channels of a part), or (channels, values of a channel).
+
+        Parameters
+        ----------
+        labels
+            The labels after the division.
+        dimensions
+            The dimensions into which one was divided.
+        stated
+            The new shape as the network states it. A dimension of -1 takes what is left; unless `units` says otherwise,
+            it holds what can be removed.
+        """
+        self._division_count += 1
+        varying = tuple(dimension for dimension in dimensions if varies(labels, dimension))
+        if len(varying) < 2:  # noqa: PLR2004 - nothing was divided
+            return labels
+        left = [index for index, dimension in enumerate(varying) if stated[dimension] == -1]
+        unit = self.units.get(self._division_count, left[0] if left else len(varying) - 1)
+        self.divisions.append(Division(self._division_count, drop_repeats(labels), varying, unit))
+        if unit == len(varying) - 1:
+            return labels  # whether these are the channels of parts is known when all labels are
+        others = [dimension for dimension in varying if dimension != varying[unit]]
+        return self.equalize(labels, others, DIVIDED).expand(labels.shape)
+
+    def statistic(self, channels: Tensor, call: tuple[str, int], reason: str, *, sums_powers: bool) -> Tensor:
+        """Return a label for statistics over these channels, which `resolve` checks to be used in a norm of them.
+
+        Parameters
+        ----------
+        channels
+            The labels of the channels.
+        call
+            The name of the operation and the number of its call.
+        reason
+            Why the channels cannot be removed if the statistic is used for something else.
+        sums_powers
+            Whether channels of zeros add nothing to the statistic, so that it may be used for anything.
+        """
+        label = self.fresh((1,))
+        self._statistics[int(label)] = _Statistic(int(label), drop_repeats(channels), call, sums_powers, reason)
+        return label
+
+    def broadcast(self, labels: Tensor, over: Tensor) -> None:
+        """Record that values are combined with each of other channels: a statistic normalizes these."""
+        statistic = self._statistics.get(int(drop_repeats(labels).max()))
+        if statistic is None:
+            self.fix(labels, "they are broadcast over other channels")
+        else:
+            statistic.used_on.append(drop_repeats(over))
 
     def mark_summed(self, labels: Tensor) -> None:
         """Record channels over which a product of two tensors sums, as that of queries and keys; it reads them."""
@@ -127,12 +218,12 @@ class LabelSets:
         the values of single channels.
         """
         classes = self._classes()
-        for labels, dimensions, reason in self._divided:
+        for _, labels, dimensions, unit in self.divisions:
             found = torch.from_numpy(classes)[labels]
-            if sum(varies(found, dimension) for dimension in dimensions) > 1:
-                self.equalize(labels, dimensions[:-1], reason)
-        if self._divided:
-            classes = self._classes()
+            if unit == len(dimensions) - 1 and sum(varies(found, dimension) for dimension in dimensions) > 1:
+                self.equalize(labels, dimensions[:-1], DIVIDED)
+        statistics = self._norm_statistics(self._classes())
+        classes = self._classes()
         fixed: dict[int, str] = {int(classes[0]): "it has no channels that could be removed"}
         for fixed_labels, reason in self._fixed:
             for fixed_class in np.unique(classes[fixed_labels]).tolist():
@@ -140,7 +231,29 @@ class LabelSets:
         equalized: dict[int, str] = {}
         for label, reason in self._equalized:
             equalized.setdefault(int(classes[label]), reason)
-        return LabelClasses(classes, fixed, equalized)
+        return LabelClasses(classes, fixed, equalized, statistics)
+
+    def _norm_statistics(self, classes: np.ndarray) -> frozenset[tuple[str, int]]:
+        """Return the statistics that only normalize their own channels; tie the channels of the others."""
+        known = np.fromiter(self._statistics, dtype=np.int64, count=len(self._statistics))
+        sizes, own = np.bincount(classes), np.bincount(classes[known], minlength=int(classes.max()) + 1)
+        fixed = {int(label) for labels, _ in self._fixed for label in classes[labels]} | self.summed_classes(classes)
+        good = []
+        for statistic in self._statistics.values():
+            at = int(classes[statistic.label])
+            channels = set(classes[statistic.channels.numpy()].reshape(-1).tolist())
+            if (
+                at not in fixed
+                and sizes[at] == own[at]
+                and all(channels.issuperset(classes[used.numpy()].reshape(-1).tolist()) for used in statistic.used_on)
+            ):
+                good.append(statistic.call)
+            elif statistic.sums_powers:
+                self._pairs.append(np.array([[0], [statistic.label]]))
+            else:
+                found = self.equalize(statistic.channels.reshape(-1), (0,), statistic.reason)
+                self._pairs.append(np.array([[int(found)], [statistic.label]]))
+        return frozenset(good)
 
     def _classes(self) -> np.ndarray:
         pairs = np.concatenate([np.zeros((2, 0), dtype=np.int64), *self._pairs], axis=1)

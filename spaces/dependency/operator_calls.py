@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+
+def name_of(function: Any) -> str:  # noqa: ANN401 - an operation has no public type
+    """Return the name of an operation in ATen."""
+    return str(function._schema.name.removeprefix("aten::"))  # noqa: SLF001
+
+
+class CallCounter:
+    """Numbers the calls of each operation, so that calls of two runs of a network can be compared."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def next(self, function: Any) -> tuple[str, int]:  # noqa: ANN401
+        """Return the name of the operation and how many calls of it preceded this one."""
+        name = name_of(function)
+        self._counts[name] += 1
+        return name, self._counts[name] - 1
 
 
 @dataclass(frozen=True)
@@ -27,6 +46,8 @@ class Call:
         The tensors that it returned.
     labels_of
         Returns the labels of a tensor.
+    number
+        How many calls of the same operation preceded it.
     """
 
     function: Any
@@ -34,11 +55,12 @@ class Call:
     kwargs: dict[str, Any]
     results: list[Tensor]
     labels_of: Callable[[Tensor], Tensor]
+    number: int = 0
 
     @property
     def name(self) -> str:
         """The name of the operation in ATen; names of in-place operations end with an underscore."""
-        return str(self.function._schema.name.removeprefix("aten::"))  # noqa: SLF001
+        return name_of(self.function)
 
     @property
     def reason(self) -> str:

@@ -5,9 +5,7 @@ A rule takes the label sets and a call, and returns the labels of the results, e
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,30 +13,26 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 from torch.utils._pytree import tree_map
 
-from spaces.dependency.label_sets import LabelSets, compact, drop_repeats, varies
-from spaces.dependency.operator_calls import Call
+from spaces.dependency.combining import CONSTANT_OR_INPUT, fix, pointwise
+from spaces.dependency.label_sets import compact, varies
+from spaces.dependency.norm_rules import NORM_RULES
+from spaces.dependency.operator_calls import name_of
+from spaces.dependency.product_rules import PRODUCT_RULES
 from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CONSTANT_OR_INPUT = "a constant or an input of the network"  # of reasons
-Rule = Callable[[LabelSets, Call], list[Tensor]]
+    from spaces.dependency.combining import Rule
+    from spaces.dependency.label_sets import LabelSets
+    from spaces.dependency.operator_calls import Call
 
 
 def rule(function: Any) -> Rule:  # noqa: ANN401 - an operation has no public type
     """Return the rule of an operation; unknown operations fix the labels of their arguments."""
-    name = function._schema.name.removeprefix("aten::")  # noqa: SLF001
-    pointwise = torch.Tag.pointwise in function.tags or name.rstrip("_") in ELEMENTWISE_OPERATIONS
-    return OPERATION_RULES.get(name) or (_pointwise if pointwise else _fix)
-
-
-def _fix(sets: LabelSets, call: Call) -> list[Tensor]:
-    parameters = (sets.parameter_of(own) for x, own in zip(call.tensors, call.labels, strict=True) if x.numel())
-    parameter = next(filter(None, parameters), None)
-    for labels in call.labels:
-        sets.fix(labels, f"{call.reason} with the parameter {parameter!r}" if parameter else call.reason)
-    return []
+    name = name_of(function)
+    elementwise = torch.Tag.pointwise in function.tags or name.rstrip("_") in ELEMENTWISE_OPERATIONS
+    return OPERATION_RULES.get(name) or (pointwise if elementwise else fix)
 
 
 def _no_labels(_: LabelSets, __: Call) -> list[Tensor]:
@@ -76,15 +70,15 @@ def _pad(_: LabelSets, call: Call) -> list[Tensor]:
 def _restride(sets: LabelSets, call: Call) -> list[Tensor]:
     """Keep the labels if the shape is kept, as in pooling to one pixel; fix them for other strides."""
     same = list(call.argument("size")) == list(call.labels[0].shape)
-    return call.labels if same else _fix(sets, call)
+    return call.labels if same else fix(sets, call)
 
 
 def _reshape(sets: LabelSets, call: Call) -> list[Tensor]:
     if not isinstance(call.args[1], list | tuple):
-        return _fix(sets, call)  # a view of another dtype, not of another shape
+        return fix(sets, call)  # a view of another dtype, not of another shape
     labels = compact(call.labels[0].reshape(call.results[0].shape))
     for dimensions in _divided_dimensions(call.args[0].shape, labels.shape):
-        sets.divide(labels, dimensions, "they are reshaped into equal parts")
+        labels = sets.divide(labels, dimensions, call.args[1])
     return [labels]
 
 
@@ -162,118 +156,18 @@ def _spatial(sets: LabelSets, call: Call) -> list[Tensor]:
     return [combined.expand(result.shape) for result in call.results]
 
 
-def _reduce(sets: LabelSets, call: Call) -> list[Tensor]:
-    labels, dimensions = call.labels[0], call.argument("dim")
-    if len(call.labels) > 1:
-        return _pointwise(sets, call)  # the maximum or minimum of two tensors
-    if dimensions is None or dimensions == []:
-        dimensions = range(labels.dim())
-    dimensions = [dimensions] if isinstance(dimensions, int) else dimensions
-    along = [dimension % labels.dim() for dimension in dimensions]
-    combined = sets.equalize(labels, along, call.reason)
-    if combined.dim() != call.results[0].dim():
-        combined = combined.squeeze(tuple(along))
-    return [combined.expand(result.shape) for result in call.results]
-
-
-def _vector_norm(sets: LabelSets, call: Call) -> list[Tensor]:
-    """Sum powers: removing a channel changes nothing more than setting it to zero."""
-    labels, dimensions = call.labels[0], call.argument("dim")
-    dimensions = range(labels.dim()) if dimensions is None else dimensions
-    if call.argument("ord") > 0 and any(varies(labels, dimension) for dimension in dimensions):
-        return [torch.zeros((), dtype=torch.long).expand(call.results[0].shape)]
-    return _reduce(sets, call)
+def _embedding(sets: LabelSets, call: Call) -> list[Tensor]:
+    """Look up rows of a table, each with the same channels."""
+    labels = sets.equalize(call.labels[0], (0,), "they are rows of one table")
+    return [labels.expand(call.results[0].shape)]
 
 
 def _along_dimension(sets: LabelSets, call: Call) -> list[Tensor]:
     """Combine the values along one dimension and keep its size."""
     labels = call.labels[0]
     if varies(labels, call.argument("dim")):
-        return _fix(sets, call)
+        return fix(sets, call)
     return [labels.expand(result.shape) for result in call.results]
-
-
-def _pointwise(sets: LabelSets, call: Call) -> list[Tensor]:
-    # single numbers do not tie the channels
-    labels = [_unexpanded(x, own) for x, own in zip(call.tensors, call.labels, strict=True) if x.numel() > 1]
-    combined = functools.reduce(lambda left, right: _combine(sets, left, right, call.reason), labels or call.labels[:1])
-    return [combined.expand(result.shape) for result in call.results]
-
-
-def _unexpanded(tensor: Tensor, labels: Tensor) -> Tensor:
-    """Return the labels with size 1 along dimensions along which the tensor was expanded, as in broadcasting."""
-    for dimension in range(tensor.dim()):
-        if not tensor.stride(dimension) and tensor.shape[dimension] > 1 and not varies(labels, dimension):
-            labels = labels.narrow(dimension, 0, 1)
-    return labels
-
-
-def _combine(sets: LabelSets, left: Tensor, right: Tensor, reason: str) -> Tensor:
-    """Make the labels of two tensors equal; broadcasting over the channels of the other tensor ties none of them."""
-    shape = torch.broadcast_shapes(left.shape, right.shape)
-    left, right = (labels[(None,) * (len(shape) - labels.dim())] for labels in (left, right))
-    over_right = [d for d in range(len(shape)) if left.shape[d] == 1 and varies(right, d)]
-    over_left = [d for d in range(len(shape)) if right.shape[d] == 1 and varies(left, d)]
-    for broadcast, over in ((left, over_right), (right, over_left)):
-        if over:
-            sets.fix(broadcast, "they are broadcast over other channels")
-    if over_right and over_left:
-        return torch.zeros((), dtype=torch.long).expand(shape)
-    if over_right or over_left:
-        return (right if over_right else left).expand(shape)
-    return sets.join(left, right, f"{reason} with {CONSTANT_OR_INPUT}").expand(shape)
-
-
-def _matrix_product(sets: LabelSets, call: Call) -> list[Tensor]:
-    """Multiply the matrices left (..., M, K) and right (..., K, N), and add a bias if there is one."""
-    labels = call.labels
-    if call.name in {"addmm", "baddbmm"}:
-        *bias, left, right = labels[:3]
-    else:
-        bias, left, right = [], labels[0], labels[1]
-    combined = torch.zeros((), dtype=torch.long)
-    if not bool(drop_repeats(left).any()) and not varies(right, -2):
-        combined = right[..., :1, :]
-    elif not bool(drop_repeats(right).any()) and not varies(left, -1):
-        combined = left[..., :, :1]
-    elif not (varies(left, -2) or varies(left, -1) or varies(right, -2)):
-        combined = _combine(sets, left[..., :1, :1], right[..., :1, :], call.reason)  # one label a matrix, or head
-    elif not varies(left, -2) and not varies(right, -1):
-        sets.mark_summed(left)
-        sets.join(left[..., 0, :], right[..., :, 0], f"{call.reason} with {CONSTANT_OR_INPUT}")
-    else:
-        _fix(sets, call)
-    combined = combined.expand(call.results[0].shape)
-    return [functools.reduce(lambda one, other: _combine(sets, one, other, call.reason), bias, combined)]
-
-
-def matrix_products(call: Call) -> list[list[Tensor]]:
-    """Return, for each matrix product of the operation, the labels along each dimension, the summed one included."""
-    if OPERATION_RULES.get(call.name) is _attention:
-        queries, keys, values = (_edge_labels(labels) for labels in call.labels[:3])
-        return [[*queries, keys[-2]], [*queries[:-1], keys[-2], values[-1]]]
-    if OPERATION_RULES.get(call.name) is not _matrix_product:
-        return []
-    left, right = call.labels[-2:]
-    return [[*_edge_labels(left), _edge_labels(right)[-1]]]
-
-
-def _edge_labels(labels: Tensor) -> list[Tensor]:
-    """Return the labels along each dimension, at the first index of all others."""
-    edges = []
-    for dimension in range(labels.dim()):
-        edge = labels
-        for other in range(labels.dim()):
-            edge = edge if other == dimension else edge.narrow(other, 0, 1)
-        edges.append(edge.reshape(-1))
-    return edges
-
-
-def _attention(sets: LabelSets, call: Call) -> list[Tensor]:
-    queries, keys, values = (sets.equalize(label, (-2,), call.reason) for label in call.labels[:3])
-    sets.mark_summed(queries)
-    sets.join(queries, keys, f"{call.reason} with {CONSTANT_OR_INPUT}")
-    return [values.expand(call.results[0].shape)]
 
 
 ELEMENTWISE_OPERATIONS = frozenset({  # operations of ATen that act on every element alone, without the tag for it
@@ -283,6 +177,9 @@ ELEMENTWISE_OPERATIONS = frozenset({  # operations of ATen that act on every ele
     "softshrink", "hardshrink", "threshold", "log_sigmoid_forward", "rrelu", "_prelu_kernel",
 })  # fmt: skip
 OPERATION_RULES: dict[str, Rule] = {  # by name in ATen
+    **NORM_RULES,
+    **PRODUCT_RULES,
+    "embedding": _embedding,
     **dict.fromkeys((
         "permute", "transpose", "t", "select", "unbind", "expand", "squeeze", "unsqueeze", "index", "index_select",
         "roll", "flip", "repeat", "unfold", "movedim", "narrow", "pixel_unshuffle", "tril", "triu",
@@ -304,16 +201,6 @@ OPERATION_RULES: dict[str, Rule] = {  # by name in ATen
           "upsample_bilinear", "upsample_bicubic", "upsample_trilinear") for n in (1, 2, 3) for rest in ("", "_aa")),
         "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d", "grid_sampler_2d", "grid_sampler_3d",
     ), _spatial),
-    **dict.fromkeys((
-        "mean", "sum", "amax", "amin", "max", "min", "prod", "std", "var", "var_mean", "logsumexp", "argmax", "argmin",
-    ), _reduce),
-    "linalg_vector_norm": _vector_norm,
     **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "cumsum", "sort"), _along_dimension),
-    **dict.fromkeys(("mm", "bmm", "matmul", "addmm", "baddbmm"), _matrix_product),
-    **dict.fromkeys((
-        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-        "scaled_dot_product_attention", "_scaled_dot_product_fused_attention_overrideable",
-    ), _attention),
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"), _no_labels),
 }  # fmt: skip

@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from spaces.dependency.combining import CONSTANT_OR_INPUT
 from spaces.dependency.label_sets import LabelSets, drop_repeats
-from spaces.dependency.operator_calls import Call
-from spaces.dependency.operator_rules import CONSTANT_OR_INPUT, matrix_products, rule
-from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, TRANSPOSED, depthwise, has_plain_weight
+from spaces.dependency.operator_calls import Call, CallCounter
+from spaces.dependency.operator_rules import rule
+from spaces.dependency.product_rules import matrix_products
+from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, EMBEDDINGS, TRANSPOSED, depthwise, has_plain_weight
 from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 # layers through which channels are not followed: their inputs and outputs are not cut
-OPAQUE_LAYERS = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Embedding, nn.EmbeddingBag, nn.Bilinear)
+OPAQUE_LAYERS = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 KERNEL_LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)  # layers with input and output channels
-FOLLOWED_LAYERS = (*KERNEL_LAYERS, *CHANNEL_NORMS, nn.GroupNorm, nn.PReLU)
+LARGEST_BUFFER = 2**22  # elements that get labels; larger tables, such as masks of long sequences, hold no channels
+FOLLOWED_LAYERS = (*KERNEL_LAYERS, *CHANNEL_NORMS, *EMBEDDINGS, nn.GroupNorm, nn.PReLU)
 
 
 class LabelPropagation(TorchDispatchMode):
@@ -36,6 +39,8 @@ class LabelPropagation(TorchDispatchMode):
     ----------
     model
         A copy that is not used for anything else.
+    units
+        Which dimension of a division into parts holds what can be removed (`LabelSets.units`).
 
     Attributes
     ----------
@@ -47,20 +52,24 @@ class LabelPropagation(TorchDispatchMode):
         Matrix products outside of layers: for each product, the labels along each dimension.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, units: Mapping[int, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.sets = LabelSets()
+        self.sets = LabelSets(units)
         self.idle: set[str] = set()
         self.products: list[list[Tensor]] = []
         self._labels: Any = WeakIdKeyDictionary()
         self._depth = 0  # of nested layers; operations inside a layer are not followed
         self._layer_norms: list[tuple[str, nn.LayerNorm]] = []
+        self._counter = CallCounter()
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._layer_parameters: set[int] = set()
+        self._norm_parameters: dict[int, str] = {}
         for name, module in model.named_modules():
             if isinstance(module, nn.LayerNorm):
                 module.register_forward_pre_hook(self._enter_layer_norm(name, module))
                 module.register_forward_hook(self._leave_layer_norm, always_call=True)
+                if len(module.normalized_shape) == 1:  # a class of one's own may compute the norm itself
+                    self._norm_parameters |= {id(p): name for p in module.parameters(recurse=False)}
             elif isinstance(module, (*FOLLOWED_LAYERS, *OPAQUE_LAYERS)):
                 module.register_forward_pre_hook(self._enter_layer)
                 module.register_forward_hook(self._leave_layer(name), always_call=True)
@@ -68,12 +77,22 @@ class LabelPropagation(TorchDispatchMode):
                 continue
             self.idle.add(name)
             self._layer_parameters |= {id(p) for p in module.parameters()}
+        self._buffers = {  # tables of numbers that the network adds or multiplies, as parameters
+            id(buffer): name
+            for owner, module in model.named_modules()
+            if owner not in self.idle
+            for name, buffer in module.named_buffers(owner, recurse=False)
+            if buffer.is_floating_point() and buffer.dim() and buffer.numel() <= LARGEST_BUFFER
+        }
 
     def labels_of(self, tensor: Tensor) -> Tensor:
         """Return the labels of a tensor, with its shape."""
         if tensor in self._labels:
             return self._labels[tensor]  # type: ignore[no-any-return]
-        name = self._parameters.get(id(tensor))
+        name = self._parameters.get(id(tensor), self._buffers.get(id(tensor)))
+        norm = self._norm_parameters.get(id(tensor))
+        if norm is not None:
+            return self.sets.of_place((norm, "out"), tensor.shape)
         if name is None or not tensor.dim():
             return torch.zeros((), dtype=torch.long).expand(tensor.shape)
         if id(tensor) not in self._layer_parameters:
@@ -86,8 +105,9 @@ class LabelPropagation(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run the operation, and compute the labels of its results."""
         output = function(*args, **(kwargs or {}))
+        _, number = self._counter.next(function)
         if not self._depth:
-            call = Call(function, args, kwargs or {}, tensors(output), self.labels_of)
+            call = Call(function, args, kwargs or {}, tensors(output), self.labels_of, number)
             self.products += matrix_products(call)
             if call.results and any(bool(drop_repeats(labels).any()) for labels in call.labels if labels.numel()):
                 found = self._layer_norm(call) if self._is_layer_norm(call) else rule(function)(self.sets, call)
@@ -106,6 +126,8 @@ class LabelPropagation(TorchDispatchMode):
                     isinstance(module, KERNEL_LAYERS) and not has_plain_weight(module)
                 ):
                     self._fix_around(f"{name!r} ({type(module).__name__}) cannot be cut", inputs, output)
+                elif isinstance(module, EMBEDDINGS):
+                    self._label_embedding(name, module, output)
                 elif isinstance(output, Tensor):
                     self._label_output(name, module, self.labels_of(inputs[0]), output)
             self._depth -= 1
@@ -119,6 +141,12 @@ class LabelPropagation(TorchDispatchMode):
             labels = self.sets.fresh((1,))
             self.sets.fix(labels, reason)
             self._labels[tensor] = labels.expand(tensor.shape)
+
+    def _label_embedding(self, name: str, module: nn.Module, output: Any) -> None:  # noqa: ANN401
+        labels = self.sets.of_place((name, "out"), (output.shape[-1],))
+        if getattr(module, "max_norm", None) is not None or not has_plain_weight(module):
+            self.sets.fix(labels, f"{name!r} (Embedding) changes its weights in every forward pass")
+        self._labels[output] = labels.expand(output.shape)
 
     def _label_output(self, name: str, module: nn.Module, input_labels: Tensor, output: Tensor) -> None:
         channel = channel_dimension(module, input_labels.dim())
@@ -137,7 +165,7 @@ class LabelPropagation(TorchDispatchMode):
         if not isinstance(module, KERNEL_LAYERS) or depthwise(module):
             own = sets.of_place((name, "out"), read.shape)
             sets.join(own, read, reason)
-            if isinstance(module, nn.GroupNorm):
+            if isinstance(module, nn.GroupNorm) and module.num_groups < module.num_channels:
                 sets.equalize(own.reshape(module.num_groups, -1), (0,), f"the groups of {name!r} must keep equal sizes")
             return own
         own = sets.of_place((name, "in"), read.shape)

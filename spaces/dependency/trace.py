@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spaces.dependency.branches import branches_of
-from spaces.dependency.checks import irreplaceable_layers, removable_branches
 from spaces.dependency.groups import channel_groups
+from spaces.dependency.replacements import irreplaceable_layers, removable_branches
 from spaces.network.anatomy import Anatomy
 from spaces.network.cache import cached
 from spaces.network.copying import compressible_copy

@@ -11,7 +11,7 @@ from spaces.network.messages import unknown_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Side = Literal["out", "in", "parameter"]
+Side = Literal["out", "in", "parameter", "number"]
 Joins = tuple[()] | tuple[str, str]
 
 
@@ -95,9 +95,11 @@ class Member:
     Attributes
     ----------
     layer
-        Name of a module, or of a bare parameter when `side` is `parameter`.
+        Name of a module; of a bare parameter or buffer when `side` is `parameter`; of an attribute, after the name of
+        its module, when `side` is `number`.
     side
-        `out` channels of the module, `in` channels, or a dimension of a bare parameter.
+        `out` channels of the module, `in` channels, a dimension of a bare parameter, or a number that a module states,
+        such as that of its heads.
     dimension
         The dimension of a bare parameter; 0 otherwise.
     positions

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, TRANSPOSED, depthwise
+from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, EMBEDDINGS, TRANSPOSED, depthwise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,9 +30,11 @@ def cut(model: nn.Module, kept: Iterable[tuple[Group, Sequence[int]]]) -> None:
     for (name, side, dimension), positions in removed_positions(kept).items():
         if not positions:
             continue
+        owner, _, leaf = name.rpartition(".")
         if side == "parameter":
-            owner, _, leaf = name.rpartition(".")
-            _slice(modules[owner], leaf, dimension, positions)
+            _cut_parameter(modules[owner], leaf, dimension, positions)
+        elif side == "number":
+            setattr(modules[owner], leaf, getattr(modules[owner], leaf) - len(positions))
         elif side == "in":
             _cut_inputs(modules[name], positions)
         else:
@@ -66,6 +68,17 @@ def _slice(module: nn.Module, leaf: str, dimension: int, removed: set[int]) -> i
     return len(kept)
 
 
+def _cut_parameter(module: nn.Module, leaf: str, dimension: int, removed: set[int]) -> None:
+    """Slice a bare parameter or buffer; its module may state the size too, as `normalized_shape` of a norm does."""
+    old = getattr(module, leaf).shape[dimension]
+    new = _slice(module, leaf, dimension, removed)
+    for name, stated in list(vars(module).items()):
+        if type(stated) is int and stated == old:
+            setattr(module, name, new)
+        elif type(stated) in {tuple, list, torch.Size} and old in stated and all(type(size) is int for size in stated):
+            setattr(module, name, type(stated)([new if size == old else size for size in stated]))
+
+
 def _cut_outputs(module: nn.Module, removed: set[int]) -> None:
     if isinstance(module, CONVOLUTIONS):
         is_depthwise = depthwise(module)
@@ -80,6 +93,8 @@ def _cut_outputs(module: nn.Module, removed: set[int]) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features = _slice(module, "weight", 0, removed)
         _slice(module, "bias", 0, removed)
+    elif isinstance(module, EMBEDDINGS):
+        module.embedding_dim = _slice(module, "weight", 1, removed)
     else:
         _cut_norm(module, removed)
 
@@ -93,6 +108,8 @@ def _cut_norm(module: nn.Module, removed: set[int]) -> None:
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = (module.normalized_shape[0] - len(removed),)
     elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:
+            module.num_groups -= len(removed)
         module.num_channels -= len(removed)
     elif isinstance(module, nn.PReLU):
         module.num_parameters -= len(removed)
