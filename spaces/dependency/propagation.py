@@ -18,6 +18,7 @@ from spaces.dependency.label_sets import LabelSets, drop_repeats
 from spaces.dependency.operator_calls import Call
 from spaces.dependency.operator_rules import CONSTANT_OR_INPUT, matrix_products, rule
 from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, TRANSPOSED, depthwise, has_plain_weight
+from spaces.network.recurrent import ZeroState
 from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class LabelPropagation(TorchDispatchMode):
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._layer_parameters: set[int] = set()
         for name, module in model.named_modules():
+            if isinstance(module, ZeroState):
+                module.register_forward_hook(self._leave_zero_state)
+                continue
             if isinstance(module, nn.LayerNorm):
                 module.register_forward_pre_hook(self._enter_layer_norm(name, module))
                 module.register_forward_hook(self._leave_layer_norm, always_call=True)
@@ -111,6 +115,11 @@ class LabelPropagation(TorchDispatchMode):
             self._depth -= 1
 
         return note
+
+    def _leave_zero_state(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        """Let zeros have channels of their own, which are those of the layer that reads them."""
+        if not self._depth:
+            self._labels[output] = self.sets.fresh(output.shape[-1:]).expand(output.shape)
 
     def _fix_around(self, reason: str, inputs: tuple[Any, ...], output: object) -> None:
         for tensor in tensors(inputs):

@@ -3,10 +3,11 @@
 Import this module only where the ``onnx`` extra is installed.
 """
 
-import importlib
+import functools
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from onnx import ModelProto, TensorProto, helper
 from onnxscript import ir, optimizer
 from onnxscript import opset21 as op
@@ -46,7 +47,6 @@ def trace(model: nn.Module, example: Tensor, least_bits: int) -> ModelProto:
     opset = _OPSET_TWO_BITS if two_bits else _OPSET
     two = example[:1].repeat_interleave(2, dim=0)  # torch.export treats a dimension of size 1 as a constant
     with silence(), torch.no_grad():
-        importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers torch.ops.quantized_decomposed
         try:
             program = torch.onnx.export(
                 _captured(model, two),
@@ -57,7 +57,7 @@ def trace(model: nn.Module, example: Tensor, least_bits: int) -> ModelProto:
                 external_data=False,
                 opset_version=opset,
                 dynamic_shapes=_DYNAMIC_BATCH,
-                custom_translation_table={torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize},
+                custom_translation_table=_TRANSLATIONS,
             )
         except torch.onnx.OnnxExporterError as error:
             raise export_error(model, "an ONNX", error) from error
@@ -94,8 +94,49 @@ def _quantize(
     return codes if quant_max == _UINT8_MAX else op.Clip(codes, None, _uint8(quant_max))
 
 
+def _plain_recurrence(
+    inputs: Any,  # noqa: ANN401 - symbolic tensors of the exporter, here and below
+    state: Any,  # noqa: ANN401
+    weights: Any,  # noqa: ANN401
+    has_biases: bool,  # noqa: FBT001 - the signature is torch's
+    layers: int,
+    dropout: float,  # noqa: ARG001
+    train: bool,  # noqa: ARG001, FBT001
+    bidirectional: bool,  # noqa: FBT001
+    batch_first: bool,  # noqa: FBT001
+    *,
+    activation: str,
+) -> Any:  # noqa: ANN401
+    """Translate rnn_tanh and rnn_relu, which the exporter would write step by step."""
+    directions, held = 1 + bidirectional, 4 if has_biases else 2
+    x = op.Transpose(inputs, perm=[1, 0, 2]) if batch_first else inputs
+    last = []
+    for layer in range(layers):
+        at = range(layer * directions, (layer + 1) * directions)
+        own = [[op.Unsqueeze(weight, [0]) for weight in weights[held * one : held * (one + 1)]] for one in at]
+        biases = [op.Concat(*one[2:], axis=1) for one in own if has_biases]
+        sides = [[one[0] for one in own], [one[1] for one in own], biases]
+        joined = [op.Concat(*side, axis=0) if len(side) > 1 else side[0] for side in sides if side]
+        every, end = op.RNN(
+            x, *joined, *([] if has_biases else [None]), None, op.Slice(state, [at.start], [at.stop], [0]),
+            activations=[activation] * directions, direction="bidirectional" if bidirectional else "forward",
+            hidden_size=state.shape[2],
+        )  # fmt: skip
+        x = op.Reshape(op.Transpose(every, perm=[0, 2, 1, 3]), [0, 0, -1])
+        last.append(end)
+    x = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
+    return x, op.Concat(*last, axis=0) if layers > 1 else last[0]
+
+
 def _uint8(value: int) -> Any:  # noqa: ANN401
     return op.Constant(value=helper.make_tensor("byte", TensorProto.UINT8, (), [value]))
+
+
+_TRANSLATIONS = {
+    torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize,
+    torch.ops.aten.rnn_tanh.input: functools.partial(_plain_recurrence, activation="Tanh"),
+    torch.ops.aten.rnn_relu.input: functools.partial(_plain_recurrence, activation="Relu"),
+}
 
 
 def _optimize(model: ir.Model) -> None:
