@@ -41,6 +41,7 @@ def inspection(spec: StudySpec, anatomy: Anatomy, counts: Mapping[str, float] | 
         `objectives.mac_counter.count` returns them. Without them the shares are of the layers alone.
     """
     in_layers = sum(layer.macs for layer in anatomy.layers)
+    refused = {refusal.layer: refusal.reason for refusal in anatomy.refusals}
     others = {name: 0.0 if counts is None else own_macs(name, counts) for name, _ in anatomy.others}
     total = (in_layers if counts is None else counts[""]) or 1
     actions: dict[str, Mapping[str, str]] = {}
@@ -61,7 +62,7 @@ def inspection(spec: StudySpec, anatomy: Anatomy, counts: Mapping[str, float] | 
     rows += [
         {"layer": name or "(the network itself)", "kind": kind, "shape": "",
          "macs_percent": 100 * others[name] / total if others[name] else None,
-         **dict.fromkeys(actions, f"no: no axis acts on {kind}" if others[name] else "follows its neighbours")}
+         **dict.fromkeys(actions, _words_of_other(name, kind, others[name], refused))}
         for name, kind in anatomy.others
     ]  # fmt: skip
     products = total - in_layers - sum(others.values())
@@ -71,6 +72,12 @@ def inspection(spec: StudySpec, anatomy: Anatomy, counts: Mapping[str, float] | 
              "macs_percent": 100 * products / total, **dict.fromkeys(actions, NO_LAYER)}
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _words_of_other(name: str, kind: str, macs: float, refused: Mapping[str, str]) -> str:
+    if name in refused:
+        return f"no: {refused[name]}"
+    return f"no: no axis acts on {kind}" if macs else "follows its neighbours"
 
 
 def own_macs(name: str, counts: Mapping[str, float]) -> float:

@@ -4,7 +4,7 @@ Each direction of each layer has two linear layers: `input` reads the sequence, 
 reads the hidden state, step by step. Both have one output for each gate of each hidden unit, in torch's order. Where
 both still have a weight that one operator of torch can use, that operator runs the whole sequence: several times faster
 than a loop, and an exporter sees it as one recurrent layer. Otherwise, as with a factorized `hidden`, a loop runs the
-steps, and an exported file contains them one by one.
+steps. An exported file contains this loop, or the steps one by one where the format has no loops.
 
 Legend: `T` steps, `B` examples, `I` features, `H` hidden units, `G` gates, `P` features of the state: those of the
 projection if there is one, else H.
@@ -12,17 +12,18 @@ projection if there is one, else H.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+from torch.utils._python_dispatch import _disable_current_modes
 
 from spaces.network.layers import linear_of
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
+Layer = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]  # the hidden state, and for an LSTM the cell state
 
 
@@ -38,8 +39,7 @@ class HasWeight(Protocol):
 class ZeroState(nn.Module):
     """The state before the first step: zeros, as many as the next layer reads.
 
-    It is a module so that the channels of a network can be followed through it: its zeros are no constants of a fixed
-    width.
+    It is a module so that channels can be followed through it: its zeros are no constants of a fixed width.
     """
 
     def forward(self, like: Tensor, width: int) -> Tensor:
@@ -67,6 +67,7 @@ class Direction(nn.Module):
         self.input, self.hidden = linear_of(weights[0], bias_input), linear_of(weights[1], bias_hidden)
         self.projection = linear_of(weights[2], None) if len(weights) > 2 else None  # noqa: PLR2004
         self.zeros = ZeroState()
+        self.loops = False  # set while a format captures the network that has loops (`objectives.layers.Looping`)
 
     @property
     def state_width(self) -> int:
@@ -82,14 +83,27 @@ class Direction(nn.Module):
         """Return the hidden states of all steps, shape (T, B, P), and the last state."""
         start = self.start(x_TBI, state)
         weights = self._weights()
-        if weights is None:
-            outputs = []
-            for gates in self.input(x_TBI).unbind(0):
-                start = self.step(gates, start)
-                outputs.append(start[0])
-            return torch.stack(outputs), start
-        x_TBI = _before_last(self.input, x_TBI)
-        return _run(self.kind, x_TBI, start, weights)
+        if weights is not None:
+            return _run(self.kind, _before_last(self.input, x_TBI), start, weights)
+        gates_TBG = self.input(x_TBI)
+        if self.loops:
+            return self._loop(gates_TBG, start)
+        outputs = []
+        for gates in gates_TBG.unbind(0):
+            start = self.step(gates, start)
+            outputs.append(start[0])
+        return torch.stack(outputs), start
+
+    def _loop(self, gates_TBG: Tensor, start: State) -> tuple[Tensor, State]:
+        """Run all steps in a loop that a graph can contain; weights are unpacked before it."""
+        hidden, projection = _unpacked(self.hidden), None if self.projection is None else _unpacked(self.projection)
+
+        def next_state(state: State, gates_BG: Tensor) -> tuple[State, Tensor]:
+            state = _step(self.kind, gates_BG, state, hidden, projection)
+            return state, state[0].clone()  # outputs of the loop must not be its states
+
+        last, outputs = scan(next_state, start, gates_TBG)
+        return outputs, last
 
     def start(self, like: Tensor, state: State | None) -> State:
         """Return the state before the first step.
@@ -106,31 +120,18 @@ class Direction(nn.Module):
 
     def step(self, gates_BG: Tensor, state: State) -> State:
         """Return the next state, given what `input` makes of the features of this step, shape (B, G*H)."""
-        recurrent = self.hidden(state[0])
-        if self.kind == "LSTM":
-            enter, forget, cell, out = (gates_BG + recurrent).chunk(4, -1)
-            c = forget.sigmoid() * state[1] + enter.sigmoid() * cell.tanh()
-            h = out.sigmoid() * c.tanh()
-            return (h if self.projection is None else self.projection(h)), c
-        if self.kind == "GRU":
-            (reset, update, new), (reset_h, update_h, new_h) = gates_BG.chunk(3, -1), recurrent.chunk(3, -1)
-            candidate = (new + (reset + reset_h).sigmoid() * new_h).tanh()
-            kept = (update + update_h).sigmoid()
-            return (candidate + kept * (state[0] - candidate),)
-        total = gates_BG + recurrent
-        return (total.tanh() if self.kind == "RNN_TANH" else total.relu(),)
+        return _step(self.kind, gates_BG, state, self.hidden, self.projection)
 
     def _weights(self) -> list[Tensor] | None:
         """Return the parameters for torch's operator; None where it cannot run what the layers compute.
 
-        It cannot either where hooks wait for the calls of the layers, as when their inputs are measured, and runtimes
-        have no operator with a projection.
+        Nor can it where hooks wait for the calls of the layers; and no runtime has an operator with a projection.
         """
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())  # noqa: SLF001
         if hooked or (self.projection is not None and torch.compiler.is_compiling()):
             return None
         layers = [_last(self.input), self.hidden, *([] if self.projection is None else [self.projection])]
-        weights = [weight for layer in layers if (weight := used_weight(layer)) is not None]
+        weights = [weight for layer in layers if (weight := _used_weight(layer)) is not None]
         if len(weights) < len(layers):
             return None
         biases = [bias for layer in layers[:2] if (bias := _linear_in(layer).bias) is not None]
@@ -244,15 +245,49 @@ class RecurrentCell(nn.Module):
         return state if self.run.kind == "LSTM" else state[0]
 
 
+def _step(kind: str, gates_BG: Tensor, state: State, hidden: Layer, projection: Layer | None) -> State:
+    """Return the next state, given what `input` makes of the features of this step."""
+    recurrent = hidden(state[0])
+    if kind == "LSTM":
+        enter, forget, cell, out = (gates_BG + recurrent).chunk(4, -1)
+        c = forget.sigmoid() * state[1] + enter.sigmoid() * cell.tanh()
+        h = out.sigmoid() * c.tanh()
+        return (h if projection is None else projection(h)), c
+    if kind == "GRU":
+        (reset, update, new), (reset_h, update_h, new_h) = gates_BG.chunk(3, -1), recurrent.chunk(3, -1)
+        candidate = (new + (reset + reset_h).sigmoid() * new_h).tanh()
+        kept = (update + update_h).sigmoid()
+        return (candidate + kept * (state[0] - candidate),)
+    total = gates_BG + recurrent
+    return (total.tanh() if kind == "RNN_TANH" else total.relu(),)
+
+
+def _unpacked(layer: nn.Module) -> Layer:
+    """Return a function that computes what a layer or its factors compute, from weights that are unpacked already."""
+    factors = list(layer.children()) if isinstance(layer, nn.Sequential) else [layer]
+    weights = [_used_weight(factor) for factor in factors]
+    biases = [_linear_in(factor).bias for factor in factors]
+
+    def run(x: Tensor) -> Tensor:
+        for factor, weight, bias in zip(factors, weights, biases, strict=True):
+            x = factor(x) if weight is None else F.linear(x, weight, bias)
+        return x
+
+    return run
+
+
 def _is_zero(state: Tensor, width: int) -> bool:
     """Whether a state is of another width, or of zeros; values cannot be read while a graph is captured."""
     if state.shape[-1] != width:
         return True
     unreadable = state.is_meta or torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()  # noqa: SLF001
-    return not unreadable and not bool(state.any())
+    if unreadable:
+        return False
+    with _disable_current_modes():  # modes that follow channels must not see this
+        return not bool(state.any())
 
 
-def used_weight(layer: nn.Module) -> Tensor | None:
+def _used_weight(layer: nn.Module) -> Tensor | None:
     """Return the matrix by which a layer multiplies its input; None if it does something else."""
     if type(layer) is nn.Linear:
         return layer.weight
@@ -278,13 +313,8 @@ def _before_last(layer: nn.Module, x: Tensor) -> Tensor:
 
 def _run(kind: str, x_TBI: Tensor, start: State, weights: list[Tensor]) -> tuple[Tensor, State]:
     """Run all steps by one operator of torch."""
-    settings = (weights[0] is not None and len(weights) > 3, 1, 0.0, False, False, False)  # noqa: PLR2004
-    operators: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-        "LSTM": torch._VF.lstm,  # noqa: SLF001
-        "GRU": torch._VF.gru,  # noqa: SLF001
-        "RNN_TANH": torch._VF.rnn_tanh,  # noqa: SLF001
-        "RNN_RELU": torch._VF.rnn_relu,  # noqa: SLF001
-    }
+    settings = (len(weights) > 3, 1, 0.0, False, False, False)  # noqa: PLR2004
+    operator = getattr(torch._VF, kind.lower())  # noqa: SLF001
     given: Any = tuple(one[None] for one in start) if kind == "LSTM" else start[0][None]
-    outputs, *last = operators[kind](x_TBI, given, weights, *settings)
+    outputs, *last = operator(x_TBI, given, weights, *settings)
     return outputs, tuple(one[0] for one in last)

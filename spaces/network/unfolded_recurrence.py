@@ -73,10 +73,12 @@ def kept_recurrence(model: nn.Module, example: Tensor) -> dict[str, str]:
     """
     kinds = (*SEQUENCE_KINDS, *CELL_KINDS)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    if not modules:
+        return {}
     packed: set[str] = set()
     handles = [
         module.register_forward_pre_hook(
-            lambda _, inputs, name=name: packed.add(name) if isinstance(inputs[0], PackedSequence) else None
+            lambda _, inputs, name=name: packed.add(name) if inputs and isinstance(inputs[0], PackedSequence) else None
         )
         for name, module in modules.items()
     ]
@@ -101,4 +103,7 @@ def _reason(module: nn.Module, packed: bool, replaceable: bool) -> str:  # noqa:
         return f"{kind} is derived from torch's class, so what it computes is unknown"
     if not replaceable:
         return f"{kind} has hooks, or another module holds its weights too"
-    return f"the network reads more of {kind} than its outputs, or outputs changed when linear layers replaced it"
+    return (
+        f"{kind} hides its weights from all axes; `with_plain_layers` makes linear layers of it, unless the network "
+        "reads more of it than its outputs"
+    )

@@ -13,6 +13,7 @@ from onnxscript import ir, optimizer
 from onnxscript import opset21 as op
 from torch import Tensor, nn
 
+from objectives.layers import Looping
 from objectives.runtimes.onnx.packing import needs_two_bits
 from objectives.runtimes.passes.zero_branches import remove_zero_branches
 from objectives.runtimes.runtime import export_error, require_one_output, silence
@@ -23,7 +24,7 @@ _UINT8_MAX = 255
 _DYNAMIC_BATCH = ({0: torch.export.Dim.DYNAMIC},)
 
 
-def trace(model: nn.Module, example: Tensor, least_bits: int) -> ModelProto:
+def trace(model: nn.Module, example: Tensor, least_bits: int, *, loops: bool) -> ModelProto:
     """Return the graph of ``model``, with a dynamic batch dimension.
 
     Parameters
@@ -34,6 +35,8 @@ def trace(model: nn.Module, example: Tensor, least_bits: int) -> ModelProto:
         A batch of inputs.
     least_bits
         Bits of the narrowest integer type that the runtime reads: 2, 4 or 8.
+    loops
+        Whether the runtime executes loops; otherwise steps are repeated in the graph.
 
     Raises
     ------
@@ -49,7 +52,7 @@ def trace(model: nn.Module, example: Tensor, least_bits: int) -> ModelProto:
     with silence(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                _captured(model, two),
+                _captured(model, two, loops=loops),
                 (two,),
                 dynamo=True,
                 verbose=False,
@@ -67,12 +70,18 @@ def trace(model: nn.Module, example: Tensor, least_bits: int) -> ModelProto:
     return ir.to_proto(program.model)
 
 
-def _captured(model: nn.Module, two: Tensor) -> nn.Module | torch.export.ExportedProgram:
+def _captured(model: nn.Module, two: Tensor, *, loops: bool) -> nn.Module | torch.export.ExportedProgram:
     """Return the graph of ``model`` without branches of zeros, or ``model`` itself if it cannot be captured."""
+    looping = [module for module in model.modules() if isinstance(module, Looping)]
     try:
+        for module in looping:
+            module.loops = loops
         program = torch.export.export(model, (two,), dynamic_shapes=_DYNAMIC_BATCH, strict=False)
     except Exception:  # noqa: BLE001 - the ONNX exporter tries other ways, and reports the error if it fails too
         return model
+    finally:
+        for module in looping:
+            module.loops = False
     remove_zero_branches(program.graph_module)
     return program
 
@@ -113,26 +122,32 @@ def _plain_recurrence(
     last = []
     for layer in range(layers):
         at = range(layer * directions, (layer + 1) * directions)
-        own = [[op.Unsqueeze(weight, [0]) for weight in weights[held * one : held * (one + 1)]] for one in at]
+        own = [[op.Unsqueeze(weight, _ints(0)) for weight in weights[held * one : held * (one + 1)]] for one in at]
         biases = [op.Concat(*one[2:], axis=1) for one in own if has_biases]
-        sides = [[one[0] for one in own], [one[1] for one in own], biases]
-        joined = [op.Concat(*side, axis=0) if len(side) > 1 else side[0] for side in sides if side]
+        sides = {"W": [one[0] for one in own], "R": [one[1] for one in own], "B": biases}
         every, end = op.RNN(
-            x, *joined, *([] if has_biases else [None]), None, op.Slice(state, [at.start], [at.stop], [0]),
-            activations=[activation] * directions, direction="bidirectional" if bidirectional else "forward",
+            x,
+            **{name: op.Concat(*side, axis=0) if len(side) > 1 else side[0] for name, side in sides.items() if side},
+            initial_h=op.Slice(state, _ints(at.start), _ints(at.stop), _ints(0)),
+            activations=[activation] * directions,
+            direction="bidirectional" if bidirectional else "forward",
             hidden_size=state.shape[2],
-        )  # fmt: skip
-        x = op.Reshape(op.Transpose(every, perm=[0, 2, 1, 3]), [0, 0, -1])
+        )
+        x = op.Reshape(op.Transpose(every, perm=[0, 2, 1, 3]), _ints(0, 0, -1))
         last.append(end)
     x = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
     return x, op.Concat(*last, axis=0) if layers > 1 else last[0]
+
+
+def _ints(*values: int) -> Any:  # noqa: ANN401
+    return op.Constant(value_ints=values)
 
 
 def _uint8(value: int) -> Any:  # noqa: ANN401
     return op.Constant(value=helper.make_tensor("byte", TensorProto.UINT8, (), [value]))
 
 
-_TRANSLATIONS = {
+_TRANSLATIONS: dict[Any, Any] = {
     torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize,
     torch.ops.aten.rnn_tanh.input: functools.partial(_plain_recurrence, activation="Tanh"),
     torch.ops.aten.rnn_relu.input: functools.partial(_plain_recurrence, activation="Relu"),
