@@ -35,6 +35,13 @@ class LeftOut(Protocol):
     sums_left_out: int
 
 
+@runtime_checkable
+class Looping(Protocol):
+    """A module that repeats a step; while `loops` is set, it is captured as one loop instead of step by step."""
+
+    loops: bool
+
+
 class Resize(Protocol):
     """A resize of inputs to a smaller height and width."""
 

@@ -24,7 +24,7 @@ from search.results.confirm import confirm, weights_of
 from search.results.export import VerificationTime, ensure_replaceable, export, verify_front
 from search.results.file_records import with_records
 from search.results.goal import goal_note
-from search.results.inspection import inspection, percent_acted_on, predicted_words
+from search.results.inspection import counted, inspection, percent_acted_on, predicted_words
 from search.results.pick import pick
 from search.results.report import report
 from search.results.tables import confirmed_table, files_note, front_table
@@ -102,6 +102,8 @@ def _run(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     teacher = measure_teacher(study, context)
     console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
     console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
+    for left_out in counted(context.subject.model, context.subject.example)[1]:
+        console.print(left_out, markup=False)
     _print_limits(context.spec)
     clock = BudgetClock(context.spec.budget, *options.start)
     verifying = VerificationTime(context, folder, reference, wall=spec.budget.minutes is not None)
@@ -141,11 +143,12 @@ def _inspect(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
     """Print for each layer its share of the multiply-adds, and what each axis can choose, or "no:" and the reason."""
     del folder
     context = Context(spec, Subject(spec, device_named(options.device)))  # reports what does not fit, as `run` does
-    table = inspection(spec, context.subject.anatomy)
+    counts, left_out = counted(context.subject.model, context.subject.example)
+    table = inspection(spec, context.subject.anatomy, counts)
     print_table(table, options.format)
     if options.format == "table":
         lines = [f"{x} can act on {percent_acted_on(table, x):.1f}% of the multiply-adds" for x in table.columns[4:]]
-        results_console.print("\n".join([*lines, *predicted_words(context)]))
+        results_console.print("\n".join([*lines, *left_out, *predicted_words(context)]))
     return 0
 
 

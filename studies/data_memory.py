@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from objectives import Examples, SizeBytes, Top1
 from search import Recipe, Splits, StudySpec
-from search.__main__ import main as slimfront
+from search.cli import main as slimfront
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 
 CLASSES, SIZE, BATCH = 4, 224, 32

@@ -28,10 +28,10 @@ def fill_widest_gap(study: Study, context: Context) -> None:
     """Enqueue the plan of the draft that is farthest from all of its tried ones, if no trial waits; else do nothing.
 
     Only plans of the draft's front are considered that the refitted cost models allow, and that are likely to meet
-    limits on trained objectives. Plans whose answers are closer to one answer for all inputs than to the teacher's are at
-    most a quarter of the trainings, as long as there are others: they can be trainable, or not. The distance is that of the logarithms of the costs, as a share of the front's range. As
-    long as every training misses a limit, the plan with the smallest proxy loss is next instead, of the whole draft.
-    Once no plan is left, the sampler proposes plans.
+    limits on trained objectives. Plans whose answers are closer to one answer for all inputs than to the teacher's can
+    be trainable, or not; they are at most a quarter of the trainings, as long as there are others. The distance is that
+    of the logarithms of the costs, as a share of the front's range. As long as every training misses a limit, the plan
+    with the smallest proxy loss is next instead, of the whole draft. Once no plan is left, the sampler proposes plans.
     """
     draft = draft_of(study)
     drafted = [] if draft is None else draft.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

@@ -98,16 +98,23 @@ class QuantizedLayer(nn.Module):
         """Return the layer that holds integers; this layer must not be used afterwards."""
         return PackedLayer(self)
 
+    def used_weight(self) -> Tensor | None:
+        """Return the rounded weight, through which gradients pass; None if the inputs are rounded too."""
+        return None if self.activation_bits < FLOAT_BITS else self._weight()
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the output of the layer for rounded weights and inputs."""
-        weight: Tensor = self.layer.get_parameter("weight")
         if self.activation_bits < FLOAT_BITS:
             inputs = _rounded_inputs(inputs, self.input_scale, self.input_zero, 2**self.activation_bits - 1)
+        return run_layer(self.layer, inputs, self._weight())
+
+    def _weight(self) -> Tensor:
+        weight: Tensor = self.layer.get_parameter("weight")
         if self.weight_bits < FLOAT_BITS:
             with torch.no_grad():
                 shift = self.rounded() - weight
             weight = weight + shift
-        return run_layer(self.layer, inputs, weight)
+        return weight
 
 
 class PackedLayer(nn.Module):
@@ -143,21 +150,27 @@ class PackedLayer(nn.Module):
         self.register_buffer("zeros", torch.zeros(len(scale), dtype=torch.int64, device=scale.device))
         self.layer.register_parameter("weight", None)
 
+    def used_weight(self) -> Tensor | None:
+        """Return the weight, computed from the integers; None if the inputs are rounded too."""
+        return None if self.activation_bits < FLOAT_BITS else self._weight()
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the output of the layer, computed from the integers."""
-        ops = torch.ops.quantized_decomposed
         if self.activation_bits < FLOAT_BITS:
+            ops = torch.ops.quantized_decomposed
             affine = (self.input_scale, self.input_zero, 0, 2**self.activation_bits - 1, torch.uint8)
             inputs = ops.dequantize_per_tensor(ops.quantize_per_tensor(inputs, *affine), *affine)
+        return run_layer(self.layer, inputs, self._weight())
+
+    def _weight(self) -> Tensor:
         if self.weight_bits == FLOAT_BITS:
-            return run_layer(self.layer, inputs, self.layer.get_parameter("weight"))
+            return self.layer.get_parameter("weight")
         if self.uniform:
-            weight = ops.dequantize_per_channel(
+            weight: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(
                 self.codes, self.scale, self.zeros, self.axis, -self.limit, self.limit, torch.int8
             )
-        else:
-            weight = self.levels[self.codes.long()] * along(self.scale, self.axis, self.codes)
-        return run_layer(self.layer, inputs, weight)
+            return weight
+        return self.levels[self.codes.long()] * along(self.scale, self.axis, self.codes)
 
 
 def _rounded_inputs(inputs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:

@@ -20,6 +20,7 @@ from spaces.dependency.operator_calls import Call, CallCounter
 from spaces.dependency.operator_rules import rule
 from spaces.dependency.product_rules import matrix_products
 from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, EMBEDDINGS, TRANSPOSED, depthwise, has_plain_weight
+from spaces.network.recurrent import ZeroState
 from spaces.network.tensors import tensors
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class LabelPropagation(TorchDispatchMode):
         self._layer_parameters: set[int] = set()
         self._norm_parameters: dict[int, str] = {}
         for name, module in model.named_modules():
+            if isinstance(module, ZeroState):
+                module.register_forward_hook(self._leave_zero_state)
+                continue
             if isinstance(module, nn.LayerNorm):
                 module.register_forward_pre_hook(self._enter_layer_norm(name, module))
                 module.register_forward_hook(self._leave_layer_norm, always_call=True)
@@ -133,6 +137,11 @@ class LabelPropagation(TorchDispatchMode):
             self._depth -= 1
 
         return note
+
+    def _leave_zero_state(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        """Let zeros have channels of their own, which are those of the layer that reads them."""
+        if not self._depth:
+            self._labels[output] = self.sets.fresh(output.shape[-1:]).expand(output.shape)
 
     def _fix_around(self, reason: str, inputs: tuple[Any, ...], output: object) -> None:
         for tensor in tensors(inputs):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from spaces.dependency.branches import branches_of
 from spaces.dependency.groups import channel_groups
 from spaces.dependency.replacements import irreplaceable_layers, removable_branches
-from spaces.network.anatomy import Anatomy
+from spaces.network.anatomy import Anatomy, Refusal
 from spaces.network.cache import cached
 from spaces.network.copying import compressible_copy
 from spaces.network.layer_runs import layers_of
+from spaces.network.unfolded_recurrence import kept_recurrence
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,5 +57,6 @@ def _anatomy(model: nn.Module, example: Tensor) -> Anatomy:
         for name, module in traced.named_modules()
         if name not in layer_names and any(True for _ in module.parameters(recurse=False))
     )
+    kept = tuple(Refusal(name, reason) for name, reason in kept_recurrence(traced, example).items())
     branches = removable_branches(traced, example, branches_of(traced, example, layers, groups))
-    return Anatomy(layers, groups, refusals, others, products, branches)
+    return Anatomy(layers, groups, refusals + kept, others, products, branches)

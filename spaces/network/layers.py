@@ -96,6 +96,16 @@ def torch_class(layer: nn.Module) -> Any:  # noqa: ANN401 - one of the layer typ
     return next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
 
 
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a linear layer with copies of these parameters."""
+    outputs, inputs = weight.shape
+    layer = nn.Linear(inputs, outputs, bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+    return layer
+
+
 def run_layer(layer: nn.Module, inputs: Tensor, weight: Tensor) -> Tensor:
     """Run a convolution or linear layer with another weight."""
     if isinstance(layer, nn.Linear):

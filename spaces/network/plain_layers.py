@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spaces.network.separate_padding import separate_padding
+from spaces.network.unfolded_recurrence import unfold_recurrence
 from spaces.network.unfused_attention import unfuse_attention
 
 if TYPE_CHECKING:
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def with_plain_layers(model: nn.Module, example: Tensor) -> nn.Module:
-    """Return a network with the same outputs with unfused attention, whose convolutions do not pad their inputs.
+    """Return a network with the same outputs whose attention and recurrent layers consist of linear layers.
+
+    Its convolutions do not pad their own inputs.
 
     Parameters
     ----------
@@ -26,4 +29,4 @@ def with_plain_layers(model: nn.Module, example: Tensor) -> nn.Module:
     nn.Module
         A new network, or `model` itself if there is nothing to replace.
     """
-    return separate_padding(unfuse_attention(model, example), example)
+    return separate_padding(unfold_recurrence(unfuse_attention(model, example), example), example)

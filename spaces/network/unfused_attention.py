@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
+from spaces.network.layers import linear_of
 from spaces.network.rewriting import modules_to_rewrite, rewritten
 
 SHIFT_MASK = -100.0  # added to the score of tokens that are neighbours only by the shift; the value of torchvision
@@ -71,16 +72,6 @@ def _unfuse(root: nn.Module, aliases: list[str]) -> None:
             encoder.use_nested_tensor = False  # its fast path reads weights that no longer exist
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a linear layer with copies of these parameters."""
-    outputs, inputs = weight.shape
-    layer = nn.Linear(inputs, outputs, bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
-    return layer
-
-
 def _heads(x_BNC: Tensor, heads: int) -> Tensor:
     """Split the channels into heads, shape (..., heads, N, channels of a head)."""
     split: Tensor = x_BNC.unflatten(-1, (heads, -1))
@@ -120,8 +111,8 @@ class Attention(nn.Module):
             (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight) if packed is None else packed.chunk(3)
         )
         biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
-        self.out_proj = _linear(module.out_proj.weight, module.out_proj.bias)
+        self.q_proj, self.k_proj, self.v_proj = map(linear_of, weights, biases)
+        self.out_proj = linear_of(module.out_proj.weight, module.out_proj.bias)
         self.embed_dim = module.embed_dim
         self.num_heads = module.num_heads
         self.dropout = module.dropout
@@ -201,8 +192,8 @@ class WindowAttention(nn.Module):
         bias_q, bias_k, bias_v = (None,) * 3 if module.qkv.bias is None else module.qkv.bias.chunk(3)
         self.cosine = "logit_scale" in dict(module.named_parameters(recurse=False))
         bias_k = None if self.cosine else bias_k  # torchvision keeps the bias of keys at zero there
-        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, (bias_q, bias_k, bias_v))
-        self.proj = _linear(module.proj.weight, module.proj.bias)
+        self.q_proj, self.k_proj, self.v_proj = map(linear_of, weights, (bias_q, bias_k, bias_v))
+        self.proj = linear_of(module.proj.weight, module.proj.bias)
         self.window_size, self.shift_size = tuple(module.window_size), tuple(module.shift_size)
         self.num_heads = module.num_heads
         self.attention_dropout, self.dropout = module.attention_dropout, module.dropout

@@ -3,7 +3,7 @@
 Import this module only where the ``onnx`` extra is installed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, count, product
 from string import ascii_letters
 from typing import Any
@@ -36,7 +36,7 @@ class Graph:
 
     def readers(self, value: str) -> list[NodeProto]:
         """Return the nodes that read ``value``."""
-        return [node for node in self.proto.node if value in node.input]
+        return [node for node in self.proto.node if any(value in inner.input for inner in _with_inner([node]))]
 
     def only_reader(self, value: str) -> NodeProto | None:
         """Return the only node that reads ``value``; None if there are several, or if it is an output of the graph."""
@@ -60,7 +60,7 @@ class Graph:
 
     def replace(self, value: str, other: str) -> None:
         """Let all nodes that read ``value`` read ``other`` instead."""
-        for node in self.readers(value):
+        for node in _with_inner(self.readers(value)):
             node.input[:] = [other if name == value else name for name in node.input]
 
     def scalar(self, value: str) -> float:
@@ -91,7 +91,7 @@ class Graph:
             if needed.isdisjoint(node.output):
                 self.proto.node.remove(node)
             else:
-                needed.update(node.input)
+                needed.update(*(inner.input for inner in _with_inner([node])))
         for tensor in list(self.proto.initializer):
             if tensor.name not in needed:
                 self.proto.initializer.remove(tensor)
@@ -102,7 +102,7 @@ def strip(model: ModelProto) -> None:
     """Remove, in place, all that execution does not need: texts, inferred shapes, default attributes, long names."""
     graph = Graph(model.graph)
     graph.drop_unused()
-    for node in model.graph.node:
+    for node in _with_inner(model.graph.node):
         if node.op_type in _QUANTIZERS:
             _drop_zero_point(graph, node)
         kept = [item for item in node.attribute if not _is_default(node, item, model.opset_import[0].version)]
@@ -117,6 +117,19 @@ def strip(model: ModelProto) -> None:
         model.graph.ClearField(field)
     model.graph.name = "g"
     _rename(model.graph)
+
+
+def _bodies(node: NodeProto) -> list[GraphProto]:
+    """Return the graphs that a node contains, as a loop does; they read values of the graph around them too."""
+    return [item.g for item in node.attribute if item.type == AttributeProto.GRAPH]
+
+
+def _with_inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Yield the nodes, and those of the graphs that they contain."""
+    for node in nodes:
+        yield node
+        for body in _bodies(node):
+            yield from _with_inner(body.node)
 
 
 def _drop_zero_point(graph: Graph, node: NodeProto) -> None:
@@ -145,13 +158,23 @@ def _rename(graph: GraphProto) -> None:
     """Give every value the shortest free name, except inputs and outputs."""
     names = {name: name for name in ("", *(item.name for item in (*graph.input, *graph.output)))}
     free_names = _short_names(set(names))
-    for value in chain((item.name for item in graph.initializer), *(node.output for node in graph.node)):
+    nodes = list(_with_inner(graph.node))
+    bodies = [body for node in nodes for body in _bodies(node)]
+    inner = [item for body in bodies for item in (*body.input, *body.initializer)]
+    for value in chain((item.name for item in (*graph.initializer, *inner)), *(node.output for node in nodes)):
         if value not in names:
             names[value] = next(free_names)
-    for item in (*graph.input, *graph.output, *graph.initializer):
+    for item in (*graph.input, *graph.output, *graph.initializer, *inner, *(item for x in bodies for item in x.output)):
         item.name = names[item.name]
         item.doc_string = ""
-    for node in graph.node:
+    for body in bodies:
+        for field in ("value_info", "doc_string", "metadata_props"):
+            body.ClearField(field)
+        body.name = "g"
+        for item in (*body.input, *body.output):
+            item.ClearField("metadata_props")
+            item.type.tensor_type.ClearField("shape")
+    for node in nodes:
         node.input[:] = [names[value] for value in node.input]
         node.output[:] = [names[value] for value in node.output]
     _name_batch(graph)

@@ -28,6 +28,7 @@ class OpenVino(OnnxRuntime):
     """
 
     bits: ClassVar[tuple[int, ...]] = (4, 8)  # OpenVINO 2026.4 does not read 2: "Unsupported data type INT2"
+    loops: ClassVar[bool] = False  # nor a Scan whose body reads values outside: "num_scan_outputs can't be negative"
 
     @property
     def name(self) -> str:

@@ -35,6 +35,7 @@ class OnnxRuntime:
 
     threads: int = 1
     bits: ClassVar[tuple[int, ...]] = (2, 4, 8)  # of the integers in a file, ascending
+    loops: ClassVar[bool] = True  # whether it executes a Scan that reads weights outside of its body
 
     @property
     def name(self) -> str:
@@ -112,7 +113,8 @@ class OnnxRuntime:
         """
         onnx = import_extra(self.name, "onnx")
         require_eval_mode(model)
-        graph = import_extra(self.name, "objectives.runtimes.onnx.tracing").trace(model, example, min(self.bits))
+        tracing = import_extra(self.name, "objectives.runtimes.onnx.tracing")
+        graph = tracing.trace(model, example, min(self.bits), loops=self.loops)
         packed = import_extra(self.name, "objectives.runtimes.onnx.packing").pack(graph, min(self.bits))
         onnx.checker.check_model(packed)
         path.write_bytes(packed.SerializeToString(deterministic=True))

@@ -3,15 +3,17 @@
 Import this module only where the ``onnx`` extra is installed.
 """
 
-import importlib
+import functools
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from onnx import ModelProto, TensorProto, helper
 from onnxscript import ir, optimizer
 from onnxscript import opset21 as op
 from torch import Tensor, nn
 
+from objectives.layers import Looping
 from objectives.runtimes.flat import flat
 from objectives.runtimes.onnx.packing import needs_two_bits
 from objectives.runtimes.passes.zero_branches import remove_zero_branches
@@ -23,7 +25,7 @@ _OPSET_TWO_BITS = 25  # first ONNX opset with 2-bit integers
 _UINT8_MAX = 255
 
 
-def trace(model: nn.Module, example: Tree, least_bits: int) -> ModelProto:
+def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> ModelProto:
     """Return the graph of ``model``, with a dynamic batch dimension.
 
     Parameters
@@ -34,6 +36,8 @@ def trace(model: nn.Module, example: Tree, least_bits: int) -> ModelProto:
         A batch of inputs.
     least_bits
         Bits of the narrowest integer type that the runtime reads: 2, 4 or 8.
+    loops
+        Whether the runtime executes loops; otherwise steps are repeated in the graph.
 
     Raises
     ------
@@ -51,10 +55,9 @@ def trace(model: nn.Module, example: Tree, least_bits: int) -> ModelProto:
     batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in two)
     dynamic = batch if network.module is model else (batch,)  # of a function with *tensors
     with silence(), torch.no_grad():
-        importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers torch.ops.quantized_decomposed
         try:
             program = torch.onnx.export(
-                _captured(network.module, two, dynamic),
+                _captured(network.module, two, dynamic, loops=loops),
                 two,
                 input_names=network.inputs,
                 output_names=network.outputs,
@@ -64,7 +67,7 @@ def trace(model: nn.Module, example: Tree, least_bits: int) -> ModelProto:
                 external_data=False,
                 opset_version=opset,
                 dynamic_shapes=dynamic,
-                custom_translation_table={torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize},
+                custom_translation_table=_TRANSLATIONS,
             )
         except torch.onnx.OnnxExporterError as error:
             raise export_error(model, "an ONNX", error) from error
@@ -74,13 +77,19 @@ def trace(model: nn.Module, example: Tree, least_bits: int) -> ModelProto:
 
 
 def _captured(
-    model: nn.Module, two: tuple[Tensor, ...], dynamic: tuple[Any, ...]
+    model: nn.Module, two: tuple[Tensor, ...], dynamic: tuple[Any, ...], *, loops: bool
 ) -> nn.Module | torch.export.ExportedProgram:
     """Return the graph of ``model`` without branches of zeros, or ``model`` itself if it cannot be captured."""
+    looping = [module for module in model.modules() if isinstance(module, Looping)]
     try:
+        for module in looping:
+            module.loops = loops
         program = torch.export.export(model, two, dynamic_shapes=dynamic, strict=False)
     except Exception:  # noqa: BLE001 - the ONNX exporter tries other ways, and reports the error if it fails too
         return model
+    finally:
+        for module in looping:
+            module.loops = False
     remove_zero_branches(program.graph_module)
     return program
 
@@ -102,8 +111,55 @@ def _quantize(
     return codes if quant_max == _UINT8_MAX else op.Clip(codes, None, _uint8(quant_max))
 
 
+def _plain_recurrence(
+    inputs: Any,  # noqa: ANN401 - symbolic tensors of the exporter, here and below
+    state: Any,  # noqa: ANN401
+    weights: Any,  # noqa: ANN401
+    has_biases: bool,  # noqa: FBT001 - the signature is torch's
+    layers: int,
+    dropout: float,  # noqa: ARG001
+    train: bool,  # noqa: ARG001, FBT001
+    bidirectional: bool,  # noqa: FBT001
+    batch_first: bool,  # noqa: FBT001
+    *,
+    activation: str,
+) -> Any:  # noqa: ANN401
+    """Translate rnn_tanh and rnn_relu, which the exporter would write step by step."""
+    directions, held = 1 + bidirectional, 4 if has_biases else 2
+    x = op.Transpose(inputs, perm=[1, 0, 2]) if batch_first else inputs
+    last = []
+    for layer in range(layers):
+        at = range(layer * directions, (layer + 1) * directions)
+        own = [[op.Unsqueeze(weight, _ints(0)) for weight in weights[held * one : held * (one + 1)]] for one in at]
+        biases = [op.Concat(*one[2:], axis=1) for one in own if has_biases]
+        sides = {"W": [one[0] for one in own], "R": [one[1] for one in own], "B": biases}
+        every, end = op.RNN(
+            x,
+            **{name: op.Concat(*side, axis=0) if len(side) > 1 else side[0] for name, side in sides.items() if side},
+            initial_h=op.Slice(state, _ints(at.start), _ints(at.stop), _ints(0)),
+            activations=[activation] * directions,
+            direction="bidirectional" if bidirectional else "forward",
+            hidden_size=state.shape[2],
+        )
+        x = op.Reshape(op.Transpose(every, perm=[0, 2, 1, 3]), _ints(0, 0, -1))
+        last.append(end)
+    x = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
+    return x, op.Concat(*last, axis=0) if layers > 1 else last[0]
+
+
+def _ints(*values: int) -> Any:  # noqa: ANN401
+    return op.Constant(value_ints=values)
+
+
 def _uint8(value: int) -> Any:  # noqa: ANN401
     return op.Constant(value=helper.make_tensor("byte", TensorProto.UINT8, (), [value]))
+
+
+_TRANSLATIONS: dict[Any, Any] = {
+    torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize,
+    torch.ops.aten.rnn_tanh.input: functools.partial(_plain_recurrence, activation="Tanh"),
+    torch.ops.aten.rnn_relu.input: functools.partial(_plain_recurrence, activation="Relu"),
+}
 
 
 def _optimize(model: ir.Model) -> None:
