@@ -14,7 +14,9 @@ from optuna.trial import FixedTrial
 from torch import Tensor
 
 from search.costs.cost_model import CostModel
+from search.evaluation.first_checks import check_split, untrainable_note
 from search.evaluation.proxy_loss import ProxyLoss
+from search.study.console import console
 from search.study.cpu_profile import BUILDING, MEASURING, TRAINING, CpuProfile
 from search.study.errors import UserError
 from search.training.fine_tuning import TeacherOutputs, fine_tune
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from objectives import Examples, Objective
+    from objectives import Objective
     from search.evaluation.subject import Subject
     from search.study.spec import Recipe, StudySpec
     from search.training.learning_rate import Rate
@@ -67,16 +69,18 @@ class Context:
     """
 
     def __init__(self, spec: StudySpec, subject: Subject) -> None:
-        self.spec = spec
+        self.spec = subject.referred_to(spec)
         self.subject = subject
         with torch.no_grad():
             output = subject.model(subject.example[:2])
         train = spec.splits.train
         self.classes = _classes(output, classified=train.classified)
-        check_labels("training", train, self.classes)
-        check_labels("validation", spec.splits.validation, self.classes)
+        check_split("training", train, train, self.classes)
+        check_split("validation", spec.splits.validation, train, self.classes)
         self.teacher = TeacherOutputs(subject.model, train)
         _check_loss(self.usual_recovery, output, train.labels[:2].to(subject.device))
+        if note := untrainable_note(subject.model, train, self.usual_recovery, subject.device):
+            console.print(note, markup=False)
         self.cpu_profile = CpuProfile()
         self.measuring_seconds = 0.0
         self._measured: dict[tuple[Step, ...], dict[str, float]] = {}  # costs, by the steps of a plan
@@ -218,25 +222,3 @@ def _classes(output: object, *, classified: bool) -> int:
             "wrap it so that it does"
         )
     return int(output.shape[1]) if classified else 0
-
-
-def check_labels(name: str, examples: Examples, classes: int) -> None:
-    """Check that every label is one of the teacher's classes; with 0 classes nothing is checked.
-
-    Raises
-    ------
-    UserError
-        If a label is out of range; the message names the range and the remedy.
-    """
-    if not classes:
-        return
-    if not examples.classified:
-        raise UserError(
-            f"the training labels are integers, but the labels of the {name} split are {examples.labels.dtype}"
-        )
-    low, high = int(examples.labels.min()), int(examples.labels.max())
-    if low < 0 or high >= classes:
-        raise UserError(
-            f"labels must be in [0, {classes}), the teacher's {classes} outputs, but the {name} split has labels from "
-            f"{low} to {high}; renumber them or use a teacher with more outputs"
-        )

@@ -8,7 +8,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from objectives import Metric
-from search.evaluation.context import check_labels
+from search.evaluation.first_checks import check_split
 from search.evaluation.trial import key_of, seed_of
 from search.study.console import console, track
 from search.study.definition import define_value, differences
@@ -59,7 +59,7 @@ def confirm(
     UserError
         If the test split does not fit the classes of the teacher.
     """
-    check_labels("test", context.spec.splits.test, context.classes)
+    check_split("test", context.spec.splits.test, context.spec.splits.train, context.classes)
     recipe = context.spec.confirmation_recipe
     total = max(1, len(members) * seeds)
     records = []

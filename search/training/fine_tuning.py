@@ -105,7 +105,7 @@ def training_steps(
         teacher_outputs = teacher.outputs_of(inputs, None if recipe.augment else chosen)
         labels = examples.labels[chosen].to(device)
         with precision.forward():
-            heads = _heads(student(inputs), teacher_outputs)
+            heads = heads_of(student(inputs), teacher_outputs)
         loss = torch.stack([recovery.loss(precision.full(head), teacher_outputs, labels) for head in heads]).mean()
         precision.step(loss, student, optimizer, MAX_GRADIENT_NORM)
         yield loss.detach()
@@ -120,7 +120,7 @@ def _batches(examples: int, batch: int, generator: torch.Generator) -> Iterator[
                 yield chosen
 
 
-def _heads(output: object, teacher_outputs: Tensor) -> list[Tensor]:
+def heads_of(output: object, teacher_outputs: Tensor) -> list[Tensor]:
     """Return the outputs that have the teacher's shape; extra heads, as some networks have in training, learn the same.
 
     Raises
