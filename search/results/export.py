@@ -22,7 +22,7 @@ from search.results.plan_json import decode, encode
 from search.results.verification import Disagreement, verify
 from search.study.budget_clock import now, passed_since
 from search.study.console import console, track
-from search.study.errors import UserError
+from search.study.errors import UserError, reason_of
 from search.study.files import save_json, save_state
 from search.study.records import VALUES
 from spaces import deployed, unfuse_attention, with_plain_layers
@@ -150,19 +150,27 @@ def verify_front(
                 )
                 break
             started = now()
-            _, model = restored(trial, context, weights)
             record_file = record_path(folder, trial, spec.runtime)
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / f"model.{spec.runtime.suffix}"
                 record_file.unlink(missing_ok=True)  # the record of other weights
                 try:
+                    _, model = restored(trial, context, weights)
                     spec.runtime.export(deployed(model, example), inputs_of_file(model, example), path)
                     record = verify(model, path, spec, reference) | {WEIGHTS_DIGEST: digest(weights)}
                     save_json(record_file, record | {VERIFICATION_SECONDS: passed_since(started)})
-                except (Disagreement, ExportError) as error:
+                except Disagreement as error:
                     failures.append(f"trial {trial.number}: {error}")
+                except Exception as error:  # noqa: BLE001 - a runtime may refuse a network in any way
+                    failures.append(f"trial {trial.number}: {_failure(error)}")
             progress((done + 1) / len(unverified))
     return failures
+
+
+def _failure(error: Exception) -> str:
+    """Return why a network has no file."""
+    reason = reason_of(error)
+    return str(error) if isinstance(error, ExportError) else reason
 
 
 def _unverified(

@@ -36,6 +36,24 @@ class MachineFault(UserError):
     """Missing memory, a full disk or a fault of a device: no plan is to blame, and the run ends."""
 
 
+def machine_fault(error: BaseException) -> MachineFault | None:
+    """Return the fault of the machine that an exception, or what caused it, reports; None if it reports none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MachineFault):
+            return cause
+        words = str(cause).partition("\n")[0]
+        if isinstance(cause, MemoryError | OSError | torch.OutOfMemoryError) or any(
+            one in words for one in MACHINE_WORDS
+        ):
+            return MachineFault(
+                f"the machine failed, not a plan: {type(cause).__name__}{': ' * bool(words)}{words}; all finished work "
+                "is kept; free memory or disk, and run the command again"
+            )
+        cause = cause.__cause__
+    return None
+
+
 def raise_machine_fault(error: BaseException) -> None:
     """Raise `MachineFault` if an exception, or what caused it, is a fault of the machine; else return.
 
@@ -44,18 +62,9 @@ def raise_machine_fault(error: BaseException) -> None:
     MachineFault
         If it is.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MachineFault):
-            raise cause
-        by_words = isinstance(cause, Exception) and any(words in str(cause) for words in MACHINE_WORDS)
-        if by_words or isinstance(cause, MemoryError | OSError | torch.OutOfMemoryError):
-            words = first_line(cause) if isinstance(cause, Exception) else str(cause)
-            raise MachineFault(
-                f"the machine failed, not a plan: {type(cause).__name__}: {words}; all finished work is kept; free "
-                "memory or disk, and run the command again"
-            ) from error
-        cause = cause.__cause__
+    fault = machine_fault(error)
+    if fault is not None:
+        raise fault from error
 
 
 def reason_of(error: Exception) -> str:
@@ -68,4 +77,6 @@ def reason_of(error: Exception) -> str:
     """
     raise_machine_fault(error)
     message = str(error).strip()
+    if isinstance(error, UserError):
+        return first_line(error)
     return f"{type(error).__name__}: {first_line(error) if message else 'no message'}"

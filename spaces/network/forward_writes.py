@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REGISTRIES = frozenset(vars(nn.Module()))  # what torch itself keeps on a module: parameters, hooks, the mode
-TORCH_LAYERS = "torch.nn.modules"  # torch's own modules write nothing but buffers
 PLAIN = (int, float, complex, str, bytes, bool, type(None), tuple)
 
 
@@ -73,8 +72,7 @@ class UndoWrites:
 
 def saved(model: nn.Module) -> list[_Saved]:
     """Return copies of the attributes of the modules, and of the containers and plain objects in them."""
-    modules = [module for module in model.modules() if not type(module).__module__.startswith(TORCH_LAYERS)]
-    found = [_Saved(module, _own(module)) for module in modules]
+    found = [_Saved(module, _own(module)) for module in model.modules()]
     for value in reachable(value for _, own in found for value in own.values()):
         if isinstance(value, CONTAINERS):
             found.append(_Saved(value, value.copy()))
