@@ -100,3 +100,7 @@ class Held(Data, Protocol):
     def labels(self) -> Tree:
         """All labels, or None."""
         ...
+
+    def head(self, count: int) -> Held:
+        """Return the first examples, at most `count`."""
+        ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +20,21 @@ from search.evaluation.reference import bounded, measure_teacher, prepared
 from search.evaluation.subject import Subject
 from search.loop.run import run
 from search.loop.schedule import range_tested
+from search.proposals.limits import check_reachable, limits_need_models
 from search.proposals.proxy_correlation import prediction_report
 from search.results.confirm import confirm, weights_of
 from search.results.export import VerificationTime, ensure_replaceable, export, verify_front
 from search.results.file_records import with_records
 from search.results.goal import goal_note
-from search.results.inspection import counted, inspection, percent_acted_on, predicted_words
+from search.results.inspection import (
+    counted,
+    inspection,
+    percent_acted_on,
+    predicted_words,
+    refusals,
+    short,
+    smallest,
+)
 from search.results.pick import pick
 from search.results.report import report
 from search.results.tables import confirmed_table, files_note, front_table
@@ -32,7 +42,7 @@ from search.results.verification import record_words
 from search.study.budget_clock import PROCESS_START, BudgetClock, now
 from search.study.console import console, print_table, results_console
 from search.study.cpu_profile import FILES
-from search.study.errors import LimitsUnmet, UserError
+from search.study.errors import LimitsUnmet, UserError, machine_fault
 from search.study.files import ensure_writable, folder_of
 from search.study.front import front, need_front
 from search.study.goal import limits_of_goal, measured_for_goal, with_stored_goal
@@ -82,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except optuna.exceptions.StorageInternalError as error:
         console.print(f"slimfront: the storage failed: {first_line(error)}; run the command again", markup=False)
+        return 2
+    except (MemoryError, OSError, torch.OutOfMemoryError) as error:
+        console.print(f"slimfront: {machine_fault(error)}", markup=False)
+        if options.debug:
+            raise
         return 2
     except KeyboardInterrupt:
         console.print(f"stopped; all finished work is kept; continue with: {options.command_line}", markup=False)
@@ -140,15 +155,40 @@ def _front(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
 
 
 def _inspect(options: argparse.Namespace, spec: StudySpec, folder: Path) -> int:
-    """Print for each layer its share of the multiply-adds, and what each axis can choose, or "no:" and the reason."""
+    """Print the teacher's values, the smallest plan, and for each layer what each axis can choose, or why it cannot.
+
+    All that a run checks before it searches is checked: the data, a training step, the objectives, the teacher's file.
+    With --format csv or json, only the table of the layers is printed, and a layer's reason follows "no:".
+    """
     del folder
-    context = Context(spec, Subject(spec, device_named(options.device)))  # reports what does not fit, as `run` does
+    device, failed = device_named(options.device), None
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            context, file = prepared(spec, device, Path(temporary))
+            teacher_bytes = file.stat().st_size
+        except (ExportError, ImportError) as error:
+            failed, context = error, Context(spec, Subject(spec, device))
     counts, left_out = counted(context.subject.model, context.subject.example)
     table = inspection(spec, context.subject.anatomy, counts)
-    print_table(table, options.format)
+    if failed is None:
+        directions = [objective.direction for objective in spec.objectives]
+        study = optuna.create_study(directions=directions)  # in memory
+        context = bounded(study, context)
+        teacher = measure_teacher(study, context)
+    if options.format == "table" and failed is None:
+        values = ", ".join(f"{name} {value:,.6g}" for name, value in teacher.items())
+        results_console.print(f"teacher: {values}; its {spec.runtime.name} file has {teacher_bytes:,} bytes")
+        results_console.print("\n".join([*predicted_words(context), *smallest(context, teacher)]), markup=False)
     if options.format == "table":
+        print_table(short(table), options.format)
         lines = [f"{x} can act on {percent_acted_on(table, x):.1f}% of the multiply-adds" for x in table.columns[4:]]
-        results_console.print("\n".join([*lines, *left_out, *predicted_words(context)]))
+        results_console.print("\n".join([*lines, *left_out, *refusals(table)]), markup=False)
+    else:
+        print_table(table, options.format)
+    if failed is not None:
+        raise failed
+    if not limits_need_models(context):
+        check_reachable(context)
     return 0
 
 

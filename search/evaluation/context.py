@@ -14,8 +14,10 @@ from optuna.trial import FixedTrial
 from objectives import Examples
 from objectives.answers import outputs
 from search.costs.cost_model import CostModel
-from search.evaluation.label_checks import check_finite, check_labels, check_loss, check_probabilities, classes_of, few
+from search.evaluation.first_checks import check_split, untrainable_note
+from search.evaluation.label_checks import check_loss, check_probabilities, classes_of, few
 from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
+from search.study.console import console
 from search.study.cpu_profile import BUILDING, MEASURING, TRAINING, CpuProfile
 from search.training.fine_tuning import TeacherOutputs, fine_tune
 from search.training.learning_rate import MIN_RATE
@@ -68,7 +70,7 @@ class Context:
     """
 
     def __init__(self, spec: StudySpec, subject: Subject) -> None:
-        self.spec = spec
+        self.spec = subject.referred_to(spec)
         self.subject = subject
         self.classes = self._checked_classes()
         self.teacher = TeacherOutputs(subject.model, spec.splits.train)
@@ -83,11 +85,12 @@ class Context:
         output = outputs(self.subject.model, checked.inputs)
         classes = classes_of(output, checked.labels) if on_classes and checked.classified else 0
         for name, split in (("training", splits.train), ("validation", splits.validation)):
-            check_finite(name, split)
-            check_labels(name, split, classes, self.ignored_label)
+            check_split(name, split, splits.train, classes, self.ignored_label)
         if on_classes:
             check_probabilities(output, checked.labels)
         check_loss(self.usual_recovery, output, checked.labels)
+        if note := untrainable_note(self.subject.model, checked, self.usual_recovery, self.subject.device):
+            console.print(note, markup=False)
         return classes
 
     @property

@@ -139,11 +139,10 @@ def check_finite(name: str, examples: Data) -> None:
     for kind, tree in (("inputs", found.inputs), ("labels", found.labels)):
         for tensor in leaves(tree):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                bad = (~tensor.isfinite()).flatten(1).any(1) if tensor.dim() > 1 else ~tensor.isfinite()
-                first = int(bad.nonzero()[0])
+                bad = ~tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else ~tensor.isfinite()
                 raise UserError(
-                    f"the {kind} of the {name} split must be finite, but {int(bad.sum())} of {len(found)} examples "
-                    f"hold NaN or infinity, the first is number {first}; repair or leave them out"
+                    f"all data must be finite, but {int(bad.sum())} of {len(found)} {name} {kind} contain nan or "
+                    f"infinity, the first at index {int(bad.nonzero()[0])}; repair these examples or leave them out"
                 )
 
 

@@ -23,9 +23,10 @@ from search.study import machine
 from search.study.console import console, track
 from search.study.cpu_profile import MEASURING
 from search.study.definition import define_value
+from search.study.errors import raise_machine_fault, reason_of
+from search.study.failed_plans import FIRST_FAILURES, FailedPlans
 from search.study.files import save_json
 from search.study.records import AHEAD, INEXACT, RELATIVE
-from spaces.network.messages import first_line
 from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def fit_before_search(context: Context, seconds: float) -> None:
                     model, new = _fitted(context, objective, seconds)
             except Exception as error:  # noqa: BLE001 - a user's objective may raise anything; its trials report it too
                 console.print(
-                    f"{objective.name} is not predicted, because measuring a network failed: {first_line(error)}"
+                    f"{objective.name} is not predicted, because measuring a network failed: {reason_of(error)}"
                 )
                 continue
             if model is not None:
@@ -118,7 +119,8 @@ def measure_promising(
                     with context.cpu_profile.charge(MEASURING):
                         values = context.measure_costs(plan, context.subject.build_roughly(plan), modelled)
                 except Exception as error:  # noqa: BLE001 - a trial of the plan will report any error
-                    console.print(f"a promising plan could not be measured: {first_line(error)}")
+                    reason = reason_of(error)
+                    console.print(f"a promising plan could not be measured ({plan.words()}): {reason}", markup=False)
                     values = {}
                 context.measuring_seconds = time.process_time() - began
                 over_teacher = context.cost_model.over_teacher(values)
@@ -160,7 +162,7 @@ def refit(study: Study, context: Context) -> None:
 def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[LatencyModel | None, bool]:
     """Return a model of the objective, None if nothing is measured, and whether something new was measured."""
     path = _path(context, objective)
-    ratios: list[float] = json.loads(path.read_text()) if path.exists() else []
+    ratios: list[float | None] = json.loads(path.read_text()) if path.exists() else []
     before = len(PartsFile.of(objective).read()[1]) if isinstance(objective, Partwise) else 0
     if not (seconds or ratios or before):
         return None, False
@@ -171,10 +173,9 @@ def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[Lat
         for ratio in _measured(context, objective, known, teacher, Timing(now - began, now, now + seconds)):
             ratios.append(ratio)
             save_json(path, ratios)
-    plans = [
-        None,
-        *(context.plan(params) for params in itertools.islice(_profiled_params(context, objective), len(ratios))),
-    ]
+    both = zip(_profiled_params(context, objective), ratios, strict=False)
+    worked = [(context.plan(params), ratio) for params, ratio in both if ratio is not None]
+    plans = [None, *(plan for plan, _ in worked)]
     parts = architectures_of(context.cost_model.frame, plans).parts()
     work_of: Callable[[Parts], np.ndarray] = coarse_work
     measured = MeasuredParts(np.zeros((0, 0)), np.zeros(0))
@@ -183,7 +184,8 @@ def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[Lat
         if len(milliseconds_S):
             work_of = partial(work, ends=ends_of(context.subject.finished, context.subject.example[:2]))
             measured = MeasuredParts(work_SF, milliseconds_S * objective.of_ms(1.0))
-    model = LatencyModel(objective.name, work_of, work_of(parts), teacher * np.array([1.0, *ratios]), measured)
+    costs = teacher * np.array([1.0, *(ratio for _, ratio in worked)])
+    model = LatencyModel(objective.name, work_of, work_of(parts), costs, measured)
     return at_best_clock(model), len(ratios) > known or len(measured.values_S) > before
 
 
@@ -195,45 +197,59 @@ class Timing(NamedTuple):
     until: float
 
 
-def _measured(context: Context, objective: Objective, known: int, teacher: float, timing: Timing) -> Iterator[float]:
+def _measured(
+    context: Context, objective: Objective, known: int, teacher: float, timing: Timing
+) -> Iterator[float | None]:
     """Measure networks, and parts of each before, until the time is up; yield each network's cost over the teacher's.
 
-    At least one network is measured, or parts of one if the network would take too long.
+    At least one network is measured, or parts of one if the network would take too long. Of a network that fails, None
+    is yielded.
 
     Raises
     ------
-    ValueError
-        If a cost is not positive and finite.
+    UserError
+        If the first networks all fail.
     """
     subject = context.subject
     seconds = timing.teacher  # CPU time of the last network, without its parts
+    failed, worked = FailedPlans(f"measuring networks to predict {objective.name}"), 0
     with track(f"measuring networks to predict {objective.name}") as progress:
         for number, params in enumerate(
             itertools.islice(_profiled_params(context, objective), known, PROFILED_NETWORKS), known
         ):
             began = time.process_time()
             plan = context.plan(params)
-            network = subject.finish(subject.build_roughly(plan))
-            built = time.process_time()
-            if isinstance(objective, Partwise):
-                too_long = built + seconds > timing.until
-                until = timing.until if too_long else min(built + PARTS_SECONDS * seconds, timing.until - seconds)
-                _measure_parts(context, objective, plan, network, number, until)
-                if too_long:
-                    break
-            measuring = time.process_time()
-            ratio = objective(network) / teacher
-            if not 0 < ratio < math.inf:
-                raise ValueError(
-                    f"a cost must be positive and finite to be predicted, but one network has {ratio * teacher}"
-                )
+            try:
+                network = subject.finish(subject.build_roughly(plan))
+                built = time.process_time()
+                if isinstance(objective, Partwise):
+                    too_long = built + seconds > timing.until
+                    until = timing.until if too_long else min(built + PARTS_SECONDS * seconds, timing.until - seconds)
+                    _measure_parts(context, objective, plan, network, number, until)
+                    if too_long:
+                        break
+                measuring = time.process_time()
+                ratio: float | None = _positive(objective(network) / teacher)
+                worked += 1
+                context.measuring_seconds = seconds = time.process_time() - measuring + built - began
+            except Exception as error:  # noqa: BLE001 - a plan may fail in any way
+                failed.note(plan.words(), error)
+                ratio = None
             yield ratio
+            if failed.reasons.total() >= FIRST_FAILURES:
+                failed.ensure_some_work(worked)
             now = time.process_time()
-            context.measuring_seconds = seconds = now - measuring + built - began
             spent = (now - timing.began) / max(timing.until - timing.began, 1e-9)
             progress(max((number + 1) / PROFILED_NETWORKS, spent))
             if now + (0 if isinstance(objective, Partwise) else seconds) > timing.until:
                 break
+
+
+def _positive(ratio: float) -> float:
+    """Return a cost over the teacher's; one that is not positive and finite cannot be predicted."""
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"a cost must be positive and finite to be predicted, but it is {ratio} of the teacher's")
+    return ratio
 
 
 def _measure_parts(
@@ -249,7 +265,8 @@ def _measure_parts(
     for part in drawn_parts(network, batch, list(frame.layers), np.random.default_rng(number)):
         try:
             milliseconds = objective.part_ms(part.module, part.inputs)
-        except Exception:  # noqa: BLE001, S112 - a runtime may refuse a part that it takes as part of a network
+        except Exception as error:  # noqa: BLE001 - a runtime may refuse a part that it takes as part of a network
+            raise_machine_fault(error)
             continue
         if 0 < milliseconds < math.inf:
             kept.add(parts.of_layers(part.columns), part.ends, milliseconds)

@@ -15,6 +15,7 @@ from objectives import SizeBytes
 from objectives.objective import Foreseeable, Referenced
 from objectives.runtimes import ExportError
 from search.evaluation.context import Context
+from search.evaluation.first_checks import check_split
 from search.evaluation.subject import Subject
 from search.study.console import console
 from search.study.cpu_profile import MEASURING
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Context, Path]:
-    """Return the context of a study and the path of the teacher's file.
+    """Return the context of a study and the path of the teacher's file, after all that can be checked without training.
 
     The predicted sizes are calibrated on that file, so it is written first.
 
@@ -55,7 +56,9 @@ def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Conte
     """
     subject = Subject(spec, device)
     path = teacher_file(subject, spec.runtime, folder)
-    return Context(calibrated(spec, subject, path), subject), path
+    context = Context(calibrated(spec, subject, path), subject)
+    check_split("test", spec.splits.test, spec.splits.train, context.classes)
+    return context, path
 
 
 def teacher_file(subject: Subject, runtime: Runtime, folder: Path) -> Path:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from search.study.console import console
 from search.study.definition import fingerprint
 from search.study.errors import UserError
 from spaces import deployed, with_plain_layers
-from spaces.network.copying import compressible_copy
+from spaces.network.normalizing import normalized
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
     from torch import Tensor, nn
 
     from objectives.runtimes import Runtime
@@ -27,6 +30,8 @@ ROUGH_INPUTS = 128  # most calibration inputs for a network that is built only t
 class Subject:
     """The teacher of a study, ready to be compressed; it is never changed.
 
+    It is normalized first (`spaces.network.normalizing`), and the notes on that are printed.
+
     Parameters
     ----------
     spec
@@ -38,6 +43,8 @@ class Subject:
     ----------
     model
         The teacher in evaluation mode on the device, with plain layers (`spaces.with_plain_layers`).
+    normal
+        The teacher in evaluation mode on the device, as it is measured where an objective refers to it.
     anatomy
         Its layers and groups of channels.
     example
@@ -54,8 +61,12 @@ class Subject:
         self.example: Tensor = spec.example().to(device)
         self._rough_examples: dict[int, Tensor] = {}  # kept, since statistics are cached by their identity
         self._given = spec.teacher
+        _check_inputs(self.example)
         try:
-            self.model: nn.Module = with_plain_layers(compressible_copy(spec.teacher).to(device).eval(), self.example)
+            self.normal, notes = normalized(spec.teacher, self.example)
+            for note in notes:
+                console.print(note, markup=False)
+            self.model: nn.Module = with_plain_layers(self.normal, self.example)
             self.anatomy: Anatomy = spec.space.trace(self.model, self.example)
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))
         except ValueError as error:
@@ -85,6 +96,11 @@ class Subject:
         """A digest of the user's teacher."""
         return fingerprint(self._given)
 
+    def referred_to(self, spec: StudySpec) -> StudySpec:
+        """Return the study with the normalized teacher in the objectives that refer to the teacher, such as latency."""
+        found: dict[int, Any] = {id(self._given): self.normal}
+        return spec.with_objectives({one.name: _substituted(one, found) for one in spec.measured})
+
     def export(self, runtime: Runtime, path: Path) -> None:
         """Write the teacher's file for a runtime.
 
@@ -94,3 +110,30 @@ class Subject:
             If the runtime does not support the teacher.
         """
         runtime.export(copy.deepcopy(self.finished).cpu(), self.example.cpu(), path)
+
+
+def _substituted(value: Any, found: dict[int, Any]) -> Any:  # noqa: ANN401 - an objective, or a part of one
+    """Return a dataclass with objects replaced by those that are found for them; itself if it holds none of them."""
+    if id(value) not in found:
+        new: Any = value
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+            changed = {name: part for name, old in given.items() if (part := _substituted(old, found)) is not old}
+            new = dataclasses.replace(value, **changed) if changed else value
+        found[id(value)] = new
+    return found[id(value)]
+
+
+def _check_inputs(inputs: Tensor) -> None:
+    """Check that the calibration inputs are 32-bit floats or integers, and finite.
+
+    Raises
+    ------
+    UserError
+        If they are not.
+    """
+    if not inputs.is_floating_point():
+        return
+    if inputs.dtype != torch.float32:
+        kind = str(inputs.dtype).removeprefix("torch.")
+        raise UserError(f"inputs must be 32-bit floats or integers, but got {kind}; pass inputs.float() to Examples")

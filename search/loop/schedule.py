@@ -13,6 +13,8 @@ from search.proposals.sensitivity_table import safe_log
 from search.proposals.table_losses import LEAST_COUNTED_INPUTS, proxy_loss_of
 from search.study.console import console, duration
 from search.study.cpu_profile import BUILDING, TRAINING
+from search.study.errors import reason_of
+from search.study.failed_plans import FailedPlans
 from search.study.front import front, trained, trained_count
 from search.study.queue import enqueue, fixed, params_of
 from search.study.records import ASKED, EPOCHS, RANGE, SECONDS
@@ -24,7 +26,6 @@ from search.training.learning_rate import (
     Rate,
     range_test,
 )
-from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,15 +96,18 @@ def _smallest_trainable(plans: list[Plan], context: Context) -> Plan:
     def loss_of(plan: Plan) -> float:
         try:
             return proxy_loss_of(context, plan, LEAST_COUNTED_INPUTS)
-        except Exception:  # noqa: BLE001 - the plan's trial will report any error
+        except Exception as error:  # noqa: BLE001 - a plan may fail in any way
+            failed.note(plan.words(), error)
             return math.inf
 
+    failed = FailedPlans("the range test")
     losses: dict[Plan, float] = {}
     with context.cpu_profile.charge(BUILDING):
         for plan in reversed(plans):
             losses[plan] = loss_of(plan)
             if losses[plan] <= MAX_TRAINABLE_LOSS:
                 return plan
+    failed.ensure_some_work(len(plans) - failed.reasons.total())
     return min(plans, key=losses.__getitem__)
 
 
@@ -131,7 +135,7 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
     try:
         step_seconds, other_seconds = context.seconds_a_candidate(recipe, plan, TIMING_SHARE * clock.total)
     except Exception as error:  # noqa: BLE001 - a trial will report any error, and the next plan may work
-        console.print(f"the time per candidate is unknown, because timing one failed: {first_line(error)}")
+        console.print(f"the time per candidate is unknown, because timing one failed: {reason_of(error)}")
         return recipe
     trials = clock.budget.trials
     count = MIN_CANDIDATES if trials is None else max(1, min(MIN_CANDIDATES, trials - trained_count(study)))

@@ -17,10 +17,11 @@ from search.evaluation.trial import run_trial
 from search.loop.schedule import FRONT_SHARE, approach, expected_seconds, prolong
 from search.proposals.proxy_correlation import is_misleading
 from search.study.console import EVERY_SECONDS, bar, console, duration
-from search.study.errors import Diverged, UserError
+from search.study.errors import Diverged, MachineFault, UserError, reason_of
+from search.study.failed_plans import FIRST_FAILURES
 from search.study.front import front, trained_count
 from search.study.queue import enqueue
-from search.study.records import ASKED, INTERRUPTED, REASON
+from search.study.records import ASKED, INTERRUPTED, PLAN, REASON
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 TRIALS_BEFORE_TIME = 3  # trained trials after which the time that is left is shown (chosen)
 MAX_FRUITLESS = 300  # rejected or replayed plans in a row; then no new plan meets the limits (chosen)
-FIRST_FAILURES = 3  # failed trials before any is trained; then the study has an error (chosen)
 
 
 @dataclass
@@ -90,11 +90,18 @@ class Watch:
             raise
         except Diverged as error:
             trial.set_user_attr(REASON, str(error))
+            console.print(f"trial {trial.number} failed: {error}", markup=False)
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            try:
+                reason = reason_of(error)
+            except MachineFault:  # the plan is tried again when the machine works
+                trial.set_user_attr(INTERRUPTED, value=True)
+                enqueue(self.study, trial.params, trial.user_attrs.get(ASKED))
+                raise
             trial.set_user_attr(REASON, reason)
-            console.print(f"trial {trial.number} failed: {reason}")
+            words = trial.user_attrs.get(PLAN, "its plan could not be drawn")
+            console.print(f"trial {trial.number} failed: {reason} ({words})", markup=False)
             raise Diverged(reason) from error
 
     def _recipe_for(self, epochs: float | None) -> Recipe:

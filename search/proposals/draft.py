@@ -18,8 +18,9 @@ from search.proposals.short_training import ShortTraining, rate_is_known
 from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, Allowance, proxy_loss_of
 from search.study.budget_clock import Stopwatch
 from search.study.cpu_profile import SCORING
+from search.study.failed_plans import FailedPlans
 from search.study.queue import is_other_live_worker, worker
-from search.study.records import INPUTS, PLAN, PROXY_LOSS, SHORT_TRAINING, TABLE_RANKS, WORKER
+from search.study.records import INPUTS, PLAN, PROXY_LOSS, REASON, SHORT_TRAINING, TABLE_RANKS, WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +84,7 @@ class Draft:
         self._seen_plans: set[tuple[Step, ...]] = set()
         self._own_plans: dict[bytes, tuple[Step, ...]] = {}  # added by this process and not yet read from the storage
         self._trials_read = self._worker_seed = 0
+        self.failed = FailedPlans("the draft")
         self.seeds = seeds_within_limits(context, table, cost_names)
         self._waiting_seeds = list(self.seeds[::-1])
         if INPUTS not in self._study.user_attrs:
@@ -114,11 +116,14 @@ class Draft:
         if found is None:
             return False
         row, params, trial, plan = found
+        attributes: dict[str, float | str | None] = {WORKER: worker(), PLAN: plan.words()}
         with self._context.cpu_profile.charge(SCORING):
-            loss = proxy_loss_of(self._context, plan, self._inputs)
+            try:
+                loss = proxy_loss_of(self._context, plan, self._inputs)
+            except Exception as error:  # noqa: BLE001 - a plan may fail in any way
+                loss, attributes[REASON] = LARGEST_LOSS, self.failed.note(plan.words(), error)
         architectures = self._table.combine(row[None])
         costs = self._stack_costs(self._context.cost_model.of(architectures))[0]
-        attributes: dict[str, float | str | None] = {WORKER: worker(), PLAN: plan.words()}
         if self._short_training is not None and loss < LARGEST_LOSS:
             untrained = max(MIN_LOSS, loss)
             left_out = float(architectures.left_out[0])
@@ -176,7 +181,8 @@ class Draft:
 
         The latter is kept for reports.
         """
-        found = f"{len(self)} plans were scored on {self._inputs} inputs each"
+        failed = f", of which {self.failed.reasons.total()} failed" if self.failed.reasons else ""
+        found = f"{len(self)} plans were scored on {self._inputs} inputs each{failed}"
         ranks = self._table_ranks()
         if ranks is None:
             return found
@@ -220,7 +226,12 @@ class Draft:
         self._trials_read = len(trials)
 
     def _update_front(self, index: int) -> None:
-        """Add a plan to the nondominated plans, if none of them dominates it, and remove those that it dominates."""
+        """Add a plan to the nondominated plans, if none of them dominates it, and remove those that it dominates.
+
+        A plan that failed, or whose outputs are not finite, is not worth a training, however little it costs.
+        """
+        if self._losses[index] >= LARGEST_LOSS:
+            return
         values = np.column_stack([self._losses[self._nondominated], self._log_costs[self._nondominated]])
         new = np.array([self._losses[index], *self._log_costs[index]])
         if not self._is_dominated(self._losses[index], self._log_costs[index]):

@@ -82,6 +82,7 @@ class DraftStart:
             best = first_by_table(context, table, cost_names, draft.seeds, self.plans)
         else:
             words, best = draft.words(), draft.best(self.plans)
+        draft.failed.ensure_some_work(len(draft) - draft.failed.reasons.total())
         if not best:
             return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
         console.print(words)

@@ -13,7 +13,7 @@ from search.proposals.seeds import DOUBTFUL_LOSS, DOUBTFUL_SHARE
 from search.proposals.sensitivity_table import safe_log
 from search.study.front import undominated
 from search.study.queue import enqueue
-from search.study.records import LIMIT, STOPPED
+from search.study.records import LIMIT, REASON, STOPPED
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -42,7 +42,8 @@ def fill_widest_gap(study: Study, context: Context) -> None:
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.state == TrialState.COMPLETE)
     tried = {choices_in(trial, names): trial for trial in trials}
     results = [tried.get(choices_in(trial, names)) for trial in drafted]
-    done = np.array([trial is not None for trial in results])
+    failed = np.array([REASON in trial.user_attrs for trial in drafted])
+    done = np.array([trial is not None for trial in results]) | failed
     values = np.array([[max(MIN_LOSS, trial.values[0]), *trial.values[1:]] for trial in drafted])
     losses, logs_NC = values[:, 0], safe_log(values[:, 1:])
     front = undominated(values)

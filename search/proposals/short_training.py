@@ -15,6 +15,7 @@ import torch
 from search.proposals.table_losses import passes_of
 from search.study.console import console
 from search.study.cpu_profile import TRAINING
+from search.study.failed_plans import FailedPlans
 from search.training.learning_rate import DEFAULT_RATE
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class ShortTraining:
         self._features: list[tuple[float, float]] = []
         self._ratios: list[float] = []
         self._attempts = 0
+        self._failed = FailedPlans("the short trainings")
         self._fits, self._timed = True, False
 
     def note(self, left_out: float, loss: float, ratio: float | None) -> None:
@@ -107,7 +109,8 @@ class ShortTraining:
             recipe = self._context.with_rate(self._recipe, model, DEFAULT_RATE)
             self._context.train(model, plan, recipe, self._context.spec.seed)
             return self._context.proxy_loss(model, self._inputs)
-        except Exception:  # noqa: BLE001 - a trial of the plan will report any error
+        except Exception as error:  # noqa: BLE001 - a plan may fail in any way
+            self._failed.note(plan.words(), error)
             return math.inf
 
     def _seconds(self, model: nn.Module, plan: Plan, most: float) -> float:

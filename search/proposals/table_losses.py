@@ -13,6 +13,8 @@ import numpy as np
 
 from search.evaluation.proxy_loss import PROXY_INPUTS
 from search.study.console import console, track
+from search.study.errors import raise_machine_fault
+from search.study.failed_plans import FailedPlans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,7 +128,10 @@ def _seconds_on_fewest(context: Context, plans: Sequence[Plan], most: float) -> 
     times: list[float] = []
     for turn, plan in enumerate([*plans[:1], *plans]):
         started = time.process_time()
-        proxy_loss_of(context, plan, LEAST_INPUTS)
+        try:
+            proxy_loss_of(context, plan, LEAST_INPUTS)
+        except Exception as error:  # noqa: BLE001 - it is reported where the plan is scored
+            raise_machine_fault(error)
         if turn:  # the first one also computes the teacher's statistics
             times.append(time.process_time() - started)
             if times[-1] > most:
@@ -147,6 +152,8 @@ def _forward_seconds(context: Context) -> float:
 
 def measured_losses(context: Context, changes: Sequence[Change], allowance: Allowance) -> list[np.ndarray]:
     """Return the loss that each value of each parameter adds, nondecreasing and 0 for the first value.
+
+    A value whose plan fails adds the largest loss, and so do stronger values that are not measured.
 
     The strongest value of every parameter is measured first, then values between those that are known, as long as the
     allowance lasts; the others are interpolated, also between parameters of an axis if there is no time for each.
@@ -169,23 +176,36 @@ def measured_losses(context: Context, changes: Sequence[Change], allowance: Allo
     inputs = allowance.inputs(context, sample, wanted)
     most = int(min(total, max(wanted, allowance.passes / passes_of(inputs))))
     known: list[dict[int, float]] = [{} for _ in changes]
+    failed, refused = FailedPlans("the sensitivity table"), [set[int]() for _ in changes]
     given = allowance.seconds
     with track(f"measuring {total} entries of the sensitivity table") as progress:
         for done, (at, choice) in enumerate(queue[:most]):
             if allowance.over:
                 break
-            known[at][choice] = proxy_loss_of(context, changes[at].plans[choice], inputs)
+            plan = changes[at].plans[choice]
+            try:
+                known[at][choice] = proxy_loss_of(context, plan, inputs)
+            except Exception as error:  # noqa: BLE001 - a plan may fail in any way
+                failed.note(plan.words(), error)
+                refused[at].add(choice)
             progress(max((done + 1) / most, 1 - allowance.seconds / given if given and math.isfinite(given) else 0.0))
     measured = sum(map(len, known))
+    failed.ensure_some_work(measured)
+    if failed.reasons:
+        console.print(failed.words())
     if not measured and total:
         console.print("the sensitivity table: no time is left to measure it, so all changes count alike")
-    elif measured < total or inputs < min(PROXY_INPUTS, len(context.spec.splits.train)):
+    elif measured + failed.reasons.total() < total or inputs < min(PROXY_INPUTS, len(context.spec.splits.train)):
         console.print(
             f"the sensitivity table: {measured} of {total} entries were measured, on {inputs} inputs each"
             + (", the others are interpolated" if measured < total else "")
             + f", since more would take over {TABLE_SHARE:.0%} of the budget"
         )
-    return interpolated(known, [change.axis for change in changes], [len(change.plans) for change in changes])
+    losses = interpolated(known, [change.axis for change in changes], [len(change.plans) for change in changes])
+    for added, found, choices in zip(losses, known, refused, strict=True):
+        unknown = [choice for choice in range(min(choices, default=len(added)), len(added)) if choice not in found]
+        added[unknown] = LARGEST_LOSS  # also of stronger values that were not measured
+    return losses
 
 
 def _bisection(count: int) -> list[int]:

@@ -8,11 +8,11 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from objectives import Metric
-from search.evaluation.label_checks import check_labels
+from search.evaluation.first_checks import check_split
 from search.evaluation.trial import key_of, seed_of
 from search.study.console import console, track
 from search.study.definition import define_value, differences
-from search.study.errors import Diverged
+from search.study.errors import Diverged, reason_of
 from search.study.files import save_json, save_state, state_path
 from search.study.records import RATE, VALUES
 
@@ -59,7 +59,8 @@ def confirm(
     UserError
         If the test split does not fit the classes of the teacher.
     """
-    check_labels("test", context.spec.splits.test, context.classes, context.ignored_label)
+    splits = context.spec.splits
+    check_split("test", splits.test, splits.train, context.classes, context.ignored_label)
     recipe = context.spec.confirmation_recipe
     total = max(1, len(members) * seeds)
     records = []
@@ -122,14 +123,15 @@ def _confirmation_run(
     if path.exists() and _same_recipe((stored := json.loads(path.read_text()))["recipe"], recipe_definition):
         return stored  # type: ignore[no-any-return]
     plan = context.plan(trial.params)
-    model = context.build(plan)
     try:
+        model = context.build(plan)
         seed = seed_of(context.spec, key_of(plan), seed_number + 1)  # the search used 0
         context.train(model, plan, context.with_rate(recipe, model, rate), seed, progress)
         values = metrics(context.spec, context.subject.finish(model))
         save_state(model, path.with_suffix(".safetensors"))
-    except Diverged as error:
-        console.print(f"trial {trial.number}, seed {seed_number}: {error}")
+    except Exception as error:  # noqa: BLE001 - a training may diverge, and a plan may fail in any way
+        reason = str(error) if isinstance(error, Diverged) else reason_of(error)
+        console.print(f"trial {trial.number}, seed {seed_number}: {reason}", markup=False)
         values = {}
         path.with_suffix(".safetensors").unlink(missing_ok=True)  # weights of an earlier recipe must not be exported
     record = {"trial": trial.number, "seed": seed_number, "recipe": recipe_definition, "values": values}

@@ -22,14 +22,16 @@ from search.results.plan_json import decode, encode
 from search.results.verification import Disagreement, verify
 from search.study.budget_clock import now, passed_since
 from search.study.console import console, track
-from search.study.errors import UserError
+from search.study.errors import UserError, reason_of
 from search.study.files import save_json, save_state
 from search.study.records import VALUES
 from spaces import deployed, unfuse_attention, with_plain_layers
+from spaces.network.messages import first_line
+from spaces.network.normalizing import normalized
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-    from torch import nn
+    from torch import Tensor, nn
 
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
@@ -63,7 +65,7 @@ def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) 
     Parameters
     ----------
     model
-        The teacher's architecture; its weights do not matter.
+        The teacher's architecture, wrapped or not; its weights do not matter.
     folder
         The folder of the export.
     kinds
@@ -72,7 +74,7 @@ def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) 
     Raises
     ------
     UserError
-        If the folder does not contain an export.
+        If the folder does not contain an export, or one of another network.
     """
     folder = Path(folder)
     try:
@@ -83,11 +85,24 @@ def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) 
     example = torch.randn((8, *content["input_shape"]), generator=torch.Generator().manual_seed(0))
     plan = decode(content["plan"], kinds)
     try:
-        rebuilt = plan.apply(with_plain_layers(model, example), example)
-    except ValueError:  # an export of version 0.1 has the names of layers that padded their own inputs
-        rebuilt = plan.apply(unfuse_attention(model, example), example)
-    rebuilt.load_state_dict(state)
-    return rebuilt.eval()  # type: ignore[no-any-return]
+        return _built(plan, with_plain_layers(normalized(model, example).model, example), example, state)
+    except (ValueError, RuntimeError) as error:
+        # exports of earlier versions have the names and the weights of networks that were less rewritten
+        for earlier in (with_plain_layers, unfuse_attention):
+            with contextlib.suppress(Exception):
+                return _built(plan, earlier(model, example), example, state)
+        raise UserError(
+            f"the export in {folder} does not fit {type(model).__name__}: {first_line(error)}; pass the teacher's "
+            "architecture, with any weights"
+        ) from error
+
+
+def _built(plan: Plan, model: nn.Module, example: Tensor, state: dict[str, Tensor]) -> nn.Module:
+    """Return the plan's network with these weights, in evaluation mode."""
+    built = plan.apply(model, example)
+    built.load_state_dict(state)
+    built.eval()
+    return built
 
 
 def verify_front(
@@ -135,19 +150,27 @@ def verify_front(
                 )
                 break
             started = now()
-            _, model = restored(trial, context, weights)
             record_file = record_path(folder, trial, spec.runtime)
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / f"model.{spec.runtime.suffix}"
                 record_file.unlink(missing_ok=True)  # the record of other weights
                 try:
+                    _, model = restored(trial, context, weights)
                     spec.runtime.export(deployed(model, example), inputs_of_file(model, example), path)
                     record = verify(model, path, spec, reference) | {WEIGHTS_DIGEST: digest(weights)}
                     save_json(record_file, record | {VERIFICATION_SECONDS: passed_since(started)})
-                except (Disagreement, ExportError) as error:
+                except Disagreement as error:
                     failures.append(f"trial {trial.number}: {error}")
+                except Exception as error:  # noqa: BLE001 - a runtime may refuse a network in any way
+                    failures.append(f"trial {trial.number}: {_failure(error)}")
             progress((done + 1) / len(unverified))
     return failures
+
+
+def _failure(error: Exception) -> str:
+    """Return why a network has no file."""
+    reason = reason_of(error)
+    return str(error) if isinstance(error, ExportError) else reason
 
 
 def _unverified(

@@ -1,4 +1,4 @@
-"""What `slimfront inspect` shows: what each axis can do to each layer, or why it can do nothing."""
+"""What `slimfront inspect` shows: the teacher, the smallest plan, what each axis can do to each layer, or why not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pandas as pd
 
 from objectives.mac_counter import count, uncounted_words
 from search.evaluation.profiling import fit_before_search
+from search.proposals.limits import sets_of_axes
 from spaces.network.messages import first_line
+from spaces.network.normalizing import listed
 from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
     from spaces import Anatomy, Plan
 
-NO_LAYER = "no: they have no weights; they shrink with the channels that they multiply"
+NO = "no: "  # what the words of an axis that does not act on a layer begin with; the reason follows
+NO_LAYER = f"{NO}they have no weights; they shrink with the channels that they multiply"
 INSPECTED_STRENGTHS = 0.5, 1.0  # of the axes whose predicted costs are shown (chosen)
 
 
@@ -55,7 +58,7 @@ def inspection(spec: StudySpec, anatomy: Anatomy, counts: Mapping[str, float] | 
             "shape": f"{layer.inputs}->{layer.outputs}"
             + (f" {'x'.join(map(str, layer.kernel))}" if layer.kernel else ""),
             "macs_percent": 100 * layer.macs / total,
-            **{axis: by_layer.get(layer.name, "no: unknown to this axis") for axis, by_layer in actions.items()},
+            **{axis: by_layer.get(layer.name, f"{NO}unknown to this axis") for axis, by_layer in actions.items()},
         }
         for layer in anatomy.layers
     ]
@@ -104,8 +107,56 @@ def counted(model: nn.Module, example: Tensor) -> tuple[Mapping[str, float] | No
 
 def percent_acted_on(table: pd.DataFrame, axis: str) -> float:
     """Return the percentage of the multiply-adds that is in layers on which the axis can act."""
-    acting = ~table[axis].str.startswith("no: ") & table["macs_percent"].notna()
+    acting = ~table[axis].str.startswith(NO) & table["macs_percent"].notna()
     return float(table.loc[acting, "macs_percent"].sum())
+
+
+def short(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the layers without the reasons, which `refusals` lists, as it does the other modules."""
+    shorter = table[table["macs_percent"].notna()].copy()
+    for axis in table.columns[4:]:
+        shorter[axis] = shorter[axis].where(~shorter[axis].str.startswith(NO), NO.rstrip(": "))
+    return shorter
+
+
+def refusals(table: pd.DataFrame) -> list[str]:
+    """Return a line for each reason why an axis does not act on layers, with the layers that it holds for.
+
+    Another line names the other modules with weights, which lose channels with the layers around them.
+    """
+    lines = []
+    for axis in table.columns[4:]:
+        layers_by_reason: dict[str, list[str]] = {}
+        for layer, words in zip(table["layer"], table[axis], strict=True):
+            if words.startswith(NO):
+                reason = words.removeprefix(NO).replace(f"{layer!r}", "it")
+                layers_by_reason.setdefault(reason, []).append(layer)
+        for reason, names in sorted(layers_by_reason.items(), key=lambda item: -len(item[1])):
+            lines.append(f"{axis}, {len(names)} layer{'s' * (len(names) > 1)}: {reason} ({listed(names)})")
+    others = table[table["macs_percent"].isna()]
+    for kind, modules in others.groupby("kind", sort=False)["layer"]:
+        them = "them" if len(modules) > 1 else "it"
+        lines.append(f"{len(modules)} {kind}: cut with the layers around {them} ({listed(modules)})")
+    return lines
+
+
+def smallest(context: Context, teacher: Mapping[str, float]) -> list[str]:
+    """Return a line for each cost that is known before training: the least that a plan reaches, and its plan.
+
+    These are the plans of the greatest strength of each set of axes; a search finds plans between them and the teacher.
+    """
+    space, anatomy, model = context.spec.space, context.subject.anatomy, context.cost_model
+    plans = [context.plan(space.uniform(anatomy, mask)) for mask in sets_of_axes(len(space.steps))]
+    costs = model.of(architectures_of(model.frame, plans))
+    lines = []
+    for objective in context.spec.costs:
+        if objective.name in costs and objective.direction == "minimize":
+            best = int(costs[objective.name].argmin())
+            value, whole = float(costs[objective.name][best]), teacher[objective.name]
+            share = f" ({value / whole:.3g} of the teacher's)" if whole > 0 else ""
+            steps = plans[best].words().partition("; distil")[0]
+            lines.append(f"the smallest plan: {objective.name} {value:,.6g}{share}, by {steps}")
+    return lines
 
 
 def predicted_words(context: Context) -> list[str]:
@@ -126,8 +177,13 @@ def predicted_words(context: Context) -> list[str]:
         plans.append(context.plan(space.uniform(anatomy, (strength,) * count)))
     architectures = architectures_of(context.cost_model.frame, plans)
     costs = context.cost_model.of(architectures) if context.cost_model.models else {}
+    known = {*context.cost_model.models, *context.cost_model.formulas}
+    unknown = [cost.name for cost in context.spec.costs if cost.name not in known and cost.direction == "minimize"]
     return [
-        f"{name}, predicted within {model.error:.0%}: "
-        + ", ".join(f"{text} {value:.3g}" for text, value in zip(words, costs[name], strict=True))
-        for name, model in context.cost_model.models.items()
+        *(f"{name} is not predicted yet: `slimfront run` first measures networks on this machine" for name in unknown),
+        *(
+            f"{name}, predicted within {model.error:.0%}: "
+            + ", ".join(f"{text} {value:.3g}" for text, value in zip(words, costs[name], strict=True))
+            for name, model in context.cost_model.models.items()
+        ),
     ]

@@ -8,7 +8,11 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from spaces.network.copying import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 # search, the test split, which only `confirm` reads, and the text of the goal, whose limits are compared.
 SETTINGS_WITHOUT_EFFECT = ("budget", "sampler", "confirmation", "runtime", "splits.test", "goal")
 REMOVED_SETTINGS = ("start.seconds", "sampler")  # version 0.1 stored them
+_LAZY = "no values yet"  # in place of the digest of a weight that is not initialized
 MODULE_PREFIX = re.compile(r"[A-Za-z_]\w*\.(?=[A-Za-z_])")  # version 0.1 stored it before the names of classes
 
 
@@ -66,7 +71,7 @@ def _settings(path: str, value: object, name: Callable[[object], str]) -> Iterat
     if path in SETTINGS_WITHOUT_EFFECT:
         return
     if isinstance(value, nn.Module):
-        yield path, f"{type(value).__name__} {fingerprint(value)}"
+        yield path, f"{type(unwrapped(value)).__name__} {fingerprint(value)}"
     elif isinstance(value, Tensor):
         yield path, f"{tuple(value.shape)} {_digest(value)}"
     elif dataclasses.is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.repr:  # type: ignore[attr-defined]
@@ -114,12 +119,16 @@ def _class_or_function(value: object) -> object:
 
 
 def _digest(tensor: Tensor) -> str:
-    """Return 12 hexadecimal digits of the SHA-256 of the bytes of a tensor."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:12]
+    """Return 12 hexadecimal digits of the SHA-256 of the bytes of a tensor; of none where it has no values yet."""
+    if is_lazy(tensor):
+        return _LAZY
+    values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bfloat16
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:12]
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a digest of the weights and the structure of a network."""
+    """Return a digest of the weights and the structure of a network, without its wrappers."""
+    model = unwrapped(model)
     digest = hashlib.sha256(str(model).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}{_digest(tensor)}".encode())

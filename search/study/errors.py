@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
+from spaces.network.messages import first_line
+
+# words in the messages of libraries that report a full disk or missing memory by an exception of their own
+MACHINE_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "No space left on device", "CUDA error")
+
 
 class UserError(ValueError):
     """An error that the user can correct: one line with the rule, the values and the remedy; the exit code is 2."""
@@ -23,3 +30,53 @@ class LimitsUnmet(UserError):
 
 class Diverged(ArithmeticError):
     """A training that reached values that are not finite; its trial fails and the study continues."""
+
+
+class MachineFault(UserError):
+    """Missing memory, a full disk or a fault of a device: no plan is to blame, and the run ends."""
+
+
+def machine_fault(error: BaseException) -> MachineFault | None:
+    """Return the fault of the machine that an exception, or what caused it, reports; None if it reports none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MachineFault):
+            return cause
+        words = str(cause).partition("\n")[0]
+        if isinstance(cause, MemoryError | OSError | torch.OutOfMemoryError) or any(
+            one in words for one in MACHINE_WORDS
+        ):
+            return MachineFault(
+                f"the machine failed, not a plan: {type(cause).__name__}{': ' * bool(words)}{words}; all finished work "
+                "is kept; free memory or disk, and run the command again"
+            )
+        cause = cause.__cause__
+    return None
+
+
+def raise_machine_fault(error: BaseException) -> None:
+    """Raise `MachineFault` if an exception, or what caused it, is a fault of the machine; else return.
+
+    Raises
+    ------
+    MachineFault
+        If it is.
+    """
+    fault = machine_fault(error)
+    if fault is not None:
+        raise fault from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a plan failed, in one line.
+
+    Raises
+    ------
+    MachineFault
+        If the plan is not to blame.
+    """
+    raise_machine_fault(error)
+    message = str(error).strip()
+    if isinstance(error, UserError):
+        return first_line(error)
+    return f"{type(error).__name__}: {first_line(error) if message else 'no message'}"

@@ -106,7 +106,7 @@ def training_steps(
         teacher_outputs = teacher.outputs_of(inputs, batch.keys if recipe.augment is None else None)
         labels = moved(batch.labels, device)
         with precision.forward():
-            heads = _heads(run(student, inputs), teacher_outputs)
+            heads = heads_of(run(student, inputs), teacher_outputs)
         full = [map_tensors(head, precision.full) for head in heads]
         loss = torch.stack([recovery.loss(head, teacher_outputs, labels) for head in full]).mean()
         precision.step(loss, student, optimizer, MAX_GRADIENT_NORM)
@@ -114,7 +114,7 @@ def training_steps(
     precision.finish(student)
 
 
-def _heads(output: Tree, teacher_outputs: Tree) -> list[Tree]:
+def heads_of(output: Tree, teacher_outputs: Tree) -> list[Tree]:
     """Return the outputs to train: of one tensor, also extra heads that some networks have in training only.
 
     Raises

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from spaces.costs.factors import Factors, rank_of, ranks_of, shapes_of
 from spaces.network.cache import cached
 from spaces.network.layers import CONVOLUTIONS
+from spaces.network.stand_ins import StandIn
 
 if TYPE_CHECKING:
     from spaces.costs.factors import Numbers, Shapes
@@ -78,6 +79,7 @@ class Svd:
         reduce_GRIK, expand_GOR = cached(module, ("svd", seen), factors)
         rank = rank_of(reduce_GRIK.shape[1], fraction)
         return _chain(
+            module,
             reduce=_layer_like(module, reduce_GRIK[:, :rank]),
             expand=_pointwise(module, expand_GOR[:, :, :rank], bias=True),
         )
@@ -109,6 +111,7 @@ class SpatialSvd:
         reduce_GRIH, expand_GORW = cached(module, ("spatial svd", seen), factors)
         rank = rank_of(reduce_GRIH.shape[1], fraction)
         return _chain(
+            module,
             reduce=_layer_like(module, reduce_GRIH[:, :rank], along=0),
             expand=_layer_like(module, expand_GORW[:, :, :rank], along=1, bias=True),
         )
@@ -154,6 +157,7 @@ class Tucker2:
         reduce_GRI, core_GRRK, expand_GOR = cached(module, ("tucker", seen), factors)
         outer, inner = (rank_of(size, fraction) for size in core_GRRK.shape[1:3])
         return _chain(
+            module,
             reduce=_pointwise(module, reduce_GRI[:, :inner]),
             core=_layer_like(module, core_GRRK[:, :outer, :inner]),
             expand=_pointwise(module, expand_GOR[:, :, :outer], bias=True),
@@ -241,7 +245,7 @@ def _root_singular_values(squares: Tensor) -> Tensor:
     return squares.clamp_min(squares.amax(1, keepdim=True) * NOISE_FLOOR).clamp_min(NOISE_FLOOR).pow(0.25)
 
 
-class Factored(nn.Sequential):
+class Factored(StandIn, nn.Sequential):
     """The thinner layers that replace one layer, in order of execution."""
 
     @property
@@ -250,8 +254,8 @@ class Factored(nn.Sequential):
         return len(self)
 
 
-def _chain(**layers: nn.Module) -> Factored:
-    return Factored(OrderedDict(layers))
+def _chain(module: nn.Module, **layers: nn.Module) -> Factored:
+    return Factored(OrderedDict(layers)).stand_for(module, next(reversed(layers)))
 
 
 def _layer_like(module: nn.Module, weight_GOIK: Tensor, *, along: int | None = None, bias: bool = False) -> nn.Module:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from spaces.axes.grids import Grid, nearest, rounded, scales
 from spaces.network.layers import FLOAT_BITS, TRANSPOSED, along, run_layer, scale_outputs
+from spaces.network.stand_ins import StandIn
 from spaces.network.statistics import subsample
 
 SMALLEST_GAIN = 1e-12  # replaces a gain of zero, since a scale must not be zero
 CALIBRATION_CHUNK = 4096  # inputs that are rounded at all tried scales in one operation: they fit in the cache
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(StandIn):
     """A convolution or linear layer with rounded weights and inputs, for training.
 
     Parameters
@@ -36,6 +37,7 @@ class QuantizedLayer(nn.Module):
     def __init__(self, layer: nn.Module, weight_bits: int, activation_bits: int, grid: Grid) -> None:
         super().__init__()
         self.layer = layer
+        self.stand_for(layer, "layer")
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
         self.uniform = grid.uniform
@@ -117,7 +119,7 @@ class QuantizedLayer(nn.Module):
         return weight
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(StandIn):
     """The deployed layer: integer codes, scales, and explicit quantize and dequantize operations.
 
     An exporter finds the standard `quantized_decomposed` operations for inputs and for uniform levels, and
@@ -127,6 +129,7 @@ class PackedLayer(nn.Module):
     def __init__(self, trained: QuantizedLayer) -> None:
         super().__init__()
         self.layer = trained.layer
+        self.stand_for(trained, "layer")
         self.weight_bits = trained.weight_bits
         self.activation_bits = trained.activation_bits
         self.input_scale = float(trained.input_scale)

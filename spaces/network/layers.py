@@ -9,17 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
+from spaces.network.stand_ins import WithoutNorm
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CHANNEL_NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # with `num_features`
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 LAYER_TYPES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
-
-
-def without_norm(norm: nn.Module) -> nn.Module:
-    """Return the module that replaces a norm that is folded or left out: its activation, or an identity."""
-    return nn.Sequential(*norm.children()) if any(norm.children()) else nn.Identity()
 
 
 def is_plain_norm(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
@@ -30,7 +27,7 @@ def is_plain_norm(norm: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     plain = nn.functional.batch_norm(
         inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
     )
-    return torch.equal(without_norm(norm)(plain), output)
+    return torch.equal(WithoutNorm(norm)(plain), output)
 
 
 def count_holders(model: nn.Module) -> Counter[int]:

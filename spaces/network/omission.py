@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spaces.network.layers import CONVOLUTIONS, SHAPE_PRESERVING, replace_module, without_norm
+from spaces.network.layers import CONVOLUTIONS, SHAPE_PRESERVING, replace_module
+from spaces.network.stand_ins import WithoutNorm
 
 if TYPE_CHECKING:
     from spaces.network.anatomy import Branch
@@ -107,7 +108,7 @@ def _pass_input_through(model: nn.Module, branch: Branch) -> None:
         replace_module(model, name, PassThrough().train(layer.training))
     for name in branch.others:
         norm = model.get_submodule(name)
-        replace_module(model, name, without_norm(norm).train(norm.training))
+        replace_module(model, name, WithoutNorm(norm).train(norm.training))
 
 
 def _width(layer: nn.Module, side: str) -> int:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+NOT_ENTERED = frozenset({*sys.stdlib_module_names, "builtins", "torch", "numpy"} - {"__main__"})  # packages
 
 
 def tensors(tree: object) -> list[Tensor]:
@@ -28,3 +33,27 @@ def seeded_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # some networks draw random numbers in evaluation mode too
         return tensors(model(inputs))
+
+
+def reachable(values: Iterable[object]) -> Iterator[object]:
+    """Yield values and all that their containers and objects hold, each once; modules and tensors are not entered."""
+    seen: dict[int, object] = {}  # holding the objects prevents reuse of their ids
+    waiting = [*values]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        yield value
+        if isinstance(value, CONTAINERS):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, tuple | frozenset):
+            waiting += value
+        elif holds_state(value):
+            waiting += vars(value).values()
+
+
+def holds_state(value: object) -> bool:
+    """Whether it is an object of a class of the user or of another library, whose attributes may change."""
+    plain = not isinstance(value, type | Tensor | nn.Module) and hasattr(value, "__dict__")
+    return plain and type(value).__module__.partition(".")[0] not in NOT_ENTERED

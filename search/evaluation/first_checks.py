@@ -1,0 +1,118 @@
+"""What is checked before anything takes long: that the data are finite and alike, and that the teacher can be trained.
+
+A fault that only shows after the table and the draft, or in the test split at the end, costs hours.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from objectives.trees import PerExample, at, moved, run, shape_words
+from search.evaluation.label_checks import check_finite, check_labels, few
+from search.study.console import console
+from search.study.errors import UserError, raise_machine_fault
+from search.training.fine_tuning import heads_of
+from spaces.network.messages import first_line
+from spaces.network.normalizing import listed
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from objectives import Data
+    from objectives.data import Held
+    from spaces import Recovery
+
+TRIED_EXAMPLES = 4  # examples of the training step that is tried (chosen)
+TRIED_SEEDS = 3  # random seeds after which a weight without a gradient counts as out of reach (chosen)
+
+
+def check_split(name: str, examples: Data, train: Data, classes: int, ignored: int | None = None) -> None:
+    """Check that a split is like the training split, that its numbers are finite, and its labels the teacher's classes.
+
+    Parameters
+    ----------
+    name, examples
+        The split; of a stream, a few examples are looked at.
+    train
+        The training split, whose shapes and types the split must have.
+    classes
+        The number of the teacher's classes; with 0 labels are not classes.
+    ignored
+        The label of places without a class.
+
+    Raises
+    ------
+    UserError
+        If something does not fit; the message names the split and the first such example.
+    """
+    check_labels(name, examples, classes, ignored)
+    one, first = few(examples, 1), few(train, 1)
+    for what, own, wanted in (("inputs", one.inputs, first.inputs), ("labels", one.labels, first.labels)):
+        is_list = isinstance(own, PerExample)  # of boxes, whose number may differ
+        if not is_list and shape_words(at(own, slice(1))) != shape_words(at(wanted, slice(1))):
+            raise UserError(
+                f"all splits must have {what} of one shape and type, but one of the {name} split is "
+                f"{shape_words(own)}, of the training split {shape_words(wanted)}"
+            )
+    check_finite(name, examples)
+    if not examples.repeatable and name != "training":
+        console.print(
+            f"the transforms of the {name} split draw random numbers, so every measurement is another one; leave them "
+            "to the training split"
+        )
+
+
+def untrainable_note(model: nn.Module, examples: Held, recovery: Recovery, device: torch.device) -> str:
+    """Try one training step on a copy of the teacher; describe the weights that it does not reach, if there are any.
+
+    Parameters
+    ----------
+    model
+        The teacher, on the device; it is not changed.
+    examples, recovery
+        Examples of the training set, and the loss.
+    device
+        The device of the teacher.
+
+    Raises
+    ------
+    UserError
+        If the step fails, or reaches no weight.
+    """
+    tried = examples.head(TRIED_EXAMPLES)
+    inputs, labels = moved(tried.inputs, device), moved(tried.labels, device)
+    with torch.no_grad():
+        answers = run(model, inputs)
+    student = copy.deepcopy(model).train()
+    for seed in range(TRIED_SEEDS):  # a network may leave out layers at random
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                heads = heads_of(run(student, inputs), answers)
+                loss = torch.stack([recovery.loss(head, answers, labels) for head in heads]).mean()
+            if loss.requires_grad:
+                loss.backward()
+        except UserError:
+            raise
+        except Exception as error:
+            raise_machine_fault(error)
+            raise UserError(
+                f"candidates are trained, but the teacher fails in training mode on {len(tried)} examples: "
+                f"{type(error).__name__}: {first_line(error)}; its forward must also run after model.train()"
+            ) from error
+        missed = [name for name, weight in student.named_parameters() if weight.grad is None]
+        if not missed:
+            return ""
+    count = sum(1 for _ in student.parameters())
+    if len(missed) == count:
+        raise UserError(
+            "no gradient reaches any weight of the teacher, so no candidate could be trained: its forward runs under "
+            "torch.no_grad() or torch.inference_mode(), or detaches its output; remove that from the forward"
+        )
+    return (
+        f"no gradient reaches {len(missed)} of the {count} weights ({listed(missed)}): training leaves them as they "
+        "are, since the forward does not use them, or calls them under torch.no_grad()"
+    )

@@ -1,0 +1,247 @@
+"""The form in which a network enters: what the other parts of this package rely on holds from here on.
+
+A network comes as its author uses it: wrapped, frozen, at another precision, with norms for several devices, with a
+forward pass that leaves things on its modules. Here this is settled once, before the network is traced.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from spaces.network.computed_weights import store_computed_weights
+from spaces.network.copying import copied
+from spaces.network.forward_writes import UndoWrites, changed_buffers, restore, saved, writes
+from spaces.network.layers import BATCH_NORMS, replace_module
+from spaces.network.messages import first_line
+from spaces.network.rewriting import modules_to_rewrite, rewritten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FROZEN_NORM = {"weight", "bias", "running_mean", "running_var"}  # the buffers of a FrozenBatchNorm2d, in any library
+NORM_OF_DIMENSIONS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+NAMED = 3  # names in a sentence, at most (chosen)
+
+
+class Normalized(NamedTuple):
+    """A network in the form that can be compressed.
+
+    Attributes
+    ----------
+    model
+        A new network in evaluation mode, on the device of the example: without wrappers, with 32-bit floats, every
+        weight trainable, weights and BatchNorms plain, and a forward pass that leaves nothing on the modules.
+    notes
+        Sentences on what was changed that a user may not expect.
+    """
+
+    model: nn.Module
+    notes: tuple[str, ...]
+
+
+def normalized(model: nn.Module, example: Tensor) -> Normalized:
+    """Return a network in the form that can be compressed, with the same outputs; `model` is not changed.
+
+    Parameters
+    ----------
+    model
+        Any network that takes one tensor.
+    example
+        A batch of inputs, shape (B, ...); the network runs on the first two.
+
+    Raises
+    ------
+    ValueError
+        If the network cannot be copied, has layers without weights, or does not run on the example.
+    """
+    new = copied(model)
+    _ensure_initialized(new)
+    notes = [*_with_floats(new), *_trainable(new)]
+    _return_self(new)
+    new = new.to(example.device).eval()
+    notes += store_computed_weights(new)
+    _build_lazily(new, example[:2])
+    new = _with_batch_norms(new, example[:2])
+    _undo_writes(new, example[:2])
+    return Normalized(new, tuple(notes))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first names of many, and how many more there are."""
+    every = [name or "the network itself" for name in names]
+    more = len(every) - NAMED
+    return ", ".join(every[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _ensure_initialized(model: nn.Module) -> None:
+    """Check that every layer has its weights.
+
+    Raises
+    ------
+    ValueError
+        If a lazy layer was never run.
+    """
+    every = (*model.named_parameters(), *model.named_buffers())
+    lazy = dict.fromkeys(name.rpartition(".")[0] for name, tensor in every if is_lazy(tensor))
+    if lazy:
+        kinds = ", ".join(sorted({type(model.get_submodule(name)).__name__ for name in lazy}))
+        raise ValueError(
+            f"every layer must have its weights, but {listed(lazy)} ({kinds}) has none yet; load trained weights, or "
+            "run the network once before you train it; remove a layer that never runs"
+        )
+
+
+def _with_floats(model: nn.Module) -> list[str]:
+    """Convert all weights to 32-bit floats, in place, and those that were created in inference mode to usual ones."""
+    kinds = {
+        str(tensor.dtype).removeprefix("torch.")
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
+    }
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        model._apply(torch.clone)  # noqa: SLF001 - what `to` and `float` use; they do not copy equal tensors
+    if not kinds:
+        return []
+    model.float()
+    return [f"the network's {' and '.join(sorted(kinds))} weights are converted to 32-bit floats"]
+
+
+def _trainable(model: nn.Module) -> list[str]:
+    """Make every weight trainable, in place."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    total = sum(1 for _ in model.parameters())
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    note = (
+        f"{len(frozen)} of {total} weights are frozen (requires_grad=False) in the given network; candidates train "
+        "all; layers that the forward calls under torch.no_grad() stay as they are"
+    )
+    return [note] if frozen else []
+
+
+def _return_self(model: nn.Module) -> None:
+    """Let `train` and `eval` return the module, as torch's own do, where a class defines its own."""
+    for module in model.modules():
+        for name, with_return in (("train", _train), ("eval", _eval)):
+            if getattr(type(module), name) is not getattr(nn.Module, name):
+                setattr(module, name, types.MethodType(with_return, module))
+
+
+def _train(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: FBT001, FBT002 - the signature of torch
+    type(module).train(module, mode)
+    return module
+
+
+def _eval(module: nn.Module) -> nn.Module:
+    type(module).eval(module)
+    return module
+
+
+def _run(model: nn.Module, inputs: Tensor) -> None:
+    """Run a network in evaluation mode; random numbers are fixed.
+
+    Raises
+    ------
+    ValueError
+        If the forward pass fails.
+    """
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model(inputs)
+    except Exception as error:
+        raise ValueError(
+            f"the network must accept the example, but its forward failed on a tensor of shape (1, "
+            f"{', '.join(map(str, inputs.shape[1:]))}) and type {str(inputs.dtype).removeprefix('torch.')}: "
+            f"{first_line(error)}; pass an example of the shape that the network is used with"
+        ) from error
+
+
+def _build_lazily(model: nn.Module, inputs: Tensor) -> None:
+    """Run the network once, in place, to build what its first forward pass builds; else undo what that pass writes."""
+    before, names = saved(model), [name for name, _ in _parts(model)]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    _run(model, inputs)
+    if [name for name, _ in _parts(model)] != names:  # it built layers or weights, and may have noted that it did
+        return
+    restore(before)
+    with torch.no_grad():
+        for name in changed_buffers(model, buffers):
+            model.get_buffer(name).copy_(buffers[name])
+
+
+def _parts(model: nn.Module) -> list[tuple[str, object]]:
+    return [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
+
+
+def _undo_writes(model: nn.Module, inputs: Tensor) -> None:
+    """Find out what a forward pass writes on the modules, in both modes, and let the network undo it, in place."""
+    tried = copy.deepcopy(model)
+    buffers = {name: buffer.clone() for name, buffer in tried.named_buffers()}
+    before = saved(tried)
+    _run(tried, inputs)
+    changed = changed_buffers(tried, buffers)
+    found = writes(before)
+    if not found:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                tried.train()(torch.cat([inputs, inputs]))
+        except Exception:  # noqa: BLE001 - whether it can be trained is checked with the loss of the study
+            found = True  # so that nothing is left behind by chance
+        found = found or writes(before)
+    if found or changed:
+        UndoWrites(changed).attach(model)
+
+
+def _with_batch_norms(model: nn.Module, inputs: Tensor) -> nn.Module:
+    """Return the network with torch's BatchNorms in place of synchronized and of frozen ones, where outputs agree."""
+    names = modules_to_rewrite(model, _is_other_norm)
+    if not names:
+        return model
+    dimensions: dict[str, int] = {}
+    handles = [
+        model.get_submodule(aliases[0]).register_forward_pre_hook(
+            lambda _, given, name=aliases[0]: dimensions.update({name: given[0].dim()})
+        )
+        for aliases in names
+    ]
+    _run(model, inputs)
+    for handle in handles:
+        handle.remove()
+
+    def replace(root: nn.Module, paths: list[str]) -> None:
+        old = root.get_submodule(paths[0])
+        replace_module(root, paths[0], _batch_norm(old, dimensions[paths[0].partition(".")[2]]))
+
+    return rewritten(model, inputs, [aliases for aliases in names if aliases[0] in dimensions], replace)
+
+
+def _is_other_norm(module: nn.Module) -> bool:
+    if isinstance(module, _BatchNorm):
+        plain = isinstance(module, nn.SyncBatchNorm) or type(module).forward is _BatchNorm.forward
+        return plain and not isinstance(module, BATCH_NORMS)
+    return set(module._buffers) >= FROZEN_NORM and not module._parameters  # noqa: SLF001 - those of this module alone
+
+
+def _batch_norm(old: nn.Module, dimensions: int) -> nn.Module:
+    """Return torch's BatchNorm with the weights and statistics of another kind of BatchNorm."""
+    mean = old.running_mean
+    size = old.num_features if isinstance(old, _BatchNorm) else len(mean)  # type: ignore[arg-type]
+    new = NORM_OF_DIMENSIONS[dimensions](size, eps=float(getattr(old, "eps", 1e-5)))
+    for name in ("momentum", "track_running_stats", "affine"):
+        if hasattr(old, name):
+            setattr(new, name, getattr(old, name))
+    for name in ("weight", "bias"):
+        value: Tensor | None = getattr(old, name)
+        new.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        if hasattr(old, name):
+            setattr(new, name, getattr(old, name))
+    return new.to(old.weight.device if isinstance(old.weight, Tensor) else "cpu").train(old.training)
