@@ -8,21 +8,25 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from objectives.answers import device_of
+from objectives.flat import Flat, flat
+from objectives.trees import at, moved
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fvcore uses torch.jit.script at import
     from fvcore.nn import FlopCountAnalysis
 if TYPE_CHECKING:
-    from collections import Counter
+    from collections.abc import Mapping
 
     from torch import nn
+
+    from objectives.trees import Tree
 
 # Operators that fvcore estimates too. Only multiply-adds of convolutions and matrix products are counted here.
 NOT_COUNTED = (
@@ -61,7 +65,7 @@ WITHOUT_PRODUCTS = frozenset(f"aten::{name}" for name in (
 ))  # fmt: skip
 
 
-def count(model: nn.Module, example: Tensor) -> Counter[str]:
+def count(model: nn.Module, example: Tree) -> Counter[str]:
     """Return the multiply-adds of one example for every module with its submodules; the key "" is the network.
 
     Parameters
@@ -74,7 +78,7 @@ def count(model: nn.Module, example: Tensor) -> Counter[str]:
     return _analyzed(model, example)[0]
 
 
-def uncounted(model: nn.Module, example: Tensor) -> tuple[tuple[str, str], ...]:
+def uncounted(model: nn.Module, example: Tree) -> tuple[tuple[str, str], ...]:
     """Return the operators that may contain matrix products and are not counted, each with its innermost module.
 
     Parameters
@@ -98,17 +102,17 @@ def uncounted(model: nn.Module, example: Tensor) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(set(found)))
 
 
-def uncounted_words(model: nn.Module, example: Tensor) -> str:
+def uncounted_words(model: nn.Module, example: Tree) -> str:
     """Return one line that names the operators that are not counted; empty where there are none."""
     found = uncounted(model, example)
     named = ", ".join(f"{operator} in {name or 'the network itself'!r}" for operator, name in found)
     return f"multiply-adds leave out what cannot be counted: {named}" if found else ""
 
 
-def _analyzed(model: nn.Module, example: Tensor) -> tuple[Counter[str], dict[str, Counter[str]]]:
+def _analyzed(model: nn.Module, example: Tree) -> tuple[Counter[str], dict[str, Counter[str]]]:
     """Return the multiply-adds by module, and the operators without a handle by module, submodules included."""
-    traced = copy.deepcopy(model).eval()
-    analysis = FlopCountAnalysis(traced, example[:1].to(device_of(model)))
+    traced = flat(copy.deepcopy(model).eval(), moved(at(example, slice(1)), device_of(model)))
+    analysis = FlopCountAnalysis(traced.module, traced.example)
     analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
     analysis.tracer_warnings("none")
     for operation in NOT_COUNTED:
@@ -122,7 +126,15 @@ def _analyzed(model: nn.Module, example: Tensor) -> tuple[Counter[str], dict[str
             counts: Counter[str] = analysis.by_module()
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return counts, {name: analysis.unsupported_ops(name) for name in counts}
+    unsupported = {name: analysis.unsupported_ops(name) for name in counts}
+    if isinstance(traced.module, Flat):
+        return Counter(_without_wrapper(counts)), _without_wrapper(unsupported)
+    return counts, unsupported
+
+
+def _without_wrapper(by_module: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what belongs to the modules of a network that a `Flat` holds, by their names in the network."""
+    return {name.partition(".")[2]: value for name, value in by_module.items() if name}
 
 
 def _without_products(operator: str) -> bool:

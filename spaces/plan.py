@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from spaces.costs.frame import Frame
     from spaces.network.anatomy import Anatomy
+    from spaces.network.tensors import Inputs
 
 
 class Choice(NamedTuple):
@@ -40,7 +41,7 @@ class Choice(NamedTuple):
 class Step(Protocol):
     """One change of a network."""
 
-    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def apply(self, model: nn.Module, example: Inputs) -> nn.Module:
         """Return a new model; `model` is not changed.
 
         Parameters
@@ -88,7 +89,7 @@ class Sparing(Protocol):
 class Shared(Protocol):
     """A step after which later steps can start from one network, on which statistics and factors are cached."""
 
-    def shared(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def shared(self, model: nn.Module, example: Inputs) -> nn.Module:
         """Return the network that `apply` copies, the same object for the same network; it must not be changed."""
         ...
 
@@ -125,7 +126,7 @@ class Axis(Protocol):
 class Surveying(Protocol):
     """An axis that has to try something on the network before it knows what it can offer."""
 
-    def survey(self, model: nn.Module, example: Tensor, anatomy: Anatomy) -> Anatomy:
+    def survey(self, model: nn.Module, example: Inputs, anatomy: Anatomy) -> Anatomy:
         """Return the anatomy with what was found; `model` is not changed."""
         ...
 
@@ -152,7 +153,7 @@ class Plan:
     steps: tuple[Step, ...]
     recovery: Recovery
 
-    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def apply(self, model: nn.Module, example: Inputs) -> nn.Module:
         """Return the smaller network; `model` is not changed.
 
         Parameters
@@ -197,7 +198,7 @@ class Space:
     steps: tuple[Axis, ...]
     recovery: RecoveryAxis
 
-    def trace(self, model: nn.Module, example: Tensor) -> Anatomy:
+    def trace(self, model: nn.Module, example: Inputs) -> Anatomy:
         """Return the anatomy of a network, with all that these axes have to know.
 
         Parameters

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from objectives.flat import flat
 from objectives.runtimes import named
-from objectives.runtimes.flat import flat
 from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.trees import Tree, leaves, map_tensors, rebuilt, run
 

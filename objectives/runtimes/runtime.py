@@ -93,7 +93,7 @@ class Runtime(Protocol):
         Parameters
         ----------
         model
-            A finished model in eval mode, of any inputs and outputs (`objectives.runtimes.flat`); it is not changed.
+            A finished model in eval mode, of any inputs and outputs (`objectives.flat`); it is not changed.
         example
             A batch of inputs, usually the calibration inputs. Integer kernels also round tensors that the model does
             not round; the ranges for that are measured on this batch.

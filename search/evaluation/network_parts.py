@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from objectives.trees import leaves, length, run
 from search.costs.work import Ends
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
+
+    from objectives.trees import Tree
 
 LARGEST_SHARE = 0.25  # of the network's layers: the most that a part has (chosen)
 
@@ -26,13 +29,13 @@ class Part(NamedTuple):
     ends: Ends
 
 
-def ends_of(network: nn.Module, batch: Tensor) -> Ends:
+def ends_of(network: nn.Module, batch: Tree) -> Ends:
     """Return how many numbers of one example a network takes and returns."""
     with torch.no_grad():
-        return _ends(batch, network(batch))
+        return _ends(batch, run(network, batch))
 
 
-def drawn_parts(network: nn.Module, batch: Tensor, layers: Sequence[str], rng: np.random.Generator) -> Iterator[Part]:
+def drawn_parts(network: nn.Module, batch: Tree, layers: Sequence[str], rng: np.random.Generator) -> Iterator[Part]:
     """Yield each part of a network once, in random order: single layers and larger parts in turns.
 
     Parameters
@@ -54,7 +57,7 @@ def drawn_parts(network: nn.Module, batch: Tensor, layers: Sequence[str], rng: n
                 yield queue.pop()
 
 
-def _parts(network: nn.Module, batch: Tensor, layers: Sequence[str]) -> tuple[list[Part], list[Part]]:
+def _parts(network: nn.Module, batch: Tree, layers: Sequence[str]) -> tuple[list[Part], list[Part]]:
     """Return the modules with one layer, and those with several; of modules with the same layers, the outermost."""
     calls: dict[str, list[tuple[object, ...]]] = {}
     hooks = [
@@ -66,24 +69,23 @@ def _parts(network: nn.Module, batch: Tensor, layers: Sequence[str]) -> tuple[li
     ]
     try:
         with torch.no_grad():
-            network(batch)
+            run(network, batch)
     finally:
         for hook in hooks:
             hook.remove()
     found: dict[tuple[int, ...], Part] = {}
-    most = max(2, int(LARGEST_SHARE * len(layers)))
+    most, count = max(2, int(LARGEST_SHARE * len(layers))), length(batch)
     for name, module in network.named_modules():
         columns = tuple(at for at, layer in enumerate(layers) if f"{layer}.".startswith(f"{name}."))
         called = calls.get(name, [])
         tensors = called[0] if len(called) == 1 else ()
         if 0 < len(columns) <= most and columns not in found and len(tensors) == 2:  # noqa: PLR2004 - taken, returned
             taken, returned = tensors
-            if isinstance(taken, Tensor) and isinstance(returned, Tensor) and len(taken) == len(batch) == len(returned):
+            if isinstance(taken, Tensor) and isinstance(returned, Tensor) and len(taken) == count == len(returned):
                 found[columns] = Part(module, columns, taken, _ends(taken, returned))
     parts = list(found.values())
     return [part for part in parts if len(part.columns) == 1], [part for part in parts if len(part.columns) > 1]
 
 
-def _ends(taken: Tensor, returned: object) -> Ends:
-    numbers = returned.numel() / len(returned) if isinstance(returned, Tensor) else 0.0
-    return Ends(taken.numel() / len(taken), numbers)
+def _ends(taken: Tree, returned: Tree) -> Ends:
+    return Ends(*(sum(tensor[:1].numel() for tensor in leaves(tree) if tensor.dim()) for tree in (taken, returned)))

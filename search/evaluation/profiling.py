@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from objectives.objective import Partwise
+from objectives.trees import at, length
 from search.costs.coarse_work import coarse_work
 from search.costs.latency_model import LatencyModel, MeasuredParts, at_best_clock
 from search.costs.work import work
@@ -182,7 +183,7 @@ def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[Lat
     if isinstance(objective, Partwise):
         work_SF, milliseconds_S = PartsFile.of(objective).read()
         if len(milliseconds_S):
-            work_of = partial(work, ends=ends_of(context.subject.finished, context.subject.example[:2]))
+            work_of = partial(work, ends=ends_of(context.subject.finished, at(context.subject.example, slice(2))))
             measured = MeasuredParts(work_SF, milliseconds_S * objective.of_ms(1.0))
     costs = teacher * np.array([1.0, *(ratio for _, ratio in worked)])
     model = LatencyModel(objective.name, work_of, work_of(parts), costs, measured)
@@ -261,7 +262,7 @@ def _measure_parts(
     """
     frame, example = context.cost_model.frame, context.subject.example
     kept, parts = PartsFile.of(objective), architectures_of(frame, [plan]).parts()
-    batch = example[torch.arange(objective.batch) % len(example)]
+    batch = at(example, torch.arange(objective.batch) % (length(example) or 1))
     for part in drawn_parts(network, batch, list(frame.layers), np.random.default_rng(number)):
         try:
             milliseconds = objective.part_ms(part.module, part.inputs)

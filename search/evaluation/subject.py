@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from objectives.trees import leaves, map_tensors, moved
 from search.study.console import console
 from search.study.definition import fingerprint
 from search.study.errors import UserError
@@ -18,9 +19,10 @@ from spaces.network.normalizing import normalized
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from objectives.runtimes import Runtime
+    from objectives.trees import Tree
     from search.study.spec import StudySpec
     from spaces import Anatomy, Plan
 
@@ -48,7 +50,7 @@ class Subject:
     anatomy
         Its layers and groups of channels.
     example
-        The calibration inputs on the device, shape (calibration, ...).
+        The calibration inputs on the device, shape (calibration, ...), or several in a tuple or dict.
 
     Raises
     ------
@@ -58,8 +60,8 @@ class Subject:
 
     def __init__(self, spec: StudySpec, device: torch.device) -> None:
         self.device = device
-        self.example: Tensor = spec.example().to(device)
-        self._rough_examples: dict[int, Tensor] = {}  # kept, since statistics are cached by their identity
+        self.example: Tree = moved(spec.example(), device)
+        self._rough_examples: dict[int, Tree] = {}  # kept, since statistics are cached by their identity
         self._given = spec.teacher
         _check_inputs(self.example)
         try:
@@ -79,7 +81,7 @@ class Subject:
     def build_roughly(self, plan: Plan, count: int = ROUGH_INPUTS) -> nn.Module:
         """Return almost the same network, fitted on `count` inputs; used for the proxy losses of many plans."""
         if count not in self._rough_examples:
-            self._rough_examples[count] = self.example[:count].clone()
+            self._rough_examples[count] = map_tensors(self.example, lambda tensor: tensor[:count].clone())
         return plan.apply(self.model, self._rough_examples[count])
 
     def finish(self, model: nn.Module) -> nn.Module:
@@ -109,7 +111,7 @@ class Subject:
         ExportError
             If the runtime does not support the teacher.
         """
-        runtime.export(copy.deepcopy(self.finished).cpu(), self.example.cpu(), path)
+        runtime.export(copy.deepcopy(self.finished).cpu(), moved(self.example, "cpu"), path)
 
 
 def _substituted(value: Any, found: dict[int, Any]) -> Any:  # noqa: ANN401 - an objective, or a part of one
@@ -124,16 +126,17 @@ def _substituted(value: Any, found: dict[int, Any]) -> Any:  # noqa: ANN401 - an
     return found[id(value)]
 
 
-def _check_inputs(inputs: Tensor) -> None:
-    """Check that the calibration inputs are 32-bit floats or integers, and finite.
+def _check_inputs(inputs: Tree) -> None:
+    """Check that the calibration inputs are 32-bit floats, integers or truth values.
 
     Raises
     ------
     UserError
         If they are not.
     """
-    if not inputs.is_floating_point():
-        return
-    if inputs.dtype != torch.float32:
-        kind = str(inputs.dtype).removeprefix("torch.")
-        raise UserError(f"inputs must be 32-bit floats or integers, but got {kind}; pass inputs.float() to Examples")
+    for tensor in leaves(inputs):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(
+                f"inputs must be 32-bit floats or integers, but got {kind}; pass inputs.float() to Examples"
+            )

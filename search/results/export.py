@@ -8,6 +8,7 @@ import os
 import shutil
 import statistics
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
+from objectives.trees import moved, shapes_of
 from search.results.file_records import WEIGHTS_DIGEST, digest, outdated, read_record, record_path
 from search.results.plan_json import decode, encode
 from search.results.verification import Disagreement, verify
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from torch import Tensor, nn
 
+    from objectives.trees import Tree
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
     from spaces import Plan
 
 VERIFICATION_SECONDS = "verification_seconds"  # key of a record: wall and CPU seconds of export and verification
+REBUILT_WITH = 8  # inputs with which an exported network is rebuilt; their values do not matter
 PLAN_FILE, STATE_FILE, RECORD_FILE = "plan.json", "state.safetensors", "verification.json"
 
 
@@ -82,7 +86,7 @@ def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) 
         state = load_file(folder / STATE_FILE)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} must contain {PLAN_FILE} and {STATE_FILE} as export writes them: {error}") from error
-    example = torch.randn((8, *content["input_shape"]), generator=torch.Generator().manual_seed(0))
+    example = _example(content.get("inputs", {"shape": content["input_shape"], "type": "float32"}))
     plan = decode(content["plan"], kinds)
     try:
         return _built(plan, with_plain_layers(normalized(model, example).model, example), example, state)
@@ -103,6 +107,27 @@ def _built(plan: Plan, model: nn.Module, example: Tensor, state: dict[str, Tenso
     built.load_state_dict(state)
     built.eval()
     return built
+
+
+def _description(inputs: Tree) -> Any:  # noqa: ANN401 - JSON
+    """Return shapes and types of the inputs of a network, as JSON, from which `_example` makes inputs."""
+    if isinstance(inputs, tuple):
+        return [_description(part) for part in inputs]
+    if isinstance(inputs, Mapping):
+        return {"parts": {name: _description(part) for name, part in inputs.items()}}
+    return {"shape": list(inputs.shape[1:]), "type": str(inputs.dtype).removeprefix("torch.")}
+
+
+def _example(description: Any) -> Tree:  # noqa: ANN401 - JSON
+    """Return inputs that the network accepts: noise, and zeros where they are integers, such as tokens."""
+    if isinstance(description, list):
+        return tuple(_example(part) for part in description)
+    if "parts" in description:
+        return {name: _example(part) for name, part in description["parts"].items()}
+    dtype = getattr(torch, description["type"])
+    if not dtype.is_floating_point:
+        return torch.zeros((REBUILT_WITH, *description["shape"]), dtype=dtype)
+    return torch.randn((REBUILT_WITH, *description["shape"]), generator=torch.Generator().manual_seed(0))
 
 
 def verify_front(
@@ -131,7 +156,7 @@ def verify_front(
     bar
         Whether a progress bar is shown; there can be one at a time.
     """
-    spec, example = context.spec, context.subject.example.cpu()
+    spec, example = context.spec, moved(context.subject.example, "cpu")
     unverified = _unverified(members, context, folder)
     failures = []
     if elsewhere := [trial for trial, weights in unverified if not weights.exists()]:
@@ -272,7 +297,7 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
     """
     spec = context.spec
     plan, model = restored(trial, context, weights)
-    example, name = context.subject.example.cpu(), f"model.{spec.runtime.suffix}"
+    example, name = moved(context.subject.example, "cpu"), f"model.{spec.runtime.suffix}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.parent / f".{folder.name}-{os.getpid()}"
     unfinished.mkdir()
@@ -282,7 +307,7 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
         values = trial.user_attrs[VALUES]
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}
         content = {"plan": encode(plan), "words": plan.words(), "parameters": trial.params,
-                   "input_shape": list(example.shape[1:])}  # fmt: skip
+                   "input_shape": shapes_of(example), "inputs": _description(example)}  # fmt: skip
         save_json(unfinished / PLAN_FILE, content)
         save_json(unfinished / RECORD_FILE, record)
         save_state(model, unfinished / STATE_FILE)

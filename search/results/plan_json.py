@@ -17,13 +17,16 @@ KIND = "kind"  # key of a JSON object: the name of the class
 def encode(value: object) -> Any:  # noqa: ANN401 - any JSON value
     """Convert dataclasses to objects with their class name under `kind`, and tuples to lists; keep other JSON values.
 
+    Fields that are not in the text of a dataclass (`repr=False`) are the same in all plans of a study, such as the loss
+    of the task, and are left out.
+
     Raises
     ------
     UserError
         If a value has no JSON form, such as a tensor in a step of the user's own.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr}
         return {KIND: type(value).__name__, **fields}
     if isinstance(value, tuple):
         return [encode(item) for item in value]

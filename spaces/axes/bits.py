@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from optuna.trial import BaseTrial
-    from torch import Tensor, nn
+    from torch import nn
 
     from spaces.costs.architectures import Architectures
     from spaces.network.anatomy import Anatomy, Layer
+    from spaces.network.tensors import Inputs
 
 
 WEIGHT_BITS = Setting("weight_bits_NL", FLOAT_BITS)  # bits of a weight
@@ -53,7 +54,7 @@ class Quantize:
             _check("weight", weight, 2, f"layer {name!r}")
             _check("activation", activation, 2, f"layer {name!r}")
 
-    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def apply(self, model: nn.Module, example: Inputs) -> nn.Module:
         """Return a network with `QuantizedLayer`s; their scales minimize the squared error on the example."""
         quantized = copy.deepcopy(model)
         layers = dict(quantized.named_modules())
@@ -233,7 +234,7 @@ def _check(kind: str, bits: int, lowest: int, where: str) -> None:
         raise ValueError(f"{kind} bits must be from {lowest} to 8, or 32 for off, but got {bits} for {where}")
 
 
-def _calibrate(model: nn.Module, wrapped: Mapping[str, QuantizedLayer], example: Tensor) -> None:
+def _calibrate(model: nn.Module, wrapped: Mapping[str, QuantizedLayer], example: Inputs) -> None:
     """Calibrate every wrapper on the inputs of its layer, over all calls in one forward pass of the float model."""
     names = [name for name, layer in wrapped.items() if layer.activation_bits < FLOAT_BITS]
     for name, inputs in inputs_of(model, example, names).items():

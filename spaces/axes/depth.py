@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from optuna.trial import BaseTrial
-    from torch import Tensor, nn
+    from torch import nn
 
     from spaces.costs.architectures import Architectures
     from spaces.network.anatomy import Anatomy, Branch
+    from spaces.network.tensors import Inputs
 
 
 LAYER_KEPT = Setting("kept_NL", 1.0)  # 1 for a layer that is kept, 0 for one that is left out
@@ -45,7 +46,7 @@ class Skip:
     branches: tuple[tuple[Branch, bool], ...]
     refit: bool = True
 
-    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def apply(self, model: nn.Module, example: Inputs) -> nn.Module:
         """Return a network without these branches; its BatchNorm statistics are those of the example.
 
         The layers keep their names, as `ZeroOutput` or `PassThrough`, so that later steps find them.

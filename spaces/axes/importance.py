@@ -15,10 +15,12 @@ from spaces.axes.refit import columns_of
 from spaces.dependency.trace import trace
 from spaces.network.layers import EMBEDDINGS, TRANSPOSED
 from spaces.network.statistics import moments
+from spaces.network.tensors import run, tensors
 
 if TYPE_CHECKING:
     from spaces.network.anatomy import Group, Member
     from spaces.network.statistics import Moments
+    from spaces.network.tensors import Inputs
 
 
 # removals between two updates of the full matrices: with more, each removal takes longer; with fewer, the updates do
@@ -28,7 +30,7 @@ REMOVALS_PER_UPDATE = 32
 class Importance(Protocol):
     """A criterion that says which units of a group matter least."""
 
-    def order(self, model: nn.Module, example: Tensor, group: Group) -> tuple[int, ...]:
+    def order(self, model: nn.Module, example: Inputs, group: Group) -> tuple[int, ...]:
         """Return all units of the group in the order in which they are removed."""
         ...
 
@@ -50,7 +52,7 @@ class Magnitude:
         if self.norm not in {1, 2}:
             raise ValueError(f"norm must be 1 or 2, but got {self.norm}")
 
-    def order(self, model: nn.Module, example: Tensor, group: Group) -> tuple[int, ...]:  # noqa: ARG002 - weights only
+    def order(self, model: nn.Module, example: Inputs, group: Group) -> tuple[int, ...]:  # noqa: ARG002 - weights only
         """Return the units by the sum of their norms, smallest first; the norms of each layer are scaled to mean 1."""
         total = torch.zeros(group.units)
         for member in group.members:
@@ -78,7 +80,7 @@ class SecondOrder:
     keys, and groups whose consumers are all grouped convolutions fall back to `Magnitude`.
     """
 
-    def order(self, model: nn.Module, example: Tensor, group: Group) -> tuple[int, ...]:
+    def order(self, model: nn.Module, example: Inputs, group: Group) -> tuple[int, ...]:
         """Return the units in the order in which a greedy search removes them."""
         consumers = [_Consumer(model, member, seen) for member, seen in _dense_consumers(model, example, group)]
         if not consumers:
@@ -100,7 +102,7 @@ class SecondOrder:
         return tuple(removed)
 
 
-def _dense_consumers(model: nn.Module, example: Tensor, group: Group) -> list[tuple[Member, Moments]]:
+def _dense_consumers(model: nn.Module, example: Inputs, group: Group) -> list[tuple[Member, Moments]]:
     """Return the consumers that mix all of their inputs, with the moments of these inputs.
 
     The moments of all consumers of the network are measured in the same forward pass, for the other groups.
@@ -197,7 +199,7 @@ class Taylor:
     §2.2). Groups without consumers, such as queries and keys, fall back to `Magnitude`.
     """
 
-    def order(self, model: nn.Module, example: Tensor, group: Group) -> tuple[int, ...]:
+    def order(self, model: nn.Module, example: Inputs, group: Group) -> tuple[int, ...]:
         """Return the units by the sum of their Fisher scores over the consumers, smallest first."""
         if not group.consumers:
             return Magnitude().order(model, example, group)
@@ -208,7 +210,7 @@ class Taylor:
         return tuple(int(unit) for unit in total.argsort(stable=True))
 
 
-def _fisher(model: nn.Module, example: Tensor, name: str) -> Tensor:
+def _fisher(model: nn.Module, example: Inputs, name: str) -> Tensor:
     """Return the Fisher score of every input channel of the layer, shape (I,), with `I` input channels."""
     layer = model.get_submodule(name)
     activations: list[Tensor] = []
@@ -224,7 +226,7 @@ def _fisher(model: nn.Module, example: Tensor, name: str) -> Tensor:
     model.eval()
     try:
         with torch.enable_grad():
-            output = model(example).flatten(1)
+            output = torch.cat([x.flatten(1) for x in tensors(run(model, example)) if x.is_floating_point()], 1)
             labels = torch.multinomial(
                 output.detach().softmax(1).cpu(), 1, generator=torch.Generator().manual_seed(0)
             ).to(output.device)

@@ -16,18 +16,20 @@ from spaces.network.anatomy import select
 from spaces.network.cache import cached
 from spaces.network.cutting import cut, removed_positions
 from spaces.network.statistics import inherit, moments, reestimate
+from spaces.network.tensors import identity_of
 from spaces.plan import Choice, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from optuna.trial import BaseTrial
-    from torch import Tensor, nn
+    from torch import nn
 
     from spaces.costs.architectures import Architectures
     from spaces.costs.effects import Layers
     from spaces.costs.frame import Frame
     from spaces.network.anatomy import Anatomy, Group
+    from spaces.network.tensors import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Prune:
             if not 0 <= ratio < 1:
                 raise ValueError(f"ratio must be in [0, 1), but got {ratio} for group {name!r}")
 
-    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def apply(self, model: nn.Module, example: Inputs) -> nn.Module:
         """Return a network without those channels; its BatchNorm statistics are those of the example."""
         anatomy = trace(model, example)
         first_of = {later: first for first, later in self.joined}
@@ -96,11 +98,11 @@ class Prune:
         reestimate(smaller, example)
         return smaller
 
-    def _kept(self, model: nn.Module, example: Tensor, group: Group, count: int) -> tuple[int, ...]:
+    def _kept(self, model: nn.Module, example: Inputs, group: Group, count: int) -> tuple[int, ...]:
         """Return the `count` most important units of the group, ascending."""
         order = cached(
             model,
-            ("order", group.name, self.importance, example),
+            ("order", group.name, self.importance, identity_of(example)),
             lambda: self.importance.order(model, example, group),
         )
         return tuple(sorted(order[group.units - count :]))
@@ -240,7 +242,7 @@ def kept_units(units: int | np.ndarray, ratio: float | np.ndarray, round_to: int
     return kept if isinstance(units, np.ndarray) else int(kept)
 
 
-def _refit(model: nn.Module, smaller: nn.Module, example: Tensor, inputs: dict[str, set[int]]) -> None:
+def _refit(model: nn.Module, smaller: nn.Module, example: Inputs, inputs: dict[str, set[int]]) -> None:
     """Refit in place the weights that each layer keeps when it loses these input channels."""
     consumers = [member.layer for group in trace(model, example).groups for member in group.consumers]
     seen = moments(model, example, dict.fromkeys(consumers))

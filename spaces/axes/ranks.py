@@ -17,18 +17,20 @@ from spaces.network.layers import LAYER_TYPES, TRANSPOSED, replace_module
 from spaces.network.messages import unknown_name
 from spaces.network.omission import LEFT_OUT
 from spaces.network.statistics import moments, reestimate
+from spaces.network.tensors import some
 from spaces.plan import Choice, nearest_offered, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from optuna.trial import BaseTrial
-    from torch import Tensor, nn
+    from torch import nn
 
     from spaces.costs.architectures import Architectures
     from spaces.costs.effects import Layers
     from spaces.costs.frame import Frame
     from spaces.network.anatomy import Anatomy, Layer
+    from spaces.network.tensors import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Factorize:
             if not 0 < fraction <= 1:
                 raise ValueError(f"rank must be a fraction in (0, 1], but got {fraction} for layer {name!r}")
 
-    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def apply(self, model: nn.Module, example: Inputs) -> nn.Module:
         """Return a network with these layers split; its BatchNorm statistics are those of the example."""
         thinner = copy.deepcopy(model)
         layers = dict(thinner.named_modules())
@@ -85,7 +87,7 @@ class Factorize:
                 )
         if all(fraction == 1 for _, fraction in self.ranks):
             return thinner
-        current = {layer.name: layer for layer in layers_of(model, example[:1])}
+        current = {layer.name: layer for layer in layers_of(model, some(example, slice(1)))}
         selected = [
             (name, fraction, current[name])
             for name, fraction in self.ranks

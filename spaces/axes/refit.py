@@ -15,6 +15,8 @@ from spaces.network.statistics import DAMPING, Moments, show_rows
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from spaces.network.tensors import Inputs
+
 
 def refit(module: nn.Module, seen: Moments, removed: Sequence[int]) -> None:
     """Refit in place the weights of the kept inputs, by least squares, before the other inputs are removed.
@@ -49,7 +51,7 @@ def refit(module: nn.Module, seen: Moments, removed: Sequence[int]) -> None:
     weight.copy_(weight_of(full, weight, seen.block))
 
 
-def input_rows(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, tuple[Tensor, int]]:
+def input_rows(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict[str, tuple[Tensor, int]]:
     """Return a sample of the inputs of layers that mix channels, shape (G, N, D), with the block of their columns.
 
     Inputs of the same shape are sampled at the same positions, so that the rows of two networks correspond. Where a

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from torch import Tensor
 
 from spaces.costs.frame import NETWORK
 from spaces.dependency.input_sizes import try_input_sizes
@@ -14,18 +15,20 @@ from spaces.dependency.trace import known_anatomy, trace
 from spaces.network.cache import cached
 from spaces.network.resizing import InputResize, resize_input
 from spaces.network.statistics import reestimate
+from spaces.network.tensors import identity_of
 from spaces.plan import Choice, nearest_offered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from optuna.trial import BaseTrial
-    from torch import Tensor, nn
+    from torch import nn
 
     from spaces.costs.architectures import Architectures
     from spaces.costs.effects import Layers
     from spaces.costs.frame import Frame
     from spaces.network.anatomy import Anatomy
+    from spaces.network.tensors import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,11 @@ class Resize:
     share: float
     in_file: bool = True
 
-    def apply(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def apply(self, model: nn.Module, example: Inputs) -> nn.Module:
         """Return a network that resizes its input; its BatchNorm statistics are those of the resized example."""
         return copy.deepcopy(self._resized(model, example) if self.words() else model)
 
-    def shared(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def shared(self, model: nn.Module, example: Inputs) -> nn.Module:
         """Return the network that `apply` copies, so that later steps find their statistics of an earlier plan."""
         if not self.words():
             return model
@@ -81,14 +84,14 @@ class Resize:
         known_anatomy(resized, example, trace(model, self._input_resize.resized(example[:1])))
         return resized
 
-    def _resized(self, model: nn.Module, example: Tensor) -> nn.Module:
+    def _resized(self, model: nn.Module, example: Inputs) -> nn.Module:
         def resized() -> nn.Module:
             smaller = copy.deepcopy(model)
             resize_input(smaller, self._input_resize)
             reestimate(smaller, example)
             return smaller
 
-        return cached(model, ("resized", self._input_resize, example), resized)
+        return cached(model, ("resized", self._input_resize, identity_of(example)), resized)
 
     @property
     def _input_resize(self) -> InputResize:
@@ -155,9 +158,9 @@ class Resolution:
                 f"0 < lowest < 1 and 0 < step <= 1 - lowest must hold, but got lowest={self.lowest}, step={self.step}"
             )
 
-    def survey(self, model: nn.Module, example: Tensor, anatomy: Anatomy) -> Anatomy:
+    def survey(self, model: nn.Module, example: Inputs, anatomy: Anatomy) -> Anatomy:
         """Return the anatomy with every size that could be offered, tried on the network."""
-        whole = tuple(example.shape[2:])
+        whole = tuple(example.shape[2:]) if isinstance(example, Tensor) else ()
         sizes = dict.fromkeys(_scaled(whole, share) for share in self._shares())
         sizes.pop(whole, None)
         return replace(anatomy, sizes=try_input_sizes(model, example, anatomy, tuple(sizes)))

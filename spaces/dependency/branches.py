@@ -13,12 +13,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.network.anatomy import Branch
 from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, SHAPE_PRESERVING, count_holders, is_plain_norm
-from spaces.network.tensors import tensors
+from spaces.network.tensors import run, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from spaces.network.anatomy import Group, Joins, Layer
+    from spaces.network.tensors import Inputs
 
     # the groups of the channels of a (layer, side), and the channels of each of their units
     Channels = dict[tuple[str, str], list[tuple[Group, tuple[tuple[int, ...], ...]]]]
@@ -29,7 +30,7 @@ Sources = frozenset[str]  # names of the modules and bare parameters from which 
 
 
 def branches_of(
-    model: nn.Module, example: Tensor, layers: Sequence[Layer], groups: Sequence[Group]
+    model: nn.Module, example: Inputs, layers: Sequence[Layer], groups: Sequence[Group]
 ) -> tuple[Branch, ...]:
     """Return the branches that could be left out, in order of execution.
 
@@ -56,7 +57,7 @@ def branches_of(
     tracker = _SourceTracker(model)
     try:
         with torch.no_grad(), tracker:
-            model(tracker.mark_input(example))
+            run(model, tracker.mark_input(example))
     except Exception:  # noqa: BLE001 - an unusual network may raise anything; other axes still work
         return ()
     finally:
@@ -209,9 +210,10 @@ class _SourceTracker(TorchDispatchMode):
             if name.rpartition(".")[0] not in watched and "parametrizations" not in name
         }
 
-    def mark_input(self, example: Tensor) -> Tensor:
+    def mark_input(self, example: Inputs) -> Inputs:
         """Record the example as the input of the network, and return it."""
-        self._sources[example] = frozenset({NETWORK_INPUT})
+        for tensor in tensors(example):
+            self._sources[tensor] = frozenset({NETWORK_INPUT})
         return example
 
     def remove_hooks(self) -> None:

@@ -21,12 +21,13 @@ from spaces.dependency.redrawn import redrawn
 from spaces.network.anatomy import Refusal
 from spaces.network.cutting import cut
 from spaces.network.messages import first_line
-from spaces.network.tensors import seeded_outputs, tensors
+from spaces.network.tensors import moved, run, seeded_outputs, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from spaces.network.anatomy import Group, Member
+    from spaces.network.tensors import Inputs
 
     Cuts = list[tuple[Group, tuple[int, ...]]]  # groups, and the units of each that are kept
 
@@ -42,10 +43,10 @@ JOINT_TRIALS = 3  # trials in which all groups are cut
 LARGEST_CYCLE = 8  # of this many neighbouring groups, each is cut without each other one in some trial
 
 
-def has_random_outputs(model: nn.Module, example: Tensor) -> bool:
+def has_random_outputs(model: nn.Module, example: Inputs) -> bool:
     """Whether the outputs differ from call to call, so that no cut can be tried."""
     with torch.no_grad():
-        return difference(tensors(model(example)), tensors(model(example))) is not None
+        return difference(tensors(run(model, example)), tensors(run(model, example))) is not None
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,11 @@ class Trial:
 
     model: nn.Module
     drawn: nn.Module
-    example: Tensor
+    example: Inputs
     statistics: frozenset[tuple[str, int]]
 
     @classmethod
-    def of(cls, model: nn.Module, example: Tensor, statistics: frozenset[tuple[str, int]]) -> Trial:
+    def of(cls, model: nn.Module, example: Inputs, statistics: frozenset[tuple[str, int]]) -> Trial:
         """Draw other weights for a network."""
         with _without_fast_path(), WithoutStatistics(statistics):
             return cls(model, redrawn(model, example), example, statistics)
@@ -165,10 +166,10 @@ def _culprits(trial: Trial, cuts: Cuts, passed: Cuts, reason: str) -> tuple[Cuts
     return passed, errors
 
 
-def _shape_errors(model: nn.Module, example: Tensor, groups: Sequence[Group]) -> dict[str, str]:
+def _shape_errors(model: nn.Module, example: Inputs, groups: Sequence[Group]) -> dict[str, str]:
     """Cut each group alone on meta tensors, which is fast; return what is wrong with the output shapes, by group."""
     errors: dict[str, str] = {}
-    shape = example.to("meta")
+    shape = moved(example, "meta")
     with contextlib.suppress(Exception), torch.no_grad():  # networks that need values cannot run on meta tensors
         whole = tensors(light_copy(model, "meta")(shape))
         for group in groups:

@@ -17,13 +17,14 @@ from spaces.dependency.guesses import Followed, Guess, group_with_numbers
 from spaces.dependency.propagation import LabelPropagation
 from spaces.network.anatomy import Extent, Group, Member, Refusal
 from spaces.network.messages import first_line
-from spaces.network.tensors import tensors
+from spaces.network.tensors import run, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from spaces.dependency.label_sets import LabelClasses, LabelSets, Place
     from spaces.network.anatomy import Side
+    from spaces.network.tensors import Inputs
 
 # reasons of refusals
 ONLY_ALL_AT_ONCE = "they can only be removed all at once"
@@ -36,7 +37,7 @@ Reach = dict[tuple[str, "Side", int], list[int]]  # positions of a class of chan
 
 
 def channel_groups(
-    model: nn.Module, example: Tensor, order: Sequence[str]
+    model: nn.Module, example: Inputs, order: Sequence[str]
 ) -> tuple[tuple[Group, ...], tuple[Refusal, ...], tuple[Extent, ...]]:
     """Find the groups of channels, the layers whose channels cannot be removed, and the matrix products.
 
@@ -80,12 +81,12 @@ def channel_groups(
     return valid, refusals, _extents(followed.products, followed.sets.places, followed.classes.classes, valid)
 
 
-def _follow(model: nn.Module, example: Tensor, guess: Guess) -> Followed:
+def _follow(model: nn.Module, example: Inputs, guess: Guess) -> Followed:
     """Follow the channels through one forward pass."""
     followed = copy.deepcopy(model)
     propagation = LabelPropagation(followed, {number: options[-1].unit for number, options in guess.parts.items()})
     with torch.no_grad(), propagation:
-        outputs = tensors(followed(example))
+        outputs = tensors(run(followed, example))
     if not outputs:
         raise ValueError("no tensor was found in the output")
     ran, products = frozenset(name for name, _ in propagation.sets.places), tuple(propagation.products)
@@ -128,7 +129,7 @@ def _extents(
     return tuple(extents)
 
 
-def _training_outputs(propagation: LabelPropagation, followed: nn.Module, example: Tensor) -> list[Tensor]:
+def _training_outputs(propagation: LabelPropagation, followed: nn.Module, example: Inputs) -> list[Tensor]:
     """Follow modules that run only in training too, such as auxiliary heads; return the outputs in training mode."""
     if not propagation.idle:
         return []

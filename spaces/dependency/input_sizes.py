@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spaces.network.anatomy import Anatomy, Extent
+    from spaces.network.tensors import Inputs
 
 IMAGE_DIMENSIONS = 4  # batch, channels, height, width
 RESIZE_TOLERANCE = 1e-4  # relative to the largest output; only the rounding may differ
@@ -33,7 +34,7 @@ COUNTED_APART = (*LAYER_TYPES, nn.RNNBase, nn.RNNCellBase)
 
 
 def try_input_sizes(
-    model: nn.Module, example: Tensor, anatomy: Anatomy, sizes: Sequence[tuple[int, ...]]
+    model: nn.Module, example: Inputs, anatomy: Anatomy, sizes: Sequence[tuple[int, ...]]
 ) -> tuple[InputSize, ...]:
     """Return the size of the example, and each of the other sizes with what the network computes there.
 
@@ -51,6 +52,8 @@ def try_input_sizes(
     sizes
         Heights and widths to try.
     """
+    if not isinstance(example, Tensor):
+        return (InputSize((), refusal="only one image can be resized, but the network takes several inputs"),)
     whole, one = tuple(example.shape[2:]), example[:1]
     if example.dim() != IMAGE_DIMENSIONS or not example.is_floating_point():
         kind = str(example.dtype).removeprefix("torch.")
@@ -80,7 +83,7 @@ def try_input_sizes(
 
 
 def _reason_of_failure(
-    model: nn.Module, example: Tensor, size: tuple[int, ...], expected: Sequence[torch.Size]
+    model: nn.Module, example: Inputs, size: tuple[int, ...], expected: Sequence[torch.Size]
 ) -> str | None:
     """Run the network at another size, and a copy that resizes its input; return what is wrong, or None."""
     mismatches: list[str] = []
@@ -141,7 +144,7 @@ def _channels(extent: Extent) -> tuple[Any, ...]:
     return len(extent.sizes), extent.cuts, tuple(extent.sizes[dimension] for dimension, _, _ in extent.cuts)
 
 
-def _macs_outside(model: nn.Module, example: Tensor, products: Sequence[Extent]) -> int:
+def _macs_outside(model: nn.Module, example: Inputs, products: Sequence[Extent]) -> int:
     """Return the multiply-adds outside of layers and of these products."""
     counter = _MacCounter(model)
     try:

@@ -15,11 +15,13 @@ from spaces.network.tensors import seeded_outputs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from spaces.network.tensors import Inputs
+
 SEED = 0
 LEAST_DEVIATION = 1e-12
 
 
-def redrawn(model: nn.Module, example: Tensor) -> nn.Module:
+def redrawn(model: nn.Module, example: Inputs) -> nn.Module:
     """Return a copy whose weights are drawn anew, so that all layers matter, with outputs of standard deviation 1.
 
     Small weights hide what a cut does to attention, zeros hide a whole branch, and equal weights of a norm hide which

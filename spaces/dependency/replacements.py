@@ -13,13 +13,14 @@ from spaces.network.layers import computes_as_torch, has_plain_weight, replace_m
 from spaces.network.messages import first_line
 from spaces.network.omission import leave_out
 from spaces.network.statistics import reestimate
-from spaces.network.tensors import seeded_outputs, tensors
+from spaces.network.tensors import run, seeded_outputs, tensors
 from spaces.network.tried_layer import TriedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spaces.network.anatomy import Branch
+    from spaces.network.tensors import Inputs
 
 # reasons of refusals
 COMPUTED_WEIGHT = (
@@ -29,7 +30,7 @@ COMPUTED_WEIGHT = (
 REPLACEMENT_TRIED = "another module was put in its place, but"
 
 
-def irreplaceable_layers(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, str]:
+def irreplaceable_layers(model: nn.Module, example: Inputs, names: Sequence[str]) -> dict[str, str]:
     """Return the layers that cannot be replaced by a factorized or quantized one, and why.
 
     Parameters
@@ -58,7 +59,7 @@ def irreplaceable_layers(model: nn.Module, example: Tensor, names: Sequence[str]
     return reasons
 
 
-def _custom_forwards(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, str]:
+def _custom_forwards(model: nn.Module, example: Inputs, names: Sequence[str]) -> dict[str, str]:
     """Return the layers whose class computes something else than torch's, seen at the outputs of the layers.
 
     The outputs of the network would not reveal a layer that hardly changes them.
@@ -86,7 +87,7 @@ def _custom_forwards(model: nn.Module, example: Tensor, names: Sequence[str]) ->
 
 
 def _error_of_replacement(
-    model: nn.Module, example: Tensor, names: Sequence[str], expected: list[Tensor]
+    model: nn.Module, example: Inputs, names: Sequence[str], expected: list[Tensor]
 ) -> str | None:
     """Replace these layers by other modules; return what is wrong with the outputs, or None."""
     changed = light_copy(model)
@@ -100,7 +101,7 @@ def _error_of_replacement(
         return f"the forward pass failed: {first_line(error)}"
 
 
-def removable_branches(model: nn.Module, example: Tensor, branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
+def removable_branches(model: nn.Module, example: Inputs, branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
     """Return the branches without which the network runs in evaluation mode, with finite outputs of the same shape.
 
     Others fail: a norm of a custom class may take further inputs or change the shape; code may read a weight of the
@@ -109,7 +110,7 @@ def removable_branches(model: nn.Module, example: Tensor, branches: tuple[Branch
     if not branches:
         return ()
     with torch.no_grad():
-        shapes = [x.shape for x in tensors(model(example))]
+        shapes = [x.shape for x in tensors(run(model, example))]
 
     def runs_without(some: tuple[Branch, ...]) -> bool:
         try:
@@ -118,7 +119,7 @@ def removable_branches(model: nn.Module, example: Tensor, branches: tuple[Branch
                 leave_out(shallower, branch)
             reestimate(shallower, example)
             with torch.no_grad():
-                outputs = tensors(shallower.eval()(example))
+                outputs = tensors(run(shallower.eval(), example))
         except Exception:  # noqa: BLE001 - code that needs the branch may raise anything
             return False
         return [x.shape for x in outputs] == shapes and all(bool(x.isfinite().all()) for x in outputs)

@@ -12,41 +12,45 @@ from spaces.network.anatomy import Anatomy, Refusal
 from spaces.network.cache import cached
 from spaces.network.copying import compressible_copy
 from spaces.network.layer_runs import layers_of
+from spaces.network.tensors import moved, shapes_of, some
 from spaces.network.unfolded_recurrence import kept_recurrence
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+    from spaces.network.tensors import Inputs
 
 
-def trace(model: nn.Module, example: Tensor) -> Anatomy:
+def trace(model: nn.Module, example: Inputs) -> Anatomy:
     """Return the anatomy of `model`, traced on one example and cached until its weights change.
 
     Parameters
     ----------
     model
-        Any network that takes one tensor. It is not changed.
+        Any network. It is not changed.
     example
-        A batch of inputs, shape (B, ...); only the first is used.
+        A batch of inputs, shape (B, ...), or several in a tuple or dict; only the first example is used.
 
     Raises
     ------
     ValueError
         If the forward pass fails on the example.
     """
-    return cached(model, _key(example), lambda: _anatomy(model, example[:1]))
+    return cached(model, _key(example), lambda: _anatomy(model, some(example, slice(1))))
 
 
-def known_anatomy(model: nn.Module, example: Tensor, anatomy: Anatomy) -> None:
+def known_anatomy(model: nn.Module, example: Inputs, anatomy: Anatomy) -> None:
     """Let `trace` return this anatomy for a network that is known to have it, without tracing it again."""
     cached(model, _key(example), lambda: anatomy)
 
 
-def _key(example: Tensor) -> tuple[str, tuple[int, ...]]:
-    return "anatomy", tuple(example.shape[1:])
+def _key(example: Inputs) -> tuple[str, tuple[tuple[int, ...], ...]]:
+    return "anatomy", shapes_of(example)
 
 
-def _anatomy(model: nn.Module, example: Tensor) -> Anatomy:
-    traced, example = compressible_copy(model).eval().cpu(), example.cpu()  # the anatomy is the same on every device
+def _anatomy(model: nn.Module, example: Inputs) -> Anatomy:
+    # the anatomy is the same on every device
+    traced, example = compressible_copy(model).eval().cpu(), moved(example, "cpu")
     layers = layers_of(traced, example)
     reasons = irreplaceable_layers(traced, example, [layer.name for layer in layers if not layer.tied])
     layers = tuple(replace(layer, stays=reasons.get(layer.name, "")) for layer in layers)

@@ -16,9 +16,12 @@ from torch.utils._pytree import tree_leaves
 from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, is_plain_norm, replace_module, scale_outputs
 from spaces.network.stand_ins import WithoutNorm
 from spaces.network.statistics import forward_in_eval
+from spaces.network.tensors import run, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from spaces.network.tensors import Inputs
 
 FOLDING_TOLERANCE = 1e-3  # relative to the largest output; folding changes only roundings, which add up over layers
 
@@ -44,7 +47,7 @@ class TrainingForm(Protocol):
         ...
 
 
-def deployed(model: nn.Module, example: Tensor) -> nn.Module:
+def deployed(model: nn.Module, example: Inputs) -> nn.Module:
     """Return the deployed network in evaluation mode; `model` is not changed.
 
     Parameters
@@ -55,7 +58,7 @@ def deployed(model: nn.Module, example: Tensor) -> nn.Module:
         A batch of inputs, shape (B, ...). The network runs on the first two, to find which BatchNorm reads which
         convolution, and to check that folding does not change the outputs.
     """
-    inputs = example[:2]
+    inputs = some(example, slice(2))
     finished = copy.deepcopy(model).eval()
     finished = _fold_where_outputs_agree(finished, _foldable_pairs(finished, inputs), inputs)
     for name, module in list(finished.named_modules()):
@@ -64,7 +67,7 @@ def deployed(model: nn.Module, example: Tensor) -> nn.Module:
     return finished
 
 
-def _foldable_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
+def _foldable_pairs(model: nn.Module, example: Inputs) -> list[tuple[str, str]]:
     """Return (layer, BatchNorm) pairs where the norm reads the output tensor of the layer and both are called once."""
     producers: dict[int, tuple[str, Tensor]] = {}
     pairs: list[tuple[str, str]] = []
@@ -99,7 +102,7 @@ def _foldable_pairs(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     return [(convolution, norm) for convolution, norm in pairs if calls[convolution] == calls[norm] == 1]
 
 
-def _fold_where_outputs_agree(model: nn.Module, pairs: list[tuple[str, str]], example: Tensor) -> nn.Module:
+def _fold_where_outputs_agree(model: nn.Module, pairs: list[tuple[str, str]], example: Inputs) -> nn.Module:
     """Fold the pairs that keep the outputs, found by bisection: some layers are also read before their norm."""
     if not pairs:
         return model
@@ -137,7 +140,7 @@ def _fold(module: nn.Module, norm: nn.Module) -> None:
     module.scale_outputs(gain) if isinstance(module, TrainingForm) else scale_outputs(layer, gain)
 
 
-def _outputs_agree(model: nn.Module, folded: nn.Module, example: Tensor) -> bool:
+def _outputs_agree(model: nn.Module, folded: nn.Module, example: Inputs) -> bool:
     """Whether both give the same outputs with unrounded inputs; rounded ones near a tie may fall on either level.
 
     They do not where the forward fails without the norm, because it reads something that only a norm has.
@@ -150,7 +153,7 @@ def _outputs_agree(model: nn.Module, folded: nn.Module, example: Tensor) -> bool
                 module.stop_rounding_inputs()
         try:
             with torch.no_grad():
-                outputs.append([leaf for leaf in tree_leaves(unrounded(example)) if isinstance(leaf, Tensor)])
+                outputs.append([leaf for leaf in tree_leaves(run(unrounded, example)) if isinstance(leaf, Tensor)])
         except Exception:
             if network is model:
                 raise

@@ -11,12 +11,15 @@ from spaces.network.anatomy import Layer, Run
 from spaces.network.layers import CONVOLUTIONS, LAYER_TYPES, TRANSPOSED, count_holders
 from spaces.network.messages import first_line
 from spaces.network.statistics import forward_in_eval
+from spaces.network.tensors import shapes_of
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
+    from spaces.network.tensors import Inputs
 
-def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
+
+def layers_of(model: nn.Module, example: Inputs) -> tuple[Layer, ...]:
     """Return the layers that run on one example, shape (1, ...), in order of execution.
 
     Raises
@@ -41,9 +44,10 @@ def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
     try:
         forward_in_eval(model, example)
     except Exception as error:
+        shapes = ", ".join(str((1, *shape)) for shape in shapes_of(example))
         raise ValueError(
-            f"the network must accept the example, but its forward failed on a tensor of shape "
-            f"{tuple(example.shape)}: {first_line(error)}; pass an example of the shape that the network is used with"
+            f"the network must accept the example, but its forward failed on a tensor of shape {shapes}: "
+            f"{first_line(error)}; pass an example of the shape that the network is used with"
         ) from error
     finally:
         for handle in handles:

@@ -21,9 +21,12 @@ from spaces.network.forward_writes import UndoWrites, changed_buffers, restore, 
 from spaces.network.layers import BATCH_NORMS, replace_module
 from spaces.network.messages import first_line
 from spaces.network.rewriting import modules_to_rewrite, rewritten
+from spaces.network.tensors import run, some, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from spaces.network.tensors import Inputs
 
 FROZEN_NORM = {"weight", "bias", "running_mean", "running_var"}  # the buffers of a FrozenBatchNorm2d, in any library
 NORM_OF_DIMENSIONS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -46,7 +49,7 @@ class Normalized(NamedTuple):
     notes: tuple[str, ...]
 
 
-def normalized(model: nn.Module, example: Tensor) -> Normalized:
+def normalized(model: nn.Module, example: Inputs) -> Normalized:
     """Return a network in the form that can be compressed, with the same outputs; `model` is not changed.
 
     Parameters
@@ -65,11 +68,11 @@ def normalized(model: nn.Module, example: Tensor) -> Normalized:
     _ensure_initialized(new)
     notes = [*_with_floats(new), *_trainable(new)]
     _return_self(new)
-    new = new.to(example.device).eval()
+    new = new.to(tensors(example)[0].device).eval()
     notes += store_computed_weights(new)
-    _build_lazily(new, example[:2])
-    new = _with_batch_norms(new, example[:2])
-    _undo_writes(new, example[:2])
+    _build_lazily(new, some(example, slice(2)))
+    new = _with_batch_norms(new, some(example, slice(2)))
+    _undo_writes(new, some(example, slice(2)))
     return Normalized(new, tuple(notes))
 
 
@@ -155,7 +158,7 @@ def _run(model: nn.Module, inputs: Tensor) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model(inputs)
+            run(model, inputs)
     except Exception as error:
         raise ValueError(
             f"the network must accept the example, but its forward failed on a tensor of shape (1, "

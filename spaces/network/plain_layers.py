@@ -9,10 +9,12 @@ from spaces.network.unfolded_recurrence import unfold_recurrence
 from spaces.network.unfused_attention import unfuse_attention
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+    from spaces.network.tensors import Inputs
 
 
-def with_plain_layers(model: nn.Module, example: Tensor) -> nn.Module:
+def with_plain_layers(model: nn.Module, example: Inputs) -> nn.Module:
     """Return a network with the same outputs whose attention and recurrent layers consist of linear layers.
 
     Its convolutions do not pad their own inputs.

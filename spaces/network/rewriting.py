@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from spaces.network.layers import count_holders
-from spaces.network.tensors import seeded_outputs
+from spaces.network.tensors import seeded_outputs, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from spaces.network.tensors import Inputs
 
 REWRITING_TOLERANCE = 1e-4  # relative to the largest output; both compute the same sums, in another order
 
@@ -35,7 +37,7 @@ def modules_to_rewrite(model: nn.Module, wanted: Callable[[nn.Module], bool]) ->
 
 
 def rewritten(
-    model: nn.Module, example: Tensor, names: Sequence[Sequence[str]], replace: Callable[[nn.Module, list[str]], None]
+    model: nn.Module, example: Inputs, names: Sequence[Sequence[str]], replace: Callable[[nn.Module, list[str]], None]
 ) -> nn.Module:
     """Return a network in which modules are replaced where that does not change its outputs.
 
@@ -69,9 +71,9 @@ def rewritten(
     return new if good and _outputs_agree(new, example, expected) else model
 
 
-def outputs_in_eval(model: nn.Module, example: Tensor) -> list[Tensor]:
+def outputs_in_eval(model: nn.Module, example: Inputs) -> list[Tensor]:
     """Return the output tensors of a copy in evaluation mode, on the first two examples; random numbers are fixed."""
-    return seeded_outputs(copy.deepcopy(model).eval(), example[:2])
+    return seeded_outputs(copy.deepcopy(model).eval(), some(example, slice(2)))
 
 
 def _replaced(
@@ -90,7 +92,7 @@ def _not_replaced(*_: object, **__: object) -> None:
     raise RuntimeError("the network calls a module that was replaced")
 
 
-def _outputs_agree(model: nn.Module, example: Tensor, expected: Sequence[Tensor]) -> bool:
+def _outputs_agree(model: nn.Module, example: Inputs, expected: Sequence[Tensor]) -> bool:
     try:
         got = outputs_in_eval(model, example)
     except Exception:  # noqa: BLE001 - for example, code that reads the weights by their old names

@@ -19,12 +19,14 @@ from spaces.network.rewriting import REWRITING_TOLERANCE, modules_to_rewrite, ou
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from spaces.network.tensors import Inputs
+
 PADDINGS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: nn.ZeroPad1d, nn.Conv2d: nn.ZeroPad2d, nn.Conv3d: nn.ZeroPad3d,
 }  # fmt: skip
 
 
-def separate_padding(model: nn.Module, example: Tensor) -> nn.Module:
+def separate_padding(model: nn.Module, example: Inputs) -> nn.Module:
     """Return a network with the same outputs in which such convolutions are plain ones, behind a padding where needed.
 
     Parameters
@@ -58,7 +60,7 @@ def _pads_itself(module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS) and not computes_as_torch(module) and tensors <= {"weight", "bias"}
 
 
-def _paddings(model: nn.Module, example: Tensor, names: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
+def _paddings(model: nn.Module, example: Inputs, names: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
     """Return the padding of each convolution that computes nothing else, as `torch.nn.functional.pad` takes it."""
     found: dict[str, set[tuple[int, ...] | None]] = {aliases[0]: set() for aliases in names}
     handles = []

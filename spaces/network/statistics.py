@@ -17,11 +17,14 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 
 from spaces.network.cache import cached
 from spaces.network.layers import CHANNEL_NORMS, CONVOLUTIONS, LAYER_TYPES, computes_as_torch
+from spaces.network.tensors import count_of, identity_of, run, some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch.utils.hooks import RemovableHandle
+
+    from spaces.network.tensors import Inputs
 
 MOST_ROWS = 16384  # rows that moments are computed from; more would change them by less than the damping does
 MOST_COLUMNS = 1152  # columns: 128 channels of 3x3 kernels; above it the kernel positions are pooled
@@ -82,7 +85,7 @@ def _originals(model: nn.Module) -> list[tuple[nn.Module, Mapping[str, Iterable[
     return cached(model, "originals", list)
 
 
-def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, Moments]:
+def moments(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict[str, Moments]:
     """Measure the moments of the inputs of the named layers on a batch, once for each layer.
 
     Layers that read one channel per group are omitted: they mix no channels. The moments of a pruned network are
@@ -98,7 +101,7 @@ def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str
         Names of convolution or linear layers.
     """
     requested = list(names)
-    known: dict[str, Moments | None] = cached(model, ("moments", example), dict)
+    known: dict[str, Moments | None] = cached(model, ("moments", identity_of(example)), dict)
     missing = [name for name in dict.fromkeys(requested) if name not in known]
     for original, removed in _originals(model) if missing else ():
         inherited = moments(original, example, missing)
@@ -109,7 +112,7 @@ def moments(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str
     return {name: found for name in requested if (found := known[name]) is not None}
 
 
-def _measure_moments(model: nn.Module, example: Tensor, names: Sequence[str]) -> dict[str, Moments]:
+def _measure_moments(model: nn.Module, example: Inputs, names: Sequence[str]) -> dict[str, Moments]:
     sums: dict[str, tuple[int, Tensor, Tensor, int]] = {}
 
     def note(name: str, rows_GND: Tensor, block: int) -> None:
@@ -130,7 +133,7 @@ def _measure_moments(model: nn.Module, example: Tensor, names: Sequence[str]) ->
 
 
 def show_rows(
-    model: nn.Module, example: Tensor, names: Iterable[str], note: Callable[[str, Tensor, int], None]
+    model: nn.Module, example: Inputs, names: Iterable[str], note: Callable[[str, Tensor, int], None]
 ) -> None:
     """Run the model once and pass the inputs of layers that mix channels, at every call, to `note`.
 
@@ -190,21 +193,21 @@ def _by_group(rows: Tensor, groups: int) -> Tensor:
     return rows.reshape(len(rows), groups, -1).transpose(0, 1)
 
 
-def forward_in_eval(model: nn.Module, example: Tensor) -> None:
+def forward_in_eval(model: nn.Module, example: Inputs) -> None:
     """Run the model once in evaluation mode without gradients, then restore its mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
-            model(example)
+            run(model, example)
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
-def inputs_of(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+def inputs_of(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict[str, Tensor]:
     """Return a flat sample of the inputs of each layer; samples that `reestimate` took are reused."""
-    seen: dict[str, list[Tensor]] = cached(model, ("inputs", example), dict)
+    seen: dict[str, list[Tensor]] = cached(model, ("inputs", identity_of(example)), dict)
     missing = {name: model.get_submodule(name) for name in names if name not in seen}
     if missing:
         with _sampling_inputs(missing, seen):
@@ -245,14 +248,14 @@ def even_stride(count: int, most: int) -> int:
     return stride
 
 
-def reestimate(model: nn.Module, example: Tensor, batch: int = 256) -> None:
+def reestimate(model: nn.Module, example: Inputs, batch: int = 256) -> None:
     """Set the running statistics of every BatchNorm to those of the example, in place; do nothing if there is none.
 
     After an earlier layer has changed, the old statistics are wrong, and scores of the network are meaningless until
     they are estimated again (Li et al. 2020, EagleEye, arXiv:2007.02491).
     """
     norms = [m for m in model.modules() if isinstance(m, CHANNEL_NORMS) and m.track_running_stats]
-    if not norms or len(example) < 2:  # noqa: PLR2004 - one example has no variance
+    if not norms or count_of(example) < 2:  # noqa: PLR2004 - one example has no variance
         return
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
@@ -261,12 +264,11 @@ def reestimate(model: nn.Module, example: Tensor, batch: int = 256) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # None: the mean over all batches
         norm.train()
-    seen: dict[str, list[Tensor]] = cached(model, ("inputs", example), dict)
+    seen: dict[str, list[Tensor]] = cached(model, ("inputs", identity_of(example)), dict)
     seen.clear()
     with torch.no_grad(), _sampling_inputs(dict(model.named_modules()), seen):
-        for part in example.split(batch):
-            if len(part) > 1:
-                model(part)
+        for start in range(0, count_of(example) - 1, batch):  # a last batch of one example has no variance
+            run(model, some(example, slice(start, start + batch)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for module, mode in modes.items():

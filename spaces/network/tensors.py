@@ -1,4 +1,4 @@
-"""Find the tensors in nested containers."""
+"""Find the tensors in nested containers, and run networks that take several."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import dataclasses
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Inputs: TypeAlias = Any  # of a network: a tensor, or a tuple or dict of tensors, each with the examples first
 
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 NOT_ENTERED = frozenset({*sys.stdlib_module_names, "builtins", "torch", "numpy"} - {"__main__"})  # packages
@@ -28,11 +34,43 @@ def tensors(tree: object) -> list[Tensor]:
     return found
 
 
-def seeded_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def run(model: Callable[..., Any], inputs: Inputs) -> Any:  # noqa: ANN401 - whatever the network returns
+    """Return the outputs of a network; a tuple of inputs is passed by position, a dict by name."""
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def some(inputs: Inputs, chosen: slice) -> Inputs:
+    """Return the examples of a slice."""
+    return tree_map(lambda tensor: tensor[chosen], inputs)
+
+
+def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
+    """Return the inputs on a device."""
+    return tree_map(lambda tensor: tensor.to(device), inputs)
+
+
+def count_of(inputs: Inputs) -> int:
+    """Return the number of examples."""
+    return len(tensors(inputs)[0])
+
+
+def identity_of(inputs: Inputs) -> Tensor | tuple[Tensor, ...]:
+    """Return what stands for the inputs in the key of a cache: the tensors themselves."""
+    return inputs if isinstance(inputs, Tensor) else tuple(tensors(inputs))
+
+
+def shapes_of(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of one example of every tensor."""
+    return tuple(tuple(tensor.shape[1:]) for tensor in tensors(inputs))
+
+
+def seeded_outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Return the output tensors of a network, without gradients, the same ones in every call for the same network."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # some networks draw random numbers in evaluation mode too
-        return tensors(model(inputs))
+        return tensors(run(model, inputs))
 
 
 def reachable(values: Iterable[object]) -> Iterator[object]:

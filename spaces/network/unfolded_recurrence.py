@@ -11,15 +11,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from spaces.network.recurrent import Recurrent, RecurrentCell
 from spaces.network.rewriting import modules_to_rewrite, rewritten
+from spaces.network.tensors import run, some
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from spaces.network.tensors import Inputs
 
 SEQUENCE_KINDS = (nn.LSTM, nn.GRU, nn.RNN)
 CELL_KINDS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 
 
-def unfold_recurrence(model: nn.Module, example: Tensor) -> nn.Module:
+def unfold_recurrence(model: nn.Module, example: Inputs) -> nn.Module:
     """Return a network with the same outputs whose recurrent layers and cells consist of linear layers.
 
     Parameters
@@ -61,7 +62,7 @@ def _drop_states(root: nn.Module, aliases: list[str]) -> None:
         root.set_submodule(alias, new)
 
 
-def kept_recurrence(model: nn.Module, example: Tensor) -> dict[str, str]:
+def kept_recurrence(model: nn.Module, example: Inputs) -> dict[str, str]:
     """Return the recurrent modules of torch that a network still has, each with the reason why it was not replaced.
 
     Parameters
@@ -84,7 +85,7 @@ def kept_recurrence(model: nn.Module, example: Tensor) -> dict[str, str]:
     ]
     try:
         with torch.no_grad():
-            model(example[:1])
+            run(model, some(example, slice(1)))
     finally:
         for handle in handles:
             handle.remove()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,14 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 from spaces.network.layers import linear_of
 from spaces.network.rewriting import modules_to_rewrite, rewritten
 
+if TYPE_CHECKING:
+    from spaces.network.tensors import Inputs
+
 SHIFT_MASK = -100.0  # added to the score of tokens that are neighbours only by the shift; the value of torchvision
 WINDOW_CLASSES = ("torchvision.models.swin_transformer", ("ShiftedWindowAttention", "ShiftedWindowAttentionV2"))
 
 
-def unfuse_attention(model: nn.Module, example: Tensor) -> nn.Module:
+def unfuse_attention(model: nn.Module, example: Inputs) -> nn.Module:
     """Return a network with the same outputs in which attention calls its linear layers.
 
     Parameters

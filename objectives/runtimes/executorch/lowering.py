@@ -13,8 +13,8 @@ from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import CO
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from torch import fx
 
+from objectives.flat import flat
 from objectives.runtimes.executorch.packing import packing
-from objectives.runtimes.flat import flat
 from objectives.runtimes.passes.integers import (
     DEQUANTIZE,
     DEQUANTIZE_WEIGHT,

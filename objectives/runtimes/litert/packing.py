@@ -18,8 +18,8 @@ from ai_edge_litert.tools import flatbuffer_utils
 from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
 from litert_torch.quantize.quant_config import QuantConfig
 
+from objectives.flat import flat
 from objectives.runtimes.file_layout import pack_bits
-from objectives.runtimes.flat import flat
 from objectives.runtimes.passes.flatbuffers import serialize
 from objectives.runtimes.passes.integers import (
     DEQUANTIZE_WEIGHT,

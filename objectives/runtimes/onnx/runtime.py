@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from objectives.flat import NOT_IN_NAMES
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.flat import NOT_IN_NAMES
 from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode
 from objectives.trees import Tree, leaves
 

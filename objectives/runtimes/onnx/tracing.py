@@ -13,8 +13,8 @@ from onnxscript import ir, optimizer
 from onnxscript import opset21 as op
 from torch import Tensor, nn
 
+from objectives.flat import flat
 from objectives.layers import Looping
-from objectives.runtimes.flat import flat
 from objectives.runtimes.onnx.packing import needs_two_bits
 from objectives.runtimes.passes.zero_branches import remove_zero_branches
 from objectives.runtimes.runtime import export_error, silence

@@ -59,7 +59,7 @@ class Flat(nn.Module):
 def flat(model: nn.Module, example: Tree) -> FlatNetwork:
     """Return a network in evaluation mode as a function of tensors; one of one tensor stays as it is."""
     with torch.no_grad():
-        output = run(model, moved(at(example, slice(2)), device_of(model)))
+        output = run(model, moved(at(example, slice(1)), device_of(model)))
     is_flat = isinstance(example, Tensor) and isinstance(output, Tensor)
     module = model if is_flat else Flat(model, at(example, slice(1))).eval()
     inputs, outputs = _names("x", example), _names("y", output)

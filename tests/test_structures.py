@@ -1,0 +1,250 @@
+"""Studies of networks with several inputs and outputs, and of data that are streamed, from teacher to verified file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
+from torch.utils.data import DataLoader, Dataset
+
+from objectives import Agreement, Data, Examples, Latency, Limit, Macs, SizeBytes, Top1, answers
+from objectives.trees import leaves, run
+from search import Budget, Recipe, Splits, StudySpec
+from search.evaluation.reference import bounded, prepared
+from search.loop.run import run as search
+from search.proposals.defaults import resolved
+from search.results.confirm import confirm
+from search.results.export import export as export_files
+from search.results.export import rebuild, verify_front
+from search.study.files import state_path
+from search.study.front import front
+from search.study.storage import open_study
+from spaces import BitWidths, Imitations, PruneRatios, Ranks, Space, Temperatures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+VOID = 255
+STEPS = (PruneRatios(), Ranks(), BitWidths(weights=(4, 8), activations=(8,)))
+
+
+def fitted(net: nn.Module, data: Data, loss: Callable[[Any, Any], Tensor], passes: int = 12) -> nn.Module:
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    batches = data.training_batches(32, torch.Generator().manual_seed(0))
+    for _ in range(passes * data.steps(32)):
+        batch = next(batches)
+        optimizer.zero_grad()
+        loss(run(net, batch.inputs), batch.labels).backward()
+        optimizer.step()
+    return net.eval()
+
+
+class Both(nn.Module):
+    """A picture and numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picture, self.more = nn.Conv2d(1, 12, 3), nn.Conv2d(12, 12, 3)
+        self.numbers, self.head = nn.Linear(3, 16), nn.Linear(28, 3)
+
+    def forward(self, picture: Tensor, numbers: Tensor) -> Tensor:
+        seen = self.more(self.picture(picture).relu()).relu().mean((2, 3))
+        found: Tensor = self.head(torch.cat([seen, self.numbers(numbers).relu()], 1))
+        return found
+
+
+def both(count: int, seed: int) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    pictures = torch.randn(count, 1, 8, 8, generator=generator) + (labels == 0).float()[:, None, None, None]
+    numbers = torch.randn(count, 3, generator=generator) + 2 * F.one_hot(labels, 3)
+    return Examples((pictures, numbers), labels)
+
+
+def two_inputs() -> StudySpec:
+    torch.manual_seed(0)
+    splits = Splits(both(200, 0), both(80, 1), both(80, 2))
+    teacher = fitted(Both(), splits.train, F.cross_entropy)
+    return StudySpec(
+        "two-inputs", teacher, splits, Space(steps=STEPS, recovery=Temperatures()),
+        objectives=(Top1(splits.validation), SizeBytes()),
+        limits=(Limit(Macs(splits.validation.example()), of_teacher=0.8),),
+        recipe=Recipe(epochs=2, batch_size=32, learning_rate=5e-3), budget=Budget(4),
+    )  # fmt: skip
+
+
+class Segmenter(nn.Module):
+    """Class maps in a dict, with a second head that is there in training and in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.norm, self.head, self.aux = nn.BatchNorm2d(12), nn.Conv2d(12, 3, 1), nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        seen = self.first(x).relu()
+        return {"out": self.head(self.norm(self.second(seen)).relu()), "aux": self.aux(seen)}
+
+
+def maps(count: int, seed: int) -> Examples:
+    images = torch.randn(count, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
+    smooth = F.avg_pool2d(images, 3, 1, 1)[:, 0]
+    labels = (smooth > 0).long() + (smooth > 0.3).long()
+    labels[:, :2] = VOID
+    return Examples(images, labels)
+
+
+def loss_of_maps(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    main, aux = (F.cross_entropy(outputs[name], labels, ignore_index=VOID) for name in ("out", "aux"))
+    return main + 0.4 * aux
+
+
+@dataclass(frozen=True)
+class MeanIou:
+    """Mean intersection over union of three classes, in percent."""
+
+    examples: Data
+    name: ClassVar[str] = "miou_percent"
+    direction: ClassVar[str] = "maximize"
+    is_cost: ClassVar[bool] = False
+
+    def __call__(self, model: nn.Module) -> float:
+        both, either = torch.zeros(3), torch.zeros(3)
+        for outputs, labels in answers(model, self.examples):
+            found, counted = outputs["out"].argmax(1), labels != VOID
+            for one in range(3):
+                both[one] += ((found == one) & (labels == one) & counted).sum()
+                either[one] += (((found == one) | (labels == one)) & counted).sum()
+        return 100 * float((both / either).mean())
+
+    def on(self, examples: Data) -> MeanIou:
+        return replace(self, examples=examples)
+
+
+def dict_output() -> StudySpec:
+    torch.manual_seed(0)
+    splits = Splits(maps(96, 0), maps(32, 1), maps(32, 2))
+    return StudySpec(
+        "dict-output", fitted(Segmenter(), splits.train, loss_of_maps), splits,
+        Space(steps=STEPS, recovery=Imitations(loss=loss_of_maps)),
+        objectives=(MeanIou(splits.validation), SizeBytes()),  # type: ignore[arg-type]
+        recipe=Recipe(epochs=2, batch_size=32), budget=Budget(4),
+    )  # fmt: skip
+
+
+class Reader(nn.Module):
+    """Tokens and a mask, by name; answers of two kinds in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.middle = nn.Embedding(12, 16), nn.Linear(16, 24)
+        self.kind, self.length = nn.Linear(24, 3), nn.Linear(24, 1)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.middle((self.table(ids) * mask[..., None]).sum(1) / 6).relu()
+        return self.kind(seen), self.length(seen)
+
+
+def texts(count: int, seed: int) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 12, (count, 6), generator=generator)
+    mask = (torch.arange(6) < torch.randint(2, 7, (count, 1), generator=generator)).float()
+    kinds = ((ids < 4) * mask).sum(1).long().clamp(max=2)
+    return Examples({"ids": ids, "mask": mask}, (kinds, mask.sum(1, keepdim=True)))
+
+
+def loss_of_texts(outputs: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(outputs[0], labels[0]) + 0.1 * F.mse_loss(outputs[1], labels[1])
+
+
+@dataclass(frozen=True)
+class Right:
+    """Share of the right kinds, in percent."""
+
+    examples: Data
+    name: ClassVar[str] = "right_percent"
+    direction: ClassVar[str] = "maximize"
+    is_cost: ClassVar[bool] = False
+
+    def __call__(self, model: nn.Module) -> float:
+        found = [(kinds.argmax(1) == labels[0]).double().mean() for (kinds, _), labels in answers(model, self.examples)]
+        return 100 * float(torch.stack(found).mean())
+
+    def on(self, examples: Data) -> Right:
+        return replace(self, examples=examples)
+
+
+def tokens() -> StudySpec:
+    torch.manual_seed(0)
+    splits = Splits(texts(256, 0), texts(80, 1), texts(80, 2))
+    return StudySpec(
+        "tokens", fitted(Reader(), splits.train, loss_of_texts), splits,
+        Space(steps=STEPS, recovery=Imitations(loss=loss_of_texts)),
+        objectives=(Right(splits.validation), SizeBytes()),  # type: ignore[arg-type]
+        recipe=Recipe(epochs=2, batch_size=32, learning_rate=5e-3), budget=Budget(4),
+    )  # fmt: skip
+
+
+class Drawn(Dataset[Any]):
+    """Pictures in dicts, moved at random; without labels."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.pictures = both(count, seed).inputs[0]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.pictures[index].roll(int(torch.randint(3, ())), -1), "name": f"{index}.png"}
+
+
+def unlabelled() -> StudySpec:
+    """A stream without labels: the teacher alone is imitated, and agreement with it is measured."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(12, 3),
+    ).eval()  # fmt: skip
+    train = Examples.of(DataLoader(Drawn(160, 0), batch_size=32, shuffle=True, drop_last=True), inputs="image")
+    validation, test = (Examples(both(64, seed).inputs[0], None) for seed in (1, 2))
+    splits: Splits[Any] = Splits(train, validation, test)
+    return StudySpec(
+        "unlabelled", net, splits, Space(steps=STEPS, recovery=Temperatures()),
+        objectives=(Agreement(validation, net), SizeBytes()), recipe=Recipe(epochs=2, learning_rate=5e-3),
+        budget=Budget(4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", [two_inputs, dict_output, tokens, unlabelled])
+def test_a_study_of_any_structure_runs_from_teacher_to_verified_file(
+    spec: Callable[[], StudySpec], tmp_path: Path
+) -> None:
+    made = resolved(spec())
+    study = open_study(made, tmp_path, None, create=True)
+    context, reference = prepared(made, torch.device("cpu"), tmp_path)
+    context = bounded(study, context)
+    assert search(study, context, tmp_path)
+    members = front(study)
+    assert members
+    assert verify_front([(x, state_path(tmp_path, x.number)) for x in members[:1]], context, tmp_path, reference) == []
+    (record,) = confirm(members[:1], context, tmp_path, 1)
+    assert record[f"test_{made.objectives[0].name}"]["mean"] > 0
+    weights = state_path(tmp_path, members[0].number)
+    written = export_files(members[0], context, weights, tmp_path / "out", reference)
+    assert written["sqnr_db"] > 15
+    again, inputs = rebuild(made.teacher, tmp_path / "out"), made.splits.validation.example(3)
+    with torch.no_grad():
+        pairs = zip(leaves(run(again, inputs)), leaves(run(made.teacher, inputs)), strict=True)
+        assert all(one.shape == other.shape for one, other in pairs)
+
+
+def test_latency_of_a_network_with_several_inputs_is_measured() -> None:
+    net, inputs = Both().eval(), both(4, 0).inputs
+    latency = Latency(two_inputs().runtime, net, Examples(inputs, None).example(), rounds=6, block_ms=1.0)
+    assert latency.share(net) == pytest.approx(1, abs=0.4)
+    assert "float32 (1, 1, 8, 8)" in repr(latency)
