@@ -141,7 +141,7 @@ def net(kind: type[Net] = Net, *arguments: Any) -> Net:
     return scrambled(kind(*arguments)).eval() if kind is not ReturnsNothing else kind()
 
 
-def weight_normed() -> nn.Module:
+def weight_normed() -> Any:
     found: Any = net()
     with pytest.warns(FutureWarning):
         nn.utils.weight_norm(found.mid)
@@ -151,18 +151,18 @@ def weight_normed() -> nn.Module:
     return found
 
 
-def masked() -> nn.Module:
+def masked() -> Any:
     found: Any = net()
     nn.utils.prune.l1_unstructured(found.mid, "weight", 0.5)
     return found
 
 
-def in_inference() -> nn.Module:
+def in_inference() -> Any:
     with torch.inference_mode():
         return net()
 
 
-def partly_wrapped() -> nn.Module:
+def partly_wrapped() -> Any:
     found: Any = net()
     found.conv = nn.DataParallel(found.conv)
     return found
