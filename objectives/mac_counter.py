@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from objectives.examples import device_of
+from objectives.layers import Repeating
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # fvcore uses torch.jit.script at import
@@ -108,6 +109,9 @@ def uncounted_words(model: nn.Module, example: Tensor) -> str:
 def _analyzed(model: nn.Module, example: Tensor) -> tuple[Counter[str], dict[str, Counter[str]]]:
     """Return the multiply-adds by module, and the operators without a handle by module, submodules included."""
     traced = copy.deepcopy(model).eval()
+    for module in traced.modules():
+        if isinstance(module, Repeating):
+            module.at_once = True
     analysis = FlopCountAnalysis(traced, example[:1].to(device_of(model)))
     analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
     analysis.tracer_warnings("none")
