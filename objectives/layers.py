@@ -36,10 +36,19 @@ class LeftOut(Protocol):
 
 
 @runtime_checkable
-class Looping(Protocol):
-    """A module that repeats a step; while `loops` is set, it is captured as one loop instead of step by step."""
+class Repeating(Protocol):
+    """A module that repeats a step, as recurrent layers do.
+
+    Attributes
+    ----------
+    loops
+        Set to capture it as one loop instead of step by step.
+    at_once
+        Set to call its layers once for all steps: they do as much work, on other values.
+    """
 
     loops: bool
+    at_once: bool
 
 
 class Resize(Protocol):

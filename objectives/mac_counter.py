@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from objectives.answers import device_of
 from objectives.flat import Flat, flat
+from objectives.layers import Repeating
 from objectives.trees import at, moved
 
 with warnings.catch_warnings():
@@ -111,7 +112,11 @@ def uncounted_words(model: nn.Module, example: Tree) -> str:
 
 def _analyzed(model: nn.Module, example: Tree) -> tuple[Counter[str], dict[str, Counter[str]]]:
     """Return the multiply-adds by module, and the operators without a handle by module, submodules included."""
-    traced = flat(copy.deepcopy(model).eval(), moved(at(example, slice(1)), device_of(model)))
+    copied = copy.deepcopy(model).eval()
+    for module in copied.modules():
+        if isinstance(module, Repeating):
+            module.at_once = True
+    traced = flat(copied, moved(at(example, slice(1)), device_of(model)))
     analysis = FlopCountAnalysis(traced.module, traced.example)
     analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
     analysis.tracer_warnings("none")

@@ -1,6 +1,7 @@
-"""Studies of spoken digits for small boards: the Free Spoken Digit Dataset and a depthwise-separable network.
+"""Studies of spoken digits for small boards: Free Spoken Digit Dataset, depthwise-separable and recurrent networks.
 
 slimfront run studies/speech_digits.py:study --set data=FOLDER_OF_THE_RECORDINGS
+slimfront run studies/speech_digits.py:crnn --set data=FOLDER_OF_THE_RECORDINGS
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import wave
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +25,9 @@ from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.study.errors import UserError
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FOLDER_VARIABLE = "FSDD"  # environment variable with the folder of the .wav files
 CACHE = Path("runs/features")
@@ -61,6 +66,29 @@ def _separable(width: int) -> nn.Sequential:
     )
 
 
+class Crnn(nn.Module):
+    """Two convolutions and a gated recurrent layer in both directions (Arik et al. 2017, arXiv:1703.05390, §3)."""
+
+    def __init__(self, width: int = 32, units: int = 64, classes: int = 10) -> None:
+        super().__init__()
+        self.front = nn.Sequential(
+            nn.Conv2d(1, width, 5, 2, 2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, (1, 2), 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+        self.steps = nn.GRU(width * -(-MELS // 4), units, batch_first=True, bidirectional=True)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(2 * units, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits (B, 10) of log-mel features (B, 1, frames, mels)."""
+        steps, _ = self.steps(self.front(features).transpose(1, 2).flatten(2))
+        return self.head(self.drop(steps.mean(1)))  # type: ignore[no-any-return]
+
+
 def shift_and_mask(features: Tensor, generator: Generator) -> Tensor:
     """Return features (B, 1, T, M), shifted by up to 5 frames, with a stripe of frames and one of bands set to zero.
 
@@ -92,13 +120,28 @@ def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
     runtime
         The runtime that executes the files: onnx, litert, executorch or openvino.
     """
+    return _study("speech-digits", DsCnn, data, trials, runtime)
+
+
+def crnn(data: str = "", trials: int = 20, runtime: str = "onnx") -> StudySpec:
+    """Search as `study` does, for a network with a recurrent layer.
+
+    Parameters
+    ----------
+    data, trials, runtime
+        See `study`.
+    """
+    return _study("speech-crnn", Crnn, data, trials, runtime)
+
+
+def _study(name: str, network: Callable[[], nn.Module], data: str, trials: int, runtime: str) -> StudySpec:
     file_runtime = named(runtime)
     data_splits = splits(data)
     torch.manual_seed(0)
     recipe = Recipe(epochs=40, batch_size=64, learning_rate=4e-3, weight_decay=0.02, augment=shift_and_mask)
-    teacher = trained(DsCnn(), data_splits.train, recipe, smoothing=0.05)
+    teacher = trained(network(), data_splits.train, recipe, smoothing=0.05)
     return StudySpec(
-        name="speech-digits" if runtime == "onnx" else f"speech-digits-{runtime}",
+        name=name if runtime == "onnx" else f"{name}-{runtime}",
         teacher=teacher,
         splits=data_splits,
         space=Space(

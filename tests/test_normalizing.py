@@ -358,7 +358,7 @@ def test_weights_that_no_gradient_reaches_are_named(capsys: pytest.CaptureFixtur
         Context(small(nothing), Subject(small(nothing), torch.device("cpu")))
 
 
-def broken(what: str) -> Splits:
+def broken(what: str) -> Splits[Examples]:
     splits = small_study(1).splits
     inputs, labels = splits.validation.inputs.clone(), splits.validation.labels.clone()
     if what == "nan":

@@ -27,6 +27,7 @@ from spaces import (
     with_plain_layers,
 )
 from spaces.costs.frame import Frame
+from spaces.network import used_weights
 from spaces.network.recurrent import Recurrent, RecurrentCell
 from spaces.plan import architectures_of
 
@@ -245,7 +246,39 @@ class Direct(nn.Module):
         return self.head(torch.cat([last[-2], last[-1]], 1))  # type: ignore[no-any-return]
 
 
+class AfterConvolution(nn.Module):
+    """Reads the channels of a convolution at each step, and weighs the steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.rnn = nn.GRU(8 * FEATURES, UNITS, batch_first=True, bidirectional=True)
+        self.weigh, self.head = nn.Linear(2 * UNITS, 1), nn.Linear(2 * UNITS, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.rnn(self.conv(x[:, None]).transpose(1, 2).flatten(2))
+        return self.head((self.weigh(y).softmax(1) * y).sum(1))  # type: ignore[no-any-return]
+
+
+class Decodes(nn.Module):
+    """An encoder whose last state is the first of a decoder, which reads its own outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.cell = nn.LSTM(FEATURES, UNITS, batch_first=True), nn.LSTMCell(FEATURES, UNITS)
+        self.head = nn.Linear(UNITS, FEATURES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (h, c) = self.rnn(x)
+        h, c, y = h[0], c[0], x[:, -1]
+        for _ in range(3):
+            h, c = self.cell(y, (h, c))
+            y = self.head(h)
+        return y
+
+
 USES: dict[str, Any] = {
+    "after a convolution": AfterConvolution, "encoder and decoder": Decodes,
     "states of zeros": OwnStates, "a learned state": LearnedStart, "both last states": Direct,
     "LSTM cell": lambda: Cells(nn.LSTMCell), "GRU cell": lambda: Cells(nn.GRUCell),
     "RNN cell": lambda: Cells(nn.RNNCell),
@@ -260,7 +293,8 @@ def test_hidden_units_are_removed_however_the_states_are_used(name: str) -> None
     assert any(isinstance(module, (Recurrent, RecurrentCell)) for module in plain.modules())
     anatomy = trace(plain, X)
     acting = PruneRatios().acts_on(anatomy)
-    assert not [one for one in recurrent_layers(anatomy) if acting[one].startswith("no: ")]
+    assert not [one for one in recurrent_layers(anatomy) if acting[one].startswith("no: ") and one != "weigh"]
+    assert anatomy.branches == ()  # what a layer makes of its input cannot be left out
     built = deployed(everything(anatomy).apply(plain, X), X)
     assert Macs(X)(built) < 0.5 * Macs(X)(network)
     cells = [module for module in built.modules() if isinstance(module, RecurrentCell)]
@@ -319,6 +353,29 @@ class Derived(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])  # type: ignore[no-any-return]
 
 
+class Tokens(nn.Module):
+    """Reads tokens, and the last states of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.rnn = nn.LSTM(8, UNITS, 2, bidirectional=True)
+        self.head = nn.Linear(2 * UNITS, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        _, (last, _) = self.rnn(self.embedding(tokens).transpose(0, 1))
+        return self.head(last.view(2, 2, len(tokens), -1)[-1].transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_layers_whose_last_states_are_stacked_lose_the_same_number_of_units() -> None:
+    tokens = torch.randint(20, (8, STEPS))
+    plain = with_plain_layers(Tokens().eval(), tokens)
+    (group,) = trace(plain, tokens).groups
+    assert (group.units, len(group.producers)) == (UNITS, 8)
+    pruned = Plan((Prune(((group.name, 0.5),)),), RECOVERY).apply(plain, tokens)
+    assert pruned.get_parameter("rnn.l1_reverse.input.weight").shape == (4 * 8, 2 * 8)
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -358,8 +415,8 @@ def agreement(runtime: Runtime, network: nn.Module, path: Path, x: Tensor = X) -
 @pytest.mark.parametrize(
     "name", ["LSTM bidirectional", "LSTM projected", "GRU one layer", "RNN two both ways without bias"]
 )
-def test_an_onnx_file_has_the_operator_where_the_matrices_are_whole_and_a_loop_elsewhere(
-    name: str, tmp_path: Path
+def test_an_onnx_file_has_the_operator_or_a_loop_where_that_is_faster(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
     plain = with_plain_layers(reader(name), X)
@@ -368,11 +425,25 @@ def test_an_onnx_file_has_the_operator_where_the_matrices_are_whole_and_a_loop_e
     whole = Plan((pruned, Quantize(tuple((one, 4, 32) for one in recurrent_layers(anatomy)))), RECOVERY)
     directions = sum(1 for one in recurrent_layers(anatomy) if one.endswith(".hidden"))
     operator = "Scan" if name == "LSTM projected" else name.split(maxsplit=1)[0]
-    for plan, expected in ((whole, operator), (everything(anatomy), "Scan")):
+    for plan, saved, expected in (
+        (whole, 0, operator), (everything(anatomy), 150_000, operator), (everything(anatomy), 0, "Scan")
+    ):  # fmt: skip
+        monkeypatch.setattr(used_weights, "MACS_OF_LOOP", saved)
         built = deployed(plan.apply(plain, X), X)
         assert agreement(OnnxRuntime(), built, tmp_path / "net.onnx") > 100
         assert operators(tmp_path / "net.onnx").count(expected) == directions
         assert not any(getattr(module, "loops", False) for module in built.modules())
+
+
+def test_the_factors_of_a_recurrent_layer_are_stored_not_their_product(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    plain = with_plain_layers(reader("GRU one layer"), X)
+    thin = deployed(Plan((Factorize((("rnn.l0.hidden", 0.125),)),), RECOVERY).apply(plain, X), X)
+    for network in (plain, thin):
+        OnnxRuntime().export(network, X, tmp_path / f"{network is thin}.onnx")
+    saved = 4 * (3 * UNITS * UNITS - 2 * (UNITS + 3 * UNITS))
+    sizes = [(tmp_path / f"{is_thin}.onnx").stat().st_size for is_thin in (False, True)]
+    assert sizes[0] - sizes[1] > saved - 700  # of the nodes that reorder and multiply
 
 
 @pytest.mark.parametrize(

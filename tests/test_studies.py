@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from objectives import Macs, Parameters
+from objectives import Examples, Macs, Parameters
+from search import Splits
 from search.study.errors import UserError
+from spaces import with_plain_layers
 from studies import digits, fashion_mnist, moving_digits, speech_digits
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def test_the_teachers_have_the_documented_sizes() -> None:
     ]  # fmt: skip
     assert 1e6 < Macs(torch.zeros(1, 1, 8, 8))(digits.Net().eval()) < 1.4e6
     assert 5e6 < Macs(torch.zeros(1, 1, 49, 20))(speech_digits.DsCnn().eval()) < 6e6
+    assert 3e6 < Macs(torch.zeros(1, 1, 49, 20))(speech_digits.Crnn().eval()) < 4e6
 
 
 def test_augmented_images_are_shifted_and_mirrored_copies() -> None:
@@ -109,6 +112,18 @@ def test_recordings_are_split_by_their_index(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(speech_digits, "CACHE", tmp_path)
     data_splits = speech_digits.splits(folder)
     assert [len(part) for part in (data_splits.train, data_splits.validation, data_splits.test)] == [2400, 300, 300]
+
+
+def test_every_axis_acts_on_the_recurrent_layer_of_the_spoken_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = Examples(torch.randn(20, 1, 49, speech_digits.MELS), torch.arange(20) % 10)
+    monkeypatch.setattr(speech_digits, "splits", lambda _: Splits(some, some, some))
+    monkeypatch.setattr(speech_digits, "trained", lambda network, *_, **__: network.eval())
+    spec = speech_digits.crnn(runtime="onnx")
+    anatomy = spec.space.trace(with_plain_layers(spec.teacher, some.inputs), some.inputs)
+    inside = [layer.name for layer in anatomy.layers if layer.name.startswith("steps.")]
+    assert len(inside) == 4
+    for axis in spec.space.steps:
+        assert not [name for name in inside if axis.acts_on(anatomy)[name].startswith("no: ")]
 
 
 def test_digits_move_in_the_direction_of_their_label() -> None:

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.network.anatomy import Branch
 from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, SHAPE_PRESERVING, count_holders, is_plain_norm
+from spaces.network.recurrent import Direction
 from spaces.network.tensors import run, tensors
 
 if TYPE_CHECKING:
@@ -63,12 +64,19 @@ def branches_of(
     finally:
         tracker.remove_hooks()
     read_elsewhere, used_once = tracker.read_elsewhere, tracker.used_once
+    # the sum of what a recurrent layer makes of its input and of its state is no shortcut: it needs both
+    recurrent = {
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, Direction)
+        for part, _ in module.named_children()
+    }
     costs = {
         layer.name: layer.macs
         for layer in layers
         if len(layer.runs) == 1
         and not (layer.tied or layer.stays or layer.transposed)
-        and layer.name not in read_elsewhere
+        and layer.name not in read_elsewhere | recurrent
     }
     found: dict[Sources, None] = {}
     for left, right in tracker.sums:

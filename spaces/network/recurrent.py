@@ -12,8 +12,7 @@ projection if there is one, else H.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +21,9 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 from torch.utils._python_dispatch import _disable_current_modes
 
 from spaces.network.layers import linear_of
+from spaces.network.used_weights import Layer, factors_of, linear_in, unpacked, used_weight, whole_weight
 
-Layer = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]  # the hidden state, and for an LSTM the cell state
-
-
-@runtime_checkable
-class HasWeight(Protocol):
-    """A module in place of a linear layer that still multiplies its input by one matrix."""
-
-    def used_weight(self) -> Tensor | None:
-        """Return the matrix, shape (outputs, inputs); None if the module does more, such as rounding its inputs."""
-        ...
 
 
 class ZeroState(nn.Module):
@@ -67,27 +57,32 @@ class Direction(nn.Module):
         self.input, self.hidden = linear_of(weights[0], bias_input), linear_of(weights[1], bias_hidden)
         self.projection = linear_of(weights[2], None) if len(weights) > 2 else None  # noqa: PLR2004
         self.zeros = ZeroState()
-        self.loops = False  # set while a format captures the network that has loops (`objectives.layers.Looping`)
+        self.loops, self.at_once = False, False  # see `objectives.layers.Repeating`
 
     @property
     def state_width(self) -> int:
         """The number of features of the state that are left."""
-        return _linear_in(self.hidden).in_features
+        return linear_in(self.hidden).in_features
 
     @property
     def units(self) -> int:
         """The number of hidden units that are left."""
-        return self.state_width if self.projection is None else _linear_in(self.projection).in_features
+        return self.state_width if self.projection is None else linear_in(self.projection).in_features
 
     def forward(self, x_TBI: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Return the hidden states of all steps, shape (T, B, P), and the last state."""
         start = self.start(x_TBI, state)
         weights = self._weights()
         if weights is not None:
-            return _run(self.kind, _before_last(self.input, x_TBI), start, weights)
+            for factor in factors_of(self.input)[:-1]:
+                x_TBI = factor(x_TBI)
+            return _run(self.kind, x_TBI, start, weights)
         gates_TBG = self.input(x_TBI)
         if self.loops:
             return self._loop(gates_TBG, start)
+        if self.at_once:
+            states = self.step(gates_TBG, tuple(one.expand(len(x_TBI), *one.shape) for one in start))
+            return states[0], tuple(one[-1] for one in states)
         outputs = []
         for gates in gates_TBG.unbind(0):
             start = self.step(gates, start)
@@ -96,7 +91,7 @@ class Direction(nn.Module):
 
     def _loop(self, gates_TBG: Tensor, start: State) -> tuple[Tensor, State]:
         """Run all steps in a loop that a graph can contain; weights are unpacked before it."""
-        hidden, projection = _unpacked(self.hidden), None if self.projection is None else _unpacked(self.projection)
+        hidden, projection = unpacked(self.hidden), None if self.projection is None else unpacked(self.projection)
 
         def next_state(state: State, gates_BG: Tensor) -> tuple[State, Tensor]:
             state = _step(self.kind, gates_BG, state, hidden, projection)
@@ -127,14 +122,17 @@ class Direction(nn.Module):
 
         Nor can it where hooks wait for the calls of the layers; and no runtime has an operator with a projection.
         """
+        captured = torch.compiler.is_compiling()
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())  # noqa: SLF001
-        if hooked or (self.projection is not None and torch.compiler.is_compiling()):
+        if hooked or (self.projection is not None and captured):
             return None
-        layers = [_last(self.input), self.hidden, *([] if self.projection is None else [self.projection])]
-        weights = [weight for layer in layers if (weight := _used_weight(layer)) is not None]
-        if len(weights) < len(layers):
+        last, merged = factors_of(self.input)[-1], self.loops or not captured
+        repeated = [self.hidden] if self.projection is None else [self.hidden, self.projection]
+        found = [used_weight(last), *(whole_weight(layer) if merged else used_weight(layer) for layer in repeated)]
+        weights = [weight for weight in found if weight is not None]
+        if len(weights) < len(found):
             return None
-        biases = [bias for layer in layers[:2] if (bias := _linear_in(layer).bias) is not None]
+        biases = [bias for layer in (last, self.hidden) if (bias := linear_in(factors_of(layer)[-1]).bias) is not None]
         return [*weights[:2], *biases, *weights[2:]] if len(biases) != 1 else None
 
 
@@ -262,20 +260,6 @@ def _step(kind: str, gates_BG: Tensor, state: State, hidden: Layer, projection: 
     return (total.tanh() if kind == "RNN_TANH" else total.relu(),)
 
 
-def _unpacked(layer: nn.Module) -> Layer:
-    """Return a function that computes what a layer or its factors compute, from weights that are unpacked already."""
-    factors = list(layer.children()) if isinstance(layer, nn.Sequential) else [layer]
-    weights = [_used_weight(factor) for factor in factors]
-    biases = [_linear_in(factor).bias for factor in factors]
-
-    def run(x: Tensor) -> Tensor:
-        for factor, weight, bias in zip(factors, weights, biases, strict=True):
-            x = factor(x) if weight is None else F.linear(x, weight, bias)
-        return x
-
-    return run
-
-
 def _is_zero(state: Tensor, width: int) -> bool:
     """Whether a state is of another width, or of zeros; values cannot be read while a graph is captured."""
     if state.shape[-1] != width:
@@ -285,30 +269,6 @@ def _is_zero(state: Tensor, width: int) -> bool:
         return False
     with _disable_current_modes():  # modes that follow channels must not see this
         return not bool(state.any())
-
-
-def _used_weight(layer: nn.Module) -> Tensor | None:
-    """Return the matrix by which a layer multiplies its input; None if it does something else."""
-    if type(layer) is nn.Linear:
-        return layer.weight
-    return layer.used_weight() if isinstance(layer, HasWeight) else None
-
-
-def _linear_in(layer: nn.Module) -> nn.Linear:
-    """Return the first linear layer of what replaces a linear layer."""
-    return next(module for module in layer.modules() if isinstance(module, nn.Linear))
-
-
-def _last(layer: nn.Module) -> nn.Module:
-    """Return the last factor of a layer, or the layer itself."""
-    return list(layer.children())[-1] if isinstance(layer, nn.Sequential) else layer
-
-
-def _before_last(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return the input of the last factor of a layer."""
-    for factor in list(layer.children())[:-1] if isinstance(layer, nn.Sequential) else ():
-        x = factor(x)
-    return x
 
 
 def _run(kind: str, x_TBI: Tensor, start: State, weights: list[Tensor]) -> tuple[Tensor, State]:

@@ -14,7 +14,7 @@ from onnxscript import opset21 as op
 from torch import Tensor, nn
 
 from objectives.flat import flat
-from objectives.layers import Looping
+from objectives.layers import Repeating
 from objectives.runtimes.onnx.packing import needs_two_bits
 from objectives.runtimes.passes.zero_branches import remove_zero_branches
 from objectives.runtimes.runtime import export_error, silence
@@ -80,15 +80,15 @@ def _captured(
     model: nn.Module, two: tuple[Tensor, ...], dynamic: tuple[Any, ...], *, loops: bool
 ) -> nn.Module | torch.export.ExportedProgram:
     """Return the graph of ``model`` without branches of zeros, or ``model`` itself if it cannot be captured."""
-    looping = [module for module in model.modules() if isinstance(module, Looping)]
+    repeating = [module for module in model.modules() if isinstance(module, Repeating)]
     try:
-        for module in looping:
+        for module in repeating:
             module.loops = loops
         program = torch.export.export(model, two, dynamic_shapes=dynamic, strict=False)
     except Exception:  # noqa: BLE001 - the ONNX exporter tries other ways, and reports the error if it fails too
         return model
     finally:
-        for module in looping:
+        for module in repeating:
             module.loops = False
     remove_zero_branches(program.graph_module)
     return program
@@ -163,19 +163,27 @@ _TRANSLATIONS: dict[Any, Any] = {
 
 
 def _optimize(model: ir.Model) -> None:
-    """Fold constants and clean up ``model`` in place, but keep its integer weights.
+    """Fold constants and clean up ``model`` in place, but keep its integer weights and the factors of its weights.
 
-    Folding would turn them into floating-point constants, so they are made graph inputs during the optimization.
+    Folding would turn them into larger constants, so they are made graph inputs during the optimization.
     """
     graph = model.graph
     kinds = (ir.DataType.INT8, ir.DataType.UINT8)
-    hidden = [(name, value, value.const_value) for name, value in graph.initializers.items() if value.dtype in kinds]
+    stored = set(graph.initializers.values())
+    factors = {
+        one for node in graph if node.op_type == "MatMul" and stored.issuperset(node.inputs) for one in node.inputs
+    }
+    hidden = [
+        (name, value, value.const_value)
+        for name, value in graph.initializers.items()
+        if value.dtype in kinds or value in factors
+    ]
     for name, value, _ in hidden:
         graph.initializers.pop(name)
         graph.inputs.append(value)
         value.const_value = None
     optimizer.optimize(model)
-    for _, value, codes in hidden:
+    for _, value, constant in hidden:
         graph.inputs.remove(value)
-        value.const_value = codes
+        value.const_value = constant
         graph.register_initializer(value)
