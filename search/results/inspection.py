@@ -37,13 +37,13 @@ def inspection(spec: StudySpec, anatomy: Anatomy) -> pd.DataFrame:
             "shape": f"{layer.inputs}->{layer.outputs}"
             + (f" {'x'.join(map(str, layer.kernel))}" if layer.kernel else ""),
             "macs_percent": 100 * layer.macs / total,
-            **{axis: by_layer.get(layer.name, "no: unknown to this axis") for axis, by_layer in actions.items()},
+            **{axis: by_name.get(layer.name, "no: unknown to this axis") for axis, by_name in actions.items()},
         }
         for layer in anatomy.layers
     ]
     rows += [
         {"layer": name or "(the network itself)", "kind": kind, "shape": "", "macs_percent": None,
-         **dict.fromkeys(actions, "follows its neighbours")}
+         **{axis: by_name.get(name, "follows its neighbours") for axis, by_name in actions.items()}}
         for name, kind in anatomy.others
     ]  # fmt: skip
     return pd.DataFrame(rows)
