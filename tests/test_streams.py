@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from objectives import Parameters
 from search.costs.cost_model import CostModel
-from spaces import Prune, deployed, trace
+from spaces import Prune, PruneRatios, deployed, trace
 from spaces.network.cutting import cut
 from tests.random_plans import groups_that_can_be_cut, random_plans, refused
 
@@ -220,6 +220,7 @@ def test_an_embedding_alone_is_a_group_of_its_own() -> None:
     net = nn.Sequential(nn.Embedding(50, 32), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
     x = torch.randint(0, 50, (2, 6))
     assert groups_that_can_be_cut(net, x) == {"0": 32, "1": 64}
+    assert PruneRatios().acts_on(trace(net, x))["0"] == "8-32 of 32 units"
     assert Prune((("0", 0.5),)).apply(net, x)[0].weight.shape == (50, 16)  # type: ignore[index]
 
 

@@ -58,14 +58,15 @@ def inspection(spec: StudySpec, anatomy: Anatomy, counts: Mapping[str, float] | 
             "shape": f"{layer.inputs}->{layer.outputs}"
             + (f" {'x'.join(map(str, layer.kernel))}" if layer.kernel else ""),
             "macs_percent": 100 * layer.macs / total,
-            **{axis: by_layer.get(layer.name, f"{NO}unknown to this axis") for axis, by_layer in actions.items()},
+            **{axis: by_name.get(layer.name, f"{NO}unknown to this axis") for axis, by_name in actions.items()},
         }
         for layer in anatomy.layers
     ]
     rows += [
         {"layer": name or "(the network itself)", "kind": kind, "shape": "",
          "macs_percent": 100 * others[name] / total if others[name] else None,
-         **dict.fromkeys(actions, _words_of_other(name, kind, others[name], refused))}
+         **{axis: by_name.get(name, _words_of_other(name, kind, others[name], refused))
+            for axis, by_name in actions.items()}}
         for name, kind in anatomy.others
     ]  # fmt: skip
     products = total - in_layers - sum(others.values())

@@ -203,15 +203,14 @@ class PruneRatios:
         texts = {layer.name: "no: its channels belong to no group" for layer in anatomy.layers}
         texts |= {refusal.layer: f"no: {refusal.reason}" for refusal in anatomy.refusals}
         acting = {group.name for group in self._groups(anatomy)}
+        layers = set(texts)
         for group in anatomy.groups:
-            for name in group.producers:
-                if name not in texts:
-                    continue
+            for name in layers.intersection(group.producers) or {group.name}:  # an embedding is no layer
                 if group.name not in acting:
                     texts[name] = f"no: {group.name} is not among only={self.only}"
                     continue
                 least = kept_units(group.units, self._largest_ratio(), self.round_to)
-                others = [other for other in group.producers if other != name and other in texts]
+                others = [other for other in group.producers if other != name and other in layers]
                 tied = f", together with {', '.join(others)}" if others else ""
                 texts[name] = f"{least}-{group.units} of {group.units} units{tied}"
         return texts
