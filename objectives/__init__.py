@@ -10,6 +10,7 @@ from objectives.latency import Latency, LatencyShare
 from objectives.macs import Macs
 from objectives.objective import Limit, Metric, Objective
 from objectives.parameters import Parameters
+from objectives.scores import Score
 from objectives.size import SizeBytes
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Metric",
     "Objective",
     "Parameters",
+    "Score",
     "SizeBytes",
     "Top1",
     "TopK",

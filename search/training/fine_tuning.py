@@ -122,7 +122,7 @@ def heads_of(output: Tree, teacher_outputs: Tree) -> list[Tree]:
     UserError
         If no output has the teacher's shape.
     """
-    if isinstance(output, Tensor):
+    if isinstance(output, Tensor) or teacher_outputs is None:
         return [output]
     if not isinstance(teacher_outputs, Tensor):
         return [like(output, teacher_outputs)]

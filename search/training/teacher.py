@@ -17,6 +17,8 @@ from search.training.fine_tuning import TeacherOutputs, fine_tune
 from search.training.learning_rate import range_test
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from objectives import Data
@@ -49,10 +51,39 @@ class Labels:
 
 class _NoTeacher(TeacherOutputs):
     def outputs_of(self, inputs: Tree, keys: Tensor | None) -> Tree:  # noqa: ARG002
-        return torch.zeros(0)
+        return None
 
 
-def trained(model: nn.Module, train: Data, recipe: Recipe, *, seed: int = 0, smoothing: float = 0.0) -> nn.Module:
+class OfTask:
+    """The recovery of a network without a teacher, for any task.
+
+    Parameters
+    ----------
+    loss_of
+        The loss of the task, a function of outputs and labels.
+    """
+
+    def __init__(self, loss_of: Callable[[Tree, Tree], Tensor]) -> None:
+        self.loss_of = loss_of
+
+    def loss(self, student: Tree, teacher: Tree, labels: Tree) -> Tensor:  # noqa: ARG002 - there is no teacher
+        """Return the scalar loss."""
+        return self.loss_of(student, labels)
+
+    def words(self) -> str:
+        """Return the description for reports."""
+        return "labels only"
+
+
+def trained(
+    model: nn.Module,
+    train: Data,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    smoothing: float = 0.0,
+    loss: Callable[[Tree, Tree], Tensor] | None = None,
+) -> nn.Module:
     """Return `model` trained; the weights are loaded if the same model, data, recipe and seed were trained before.
 
     The weights are kept as safetensors in the folder named by the environment variable SLIMFRONT_TEACHERS, by default
@@ -66,16 +97,21 @@ def trained(model: nn.Module, train: Data, recipe: Recipe, *, seed: int = 0, smo
         The training set.
     recipe, seed, smoothing
         The recipe, the seed and the label smoothing (see `Labels`) of the training.
+    loss
+        The loss of the task, a function of outputs and labels; None for the cross-entropy.
     """
     class_name = type(model).__name__
-    rest = fingerprint(model), train, seed, smoothing
+    rest: tuple[object, ...] = (fingerprint(model), train, seed, smoothing)
+    if loss is not None:
+        rest += (loss.__qualname__,)
     path = _path(class_name, define_value(recipe), rest)
     for candidate in (path, _path(class_name, define_value_with_modules(recipe), rest)):  # the second: of version 0.1
         if candidate.exists():
             model.load_state_dict(load_file(candidate))
             return model.eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    arguments = _NoTeacher(model, train), train, Labels(smoothing)
+    recovery = Labels(smoothing) if loss is None else OfTask(loss)
+    arguments = _NoTeacher(model, train), train, recovery
     if recipe.learning_rate is None:
         recipe = recipe.at_rate(range_test(model, *arguments, recipe, seed))
     with track(f"training the teacher {class_name}") as progress:
