@@ -28,6 +28,7 @@ from search.study.errors import raise_machine_fault, reason_of
 from search.study.failed_plans import FIRST_FAILURES, FailedPlans
 from search.study.files import save_json
 from search.study.records import AHEAD, INEXACT, RELATIVE
+from spaces.network.messages import first_line
 from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
@@ -74,8 +75,9 @@ def fit_before_search(context: Context, seconds: float) -> None:
                 with context.cpu_profile.charge(MEASURING):
                     model, new = _fitted(context, objective, seconds)
             except Exception as error:  # noqa: BLE001 - a user's objective may raise anything; its trials report it too
+                raise_machine_fault(error)
                 console.print(
-                    f"{objective.name} is not predicted, because measuring a network failed: {reason_of(error)}"
+                    f"{objective.name} is not predicted, because measuring a network failed: {first_line(error)}"
                 )
                 continue
             if model is not None:
@@ -121,7 +123,7 @@ def measure_promising(
                         values = context.measure_costs(plan, context.subject.build_roughly(plan), modelled)
                 except Exception as error:  # noqa: BLE001 - a trial of the plan will report any error
                     reason = reason_of(error)
-                    console.print(f"a promising plan could not be measured ({plan.words()}): {reason}", markup=False)
+                    console.print(f"a promising plan could not be measured: {reason} ({plan.words()})", markup=False)
                     values = {}
                 context.measuring_seconds = time.process_time() - began
                 over_teacher = context.cost_model.over_teacher(values)
@@ -208,8 +210,8 @@ def _measured(
 
     Raises
     ------
-    UserError
-        If the first networks all fail.
+    Exception
+        The error of a network, if the first networks all fail.
     """
     subject = context.subject
     seconds = timing.teacher  # CPU time of the last network, without its parts
@@ -230,15 +232,15 @@ def _measured(
                     if too_long:
                         break
                 measuring = time.process_time()
-                ratio: float | None = _positive(objective(network) / teacher)
+                ratio: float | None = _positive(objective(network)) / teacher
                 worked += 1
                 context.measuring_seconds = seconds = time.process_time() - measuring + built - began
-            except Exception as error:  # noqa: BLE001 - a plan may fail in any way
+            except Exception as error:
                 failed.note(plan.words(), error)
+                if not worked and failed.reasons.total() >= FIRST_FAILURES:
+                    raise
                 ratio = None
             yield ratio
-            if failed.reasons.total() >= FIRST_FAILURES:
-                failed.ensure_some_work(worked)
             now = time.process_time()
             spent = (now - timing.began) / max(timing.until - timing.began, 1e-9)
             progress(max((number + 1) / PROFILED_NETWORKS, spent))
@@ -246,11 +248,11 @@ def _measured(
                 break
 
 
-def _positive(ratio: float) -> float:
-    """Return a cost over the teacher's; one that is not positive and finite cannot be predicted."""
-    if not 0 < ratio < math.inf:
-        raise ValueError(f"a cost must be positive and finite to be predicted, but it is {ratio} of the teacher's")
-    return ratio
+def _positive(cost: float) -> float:
+    """Return a cost; one that is not positive and finite cannot be predicted."""
+    if not 0 < cost < math.inf:
+        raise ValueError(f"a cost must be positive and finite to be predicted, but one network has {cost}")
+    return cost
 
 
 def _measure_parts(
