@@ -381,7 +381,7 @@ def test_layers_whose_last_states_are_stacked_lose_the_same_number_of_units() ->
     [
         (Packed, "packed sequences"),
         (Derived, "derived from torch's class"),
-        (ReadsWeights, "more of it than its outputs"),
+        (ReadsWeights, "reads more of GRU than its outputs"),
         (SharesWeights, "another module holds its weights"),
     ],
 )

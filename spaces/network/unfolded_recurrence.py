@@ -63,17 +63,20 @@ def _drop_states(root: nn.Module, aliases: list[str]) -> None:
 
 
 def kept_recurrence(model: nn.Module, example: Inputs) -> dict[str, str]:
-    """Return the recurrent modules of torch that a network still has, each with the reason why it was not replaced.
+    """Return the recurrent modules of torch that `unfold_recurrence` does not replace, each with the reason.
 
     Parameters
     ----------
     model
-        A network as `unfold_recurrence` returns it.
+        The network; it is not changed.
     example
         A batch of inputs, shape (B, ...); the network runs on the first.
     """
     kinds = (*SEQUENCE_KINDS, *CELL_KINDS)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    if modules:
+        unfolded = dict(unfold_recurrence(model, example).named_modules())
+        modules = {name: module for name, module in modules.items() if type(unfolded.get(name)) is type(module)}
     if not modules:
         return {}
     packed: set[str] = set()
@@ -104,7 +107,4 @@ def _reason(module: nn.Module, packed: bool, replaceable: bool) -> str:  # noqa:
         return f"{kind} is derived from torch's class, so what it computes is unknown"
     if not replaceable:
         return f"{kind} has hooks, or another module holds its weights too"
-    return (
-        f"{kind} hides its weights from all axes; `with_plain_layers` makes linear layers of it, unless the network "
-        "reads more of it than its outputs"
-    )
+    return f"the network reads more of {kind} than its outputs"
