@@ -129,8 +129,8 @@ def _extents(
 
 
 def _training_outputs(propagation: LabelPropagation, followed: nn.Module, example: Tensor) -> list[Tensor]:
-    """Follow modules that run only in training too, such as auxiliary heads; return the outputs in training mode."""
-    if not propagation.idle:
+    """Follow modules and bare parameters that are used only in training; return the outputs in training mode."""
+    if not propagation.idle and not propagation.unused_parameters:
         return []
     with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad(), propagation:
         return tensors(followed.train()(torch.cat([example, example])))
