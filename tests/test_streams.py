@@ -276,3 +276,22 @@ def test_frozen_statistics_are_cut_with_their_channels() -> None:
 
     net = nn.Sequential(nn.Conv2d(3, 8, 3), Frozen(), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     assert groups_that_can_be_cut(net, torch.randn(2, 3, 8, 8)) == {"0": 8}
+
+
+def test_a_parameter_that_is_written_over_tokens_in_training_is_cut_with_the_stream() -> None:
+    class Masked(nn.Module):  # as the hidden states of wav2vec 2.0
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.mid, self.head = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 8), nn.Linear(8, 3)
+            self.mask = nn.Parameter(torch.randn(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            if self.training:
+                x[torch.arange(x.shape[1])[None].expand(x.shape[:2]) % 2 == 0] = self.mask
+            return self.head(self.mid(x).relu().mean(1))  # type: ignore[no-any-return]
+
+    net = Masked().eval()
+    assert groups_that_can_be_cut(net, features()) == {"embed": WIDTH, "mid": 8}
+    smaller = Prune((("embed", 0.5),)).apply(net, features())
+    assert smaller.train()(features()).shape == (2, 3)

@@ -17,7 +17,7 @@ from spaces.dependency.guesses import Followed, Guess, group_with_numbers
 from spaces.dependency.propagation import LabelPropagation
 from spaces.network.anatomy import Extent, Group, Member, Refusal
 from spaces.network.messages import first_line
-from spaces.network.tensors import run, tensors
+from spaces.network.tensors import run, tensors, twice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -130,11 +130,11 @@ def _extents(
 
 
 def _training_outputs(propagation: LabelPropagation, followed: nn.Module, example: Inputs) -> list[Tensor]:
-    """Follow modules that run only in training too, such as auxiliary heads; return the outputs in training mode."""
-    if not propagation.idle:
+    """Follow modules and bare parameters that are used only in training; return the outputs in training mode."""
+    if not propagation.idle and not propagation.unused_parameters:
         return []
     with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad(), propagation:
-        return tensors(followed.train()(torch.cat([example, example])))
+        return tensors(run(followed.train(), twice(example)))
     return []
 
 

@@ -162,6 +162,19 @@ def _embedding(sets: LabelSets, call: Call) -> list[Tensor]:
     return [labels.expand(call.results[0].shape)]
 
 
+def _index_put(sets: LabelSets, call: Call) -> list[Tensor]:
+    """Write values at some positions, as masks of hidden states in training do; each has all channels."""
+    labels, values = call.labels_of(call.args[0]), call.labels_of(call.args[2])
+    indexed = sum(1 if i is None or i.dtype != torch.bool else i.dim() for i in call.args[1])
+    if values.numel() == 1:
+        return [labels]
+    if indexed >= labels.dim() or values.shape[-1:] != labels.shape[-1:]:
+        return fix(sets, call)
+    old, new = (sets.equalize(own, range(own.dim() - 1), call.reason).reshape(-1) for own in (labels, values))
+    sets.join(old, new, f"{call.reason} with {CONSTANT_OR_INPUT}")
+    return [labels]
+
+
 def _along_dimension(sets: LabelSets, call: Call) -> list[Tensor]:
     """Combine the values along one dimension and keep its size."""
     labels = call.labels[0]
@@ -180,6 +193,7 @@ OPERATION_RULES: dict[str, Rule] = {  # by name in ATen
     **NORM_RULES,
     **PRODUCT_RULES,
     "embedding": _embedding,
+    **dict.fromkeys(("index_put", "index_put_"), _index_put),
     **dict.fromkeys((
         "permute", "transpose", "t", "select", "unbind", "expand", "squeeze", "unsqueeze", "index", "index_select",
         "roll", "flip", "repeat", "unfold", "movedim", "narrow", "pixel_unshuffle", "tril", "triu",
@@ -201,6 +215,6 @@ OPERATION_RULES: dict[str, Rule] = {  # by name in ATen
           "upsample_bilinear", "upsample_bicubic", "upsample_trilinear") for n in (1, 2, 3) for rest in ("", "_aa")),
         "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d", "grid_sampler_2d", "grid_sampler_3d",
     ), _spatial),
-    **dict.fromkeys(("_softmax", "_log_softmax", "softmax", "cumsum", "sort"), _along_dimension),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "softmax", "cumsum", "sort"), _along_dimension),
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"), _no_labels),
 }  # fmt: skip

@@ -89,6 +89,13 @@ class LabelPropagation(TorchDispatchMode):
             if buffer.is_floating_point() and buffer.dim() and buffer.numel() <= LARGEST_BUFFER
         }
 
+    @property
+    def unused_parameters(self) -> list[str]:
+        """The bare parameters that nothing has read yet."""
+        held = self._layer_parameters | set(self._norm_parameters)
+        bare = [name for key, name in self._parameters.items() if key not in held and "parametrizations" not in name]
+        return [name for name in bare if (name, "") not in self.sets.places]
+
     def labels_of(self, tensor: Tensor) -> Tensor:
         """Return the labels of a tensor, with its shape."""
         if tensor in self._labels:

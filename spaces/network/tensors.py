@@ -46,6 +46,11 @@ def some(inputs: Inputs, chosen: slice) -> Inputs:
     return tree_map(lambda tensor: tensor[chosen], inputs)
 
 
+def twice(inputs: Inputs) -> Inputs:
+    """Return a batch with every example twice, as norms in training mode need several."""
+    return tree_map(lambda tensor: torch.cat([tensor, tensor]), inputs)
+
+
 def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
     """Return the inputs on a device."""
     return tree_map(lambda tensor: tensor.to(device), inputs)
