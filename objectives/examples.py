@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from objectives.data import Data
 
 DIGESTED = 256  # most examples of a digest of tensors in memory, evenly spaced (chosen)
-PROBED = 16  # examples that are read twice, to find out whether the transforms are random (chosen)
+PROBED = 16  # examples that are read first, and again, to find out whether the transforms are random (chosen)
 EMPTY = "a data source must give examples in every pass, but {} gave none; give a Dataset or a DataLoader"
 
 
@@ -171,6 +171,8 @@ class Stream:
         self._source, self._selectors, self._given_count = Source(source), (inputs, labels), count
         self._samples: dict[tuple[int, int], Examples] = {}
         self._found: dict[str, Any] = {}
+        if self._source.by_index:
+            self.sample(PROBED, 0)  # what cannot be used is reported where it is given
 
     def __len__(self) -> int:
         """Return the number of examples of one pass for measurements; count them if the source does not tell."""
