@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 SPACE = Space(steps=(PruneRatios(), Ranks(), BitWidths()), recovery=Temperatures())
 BRANCHES = {ZeroShortcut: 1, Mobile: 1, VisionTransformer: 3, ChannelsLast: 1, Paddings: 1, Ported: 2,
-            Einsum: 1, TorchTransformer: 4, FlowControl: 4, Shuffled: 2}  # fmt: skip
+            Einsum: 1, TorchTransformer: 4, FlowControl: 4, Shuffled: 2, Recurrent: 1}  # fmt: skip
 SLOW_TO_EXPORT = (VisionTransformer, Recurrent)
 TRAINING_ONLY = {"side.0", "side_head"}  # layers that run in training only
 
@@ -205,7 +205,6 @@ def test_in_training_all_heads_have_outputs_like_those_of_the_teacher(kind: type
 @pytest.mark.parametrize(("kind", "axis", "layer", "why"), [
     (Auxiliary, "PruneRatios", "head", "they are outputs of the network"),
     (DeepSupervision, "PruneRatios", "heads.low", "no weight of a layer reads them"),
-    (Recurrent, "PruneRatios", "two", "'gru' (GRU) cannot be cut"),
     (Reparametrized, "Ranks", "two", "torch.nn.utils.parametrize.remove_parametrizations makes it a parameter"),
     (Reparametrized, "PruneRatios", "four", "'head' (ParametrizedLinear) cannot be cut"),
 ])  # fmt: skip
