@@ -59,8 +59,16 @@ class Source:
         self.name = type(given).__name__
 
     @property
+    def _usual(self) -> BatchSampler | None:
+        """The batch sampler of a loader that makes batches of a sampler as torch does; None for all else."""
+        sampler = None if self.loader is None or not self.by_index else self.loader.batch_sampler
+        return sampler if type(sampler) is BatchSampler else None
+
+    @property
     def batch_size(self) -> int | None:
         """The batch size of a loader, the mean one where it has a batch sampler of its own; None without a loader."""
+        if self._usual is not None:
+            return int(self._usual.batch_size)
         if self.loader is None or self.loader.batch_size is not None:
             return None if self.loader is None else self.loader.batch_size
         batches, examples = self.batch_count(), self.count()
@@ -77,9 +85,7 @@ class Source:
             return _length(self.dataset) if isinstance(self.dataset, IterableDataset) else None
         if self.loader is None:
             return len(self.dataset)
-        if type(self.loader.batch_sampler) is BatchSampler:
-            return _length(self.loader.sampler)
-        return None  # the dataset, or a sampler of its own, makes the batches
+        return None if self._usual is None else _length(self._usual.sampler)
 
     def batch_count(self) -> int | None:
         """Return the number of batches of a pass for training, as a loader has them; None without a loader."""
@@ -87,19 +93,19 @@ class Source:
 
     def once(self, size: int) -> Iterator[Any]:
         """Yield batches of all examples once, without those that a loader adds or drops for training."""
-        loader = self.loader
+        loader, usual = self.loader, self._usual
         if loader is None:
             if not self.by_index and not isinstance(self.dataset, IterableDataset):
                 yield from self.dataset
             else:
                 yield from DataLoader(self.dataset, batch_size=size, collate_fn=collated)
-        elif loader.batch_size is None:  # the dataset, or a sampler of its own, makes the batches
-            yield from loader
+        elif usual is None and (self.by_index or loader.batch_size is None):
+            yield from loader  # the dataset, or a sampler of its own, makes the batches
         else:
             settings = self._workers(loader) | {"generator": torch.Generator()}  # the global one is that of a training
-            if self.by_index:
-                settings["sampler"] = _in_order(loader.sampler, self.dataset)
-            yield from DataLoader(self.dataset, loader.batch_size, collate_fn=self._collate(), **settings)
+            if usual is not None:
+                settings["sampler"] = _in_order(usual.sampler, self.dataset)
+            yield from DataLoader(self.dataset, self.batch_size, collate_fn=self._collate(), **settings)
 
     def passes(self, size: int, generator: torch.Generator) -> Iterator[Iterator[tuple[Tensor | None, Any]]]:
         """Yield passes for training, each of which yields places and batches; the places are None where unknown."""
@@ -126,13 +132,12 @@ class Source:
         """Return the keys of the examples that the source may give: all, or those that the loader's sampler chooses."""
         if self.loader is None:
             return range(len(self.dataset))
-        sampler = self.loader.batch_sampler
-        if type(sampler) is not BatchSampler:  # it makes the batches in its own way
-            assert sampler is not None
-            return sorted(set(itertools.chain(*sampler)))
-        if isinstance(self.loader.sampler, RandomSampler | SequentialSampler):
+        if self._usual is None:
+            assert self.loader.batch_sampler is not None
+            return sorted(set(itertools.chain(*self.loader.batch_sampler)))
+        if isinstance(self._usual.sampler, RandomSampler | SequentialSampler):
             return range(len(self.dataset))
-        return sorted(set(self.loader.sampler))
+        return sorted(set(self._usual.sampler))
 
     def _collate(self) -> Callable[[list[Any]], Any]:
         own = None if self.loader is None else self.loader.collate_fn

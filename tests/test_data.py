@@ -16,6 +16,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
@@ -74,6 +75,9 @@ SOURCES: dict[str, Callable[[], Any]] = {
     "a dataset": Pictures,
     "a list": lambda: [(x.numpy(), index) for index, x in enumerate(INPUTS)],
     "a loader that shuffles and drops": loader,
+    "a loader with a batch sampler": lambda: DataLoader(
+        Pictures(), batch_sampler=BatchSampler(RandomSampler(range(COUNT)), 8, drop_last=True)
+    ),
     "a loader with workers": lambda: loader(num_workers=2),
     "a loader of an iterable dataset": lambda: DataLoader(Flow(), batch_size=8),
     "an iterable dataset": Flow,
