@@ -150,7 +150,7 @@ class Agreement:
 
     examples: Data
     teacher: nn.Module
-    name: ClassVar[str] = "agreement_percent"
+    name: ClassVar[str] = "teacher_agreement_percent"
     direction: ClassVar[Direction] = "maximize"
     is_cost: ClassVar[bool] = False
 
