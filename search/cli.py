@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(max(1, options.threads))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # from fvcore; users cannot avoid it
+    warnings.filterwarnings("ignore", "LSTM with projections")  # of its speed
     warnings.filterwarnings("ignore", "RNN module weights")  # from cuDNN, of weights that axes may replace one by one
     try:
         spec = spec_of(options)

@@ -2,7 +2,7 @@
 
     slimfront run studies/scenes.py:maps --cpu-seconds 300     LR-ASPP of torchvision, outputs in a dict, void pixels
     slimfront run studies/scenes.py:boxes --cpu-seconds 300    SSDLite of torchvision, any number of boxes
-    slimfront run studies/scenes.py:sums --cpu-seconds 300     two inputs: a picture, and numbers that describe it
+    slimfront run studies/scenes.py:sums --cpu-seconds 300     two inputs: a picture of a digit, and a number to add
 
 The digits are those of scikit-learn, each used in one split only. The teachers are trained once, in a few CPU minutes.
 
@@ -62,7 +62,7 @@ def boxes(runtime: str = "onnx") -> StudySpec:
 
 
 def sums(runtime: str = "onnx") -> StudySpec:
-    """Search for a regression with two inputs: the sum of the digits, given the picture and numbers, against bytes."""
+    """Search for a regression with two inputs: the sum of a digit and a number, against bytes."""
     splits = scenes("sums")
     teacher = trained(_seeded(Described), splits.train, TEACHER_RECIPE, loss=F.smooth_l1_loss)
     score = Score(splits.validation, "error_digits", F.l1_loss, "minimize")
@@ -216,7 +216,7 @@ def loss_of_maps(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
 
 
 class Described(nn.Module):
-    """A picture (B, 3, 64, 64) and two numbers (B, 2), joined before the last layers."""
+    """A picture (B, 3, 64, 64) and numbers (B, 2), the one to add and the brightness, joined before the last layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class Described(nn.Module):
         self.join, self.head = nn.Linear(HIGH + 32, 64), nn.Linear(64, 1)
 
     def forward(self, picture: Tensor, numbers: Tensor) -> Tensor:
-        """Return the sum of the digits (B, 1)."""
+        """Return the sum of the digit and the number (B, 1)."""
         seen = torch.cat([self.levels(picture)["high"].mean((2, 3)), self.numbers(numbers).relu()], 1)
         found: Tensor = self.head(self.join(seen).relu())
         return found
@@ -245,7 +245,7 @@ def scenes(kind: str) -> Splits[Examples]:
 
 
 def _pasted(kind: str, digits: Tensor, labels: Tensor, count: int, seed: int) -> Examples:
-    """Paste one to three digits into each picture, at places that do not overlap."""
+    """Paste one to three digits into each picture, for sums one, at places that do not overlap."""
     generator = torch.Generator().manual_seed(seed)
     large = F.interpolate(digits.reshape(-1, 1, 8, 8), (DIGIT, DIGIT), mode="bilinear")[:, 0]
     pictures = 0.3 * torch.rand(count, 3, SIZE, SIZE, generator=generator)
@@ -253,7 +253,8 @@ def _pasted(kind: str, digits: Tensor, labels: Tensor, count: int, seed: int) ->
     found, numbers, sums_of = PerExample(), torch.zeros(count, 2), torch.zeros(count, 1)
     for at in range(count):
         places, classes = [], []
-        many = int(torch.randint(1, MOST + 1, (), generator=generator))
+        many = 1 if kind == "sums" else int(torch.randint(1, MOST + 1, (), generator=generator))
+        number = int(torch.randint(10, (), generator=generator))
         cells = torch.randperm(9, generator=generator)[:many]  # of 3x3 cells, each larger than a digit
         brightness = 0.5 + 0.5 * float(torch.rand((), generator=generator))
         for cell in cells.tolist():
@@ -268,7 +269,7 @@ def _pasted(kind: str, digits: Tensor, labels: Tensor, count: int, seed: int) ->
             places.append([left, top, left + DIGIT, top + DIGIT])
             classes.append(int(labels[which]) + 1)
         found.append({"boxes": torch.tensor(places, dtype=torch.float32), "labels": torch.tensor(classes)})
-        numbers[at] = torch.tensor([many / MOST, brightness])
-        sums_of[at] = sum(classes) - many
+        numbers[at] = torch.tensor([number / 10, brightness])
+        sums_of[at] = classes[0] - 1 + number
     inputs: Any = (pictures, numbers) if kind == "sums" else pictures
     return Examples(inputs, {"maps": class_maps, "boxes": found, "sums": sums_of}[kind])

@@ -90,6 +90,13 @@ SOURCES: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
+# other tests import JAX, which warns when workers are forked
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:os.fork"),
+]
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_example_is_measured_once(kind: str) -> None:
     data = Examples.of(SOURCES[kind]())

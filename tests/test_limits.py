@@ -171,9 +171,11 @@ def test_latency_relative_to_the_teacher_is_that_of_the_reference_in_this_proces
     limits = (Limit(latency, of_teacher=0.5), Limit(LatencyShare(latency), of_teacher=0.5))
     spec = resolved(dataclasses.replace(study(2), limits=limits))
     stored = open_study(spec, tmp_path, None, create=True)
-    first = bounded(stored, context(spec)).spec.limits
+    shared = context(spec)
+    latency = next(objective for objective in shared.spec.measured if isinstance(objective, Latency))
+    first = bounded(stored, shared).spec.limits
     stored.set_user_attr(TEACHER, {**stored.user_attrs[TEACHER], "latency_ms": 1e6, "latency_share": 3.0})
-    second = bounded(stored, context(spec)).spec.limits  # as on another machine
+    second = bounded(stored, shared).spec.limits  # as on another machine
     assert [limit.bound for limit in first] == [limit.bound for limit in second] == [latency.of_reference() / 2, 0.5]
 
 

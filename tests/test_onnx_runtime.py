@@ -317,12 +317,6 @@ def test_an_operator_without_onnx_form_is_named(tmp_path: Path) -> None:
         RUNTIME.export(Bessel().eval(), torch.randn(1, 3), tmp_path / "model.onnx")
 
 
-def test_two_outputs_are_an_error(tmp_path: Path) -> None:
-    """A file has one output tensor."""
-    with pytest.raises(ExportError, match="must return one tensor to be exported, but Pair returns 2"):
-        RUNTIME.export(Pair().eval(), torch.randn(1, 3), tmp_path / "model.onnx")
-
-
 def test_a_model_in_training_mode_is_an_error(tmp_path: Path) -> None:
     """Dropout and BatchNorm would be exported in training mode."""
     with pytest.raises(ExportError, match="must be in eval mode to be exported, but Linear is training"):

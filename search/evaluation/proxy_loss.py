@@ -80,4 +80,6 @@ class _Scale(NamedTuple):
 
 def _mean_answer(answers: Tensor) -> Tensor:
     """Return for every input the mean of the answers, shape (N, ...); integers, such as places, stay as they are."""
-    return answers.mean(0, keepdim=True).expand_as(answers) if answers.is_floating_point() else answers
+    if not answers.is_floating_point():
+        return answers
+    return answers.mean(0, keepdim=True).expand_as(answers).contiguous()  # losses of other libraries use view

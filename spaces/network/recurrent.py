@@ -124,7 +124,9 @@ class Direction(nn.Module):
         """
         captured = torch.compiler.is_compiling()
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())  # noqa: SLF001
-        if hooked or (self.projection is not None and captured):
+        # torch takes states of equal widths for a layer without a projection
+        projected = self.projection is not None and (captured or self.units == self.state_width)
+        if hooked or projected:
             return None
         last, merged = factors_of(self.input)[-1], self.loops or not captured
         repeated = [self.hidden] if self.projection is None else [self.hidden, self.projection]

@@ -242,10 +242,9 @@ def even_stride(count: int, most: int) -> int:
 
     With one, the values of a few columns of all images would be taken, such as the dark ones at the left edge.
     """
-    stride = max(1, count // most)
-    while math.gcd(stride, count) > 1:
-        stride += 1
-    return stride
+    wanted = max(1, count // most)
+    nearest = sorted(range(1, 2 * wanted + 1), key=lambda stride: abs(stride - wanted))  # 1 has none with any count
+    return next(stride for stride in nearest if math.gcd(stride, count) == 1)
 
 
 def reestimate(model: nn.Module, example: Inputs, batch: int = 256) -> None:
