@@ -40,6 +40,7 @@ SCENES = {"train": 1200, "validation": 300, "test": 300}  # pictures
 LEAST_INK = 0.3  # of a pixel that belongs to the digit; weaker ones at its edge belong to no class
 LEAST_SCORE, LEAST_OVERLAP = 0.3, 0.5  # of boxes that are counted (usual values)
 LOW, HIGH = (24, 48)  # channels of the two levels of features, at an eighth and a sixteenth of the size
+NORM_MOMENTUM = 0.1  # of the statistics of norms, torch's default
 TEACHER_RECIPE = Recipe(epochs=25, batch_size=32, learning_rate=3e-3)
 
 
@@ -221,11 +222,14 @@ class Described(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.levels, self.numbers = Levels(), nn.Linear(2, 32)
+        for module in self.levels.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = NORM_MOMENTUM  # torchvision's suits much longer trainings
         self.join, self.head = nn.Linear(HIGH + 32, 64), nn.Linear(64, 1)
 
     def forward(self, picture: Tensor, numbers: Tensor) -> Tensor:
         """Return the sum of the digit and the number (B, 1)."""
-        seen = torch.cat([self.levels(picture)["high"].mean((2, 3)), self.numbers(numbers).relu()], 1)
+        seen = torch.cat([self.levels(picture)["high"].amax((2, 3)), self.numbers(numbers).relu()], 1)
         found: Tensor = self.head(self.join(seen).relu())
         return found
 
