@@ -23,7 +23,8 @@ from search.results.export import rebuild, verify_front
 from search.study.files import state_path
 from search.study.front import front
 from search.study.storage import open_study
-from spaces import BitWidths, Imitations, PruneRatios, Ranks, Space, Temperatures
+from spaces import BitWidths, Imitations, PruneRatios, Ranks, Space, Temperatures, trace
+from spaces.network.normalizing import normalized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,6 +242,19 @@ def test_a_study_of_any_structure_runs_from_teacher_to_verified_file(
     with torch.no_grad():
         pairs = zip(leaves(run(again, inputs)), leaves(run(made.teacher, inputs)), strict=True)
         assert all(one.shape == other.shape for one, other in pairs)
+
+
+@pytest.mark.parametrize(
+    "inputs", [both(4, 0).inputs, dict(zip(("picture", "numbers"), both(4, 0).inputs, strict=True))]
+)
+def test_channels_of_a_network_with_several_inputs_are_cut(inputs: Any) -> None:
+    found = normalized(Both(), inputs).model
+    assert not found._forward_hooks, "its forward pass writes nothing that has to be undone"
+    anatomy = trace(found, inputs)
+    assert {group.name: group.units for group in anatomy.groups} == {"picture": 12, "more": 12, "numbers": 16}
+    assert [refusal.layer for refusal in anatomy.refusals] == ["head"]
+    with pytest.raises(ValueError, match=r"shape \(1, 2\) and type float32 and shape \(1, 3\) and type float32: "):
+        normalized(Both(), (torch.randn(4, 2), torch.randn(4, 3)))
 
 
 def test_latency_of_a_network_with_several_inputs_is_measured() -> None:

@@ -114,9 +114,9 @@ class Trial:
                 _zero_inputs(masked, group, units)
             with torch.no_grad(), _without_fast_path():
                 with WithoutStatistics(self.statistics):
-                    got = tensors(smaller(self.example))
+                    got = tensors(run(smaller, self.example))
                 with WithoutStatistics(self.statistics):
-                    expected = tensors(masked(self.example))
+                    expected = tensors(run(masked, self.example))
             reason = difference(got, expected)
             if reason is None and itself:
                 own = light_copy(self.model)

@@ -21,7 +21,7 @@ from spaces.network.forward_writes import UndoWrites, changed_buffers, restore, 
 from spaces.network.layers import BATCH_NORMS, replace_module
 from spaces.network.messages import first_line
 from spaces.network.rewriting import modules_to_rewrite, rewritten
-from spaces.network.tensors import run, some, tensors
+from spaces.network.tensors import run, seeded_outputs, some, tensors, twice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,7 +55,7 @@ def normalized(model: nn.Module, example: Inputs) -> Normalized:
     Parameters
     ----------
     model
-        Any network that takes one tensor.
+        Any network.
     example
         A batch of inputs, shape (B, ...); the network runs on the first two.
 
@@ -147,7 +147,7 @@ def _eval(module: nn.Module) -> nn.Module:
     return module
 
 
-def _run(model: nn.Module, inputs: Tensor) -> None:
+def _run(model: nn.Module, inputs: Inputs) -> None:
     """Run a network in evaluation mode; random numbers are fixed.
 
     Raises
@@ -156,18 +156,17 @@ def _run(model: nn.Module, inputs: Tensor) -> None:
         If the forward pass fails.
     """
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            run(model, inputs)
+        seeded_outputs(model, inputs)
     except Exception as error:
+        kinds = ((tensor.shape[1:], str(tensor.dtype).removeprefix("torch.")) for tensor in tensors(inputs))
+        shapes = " and ".join(f"shape {(1, *shape)} and type {kind}" for shape, kind in kinds)
         raise ValueError(
-            f"the network must accept the example, but its forward failed on a tensor of shape (1, "
-            f"{', '.join(map(str, inputs.shape[1:]))}) and type {str(inputs.dtype).removeprefix('torch.')}: "
+            f"the network must accept the example, but its forward failed on a tensor of {shapes}: "
             f"{first_line(error)}; pass an example of the shape that the network is used with"
         ) from error
 
 
-def _build_lazily(model: nn.Module, inputs: Tensor) -> None:
+def _build_lazily(model: nn.Module, inputs: Inputs) -> None:
     """Run the network once, in place, to build what its first forward pass builds; else undo what that pass writes."""
     before, names = saved(model), [name for name, _ in _parts(model)]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -184,7 +183,7 @@ def _parts(model: nn.Module) -> list[tuple[str, object]]:
     return [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
 
 
-def _undo_writes(model: nn.Module, inputs: Tensor) -> None:
+def _undo_writes(model: nn.Module, inputs: Inputs) -> None:
     """Find out what a forward pass writes on the modules, in both modes, and let the network undo it, in place."""
     tried = copy.deepcopy(model)
     buffers = {name: buffer.clone() for name, buffer in tried.named_buffers()}
@@ -195,7 +194,7 @@ def _undo_writes(model: nn.Module, inputs: Tensor) -> None:
     if not found:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                tried.train()(torch.cat([inputs, inputs]))
+                run(tried.train(), twice(inputs))
         except Exception:  # noqa: BLE001 - whether it can be trained is checked with the loss of the study
             found = True  # so that nothing is left behind by chance
         found = found or writes(before)
@@ -203,7 +202,7 @@ def _undo_writes(model: nn.Module, inputs: Tensor) -> None:
         UndoWrites(changed).attach(model)
 
 
-def _with_batch_norms(model: nn.Module, inputs: Tensor) -> nn.Module:
+def _with_batch_norms(model: nn.Module, inputs: Inputs) -> nn.Module:
     """Return the network with torch's BatchNorms in place of synchronized and of frozen ones, where outputs agree."""
     names = modules_to_rewrite(model, _is_other_norm)
     if not names:
