@@ -168,6 +168,12 @@ class Agreement:
         return replace(self, examples=examples)
 
 
+def has_classes(output: Tree, labels: Tree) -> bool:
+    """Return whether labels are class indices (N, ...) to which one output tensor (N, classes, ...) belongs."""
+    fits = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 1
+    return fits and not labels.is_floating_point() and labels.shape == output[:, 0].shape
+
+
 def require_classes(name: str, output: Tree, labels: Tree) -> tuple[Tensor, Tensor]:
     """Return outputs (N, classes, ...) and class indices (N, ...), after a check that each label has its outputs.
 
@@ -178,17 +184,17 @@ def require_classes(name: str, output: Tree, labels: Tree) -> tuple[Tensor, Tens
     ValueError
         If the shapes do not belong together, or the labels are not integers.
     """
+    if has_classes(output, labels):
+        return output, labels.long()
     if labels is None:
         raise ValueError(f"{name} needs labels, but the examples have none; Agreement(examples, teacher) needs none")
-    fits = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 1
-    if not fits or labels.is_floating_point() or labels.shape != output[:, 0].shape:
-        way_out = ""
-        if fits and labels.shape == output.shape:
+    way_out = ""
+    if isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 1:
+        if labels.shape == output.shape:
             way_out = "; labels.argmax(1) turns one-hot labels into class indices"
-        elif fits and labels.numel() == output[:, 0].numel():
+        elif labels.numel() == output[:, 0].numel():
             way_out = "; reshape the labels, such as with labels.flatten()"
-        raise ValueError(
-            f"{name} needs outputs of shape (N, classes, ...) and class indices of shape (N, ...), but got outputs "
-            f"{shape_words(output)} and labels {shape_words(labels)}{way_out}"
-        )
-    return output, labels.long()
+    raise ValueError(
+        f"{name} needs outputs of shape (N, classes, ...) and class indices of shape (N, ...), but got outputs "
+        f"{shape_words(output)} and labels {shape_words(labels)}{way_out}"
+    )

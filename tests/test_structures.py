@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 from torch.utils.data import DataLoader, Dataset
 
-from objectives import Agreement, Data, Examples, Latency, Limit, Macs, SizeBytes, Top1, answers
+from objectives import Agreement, Data, Examples, Latency, Limit, Macs, Score, SizeBytes, Top1
 from objectives.trees import leaves, run
 from search import Budget, Recipe, Splits, StudySpec
 from search.evaluation.reference import bounded, prepared
@@ -25,12 +24,12 @@ from search.study.front import front
 from search.study.storage import open_study
 from spaces import BitWidths, Imitations, PruneRatios, Ranks, Space, Temperatures, trace
 from spaces.network.normalizing import normalized
+from studies.scenes import VOID, MeanOverlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-VOID = 255
 STEPS = (PruneRatios(), Ranks(), BitWidths(weights=(4, 8), activations=(8,)))
 
 
@@ -105,35 +104,13 @@ def loss_of_maps(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
     return main + 0.4 * aux
 
 
-@dataclass(frozen=True)
-class MeanIou:
-    """Mean intersection over union of three classes, in percent."""
-
-    examples: Data
-    name: ClassVar[str] = "miou_percent"
-    direction: ClassVar[str] = "maximize"
-    is_cost: ClassVar[bool] = False
-
-    def __call__(self, model: nn.Module) -> float:
-        both, either = torch.zeros(3), torch.zeros(3)
-        for outputs, labels in answers(model, self.examples):
-            found, counted = outputs["out"].argmax(1), labels != VOID
-            for one in range(3):
-                both[one] += ((found == one) & (labels == one) & counted).sum()
-                either[one] += (((found == one) | (labels == one)) & counted).sum()
-        return 100 * float((both / either).mean())
-
-    def on(self, examples: Data) -> MeanIou:
-        return replace(self, examples=examples)
-
-
 def dict_output() -> StudySpec:
     torch.manual_seed(0)
     splits = Splits(maps(96, 0), maps(32, 1), maps(32, 2))
     return StudySpec(
         "dict-output", fitted(Segmenter(), splits.train, loss_of_maps), splits,
         Space(steps=STEPS, recovery=Imitations(loss=loss_of_maps)),
-        objectives=(MeanIou(splits.validation), SizeBytes()),  # type: ignore[arg-type]
+        objectives=(Score(splits.validation, "miou_percent", MeanOverlap()), SizeBytes()),
         recipe=Recipe(epochs=2, batch_size=32), budget=Budget(4),
     )  # fmt: skip
 
@@ -163,21 +140,8 @@ def loss_of_texts(outputs: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor])
     return F.cross_entropy(outputs[0], labels[0]) + 0.1 * F.mse_loss(outputs[1], labels[1])
 
 
-@dataclass(frozen=True)
-class Right:
-    """Share of the right kinds, in percent."""
-
-    examples: Data
-    name: ClassVar[str] = "right_percent"
-    direction: ClassVar[str] = "maximize"
-    is_cost: ClassVar[bool] = False
-
-    def __call__(self, model: nn.Module) -> float:
-        found = [(kinds.argmax(1) == labels[0]).double().mean() for (kinds, _), labels in answers(model, self.examples)]
-        return 100 * float(torch.stack(found).mean())
-
-    def on(self, examples: Data) -> Right:
-        return replace(self, examples=examples)
+def right(outputs: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor]) -> Tensor:
+    return 100 * (outputs[0].argmax(1) == labels[0]).double().mean()
 
 
 def tokens() -> StudySpec:
@@ -186,7 +150,7 @@ def tokens() -> StudySpec:
     return StudySpec(
         "tokens", fitted(Reader(), splits.train, loss_of_texts), splits,
         Space(steps=STEPS, recovery=Imitations(loss=loss_of_texts)),
-        objectives=(Right(splits.validation), SizeBytes()),  # type: ignore[arg-type]
+        objectives=(Score(splits.validation, "right_percent", right), SizeBytes()),
         recipe=Recipe(epochs=2, batch_size=32, learning_rate=5e-3), budget=Budget(4),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from objectives.trees import PerExample, at, moved, run, shape_words
 from search.evaluation.label_checks import check_finite, check_labels, few
 from search.study.console import console
 from search.study.errors import UserError, raise_machine_fault
-from search.training.fine_tuning import heads_of
+from search.training.fine_tuning import loss_of
 from spaces.network.messages import first_line
 from spaces.network.normalizing import listed
 
@@ -91,8 +91,7 @@ def untrainable_note(model: nn.Module, examples: Held, recovery: Recovery, devic
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                heads = heads_of(run(student, inputs), answers)
-                loss = torch.stack([recovery.loss(head, answers, labels) for head in heads]).mean()
+                loss = loss_of(recovery, run(student, inputs), answers, labels)
             if loss.requires_grad:
                 loss.backward()
         except UserError:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from objectives.accuracy import has_classes
 from objectives.examples import Examples
-from objectives.trees import at, leaves, map_tensors, shape_words
+from objectives.trees import leaves, map_tensors, shape_words
 from search.study.errors import UserError
 from spaces.network.messages import first_line
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from spaces import Recovery
 
 CHECKED = 64  # labels of a stream that are looked at; those in memory are all looked at (chosen)
-MATRIX = 2  # dimensions of outputs with classes: examples and classes
+OPERANDS = 2  # tensors of an operation that may broadcast
 SUM_TOLERANCE = 1e-3  # by which the sum of probabilities may differ from 1
 
 
@@ -71,7 +72,7 @@ def classes_of(output: Tree, labels: Tree) -> int:
             f"distillation of classes needs one output tensor (N, classes, ...), but the teacher returns "
             f"{shape_words(output)}; use recovery=Imitations(loss=...) with a loss of outputs and labels"
         )
-    if output.dim() < MATRIX or labels.shape != output[:, 0].shape:
+    if not has_classes(output, labels):
         raise UserError(
             f"class labels of shape (N, ...) need outputs of shape (N, classes, ...), but got outputs "
             f"{shape_words(output)} and labels {shape_words(labels)}"
@@ -149,7 +150,7 @@ def check_finite(name: str, examples: Data) -> None:
 def few(examples: Data, count: int) -> Held:
     """Return the first examples in memory, a sample of a stream."""
     if isinstance(examples, Examples):
-        return Examples(at(examples.inputs, slice(count)), at(examples.labels, slice(count)))
+        return examples.head(count)
     return examples.sample(count, 0)
 
 
@@ -163,7 +164,7 @@ class _Broadcasts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         result = func(*args, **(kwargs or {}))
         given = [arg for arg in args if isinstance(arg, Tensor)]
-        if len(given) == MATRIX and isinstance(result, Tensor) and given[0].requires_grad != given[1].requires_grad:
+        if len(given) == OPERANDS and isinstance(result, Tensor) and given[0].requires_grad != given[1].requires_grad:
             one, other = (tuple(tensor.shape) for tensor in given)
             aligned = not one or not other or len(one) == len(other)
             if not aligned and tuple(result.shape) not in {one, other} and result.dim() == max(len(one), len(other)):

@@ -106,15 +106,26 @@ def training_steps(
         teacher_outputs = teacher.outputs_of(inputs, batch.keys if recipe.augment is None else None)
         labels = moved(batch.labels, device)
         with precision.forward():
-            heads = heads_of(run(student, inputs), teacher_outputs)
-        full = [map_tensors(head, precision.full) for head in heads]
-        loss = torch.stack([recovery.loss(head, teacher_outputs, labels) for head in full]).mean()
+            output = run(student, inputs)
+        loss = loss_of(recovery, map_tensors(output, precision.full), teacher_outputs, labels)
         precision.step(loss, student, optimizer, MAX_GRADIENT_NORM)
         yield loss.detach()
     precision.finish(student)
 
 
-def heads_of(output: Tree, teacher_outputs: Tree) -> list[Tree]:
+def loss_of(recovery: Recovery, output: Tree, teacher_outputs: Tree, labels: Tree) -> Tensor:
+    """Return the loss of a network's output in training mode, the mean over its heads.
+
+    Raises
+    ------
+    UserError
+        If no output has the teacher's shape.
+    """
+    heads = _heads(output, teacher_outputs)
+    return torch.stack([recovery.loss(head, teacher_outputs, labels) for head in heads]).mean()
+
+
+def _heads(output: Tree, teacher_outputs: Tree) -> list[Tree]:
     """Return the outputs to train: of one tensor, also extra heads that some networks have in training only.
 
     Raises

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from spaces.network.layers import CONVOLUTIONS, computes_as_torch, torch_class
+from spaces.network.layers import CONVOLUTIONS, computes_as_torch, replace_module, torch_class
 from spaces.network.rewriting import REWRITING_TOLERANCE, modules_to_rewrite, outputs_in_eval, rewritten
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def separate_padding(model: nn.Module, example: Inputs) -> nn.Module:
 
     def replace(root: nn.Module, aliases: list[str]) -> None:
         plain = _plain(root.get_submodule(aliases[0]), pads[aliases[0].removeprefix("0").removeprefix(".")])
-        for alias in aliases:
-            root.set_submodule(alias, plain)
+        replace_module(root, aliases[0], plain)
 
     return rewritten(model, example, [aliases for aliases in names if aliases[0] in pads], replace)
 

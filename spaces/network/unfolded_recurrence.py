@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from spaces.network.layers import replace_module
 from spaces.network.recurrent import Recurrent, RecurrentCell
 from spaces.network.rewriting import modules_to_rewrite, rewritten
 from spaces.network.tensors import run, some
@@ -49,8 +50,7 @@ def _unfold(root: nn.Module, aliases: list[str]) -> None:
     module: Any = root.get_submodule(aliases[0])
     with torch.enable_grad():
         new = (Recurrent if isinstance(module, SEQUENCE_KINDS) else RecurrentCell)(module).train(module.training)
-    for alias in aliases:
-        root.set_submodule(alias, new)
+    replace_module(root, aliases[0], new)
 
 
 def _drop_states(root: nn.Module, aliases: list[str]) -> None:
@@ -58,8 +58,7 @@ def _drop_states(root: nn.Module, aliases: list[str]) -> None:
     new = copy.deepcopy(root.get_submodule(aliases[0]))
     assert isinstance(new, Recurrent)
     new.returns_states = False
-    for alias in aliases:
-        root.set_submodule(alias, new)
+    replace_module(root, aliases[0], new)
 
 
 def kept_recurrence(model: nn.Module, example: Inputs) -> dict[str, str]:

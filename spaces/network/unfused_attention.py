@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from spaces.network.layers import linear_of
+from spaces.network.layers import linear_of, replace_module
 from spaces.network.rewriting import modules_to_rewrite, rewritten
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def _unfuse(root: nn.Module, aliases: list[str]) -> None:
     assert unfused_class is not None
     with torch.enable_grad():  # chunks of a parameter require gradients only if they are enabled
         new = unfused_class(module).train(module.training)
-    for alias in aliases:
-        root.set_submodule(alias, new)
+    replace_module(root, aliases[0], new)
     for encoder in root.modules():
         if isinstance(encoder, nn.TransformerEncoder) and any(
             isinstance(part, Attention) for part in encoder.modules()
