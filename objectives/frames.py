@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 from objectives.layers import inputs_of_file
 from objectives.objective import Limit
 from objectives.runtimes.runtime import export_and_load
+from objectives.trees import at, length, moved, one_shape
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from objectives.objective import Direction
     from objectives.runtimes.runtime import Runtime
+    from objectives.trees import Tree
 
 WARM_UP_FRAMES = 20  # frames executed before timing, to fill caches and prepare the file (chosen); also the least count
 
@@ -38,7 +40,7 @@ class FrameTime:
     """
 
     runtime: Runtime
-    frames: Tensor
+    frames: Tree
     count: int = 300
     name: ClassVar[str] = "frame_p95_ms"
     direction: ClassVar[Direction] = "minimize"
@@ -46,16 +48,18 @@ class FrameTime:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.count < WARM_UP_FRAMES or not len(self.frames):
+        frames = length(self.frames) or 0
+        if self.count < WARM_UP_FRAMES or not frames:
             raise ValueError(
                 f"count must be at least {WARM_UP_FRAMES} and frames not empty, but got count={self.count} and "
-                f"{len(self.frames)} frames"
+                f"{frames} frames"
             )
 
     def __call__(self, model: nn.Module) -> float:
         """Return the 95th percentile of the frame times of a finished network, in evaluation mode, in milliseconds."""
         run = export_and_load(self.runtime, model, self.frames)
-        stream = inputs_of_file(model, self.frames.detach().cpu()).split(1)
+        taken = inputs_of_file(model, moved(self.frames, "cpu"))
+        stream = [at(taken, slice(number, number + 1)) for number in range(length(taken) or 0)]
         times = []
         for number in range(WARM_UP_FRAMES + self.count):
             started = time.perf_counter()
@@ -65,10 +69,10 @@ class FrameTime:
 
     def __repr__(self) -> str:
         """Return a text with all that the value depends on, without tensors."""
-        return f"FrameTime({self.runtime!r}, {tuple(self.frames.shape)}, count={self.count})"
+        return f"FrameTime({self.runtime!r}, {one_shape(self.frames)}, count={self.count})"
 
 
-def fps(runtime: Runtime, frames: Tensor, at_least: float) -> Limit:
+def fps(runtime: Runtime, frames: Tree, at_least: float) -> Limit:
     """Return the limit that 95% of the frames take at most 1/`at_least` seconds.
 
     Parameters

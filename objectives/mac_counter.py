@@ -87,7 +87,11 @@ def uncounted(model: nn.Module, example: Tree) -> tuple[tuple[str, str], ...]:
     model, example
         As for `count`.
     """
-    by_module = _analyzed(model, example)[1]
+    return _uncounted_of(_analyzed(model, example)[1])
+
+
+def _uncounted_of(by_module: dict[str, Counter[str]]) -> tuple[tuple[str, str], ...]:
+    """Return those of the operators without a handle that may contain matrix products."""
     found = []
     for name, operators in by_module.items():
         depth = name.count(".") + 1 if name else 0
@@ -105,9 +109,15 @@ def uncounted(model: nn.Module, example: Tree) -> tuple[tuple[str, str], ...]:
 
 def uncounted_words(model: nn.Module, example: Tree) -> str:
     """Return one line that names the operators that are not counted; empty where there are none."""
-    found = uncounted(model, example)
+    return count_and_words(model, example)[1]
+
+
+def count_and_words(model: nn.Module, example: Tree) -> tuple[Counter[str], str]:
+    """Return what `count` and `uncounted_words` do, from one analysis."""
+    counts, by_module = _analyzed(model, example)
+    found = _uncounted_of(by_module)
     named = ", ".join(f"{operator} in {name or 'the network itself'!r}" for operator, name in found)
-    return f"multiply-adds leave out what cannot be counted: {named}" if found else ""
+    return counts, f"multiply-adds leave out what cannot be counted: {named}" if found else ""
 
 
 def _analyzed(model: nn.Module, example: Tree) -> tuple[Counter[str], dict[str, Counter[str]]]:

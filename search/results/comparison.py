@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from objectives.accuracy import has_classes
 from objectives.layers import FLOAT_BITS, LowPrecision
 from objectives.trees import leaves, run, shape_words
 
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     from objectives.trees import Tree
 
 ROUNDED_STEPS = 255  # steps between the smallest and the largest value of a tensor that is rounded to 8 bits
-ROUNDING_FACTOR = (
-    4  # times the noise of 8-bit rounding that a file may have: its kernels round at other places (chosen)
-)
+ROUNDING_FACTOR = 4  # times the noise of 8-bit rounding that a file may have, as it rounds elsewhere too (chosen)
 FLOAT_ERROR = 0.01  # error of a file without rounded inputs, relative to the standard deviation of the outputs (chosen)
 SMALLEST_NOISE = 1e-30
 
@@ -33,7 +32,7 @@ class Comparison:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._rounded = Rounded(model)
         self._rounds = any(isinstance(x, LowPrecision) and x.activation_bits < FLOAT_BITS for x in model.modules())
         self._equal = self._counted = self._right_in_torch = self._right_in_file = 0
         self._outputs: list[_Power] = []
@@ -52,22 +51,19 @@ class Comparison:
                 f"the exported file must return {shape_words(expected)}, as the network, but it returned "
                 f"{shape_words(actual)}"
             )
-        if self.of_classes(expected, labels):
+        rounds = self._rounds
+        if has_classes(expected, labels):
+            rounds = False  # classes are compared, not noise, so that what it may be is not needed
             own, file = expected.argmax(1), actual.argmax(1)
             self._equal += int((own == file).sum())
             self._right_in_torch += int((own == labels).sum())
             self._right_in_file += int((file == labels).sum())
             self._counted += own.numel()
-        rounded = leaves(self._rounded(inputs)) if self._rounds else leaves(expected)
+        with torch.no_grad():
+            rounded = leaves(run(self._rounded, inputs)) if rounds else leaves(expected)
         self._outputs = self._outputs or [_Power() for _ in rounded]
         for power, *tensors in zip(self._outputs, leaves(expected), leaves(actual), rounded, strict=True):
             power.add(*(tensor.double() for tensor in tensors))
-
-    @staticmethod
-    def of_classes(output: Tree, labels: Tree) -> bool:
-        """Return whether answers are compared by their class: where the labels are classes of one output tensor."""
-        fits = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 1
-        return fits and not labels.is_floating_point() and labels.shape == output[:, 0].shape
 
     def record(self) -> dict[str, Any]:
         """Return what was counted: for classes top-1 and agreement in percent; the signal-to-noise ratio in dB.
@@ -82,10 +78,6 @@ class Comparison:
         shares = (self._right_in_torch, self._right_in_file, self._equal)
         names = ("top1_torch", "top1_file", "agreement_percent")
         return found | {name: 100 * share / self._counted for name, share in zip(names, shares, strict=True)}
-
-    def _rounded(self, inputs: Tree) -> Tree:
-        with torch.no_grad(), RoundsEverything():
-            return run(self._model, inputs)
 
 
 class _Power:

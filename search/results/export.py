@@ -101,7 +101,7 @@ def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) 
         ) from error
 
 
-def _built(plan: Plan, model: nn.Module, example: Tensor, state: dict[str, Tensor]) -> nn.Module:
+def _built(plan: Plan, model: nn.Module, example: Tree, state: dict[str, Tensor]) -> nn.Module:
     """Return the plan's network with these weights, in evaluation mode."""
     built = plan.apply(model, example)
     built.load_state_dict(state)

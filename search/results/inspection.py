@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from objectives.mac_counter import count, uncounted_words
+from objectives.mac_counter import count_and_words
 from search.evaluation.profiling import fit_before_search
 from search.proposals.limits import sets_of_axes
 from spaces.network.messages import first_line
@@ -17,8 +17,9 @@ from spaces.plan import architectures_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
+    from objectives.trees import Tree
     from search.evaluation.context import Context
     from search.study.spec import StudySpec
     from spaces import Anatomy, Plan
@@ -93,17 +94,17 @@ def own_macs(name: str, counts: Mapping[str, float]) -> float:
     return counts.get(name, 0.0) - sum(counts[other] for other in inside)
 
 
-def counted(model: nn.Module, example: Tensor) -> tuple[Mapping[str, float] | None, list[str]]:
+def counted(model: nn.Module, example: Tree) -> tuple[Mapping[str, float] | None, list[str]]:
     """Return the multiply-adds of every module, and sentences about what they leave out; None if nothing is counted."""
     try:
-        words = uncounted_words(model, example)
-        return count(model, example), [words] if words else []
+        counts, words = count_and_words(model, example)
     except Exception as error:  # noqa: BLE001 - a network that torch.jit cannot trace may raise anything
         words = (
             f"multiply-adds cannot be counted, because torch.jit.trace fails ({first_line(error)}); "
             "what `inspect` shows are shares of those in layers"
         )
         return None, [words]
+    return counts, [words] if words else []
 
 
 def percent_acted_on(table: pd.DataFrame, axis: str) -> float:

@@ -12,6 +12,8 @@ from search.study.goal_phrases import wishes
 from search.study.records import GOAL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from optuna import Study
 
     from objectives import Objective
@@ -91,7 +93,7 @@ def with_stored_goal(study: Study, spec: StudySpec) -> StudySpec:
 def _objective(wish: Wish, spec: StudySpec, earlier: list[Objective], *, in_milliseconds: bool) -> Objective:
     """Return the objective that a wish is about, of the study or of an earlier phrase; a new one if there is none."""
     known = [*spec.measured, *earlier]
-    inputs = spec.splits.validation.example()
+    validation = spec.splits.validation
     if wish.quantity == "metric":
         return _metric(wish, spec, known)
     if wish.quantity == "latency":
@@ -99,7 +101,7 @@ def _objective(wish: Wish, spec: StudySpec, earlier: list[Objective], *, in_mill
         share = next((one for one in known if isinstance(one, LatencyShare)), None)
         if latency is None and share is not None and not in_milliseconds:
             return share
-        new = share.latency if share is not None else Latency(spec.runtime, spec.teacher, inputs)
+        new = share.latency if share is not None else Latency(spec.runtime, spec.teacher, validation.example())
         return latency or (new if in_milliseconds else LatencyShare(new))
     if wish.quantity not in KINDS_OF_OBJECTIVES:
         return next(one for one in known if one.name == wish.quantity)
@@ -108,14 +110,14 @@ def _objective(wish: Wish, spec: StudySpec, earlier: list[Objective], *, in_mill
     on_runtime = [one for one in same if getattr(one, "runtime", spec.runtime) == spec.runtime]
     if same:
         return (on_runtime or same)[0]
-    new_objectives: dict[type, Objective] = {
-        SizeBytes: SizeBytes(spec.runtime),
-        Macs: Macs(inputs),
-        Bops: Bops(inputs),
-        Parameters: Parameters(),
-        FrameTime: FrameTime(spec.runtime, spec.splits.validation.example(TIMED_FRAMES)),
+    new_objectives: dict[type, Callable[[], Objective]] = {  # functions, since a stream reads its examples for them
+        SizeBytes: lambda: SizeBytes(spec.runtime),
+        Macs: lambda: Macs(validation.example()),
+        Bops: lambda: Bops(validation.example()),
+        Parameters: Parameters,
+        FrameTime: lambda: FrameTime(spec.runtime, validation.example(TIMED_FRAMES)),
     }
-    return new_objectives[kind]
+    return new_objectives[kind]()
 
 
 def _metric(wish: Wish, spec: StudySpec, known: list[Objective]) -> Objective:
