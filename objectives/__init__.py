@@ -1,36 +1,6 @@
 """Objectives that are measured on a finished network, and the runtimes that execute its file."""
 
-from objectives.accuracy import Agreement, Loss, Top1, TopK
-from objectives.answers import answers
-from objectives.bops import Bops
-from objectives.data import Data
-from objectives.examples import Examples
-from objectives.frames import FrameTime, fps
-from objectives.latency import Latency, LatencyShare
-from objectives.macs import Macs
-from objectives.objective import Limit, Metric, Objective
-from objectives.parameters import Parameters
-from objectives.scores import Score
-from objectives.size import SizeBytes
+import lazy_loader
 
-__all__ = [
-    "Agreement",
-    "Bops",
-    "Data",
-    "Examples",
-    "FrameTime",
-    "Latency",
-    "LatencyShare",
-    "Limit",
-    "Loss",
-    "Macs",
-    "Metric",
-    "Objective",
-    "Parameters",
-    "Score",
-    "SizeBytes",
-    "Top1",
-    "TopK",
-    "answers",
-    "fps",
-]
+# The names are in __init__.pyi; each is imported when it is first used, so that a command starts fast.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from objectives.answers import answers, answers_of
+from objectives.outputs import answers, answers_of
 from objectives.trees import shape_words
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from objectives.answers import device_of
+from objectives.outputs import device_of
 from objectives.trees import Tree, at, leaves, moved, rebuilt, run
 
 NOT_IN_NAMES = re.compile(r"\W+")  # what names of tensors in files cannot hold

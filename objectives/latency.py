@@ -143,6 +143,11 @@ class LatencyShare:
         """Return the share of a finished network, in evaluation mode."""
         return self.latency.share(model)
 
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime that executes the files."""
+        return self.latency.runtime
+
     def of_reference(self) -> float:
         """Return the share of the reference: 1 by definition."""
         return 1.0

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from objectives.answers import device_of
 from objectives.flat import Flat, flat
 from objectives.layers import Repeating
+from objectives.outputs import device_of
 from objectives.trees import at, moved
 
 with warnings.catch_warnings():

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-from objectives.answers import answers
+from objectives.outputs import answers
 from objectives.trees import leaves
 
 if TYPE_CHECKING:

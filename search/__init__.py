@@ -1,9 +1,6 @@
 """The search: specify a study, run it, confirm and export its front. These are the names for a study file."""
 
-from search.proposals.draft_start import DraftStart
-from search.proposals.table_start import TableStart
-from search.proposals.uniform_start import UniformStart
-from search.study.spec import Budget, Recipe, Splits, StudySpec
-from search.training.teacher import trained
+import lazy_loader
 
-__all__ = ["Budget", "DraftStart", "Recipe", "Splits", "StudySpec", "TableStart", "UniformStart", "trained"]
+# The names are in __init__.pyi; each is imported when it is first used, so that a command starts fast.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

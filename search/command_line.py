@@ -1,37 +1,23 @@
-"""The words of the command line: its options and their help, and the study that they describe."""
+"""The words of the command line: commands, options, and their help. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import importlib.metadata
 import shlex
-from typing import TYPE_CHECKING, NoReturn
+from typing import NamedTuple, NoReturn
 
-import optuna
+from objectives.runtimes.names import RUNTIMES
 
-from objectives.runtimes import RUNTIMES, named
-from search.proposals.defaults import resolved
-from search.proposals.stratified import StratifiedRandom
-from search.study.errors import UserError
-from search.study.loader import load
-from search.study.machine import version_of
-from search.study.spec import Budget
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from search.study.spec import StudySpec
-
-    Act = Callable[[argparse.Namespace, StudySpec, Path], int]  # options, study and its folder to an exit code
+EXIT_STOPPED = 130  # exit code: what shells report for a command that Ctrl-C ended (128 + SIGINT)
 
 # The names of --sampler: samplers of Optuna, and one of slimfront.
 SAMPLERS = {
-    "tpe": optuna.samplers.TPESampler,
-    "nsga2": optuna.samplers.NSGAIISampler,
-    "gp": optuna.samplers.GPSampler,
-    "random": optuna.samplers.RandomSampler,
-    "stratified": StratifiedRandom,
+    "tpe": "optuna.samplers:TPESampler",
+    "nsga2": "optuna.samplers:NSGAIISampler",
+    "gp": "optuna.samplers:GPSampler",
+    "random": "optuna.samplers:RandomSampler",
+    "stratified": "search.proposals.stratified:StratifiedRandom",
 }
 # Parts of the help: of --pick, of --goal, and of the command line as a whole.
 MEMBER = (
@@ -51,30 +37,77 @@ typical use:
 slimfront COMMAND --help explains a command; README.md shows how to write a study for your own network."""
 
 
-def spec_of(options: argparse.Namespace) -> StudySpec:
-    """Load the study and apply the options that change it, except for the runtime of a study that is stored already."""
-    spec = load(options.study, options.set)
-    bounds = {name: getattr(options, name, None) for name in ("trials", "minutes", "cpu_seconds")}
-    try:
-        budget = spec.budget if all(value is None for value in bounds.values()) else Budget(**bounds)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    sampler = SAMPLERS[options.sampler] if options.sampler else spec.sampler
-    seed = spec.seed if options.seed is None else options.seed
-    spec = dataclasses.replace(spec, budget=budget, sampler=sampler, seed=seed)
-    asked = on_runtime(options, spec)  # a new goal is about the files that are asked for
-    goal = getattr(options, "goal", None)
-    return resolved(dataclasses.replace(asked, goal=goal) if goal else spec)
+class Command(NamedTuple):
+    """A command.
+
+    Attributes
+    ----------
+    acts
+        The functions that carry it out, each with the options as argument: the first whose answer is not None counts.
+        They are named, so that only what is used is imported.
+    summary, text, example
+        What the help shows.
+    """
+
+    acts: tuple[str, ...]
+    summary: str
+    text: str
+    example: str
 
 
-def on_runtime(options: argparse.Namespace, spec: StudySpec) -> StudySpec:
-    """Return the study with the runtime that the options name."""
-    if options.runtime in {None, spec.runtime.name}:
-        return spec
-    try:
-        return dataclasses.replace(spec, runtime=named(options.runtime))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+COMMANDS = {
+    "inspect": Command(
+        ("search.commands.inspect:command",),
+        "show what can be compressed in each layer, or why not",
+        "Print the teacher's values, the smallest plan, and for each layer what each axis can choose, or why it "
+        "cannot. All that a run checks before it searches is checked: the data, a training step, the objectives, "
+        "the teacher's file. With --format csv or json, only the table of the layers is printed, and a layer's "
+        'reason follows "no:".',
+        "",
+    ),
+    "run": Command(
+        ("search.commands.run:command",),
+        "search until the budget is spent, or continue a search",
+        "Search for the Pareto front, then export, verify and print it. The search proposes plans, trains each as "
+        "a candidate and measures its objectives. Ctrl-C stops after the present trial, and the same command "
+        "continues. Without a bound on the command line, the budget of the study applies.",
+        "--trials 40",
+    ),
+    "front": Command(
+        ("search.commands.stored_front:command", "search.commands.front:command"),
+        "print the front of a study",
+        "Print the teacher and the Pareto front of a study from its storage; neither its network nor its data is "
+        "loaded. A row has the measured objectives, the measurements of the exported file (file_..., "
+        "latency_ratio), and the plan.",
+        "--format csv",
+    ),
+    "report": Command(
+        ("search.commands.report:command",),
+        "write pictures, an interactive page and a table",
+        "Write a report of the study and print the paths of its files. They are front.png, front.html "
+        "(interactive, offline), candidates.csv (all trials), and a picture of each plan.",
+        "--out report",
+    ),
+    "confirm": Command(
+        ("search.commands.confirm:command",),
+        "train the front for longer with several seeds and measure it on the test split",
+        "Train the members of the front for longer with several seeds, then verify and print the front. A "
+        "training has four times the epochs of the search, unless the study has a recipe for it. Mean and "
+        "standard deviation are printed for validation and test; only this command reads the test split. Finished "
+        "trainings are kept, so a stopped confirmation continues, and export uses the weights of the first seed "
+        "from then on.",
+        "--seeds 3 --runtime litert",
+    ),
+    "export": Command(
+        ("search.commands.export:command",),
+        "write one member of the front as a verified file",
+        "Write one member of the front as a file for the runtime, and print its verification. The file is read "
+        "back in a new process and compared with the network; if they disagree, nothing is written. Next to it "
+        "are plan.json, state.safetensors (from which search.export.rebuild restores the network) and "
+        "verification.json.",
+        "--pick 'max top1 where size_bytes<=20000'",
+    ),
+}
 
 
 def study_arguments(options: argparse.Namespace) -> str:
@@ -94,51 +127,48 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"slimfront: {message}; see {self.prog} --help\n")
 
 
-def parser_of(acts: Mapping[str, Act]) -> argparse.ArgumentParser:
-    """Return the parser of the command line.
-
-    Parameters
-    ----------
-    acts
-        The function of each command, whose docstring is the help of the command.
-    """
-    parser = _Parser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    whole = _Parser(
         prog="slimfront", epilog=TYPICAL_USE, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Compress a trained PyTorch network. A joint search over pruned channels, ranks, bit widths and\n"
         "distillation finds a Pareto front of small trained networks.",
     )  # fmt: skip
-    version = version_of("slimfront") or "(not installed)"  # run from a checkout as `python -m search`
-    parser.add_argument("--version", action="version", version=f"slimfront {version}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _command(commands, "inspect", acts, "show what can be compressed in each layer, or why not", "")
-    command = _command(commands, "run", acts, "search until the budget is spent, or continue a search", "--trials 40")
-    command.add_argument("--trials", type=int, help="number of trained candidates, including those of earlier runs")
-    command.add_argument("--minutes", type=float, help="wall time of this run, in minutes")
-    command.add_argument("--cpu-seconds", type=float, help="CPU time of this run, in seconds")
-    command.add_argument("--goal", metavar="TEXT", help=GOAL_HELP)
-    command.add_argument("--unverified", action="store_true", help="do not export and verify the front at the end")
-    _command(commands, "front", acts, "print the front of a study", "--format csv")
-    command = _command(commands, "report", acts, "write pictures, an interactive page and a table", "--out report")
-    command.add_argument("--out", help="folder of the report (default: report/ in the folder of the study)")
-    summary = "train the front for longer with several seeds and measure it on the test split"
-    command = _command(commands, "confirm", acts, summary, "--seeds 3 --runtime litert")
-    command.add_argument("--seeds", type=int, default=3, help="trainings per member (default: 3; 0: only verify)")
-    command.add_argument("--pick", metavar="MEMBER", help=f"confirm only one member: {MEMBER}")
-    summary, example = "write one member of the front as a verified file", "--pick 'max top1 where size_bytes<=20000'"
-    command = _command(commands, "export", acts, summary, example)
-    command.add_argument("--pick", metavar="MEMBER", help=f"member: {MEMBER}; default: goal if there is one, else knee")
-    command.add_argument("--out", help="folder of the files (default: export/ in the folder of the study)")
-    command.add_argument("--replace", action="store_true", help="overwrite the folder of an earlier export")
-    return parser
+    whole.add_argument("--version", action="version", version=f"slimfront {_version()}")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    added = {name: _command(commands, name) for name in COMMANDS}
+    add = added["run"].add_argument
+    add("--trials", type=int, help="number of trained candidates, including those of earlier runs")
+    add("--minutes", type=float, help="wall time of this run, in minutes")
+    add("--cpu-seconds", type=float, help="CPU time of this run, in seconds")
+    add("--goal", metavar="TEXT", help=GOAL_HELP)
+    add("--unverified", action="store_true", help="do not export and verify the front at the end")
+    add = added["report"].add_argument
+    add("--out", help="folder of the report (default: report/ in the folder of the study)")
+    add = added["confirm"].add_argument
+    add("--seeds", type=int, default=3, help="trainings per member (default: 3; 0: only verify)")
+    add("--pick", metavar="MEMBER", help=f"confirm only one member: {MEMBER}")
+    add = added["export"].add_argument
+    add("--pick", metavar="MEMBER", help=f"member: {MEMBER}; default: goal if there is one, else knee")
+    add("--out", help="folder of the files (default: export/ in the folder of the study)")
+    add("--replace", action="store_true", help="overwrite the folder of an earlier export")
+    return whole
 
 
-def _command(
-    commands: argparse._SubParsersAction[_Parser], name: str, acts: Mapping[str, Act], summary: str, example: str
-) -> argparse.ArgumentParser:
-    """Add a command, whose help is the docstring of its function, with the options that all commands share."""
+def _version() -> str:
+    """Return the version of slimfront; run from a checkout as `python -m search` it may not be installed."""
+    try:
+        return importlib.metadata.version("slimfront")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _command(commands: argparse._SubParsersAction[_Parser], name: str) -> argparse.ArgumentParser:
+    """Add a command with the options that all commands share."""
+    described = COMMANDS[name]
     command = commands.add_parser(
-        name, help=summary, description=" ".join((acts[name].__doc__ or summary).split()),
-        epilog=f"example: slimfront {name} studies/digits.py:study {example}".rstrip(),
+        name, help=described.summary, description=described.text,
+        epilog=f"example: slimfront {name} studies/digits.py:study {described.example}".rstrip(),
     )  # fmt: skip
     command.add_argument("study", help="file.py:function or package.module:function that returns a search.StudySpec")
     add = command.add_argument_group("options of all commands").add_argument
@@ -153,5 +183,5 @@ def _command(
     add("--threads", type=int, default=1, help="CPU threads (default: 1; more help large networks only)")
     add("--format", choices=("table", "csv", "json"), default="table", help="format of printed tables (default: table)")
     add("--debug", action="store_true", help="show the traceback of an error")
-    command.set_defaults(act=acts[name])
+    command.set_defaults(acts=described.acts)
     return command

@@ -20,7 +20,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from objectives import Examples, Latency, LatencyShare, Macs, SizeBytes, Top1
-from objectives.answers import outputs
+from objectives.outputs import outputs
 from objectives.runtimes import named
 from objectives.runtimes.runtime import import_extra
 from search import Budget, Recipe, Splits, StudySpec

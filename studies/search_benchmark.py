@@ -52,9 +52,10 @@ from search.proposals.draft_records import draft_of
 from search.proposals.stratified import StratifiedRandom
 from search.study import machine
 from search.study.budget_clock import BudgetClock
-from search.study.files import save_json, state_path
+from search.study.files import save_json
 from search.study.front import front, trained_count
 from search.study.storage import open_study
+from search.study.weights import state_path
 from spaces import BitWidths, PruneRatios, Ranks
 from studies.bit_operations import STUDIES, study_of
 from studies.fronts import PROFILE_PREFIX, SPLITS, accuracy_at_costs, hypervolume, profile, runs_table, summary

@@ -18,9 +18,9 @@ from search.evaluation.reference import prepared
 from search.loop.run import run
 from search.proposals.defaults import resolved
 from search.results.export import verify_front
-from search.study.files import state_path
 from search.study.front import front
 from search.study.storage import open_study
+from search.study.weights import state_path
 from search.training.fine_tuning import TeacherOutputs, fine_tune
 from spaces import (
     BitWidths,

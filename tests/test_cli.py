@@ -448,8 +448,8 @@ def test_confirm_prints_mean_and_spread_on_test(finished_dir: Path, capsys: pyte
 def test_files_of_another_runtime_are_verified_without_any_training(
     finished_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("search.cli.confirm", None)
-    monkeypatch.setitem(RUNTIMES, "litert", Renamed)
+    monkeypatch.setattr("search.commands.confirm.confirm", None)
+    monkeypatch.setitem(RUNTIMES, "litert", f"{__name__}:{Renamed.__name__}")
     assert main(["confirm", STUDY, "--seeds", "0", "--runtime", "litert", "--format", "csv"]) == 0
     table = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("trial")
     members = table.drop("teacher")

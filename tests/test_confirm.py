@@ -18,8 +18,8 @@ from search.results.file_records import with_records
 from search.results.report import report
 from search.results.tables import confirmed_table
 from search.study.errors import Diverged
-from search.study.files import state_path
 from search.study.front import front
+from search.study.weights import state_path
 from tests.small_study import context, searched, splits, study, watched
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from search.results.file_records import record_path
 from search.results.verification import Disagreement, record_words, verify
 from search.study.budget_clock import BudgetClock
 from search.study.errors import UserError
-from search.study.files import state_path
 from search.study.front import front, trained
 from search.study.records import KEY
+from search.study.weights import state_path
 from spaces import deployed
 from tests.small_study import Net, context, searched, splits, study
 

@@ -26,9 +26,9 @@ from search.proposals.defaults import resolved
 from search.results.export import STATE_FILE, export
 from search.study.definition import define, fingerprint
 from search.study.errors import UserError
-from search.study.files import state_path
 from search.study.front import front
 from search.study.storage import open_study
+from search.study.weights import state_path
 from spaces import BitWidths, Ranks, deployed, trace
 from spaces.network.normalizing import normalized
 from spaces.testing.networks import scrambled

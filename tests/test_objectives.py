@@ -30,7 +30,7 @@ from objectives import (
     Top1,
     TopK,
 )
-from objectives.answers import outputs
+from objectives.outputs import outputs
 from objectives.runtimes import OnnxRuntime
 from spaces import Quantize, deployed
 from spaces.testing import ObjectiveContract

@@ -28,8 +28,8 @@ from search.results.export import export, restored
 from search.results.file_records import with_records
 from search.results.inspection import inspection
 from search.results.report import report
-from search.study.files import state_path
 from search.study.records import INEXACT, VALUES
+from search.study.weights import state_path
 from spaces import (
     BitWidths,
     Depth,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from search.cli import ACTS
-from search.command_line import parser_of
+from search.command_line import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("search", "spaces", "objectives", "studies")
@@ -37,9 +38,7 @@ def test_the_tree_of_the_readme_names_every_module_once() -> None:
 
 def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text()
-    commands = next(action.choices for action in parser_of(ACTS)._actions if action.choices)
-    assert commands
-    for command in commands:
+    for command in COMMANDS:
         assert f"`slimfront {command} " in readme
 
 
@@ -75,11 +74,34 @@ def test_every_package_says_what_it_is_for() -> None:
     assert not [path for path in packages if not ast.get_docstring(ast.parse(path.read_text()))]
 
 
+def _loaded_by(code: str) -> set[str]:
+    code = f"import sys; {code}; print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    return set(output.stdout.split())
+
+
 def test_runtimes_and_plots_are_not_loaded_by_the_space() -> None:
-    code = "import sys, spaces; print(sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    for heavy in ("onnx", "onnxruntime", "plotly", "matplotlib", "optuna", "torchvision"):
-        assert f"'{heavy}'" not in loaded.stdout
+    loaded = _loaded_by("import spaces; [getattr(spaces, name) for name in spaces.__all__]")
+    assert {"torch", "spaces.axes.prune"} <= loaded
+    assert not {"onnx", "onnxruntime", "plotly", "matplotlib", "optuna", "torchvision"} & loaded
+
+
+def test_help_and_the_front_load_neither_torch_nor_plots() -> None:
+    loaded = _loaded_by("import search.cli, search.command_line; search.command_line.parser()")
+    assert not {"torch", "optuna", "pandas", "numpy", "scipy"} & loaded
+    loaded = _loaded_by("import search.commands.stored_front, search.commands.carrying_out")
+    assert {"optuna", "pandas"} <= loaded
+    assert not {"torch", "plotly", "matplotlib", "sklearn"} & loaded
+
+
+@pytest.mark.parametrize("package", ["objectives", "objectives.runtimes", "spaces", "search"])
+def test_every_name_of_a_package_can_be_imported(package: str) -> None:
+    module = importlib.import_module(package)
+    assert module.__all__
+    for name in module.__all__:
+        assert getattr(module, name).__class__ is not ModuleType
+    stub = (ROOT / package.replace(".", "/") / "__init__.pyi").read_text()
+    assert sorted(module.__all__) == sorted(ast.literal_eval(stub.partition("__all__ = ")[2]))
 
 
 def test_every_dependency_has_a_comment_on_its_use() -> None:

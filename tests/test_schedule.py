@@ -20,11 +20,11 @@ from search.proposals.defaults import resolved
 from search.results.confirm import confirm
 from search.study.budget_clock import BudgetClock
 from search.study.errors import UserError
-from search.study.files import state_path
 from search.study.front import front, trained
 from search.study.queue import enqueue, fixed
 from search.study.records import ASKED, EPOCHS, RANGE, RATE, SECONDS, VALUES
 from search.study.storage import open_study
+from search.study.weights import state_path
 from search.training.fine_tuning import TeacherOutputs, fine_tune
 from search.training.learning_rate import (
     DEFAULT_RATE,

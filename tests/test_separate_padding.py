@@ -18,9 +18,9 @@ from search.export import rebuild
 from search.loop.run import run
 from search.proposals.defaults import resolved
 from search.results.export import export, restored
-from search.study.files import state_path
 from search.study.front import front
 from search.study.storage import open_study
+from search.study.weights import state_path
 from spaces import (
     BitWidths,
     Depth,

@@ -19,9 +19,9 @@ from search.proposals.defaults import resolved
 from search.results.confirm import confirm
 from search.results.export import export as export_files
 from search.results.export import rebuild, verify_front
-from search.study.files import state_path
 from search.study.front import front
 from search.study.storage import open_study
+from search.study.weights import state_path
 from spaces import BitWidths, Imitations, PruneRatios, Ranks, Space, Temperatures, trace
 from spaces.network.normalizing import normalized
 from studies.scenes import VOID, MeanOverlap

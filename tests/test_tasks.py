@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives import Examples, Limit, Macs, SizeBytes
-from objectives.answers import outputs
+from objectives.outputs import outputs
 from search import Budget, Recipe, Splits, StudySpec
 from search.evaluation.reference import prepared
 from search.loop.run import run
@@ -19,9 +19,9 @@ from search.proposals.defaults import resolved
 from search.results.confirm import confirm
 from search.results.export import export as export_files
 from search.results.export import rebuild, verify_front
-from search.study.files import state_path
 from search.study.front import front
 from search.study.storage import open_study
+from search.study.weights import state_path
 from spaces import BitWidths, Imitate, Imitations, PruneRatios, Ranks, Space, Temperatures
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from safetensors.torch import load_file, save_file
 
-from objectives.runtimes.runtime import ExportError
+from objectives.runtimes.errors import ExportError
 from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
 from objectives.trees import Tree, leaves
 

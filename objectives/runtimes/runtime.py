@@ -13,8 +13,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from objectives.answers import device_of
 from objectives.layers import inputs_of_file
+from objectives.outputs import device_of
+from objectives.runtimes.errors import ExportError
 from objectives.trees import moved
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
     from objectives.runtimes.file_layout import FileLayout
     from objectives.trees import Tree
-
-
-class ExportError(ValueError):
-    """A model that a runtime cannot export; the text is one line that names the operator or the reason."""
 
 
 class Precision(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FixedTrial
 
 from objectives import Examples
-from objectives.answers import outputs
+from objectives.outputs import outputs
 from search.costs.cost_model import CostModel
 from search.evaluation.first_checks import check_split, untrainable_note
 from search.evaluation.label_checks import check_loss, check_probabilities, classes_of, few

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from objectives.answers import device_of, outputs
+from objectives.outputs import device_of, outputs
 from objectives.trees import at, map_tensors, moved
 
 if TYPE_CHECKING:

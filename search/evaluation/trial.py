@@ -16,7 +16,6 @@ from search.evaluation.early_stopping import EarlyStopping
 from search.study import machine
 from search.study.console import console
 from search.study.errors import Diverged
-from search.study.files import save_state, state_path
 from search.study.queue import worker
 from search.study.records import (
     EARLY_CHECK,
@@ -36,6 +35,7 @@ from search.study.records import (
     VALUES,
     WORKER,
 )
+from search.study.weights import save_state, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from search.study.spec import StudySpec
+    from search.study.outline import Outline
 
 
-def candidates(study: Study, spec: StudySpec) -> pd.DataFrame:
+def candidates(study: Study, spec: Outline) -> pd.DataFrame:
     """Return one row for every finished trial.
 
     The columns are `number`, `state`, `on_front`, `feasible`, one for each measured objective, `cpu_seconds`, `plan`,

@@ -13,8 +13,9 @@ from search.evaluation.trial import key_of, seed_of
 from search.study.console import console, track
 from search.study.definition import define_value, differences
 from search.study.errors import Diverged, reason_of
-from search.study.files import save_json, save_state, state_path
+from search.study.files import save_json
 from search.study.records import RATE, VALUES
+from search.study.weights import save_state, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

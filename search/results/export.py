@@ -25,8 +25,9 @@ from search.results.verification import Disagreement, verify
 from search.study.budget_clock import now, passed_since
 from search.study.console import console, track
 from search.study.errors import UserError, reason_of
-from search.study.files import save_json, save_state
+from search.study.files import save_json
 from search.study.records import VALUES
+from search.study.weights import save_state
 from spaces import deployed, unfuse_attention, with_plain_layers
 from spaces.network.messages import first_line
 from spaces.network.normalizing import normalized

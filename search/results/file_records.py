@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from objectives import Latency, LatencyShare, Metric, SizeBytes
+from objectives import Metric
 from search.study.front import non_dominated
 from search.study.records import VALUES
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from objectives import Objective
-    from objectives.runtimes import Runtime
-    from search.study.spec import StudySpec
+    from search.study.outline import Named, Outline
 
+# Names of the objectives that a file measures, besides metrics
+SIZE, LATENCY, SHARE = "size_bytes", "latency_ms", "latency_share"
+MEASURED_ON_FILES = (SIZE, LATENCY, SHARE)
 WEIGHTS_DIGEST = "weights_sha256"  # key of a record: the SHA-256 of the weights that the file was made of
 
 
@@ -40,12 +42,12 @@ class Member(NamedTuple):
     record: dict[str, Any]
 
 
-def with_records(members: Sequence[FrozenTrial], runtime: Runtime, folder: Path) -> list[Member]:
+def with_records(members: Sequence[FrozenTrial], runtime: Named, folder: Path) -> list[Member]:
     """Return the trials of the front, each with the verification record of its file for a runtime."""
     return [Member(trial, read_record(record_path(folder, trial, runtime))) for trial in members]
 
 
-def record_path(folder: Path, trial: FrozenTrial, runtime: Runtime) -> Path:
+def record_path(folder: Path, trial: FrozenTrial, runtime: Named) -> Path:
     """Return the path of the verification record of a member's file for a runtime."""
     return folder / "verified" / runtime.name / f"{trial.number}.json"
 
@@ -65,7 +67,7 @@ def digest(weights: Path) -> str:
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
-def file_table(members: Sequence[Member], spec: StudySpec) -> pd.DataFrame:
+def file_table(members: Sequence[Member], spec: Outline) -> pd.DataFrame:
     """Return one row for every member whose file was verified.
 
     The columns are `number`, one for each objective, and `on_front`: whether no other file is at least as good in all
@@ -83,20 +85,15 @@ def file_table(members: Sequence[Member], spec: StudySpec) -> pd.DataFrame:
     return table
 
 
-def measuring_runtime(objective: Objective) -> Runtime | None:
+def measuring_runtime(objective: Objective) -> Named | None:
     """Return the runtime whose files measure an objective, None if no file does."""
-    if isinstance(objective, LatencyShare):
-        return objective.latency.runtime
-    return objective.runtime if isinstance(objective, SizeBytes | Latency) else None
+    runtime: Named | None = getattr(objective, "runtime", None) if objective.name in MEASURED_ON_FILES else None
+    return runtime
 
 
 def file_value(record: dict[str, Any], trial: FrozenTrial, objective: Objective) -> float:
     """Return the value of an objective on the file of a member, or that of the search if a file does not measure it."""
     if isinstance(objective, Metric):
         return float(record[f"{objective.name}_file"])
-    measured = {
-        "size_bytes": record["file_bytes"],
-        "latency_ms": record["latency"]["cpu_ms"],
-        "latency_share": record["latency"]["ratio"],
-    }
+    measured = {SIZE: record["file_bytes"], LATENCY: record["latency"]["cpu_ms"], SHARE: record["latency"]["ratio"]}
     return float(measured[objective.name] if objective.name in measured else trial.user_attrs[VALUES][objective.name])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from objectives import Latency, LatencyShare, SizeBytes
-from search.results.file_records import file_value, measuring_runtime
+from search.results.file_records import LATENCY, SHARE, SIZE, file_value, measuring_runtime
 from search.study.records import EXCESS, TEACHER, VALUES
 from search.study.unmet import known_limits
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from objectives import Limit
     from search.results.file_records import Member
-    from search.study.spec import StudySpec
+    from search.study.outline import Outline
 
 
 class Standing(NamedTuple):
@@ -39,7 +38,7 @@ class Standing(NamedTuple):
     used: float
 
 
-def standings(study: Study, spec: StudySpec, member: Member) -> list[Standing]:
+def standings(study: Study, spec: Outline, member: Member) -> list[Standing]:
     """Return how a member stands to every limit of the study."""
     teacher = study.user_attrs.get(TEACHER, {})
     found = []
@@ -58,7 +57,7 @@ def meets_all(found: Sequence[Standing]) -> bool:
     return all(standing.limit.excess(standing.value) <= 0 for standing in found)
 
 
-def best_for_goal(study: Study, spec: StudySpec, members: Sequence[Member]) -> Member:
+def best_for_goal(study: Study, spec: Outline, members: Sequence[Member]) -> Member:
     """Return the member that meets the limits best: the most used limit is used as little as possible, then the next.
 
     A member whose file is verified comes before one whose file is not.
@@ -70,7 +69,7 @@ def best_for_goal(study: Study, spec: StudySpec, members: Sequence[Member]) -> M
     return min(members, key=order)
 
 
-def relative_columns(study: Study, spec: StudySpec, trial: FrozenTrial | None) -> dict[str, float | None]:
+def relative_columns(study: Study, spec: Outline, trial: FrozenTrial | None) -> dict[str, float | None]:
     """Return the values of the limits that are relative to the teacher, in their terms; of the teacher for None.
 
     `<objective>_of_teacher` is the share of the teacher's value, `<objective>_lost` by how much the value is worse.
@@ -90,7 +89,7 @@ def relative_columns(study: Study, spec: StudySpec, trial: FrozenTrial | None) -
     return found
 
 
-def goal_note(study: Study, spec: StudySpec, members: Sequence[Member]) -> str:
+def goal_note(study: Study, spec: Outline, members: Sequence[Member]) -> str:
     """Describe which members meet the goal, and how the best of them stands to every limit; empty without a goal."""
     if not spec.goal or not members:
         return ""
@@ -106,7 +105,7 @@ def goal_note(study: Study, spec: StudySpec, members: Sequence[Member]) -> str:
     return f"goal {spec.goal!r}: {met} is trial {best.trial.number} ({where}): {shown}"
 
 
-def _on_file(limit: Limit, member: Member, spec: StudySpec) -> tuple[Limit, float] | None:
+def _on_file(limit: Limit, member: Member, spec: Outline) -> tuple[Limit, float] | None:
     """Return the limit and the value on the file of a member, None if its file does not measure the objective."""
     objective, record = limit.objective, member.record
     if not record:
@@ -114,11 +113,11 @@ def _on_file(limit: Limit, member: Member, spec: StudySpec) -> tuple[Limit, floa
     if objective.is_cost and measuring_runtime(objective) != spec.runtime:
         return None
     value = file_value(record, member.trial, objective)
-    if isinstance(objective, SizeBytes):
+    if objective.name == SIZE:
         return limit.against(record["teacher_file_bytes"]), value
-    if isinstance(objective, Latency):
+    if objective.name == LATENCY:
         return limit.against(record["latency"]["cpu_ms"] / record["latency"]["ratio"]), value
-    return (limit.against(1.0) if isinstance(objective, LatencyShare) else limit), value
+    return (limit.against(1.0) if objective.name == SHARE else limit), value
 
 
 def _used(limit: Limit, value: float, teacher: float | None) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from search.results.file_records import Member
-    from search.study.spec import StudySpec
+    from search.study.outline import Outline
 
     Rows = dict[int, dict[Any, Any]]  # the cells of each member, by the number of its trial
 
@@ -31,7 +31,7 @@ CONDITION = re.compile(r"(\w+)\s*(<=|>=|<|>|=)\s*(\S+)")
 ON_FILE = "file_"  # beginning of the names of columns that are measured on the file; may be left out in a pick
 
 
-def pick(study: Study, spec: StudySpec, members: Sequence[Member], selection: str) -> FrozenTrial:
+def pick(study: Study, spec: Outline, members: Sequence[Member], selection: str) -> FrozenTrial:
     """Return the member of the front that a selection describes.
 
     Parameters

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
-from objectives import Metric, SizeBytes
+from objectives import Metric
 from search.results.candidates import feasible
-from search.results.file_records import Member, file_table, file_value, measuring_runtime
+from search.results.file_records import SIZE, Member, file_table, file_value, measuring_runtime
 from search.results.goal import meets_all, relative_columns, standings
 from search.study.front import non_dominated
 from search.study.records import PLAN, PREDICTED, TEACHER, VALUES
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
 
     from optuna import Study
 
-    from search.study.spec import StudySpec
+    from search.study.outline import Outline
 
 LEAST_FILES_FOR_CORRELATION = 5  # files; a rank correlation over fewer says nothing
 
 
-def front_table(study: Study, spec: StudySpec, members: Sequence[Member]) -> pd.DataFrame:
+def front_table(study: Study, spec: Outline, members: Sequence[Member]) -> pd.DataFrame:
     """Return one row for the teacher and one for every member of the front.
 
     The columns are `trial`, the measured objectives, the values of limits relative to the teacher
@@ -68,7 +67,7 @@ def front_table(study: Study, spec: StudySpec, members: Sequence[Member]) -> pd.
     return pd.DataFrame([teacher_row, *rows], columns=columns).infer_objects()
 
 
-def _file_feasible(study: Study, spec: StudySpec, member: Member) -> dict[str, str]:
+def _file_feasible(study: Study, spec: Outline, member: Member) -> dict[str, str]:
     """Return the cell that says whether a member's file meets all limits, if the study has limits."""
     if not spec.limits:
         return {}
@@ -76,7 +75,7 @@ def _file_feasible(study: Study, spec: StudySpec, member: Member) -> dict[str, s
     return {"file_feasible": met if member.record else ""}
 
 
-def files_note(spec: StudySpec, members: Sequence[Member]) -> str:
+def files_note(spec: Outline, members: Sequence[Member]) -> str:
     """Describe how the files were timed, which timings were noisy, and how well the costs of files were predicted."""
     verified = [member for member in members if member.record]
     if not verified:
@@ -94,13 +93,13 @@ def files_note(spec: StudySpec, members: Sequence[Member]) -> str:
     return "\n".join([timing, *_predictions(spec, verified)])
 
 
-def _predictions(spec: StudySpec, members: Sequence[Member]) -> list[str]:
+def _predictions(spec: Outline, members: Sequence[Member]) -> list[str]:
     """Describe the errors of predicted sizes and of costs that a model predicted, against the files."""
     lines = []
     for objective in spec.measured:
         if measuring_runtime(objective) != spec.runtime:
             continue
-        attribute = VALUES if isinstance(objective, SizeBytes) else PREDICTED
+        attribute = VALUES if objective.name == SIZE else PREDICTED
         pairs = [
             (trial.user_attrs[attribute][objective.name], file_value(record, trial, objective))
             for trial, record in members
@@ -111,7 +110,7 @@ def _predictions(spec: StudySpec, members: Sequence[Member]) -> list[str]:
             errors = abs(predicted / measured - 1)
             varied = np.ptp(predicted) > 0 and np.ptp(measured) > 0
             ranked = len(pairs) >= LEAST_FILES_FOR_CORRELATION and varied
-            correlation = f", rank correlation {spearmanr(predicted, measured)[0]:.2f}" if ranked else ""
+            correlation = f", rank correlation {_rank_correlation(predicted, measured):.2f}" if ranked else ""
             lines.append(
                 f"{objective.name} was predicted with an error of at most {errors.max():.1%} on {len(errors)} files, "
                 f"median {np.median(errors):.1%}{correlation}"
@@ -119,8 +118,13 @@ def _predictions(spec: StudySpec, members: Sequence[Member]) -> list[str]:
     return lines
 
 
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Spearman's rank correlation; importing that of scipy takes longer than all else that a table needs."""
+    return float(np.corrcoef(pd.Series(first).rank(), pd.Series(second).rank())[0, 1])
+
+
 def confirmed_table(
-    records: list[dict[str, Any]], teacher: dict[str, float], spec: StudySpec, study: Study
+    records: list[dict[str, Any]], teacher: dict[str, float], spec: Outline, study: Study
 ) -> pd.DataFrame:
     """Return one row for the teacher and one for every member: costs, and each metric on validation and test.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from spaces.network.messages import first_line
 
 # words in the messages of libraries that report a full disk or missing memory by an exception of their own
 MACHINE_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "No space left on device", "CUDA error")
+TORCH_OUT_OF_MEMORY = "OutOfMemoryError"
 
 
 class UserError(ValueError):
@@ -43,9 +42,8 @@ def machine_fault(error: BaseException) -> MachineFault | None:
         if isinstance(cause, MachineFault):
             return cause
         words = str(cause).partition("\n")[0]
-        if isinstance(cause, MemoryError | OSError | torch.OutOfMemoryError) or any(
-            one in words for one in MACHINE_WORDS
-        ):
+        named = type(cause).__name__ == TORCH_OUT_OF_MEMORY  # by name: importing torch takes a second
+        if isinstance(cause, MemoryError | OSError) or named or any(one in words for one in MACHINE_WORDS):
             return MachineFault(
                 f"the machine failed, not a plan: {type(cause).__name__}{': ' * bool(words)}{words}; all finished work "
                 "is kept; free memory or disk, and run the command again"

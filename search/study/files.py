@@ -1,4 +1,4 @@
-"""The files of a study: their paths, and how they are written."""
+"""The folder of a study, and how its files are written."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors.torch import save_file
-
 from search.study.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from search.study.spec import StudySpec
+
+RUNS = "runs"  # the folder of the folders of studies
 
 
 def folder_of(spec: StudySpec, folder: str | None) -> Path:
@@ -31,7 +29,7 @@ def folder_of(spec: StudySpec, folder: str | None) -> Path:
             "a study's name must start with a letter or digit and consist of letters, digits, '.', '_' and '-', but "
             f"got {spec.name!r}; it becomes the name of a folder"
         )
-    return Path(folder) if folder else Path("runs") / spec.name
+    return Path(folder) if folder else Path(RUNS) / spec.name
 
 
 def ensure_writable(folder: Path) -> None:
@@ -57,14 +55,3 @@ def save_json(path: Path, content: object) -> None:
     unfinished = path.with_name(f".{path.name}-{os.getpid()}")
     unfinished.write_text(json.dumps(content, indent=1) + "\n")
     unfinished.replace(path)
-
-
-def state_path(folder: Path, number: int) -> Path:
-    """Return the path of the trained weights of a trial."""
-    return folder / "candidates" / f"{number}.safetensors"
-
-
-def save_state(model: nn.Module, path: Path) -> None:
-    """Write the tensors of a network to a safetensors file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, path)

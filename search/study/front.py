@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from search.study.spec import StudySpec
+    from search.study.outline import Outline
 
 
 def trained(study: Study) -> list[FrozenTrial]:
@@ -44,7 +44,7 @@ def front(study: Study) -> list[FrozenTrial]:
     return sorted(distinct.values(), key=lambda trial: (sign * trial.values[0], trial.number))
 
 
-def non_dominated(points: Sequence[Sequence[float]], spec: StudySpec) -> list[bool]:
+def non_dominated(points: Sequence[Sequence[float]], spec: Outline) -> list[bool]:
     """Return for each point whether no other is at least as good in all objectives and better in one.
 
     Parameters
@@ -63,7 +63,7 @@ def undominated(values_NV: np.ndarray) -> np.ndarray:
     return np.array([not ((values_NV <= one).all(1) & (values_NV < one).any(1)).any() for one in values_NV], dtype=bool)
 
 
-def need_front(study: Study, spec: StudySpec) -> list[FrozenTrial]:
+def need_front(study: Study, spec: Outline) -> list[FrozenTrial]:
     """Return the front.
 
     Raises

@@ -1,17 +1,20 @@
-"""The journal file that holds the trials of a study."""
+"""Where the trials of a study are stored: by default in a journal file in its folder."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock  # its public module lacks the base of its locks
 
+from search.study.errors import UserError
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from optuna.storages import BaseStorage
 
 WAIT_TO_ASK_AGAIN = 0.001  # seconds between two attempts to lock; a record is written in less
 
@@ -57,3 +60,33 @@ def cut_incomplete_record(journal: Path) -> None:
             os.truncate(journal, complete)
     finally:
         lock.release()
+
+
+def storage_at(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
+    """Return the storage at the URL, or the journal in the folder of a study.
+
+    Raises
+    ------
+    UserError
+        If there is no journal and none is to be created.
+    """
+    if url is None:
+        path = folder / "journal.log"
+        if not create and not path.exists():
+            raise UserError(f"no study in {folder}; start it with: slimfront run")
+        if create and path.exists():
+            cut_incomplete_record(path)
+        return journal_storage(path)
+    if url.startswith("journal://"):
+        return journal_storage(Path(url.removeprefix("journal://")))
+    return get_storage(url)
+
+
+def unusable(error: Exception, folder: Path, url: str | None) -> UserError:
+    """Return the error that a storage cannot be read or written, from the exception that showed it."""
+    where = url or folder / "journal.log"
+    return UserError(
+        f"the storage {where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}); if "
+        "another process locks it, wait for that process; if it is damaged, start again with another --folder (and "
+        "--storage)"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 DEFINITION = "definition"  # every setting that the result of a trial depends on, by its path
 DRAFT = "-draft"  # suffix: the draft of a study has the name of the study and this
 GOAL = "goal"  # text of the goal, and the name of the runtime that its objectives are measured on
+OUTLINE = "outline"  # names, directions and limits, from which tables are printed (`search.study.outline`)
 TEACHER = "teacher"  # the value of every objective for the teacher
 STARTED = "anchors"  # whether the initial designs are enqueued
 RANGE = "relative_range_test"  # result of the range test of the learning rate; 0.1 stored another loss in range_test

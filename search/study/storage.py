@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
@@ -12,11 +11,14 @@ from optuna.trial import TrialState
 from search.study.definition import define, differences
 from search.study.errors import UserError
 from search.study.goal import with_stored_goal
-from search.study.journal import cut_incomplete_record, journal_storage
-from search.study.records import DEFINITION, DRAFT, GOAL
+from search.study.journal import storage_at, unusable
+from search.study.outline import outline_record
+from search.study.records import DEFINITION, DRAFT, GOAL, OUTLINE
 from search.study.seeded_sampler import SeededSampler
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from optuna import Study
     from optuna.storages import BaseStorage
 
@@ -48,18 +50,13 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
     """
     definition = define(spec)
     try:
-        storage = _storage(folder, url, create=create)
+        storage = storage_at(folder, url, create=create)
         study, changed = _opened(storage, spec, definition, folder, create=create)
         len(study.trials)  # reads the whole storage, so that damage shows here
     except UserError:
         raise
     except Exception as error:
-        where = url or folder / "journal.log"
-        raise UserError(
-            f"the storage {where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}); if "
-            "another process locks it, wait for that process; if it is damaged, start again with another --folder (and "
-            "--storage)"
-        ) from error
+        raise unusable(error, folder, url) from error
     if changed and spec.goal and all(words.startswith("limits") for words in changed):
         stored = study.user_attrs.get(GOAL)
         before = f"the goal {stored['text']!r}" if stored else "no goal"
@@ -75,6 +72,9 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
             f"{'; '.join(changed[:MOST_DIFFERENCES_SHOWN])}{more}; undo the change, or give the new study another name "
             "or --folder"
         )
+    outline = outline_record(with_stored_goal(study, spec))
+    if create and study.user_attrs.get(OUTLINE) != outline:
+        study.set_user_attr(OUTLINE, outline)
     return study
 
 
@@ -131,17 +131,3 @@ def _created(
 def _sampler(spec: StudySpec) -> SeededSampler:
     assert spec.sampler is not None, "call search.proposals.defaults.resolved first"
     return SeededSampler(spec.sampler, spec.seed)
-
-
-def _storage(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
-    """Return the storage at the URL, or the journal in the folder."""
-    if url is None:
-        path = folder / "journal.log"
-        if not create and not path.exists():
-            raise UserError(f"no study in {folder}; start it with: slimfront run")
-        if create and path.exists():
-            cut_incomplete_record(path)
-        return journal_storage(path)
-    if url.startswith("journal://"):
-        return journal_storage(Path(url.removeprefix("journal://")))
-    return optuna.storages.get_storage(url)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from objectives import Limit
-    from search.study.spec import StudySpec
+    from search.study.outline import Outline
 
 
 class Candidate(NamedTuple):
@@ -112,7 +112,7 @@ def loosened(limit: Limit, value: float) -> str:
     return f"{value:.10g}"
 
 
-def known_limits(study: Study, spec: StudySpec) -> list[Limit]:
+def known_limits(study: Study, spec: Outline) -> list[Limit]:
     """Return the limits with the values of the teacher that are stored in the study, for texts."""
     teacher = study.user_attrs.get(TEACHER, {})
     return [
@@ -121,7 +121,7 @@ def known_limits(study: Study, spec: StudySpec) -> list[Limit]:
     ]
 
 
-def no_candidate(study: Study, spec: StudySpec, finished: Sequence[FrozenTrial]) -> LimitsUnmet:
+def no_candidate(study: Study, spec: Outline, finished: Sequence[FrozenTrial]) -> LimitsUnmet:
     """Return the error that no finished trial meets all limits.
 
     Parameters

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from objectives.answers import device_of, outputs
+from objectives.outputs import device_of, outputs
 from objectives.samples import seed_all
 from objectives.trees import at, leaves, like, map_tensors, moved, run
 from search.study import machine

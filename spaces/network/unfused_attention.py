@@ -51,6 +51,9 @@ def unfuse_attention(model: nn.Module, example: Inputs) -> nn.Module:
     )
 
 
+opened = unfuse_attention  # its name in version 0.1
+
+
 def _unfused_class(module: nn.Module) -> type[Attention | WindowAttention] | None:
     kind = type(module)
     if isinstance(module, nn.MultiheadAttention) and kind is nn.MultiheadAttention:

@@ -14,6 +14,7 @@ from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_
 from torch import fx
 
 from objectives.flat import flat
+from objectives.runtimes.errors import ExportError
 from objectives.runtimes.executorch.packing import packing
 from objectives.runtimes.passes.integers import (
     DEQUANTIZE,
@@ -24,7 +25,7 @@ from objectives.runtimes.passes.integers import (
     first_of,
     integer_graph,
 )
-from objectives.runtimes.runtime import ExportError, export_error, silence
+from objectives.runtimes.runtime import export_error, silence
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,6 +19,7 @@ from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_qu
 from litert_torch.quantize.quant_config import QuantConfig
 
 from objectives.flat import flat
+from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.passes.flatbuffers import serialize
 from objectives.runtimes.passes.integers import (
@@ -31,7 +32,7 @@ from objectives.runtimes.passes.integers import (
     put_constant,
 )
 from objectives.runtimes.passes.zero_branches import ATEN
-from objectives.runtimes.runtime import ExportError, export_error, silence
+from objectives.runtimes.runtime import export_error, silence
 
 if TYPE_CHECKING:
     from torch import fx, nn

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from objectives.runtimes.runtime import ExportError
+from objectives.runtimes.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import fx

@@ -1,0 +1,34 @@
+from .accuracy import Agreement, Loss, Top1, TopK
+from .bops import Bops
+from .data import Data
+from .examples import Examples
+from .frames import FrameTime, fps
+from .latency import Latency, LatencyShare
+from .macs import Macs
+from .objective import Limit, Metric, Objective
+from .outputs import answers
+from .parameters import Parameters
+from .scores import Score
+from .size import SizeBytes
+
+__all__ = [
+    "Agreement",
+    "Bops",
+    "Data",
+    "Examples",
+    "FrameTime",
+    "Latency",
+    "LatencyShare",
+    "Limit",
+    "Loss",
+    "Macs",
+    "Metric",
+    "Objective",
+    "Parameters",
+    "Score",
+    "SizeBytes",
+    "Top1",
+    "TopK",
+    "answers",
+    "fps",
+]

@@ -1,0 +1,44 @@
+"""The command `confirm`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from search.commands.loading import opened, with_weights
+from search.commands.showing import members_of, show_front
+from search.evaluation.reference import prepared
+from search.loop.schedule import range_tested
+from search.results.confirm import confirm
+from search.results.export import verify_front
+from search.results.pick import pick
+from search.results.tables import confirmed_table
+from search.study.console import console, print_table
+from search.study.errors import UserError
+from search.study.files import ensure_writable
+from search.study.machine import device_named
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def command(options: argparse.Namespace) -> int:
+    """Train the members of the front for longer, then verify and print the front; return the exit code."""
+    study, spec, folder = opened(options)
+    if options.seeds < 0:
+        raise UserError(f"--seeds must not be negative, but got {options.seeds}")
+    ensure_writable(folder)
+    front_members = members_of(study, spec, folder)
+    trials = [pick(study, spec, front_members, options.pick)] if options.pick else [one.trial for one in front_members]
+    # The runtime is tried on the teacher before any training, so that a missing operator shows early.
+    context, reference = prepared(spec, device_named(options.device), folder)
+    if options.seeds:
+        records = confirm(trials, context, folder, options.seeds, range_tested(study, context))
+        teacher = json.loads((folder / "confirmed" / "front.json").read_text())["teacher"]
+        print_table(confirmed_table(records, teacher, spec, study), options.format)
+    failures = verify_front(with_weights(trials, folder), context, folder, reference)
+    if options.format == "table" or not options.seeds:
+        show_front(study, context.spec, members_of(study, spec, folder), options.format)
+    for failure in failures:
+        console.print(f"slimfront: {failure}", markup=False)
+    return 1 if failures else 0

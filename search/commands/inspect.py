@@ -1,0 +1,64 @@
+"""The command `inspect`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+
+from objectives.runtimes import ExportError
+from search.commands.loading import loaded
+from search.evaluation.context import Context
+from search.evaluation.reference import bounded, measure_teacher, prepared
+from search.evaluation.subject import Subject
+from search.proposals.limits import check_reachable, limits_need_models
+from search.results.inspection import (
+    counted,
+    inspection,
+    percent_acted_on,
+    predicted_words,
+    refusals,
+    short,
+    smallest,
+)
+from search.study.console import print_table, results_console
+from search.study.machine import device_named
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def command(options: argparse.Namespace) -> int:
+    """Print what can be compressed in each layer, or why not; return the exit code."""
+    spec, _ = loaded(options)
+    device, failed = device_named(options.device), None
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            context, file = prepared(spec, device, Path(temporary))
+            teacher_bytes = file.stat().st_size
+        except (ExportError, ImportError) as error:
+            failed, context = error, Context(spec, Subject(spec, device))
+    counts, left_out = counted(context.subject.model, context.subject.example)
+    table = inspection(spec, context.subject.anatomy, counts)
+    if failed is None:
+        directions = [objective.direction for objective in spec.objectives]
+        study = optuna.create_study(directions=directions)  # in memory
+        context = bounded(study, context)
+        teacher = measure_teacher(study, context)
+    if options.format == "table" and failed is None:
+        values = ", ".join(f"{name} {value:,.6g}" for name, value in teacher.items())
+        results_console.print(f"teacher: {values}; its {spec.runtime.name} file has {teacher_bytes:,} bytes")
+        results_console.print("\n".join([*predicted_words(context), *smallest(context, teacher)]), markup=False)
+    if options.format == "table":
+        print_table(short(table), options.format)
+        lines = [f"{x} can act on {percent_acted_on(table, x):.1f}% of the multiply-adds" for x in table.columns[4:]]
+        results_console.print("\n".join([*lines, *left_out, *refusals(table)]), markup=False)
+    else:
+        print_table(table, options.format)
+    if failed is not None:
+        raise failed
+    if not limits_need_models(context):
+        check_reachable(context)
+    return 0

@@ -1,0 +1,30 @@
+"""The command `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.commands.loading import opened
+from search.commands.showing import members_of
+from search.evaluation.context import Context
+from search.evaluation.subject import Subject
+from search.results.report import report
+from search.study.console import results_console
+from search.study.files import ensure_writable
+from search.study.machine import device_named
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def command(options: argparse.Namespace) -> int:
+    """Write a report of the study and print the paths of its files; return the exit code."""
+    study, spec, folder = opened(options)
+    members = members_of(study, spec, folder)
+    out = Path(options.out) if options.out else folder / "report"
+    ensure_writable(out)
+    context = Context(spec, Subject(spec, device_named(options.device)))
+    for path in report(study, context, members, out):
+        results_console.print(str(path))
+    return 0

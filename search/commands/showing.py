@@ -1,0 +1,32 @@
+"""Show the front of a study; nothing here needs its network or its data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from search.results.file_records import with_records
+from search.results.goal import goal_note
+from search.results.tables import files_note, front_table
+from search.study.console import console, print_table
+from search.study.front import need_front
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna import Study
+
+    from search.results.file_records import Member
+    from search.study.outline import Outline
+
+
+def members_of(study: Study, spec: Outline, folder: Path) -> list[Member]:
+    """Return the members of the front with the verification records of their files."""
+    return with_records(need_front(study, spec), spec.runtime, folder)
+
+
+def show_front(study: Study, spec: Outline, members: list[Member], output_format: str) -> None:
+    """Print the table of the front, and the notes on its files and its goal."""
+    print_table(front_table(study, spec, members), output_format)
+    console.print(files_note(spec, members))
+    if note := goal_note(study, spec, members):
+        console.print(note)

@@ -1,0 +1,41 @@
+"""The command `front` from the storage alone: neither the network nor the data is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from objectives.runtimes import named
+from search.commands.showing import members_of, show_front
+from search.study.console import console
+from search.study.errors import UserError
+from search.study.outline import StoredRuntime
+from search.study.stored import find
+
+if TYPE_CHECKING:
+    import argparse
+
+    from search.study.outline import StoredStudy
+
+
+def command(options: argparse.Namespace) -> int | None:
+    """Print the teacher and the Pareto front of a study; return the exit code, None if the study has to be loaded."""
+    found = find(options.study, options.set, options.folder, options.storage)
+    if found is None:
+        return None
+    outline = _on_runtime(options, found.outline)
+    show_front(found.study, outline, members_of(found.study, outline, found.folder), options.format)
+    if found.changed:
+        file = options.study.rpartition(":")[0]
+        console.print(f"{file} has changed since the study {outline.name!r} was last run; this is the stored front")
+    return 0
+
+
+def _on_runtime(options: argparse.Namespace, outline: StoredStudy) -> StoredStudy:
+    """Return the study with the runtime that the options name."""
+    if options.runtime in {None, outline.runtime.name}:
+        return outline
+    try:
+        return dataclasses.replace(outline, runtime=StoredRuntime.of(named(options.runtime)))
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,108 @@
+"""Find and read a stored study without the file that defines it: neither its network nor its data is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import optuna
+
+from search.study.errors import UserError
+from search.study.files import RUNS, save_json
+from search.study.journal import storage_at, unusable
+from search.study.outline import stored_outline
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from search.study.outline import StoredStudy
+
+STARTED_WITH = "study.json"  # in the folder of a study: the words that name it on the command line
+
+
+class Stored(NamedTuple):
+    """A study in its storage.
+
+    Attributes
+    ----------
+    study, outline
+        The study, and what its tables need.
+    folder
+        The folder of its files.
+    changed
+        Whether the file that defines it has changed since the study was last run.
+    """
+
+    study: Study
+    outline: StoredStudy
+    folder: Path
+    changed: bool
+
+
+def remember(folder: Path, name: str, target: str, settings: list[str]) -> None:
+    """Write down with which words a study was run, so that the same words find it again.
+
+    Parameters
+    ----------
+    folder, name
+        The study's folder and its name in the storage.
+    target, settings
+        What follows the command: the function, and the values of `--set`.
+    """
+    words = {"name": name, "study": target, "settings": sorted(settings), "sha256": _digest(target)}
+    save_json(folder / STARTED_WITH, words)
+
+
+def find(target: str, settings: list[str], folder: str | None, url: str | None) -> Stored | None:
+    """Return the study that was last run with these words; None if there is none, or an earlier version stored it.
+
+    Parameters
+    ----------
+    target, settings
+        What follows the command: the function, and the values of `--set`.
+    folder
+        The folder of the study, None to look at all folders in `runs/`.
+    url
+        The URL of the storage, None for the journal in the folder.
+
+    Raises
+    ------
+    UserError
+        If the storage cannot be read.
+    """
+    paths = [Path(folder) / STARTED_WITH] if folder else sorted(Path(RUNS).glob(f"*/{STARTED_WITH}"))
+    named = [(path, words) for path in paths if path.exists() and (words := _words(path))]
+    fitting = [
+        (path, words) for path, words in named if (words["study"], words["settings"]) == (target, sorted(settings))
+    ]
+    if not fitting:
+        return None
+    path, words = max(fitting, key=lambda item: item[0].stat().st_mtime)
+    try:
+        storage = storage_at(path.parent, url, create=False)
+        if words["name"] not in {summary.study_name for summary in storage.get_all_studies()}:
+            return None
+        study = optuna.load_study(study_name=words["name"], storage=storage)
+        outline = stored_outline(study)
+    except UserError:
+        raise
+    except Exception as error:
+        raise unusable(error, path.parent, url) from error
+    return None if outline is None else Stored(study, outline, path.parent, words["sha256"] != _digest(target))
+
+
+def _words(path: Path) -> dict[str, object]:
+    """Return what `remember` wrote; nothing if the file is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and {"name", "study", "settings", "sha256"} <= set(found) else {}
+
+
+def _digest(target: str) -> str:
+    """Return the SHA-256 of the file that a study is defined in, empty for a module."""
+    path = Path(target.rpartition(":")[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
