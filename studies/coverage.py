@@ -37,6 +37,7 @@ from objectives.runtimes import OnnxRuntime
 from search.costs.cost_model import CostModel
 from spaces import BitWidths, Magnitude, PruneRatios, Ranks, Space, Temperatures, deployed, trace, with_plain_layers
 from spaces.network.messages import first_line
+from spaces.network.normalizing import normalized
 from spaces.network.tensors import tensors
 from studies import encoders
 
@@ -123,7 +124,7 @@ def example(name: str) -> Tensor:
 def coverage(name: str, *, export: bool) -> tuple[str, ...]:
     """Trace, compress and export one network; return its row of the table."""
     inputs = example(name)
-    model = with_plain_layers(build(name), inputs)
+    model = with_plain_layers(normalized(build(name), inputs).model, inputs)  # as a run does
     state_before = copy.deepcopy(model.state_dict())
     started = time.process_time()
     anatomy = trace(model, inputs)

@@ -219,18 +219,38 @@ def conv(inputs: int, outputs: int, size: int = 1, groups: int = 1) -> nn.Conv2d
 
 
 @pytest.mark.parametrize("multiplier", [2, 4])
-def test_outputs_of_a_depthwise_convolution_with_a_multiplier_are_pruned(multiplier: int) -> None:
+def test_a_channel_that_several_kernels_read_alone_is_pruned_with_all_of_them(multiplier: int) -> None:
     net, anatomy = custom(
         lambda m, x: m.last(chain(x, m.stem, m.wise)),
         stem=conv(3, 4), wise=conv(4, 4 * multiplier, 3, groups=4), last=conv(4 * multiplier, 5),
     )  # fmt: skip
-    assert refused(anatomy) == {
-        "stem": "its channels stay: they can only be removed all at once: the groups of 'wise' must keep equal sizes"
-    }
-    assert anatomy.group("wise").units == multiplier
+    assert refused(anatomy) == {}
+    assert anatomy.group("stem").units == 4
     smaller = step(PruneRatios(), net, 0.5).apply(net, example(net)).get_submodule("wise")
     assert isinstance(smaller, nn.Conv2d)
-    assert (smaller.in_channels, smaller.groups, smaller.out_channels) == (4, 4, 2 * multiplier)
+    assert (smaller.in_channels, smaller.groups, smaller.out_channels) == (2, 2, 2 * multiplier)
+
+
+def test_kernels_that_read_channels_of_the_input_alone_are_pruned() -> None:
+    net, anatomy = custom(lambda m, x: m.last(m.wise(x)), wise=conv(3, 12, 3, groups=3), last=conv(12, 5))
+    assert refused(anatomy) == {}
+    assert anatomy.group("wise").units == 4
+    smaller = step(PruneRatios(), net, 0.5).apply(net, example(net)).get_submodule("wise")
+    assert isinstance(smaller, nn.Conv2d)
+    assert (smaller.in_channels, smaller.groups, smaller.out_channels) == (3, 3, 6)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_a_transposed_convolution_that_reads_every_channel_alone_is_pruned(multiplier: int) -> None:
+    up = nn.ConvTranspose2d(4, 4 * multiplier, 2, stride=2, groups=4)
+    net, anatomy = custom(
+        lambda m, x: m.last(chain(x, m.stem, m.up)), stem=conv(3, 4), up=up, last=conv(4 * multiplier, 5)
+    )
+    assert [group.units for group in anatomy.groups] == [{1: 4, 2: 2}[multiplier]]
+    smaller = step(PruneRatios(), net, 0.5).apply(net, example(net)).get_submodule("up")
+    assert isinstance(smaller, nn.ConvTranspose2d)
+    assert smaller.out_channels == 2 * multiplier
+    assert smaller.groups == {1: 2, 2: 4}[multiplier]
 
 
 def test_a_layer_norm_over_pixels_is_refused_by_name() -> None:
@@ -308,7 +328,7 @@ def test_a_bare_parameter_is_cut_with_its_channels() -> None:
 def test_the_reason_names_the_layer_that_ties_channels_and_not_a_bare_parameter() -> None:
     net = Custom(
         lambda m, x: m.last((m.stem(x) * m.gain + m.many(m.stem(x)).unflatten(1, (8, 2)).sum(2)).mean((2, 3))),
-        stem=conv(3, 8), many=nn.Conv2d(8, 16, 3, padding=1, groups=8), last=nn.Linear(8, 5),
+        stem=conv(3, 8), many=nn.Conv2d(8, 16, 3, padding=1, groups=4), last=nn.Linear(8, 5),
         gain=nn.Parameter(torch.ones(8, 1, 1)),
     ).eval()  # fmt: skip
     (reason,) = (refusal.reason for refusal in trace(net, example(net)).refusals if refusal.layer == "stem")

@@ -232,6 +232,72 @@ def test_widths_that_must_be_equal_are_cut_together() -> None:
     assert groups_that_can_be_cut(Stacked().eval(), tokens(8)) == {"embed": SIZE}
 
 
+class OneLayer(nn.Module):
+    """Attention as in timm: one layer for queries, keys and values, the stream's width divided by the heads.
+
+    A network has one stage for each number of heads, each twice as wide as the one before. With a `size`, the heads
+    have this size, and the stream must have the width of all heads.
+    """
+
+    def __init__(self, heads: tuple[int, ...], size: int | None = None, parts: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Linear(8, SIZE * heads[0])
+        self.stages = nn.ModuleList(Stage(SIZE * number, number, size, parts) for number in heads)
+        self.between = nn.ModuleList(
+            nn.Linear(SIZE * low, SIZE * high) for low, high in itertools.pairwise((*heads, heads[-1]))
+        )
+        self.head = nn.Linear(SIZE * heads[-1], 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for stage, between in zip(self.stages, self.between, strict=True):
+            x = between(stage(x))
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+class Stage(nn.Module):
+    """Two residual branches: attention, and two layers."""
+
+    def __init__(self, width: int, heads: int, size: int | None, parts: int) -> None:
+        super().__init__()
+        self.parts, self.num_heads, self.head_dim = parts, heads, size
+        self.norm, self.qkv, self.proj = nn.LayerNorm(width), nn.Linear(width, parts * width), nn.Linear(width, width)
+        self.q = nn.Linear(width, width) if parts == 2 else None
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        y = self.norm(x)
+        size = self.head_dim or width // self.num_heads
+        many = self.qkv(y).reshape(batch, length, self.parts, self.num_heads, size).permute(2, 0, 3, 1, 4)
+        found = [many[part] for part in range(self.parts)]
+        if self.q is not None:
+            found.insert(0, self.q(y).reshape(batch, length, self.num_heads, size).transpose(1, 2))
+        x = x + self.proj(eager(*found).transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(self.up(x).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("heads", [(4,), (2, 4)])
+def test_a_stream_that_is_divided_into_heads_is_cut_with_them(heads: tuple[int, ...], parts: int) -> None:
+    units = groups_that_can_be_cut(OneLayer(heads, parts=parts).eval(), tokens(8))
+    streams = {"embed": SIZE, "between.0": SIZE} if len(heads) > 1 else {"embed": SIZE}
+    ends = {name: number for name, number in units.items() if name.startswith("between") and name not in streams}
+    assert all(number > 1 for number in ends.values())
+    hidden = {f"stages.{index}.up": 2 * SIZE * number for index, number in enumerate(heads)}
+    assert {name: number for name, number in units.items() if name not in ends} == streams | hidden
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_stream_as_wide_as_all_heads_of_a_stated_size_is_cut_by_whole_heads(parts: int) -> None:
+    net = OneLayer((2, 4), SIZE, parts).eval()
+    units = groups_that_can_be_cut(net, tokens(8))
+    assert units["embed"] == 2
+    assert units["between.0"] == 4
+    numbers = [m.layer for m in trace(net, tokens(8)).group("between.0").members if m.side == "number"]
+    assert numbers == ["stages.1.num_heads"]
+
+
 class Reduced(nn.Module):
     """A layer whose output is reshaped to the width of its input, as the reduction in SegFormer."""
 

@@ -272,8 +272,9 @@ def test_the_outputs_of_a_residual_block_agree(bits: int, tmp_path: Path) -> Non
         (F.conv3d, (4, 2, 3, 3, 3), (2, 6, 6, 6)),
         (F.conv_transpose2d, (4, 6, 2, 2), (4, 5, 5)),
         (F.linear, (6, 5), (7, 5)),
+        (F.linear, (9000, 5), (5,)),
     ],
-    ids=["conv1d", "conv3d", "transposed", "tokens"],
+    ids=["conv1d", "conv3d", "transposed", "tokens", "many outputs"],
 )
 @pytest.mark.parametrize("quantized", [False, True])
 def test_the_outputs_of_other_layers_agree(

@@ -89,8 +89,9 @@ class Frame:
         depthwise = np.array([layer.depthwise for layer in layers], dtype=bool)
         outputs = self._channels_per_unit("out")
         inputs = np.where(depthwise, outputs, self._channels_per_unit("in"))  # depthwise inputs are cut as outputs
+        alone = np.array([1 < layer.groups == layer.inputs for layer in layers], dtype=bool)  # a group for each input
         self.channels_3L = np.stack((self.shapes.outputs, self.shapes.inputs, self.shapes.groups))
-        self.channels_per_unit_GC = np.concatenate((outputs, inputs, outputs * depthwise), axis=1)
+        self.channels_per_unit_GC = np.concatenate((outputs, inputs, inputs * alone), axis=1)
         modules = dict(finished.named_modules())
         finished_layers = [modules[name] for name in self.layers]
         self.biased = np.array([module.bias is not None for module in finished_layers], dtype=float)

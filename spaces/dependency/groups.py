@@ -84,7 +84,7 @@ def channel_groups(
 def _follow(model: nn.Module, example: Inputs, guess: Guess) -> Followed:
     """Follow the channels through one forward pass."""
     followed = copy.deepcopy(model)
-    propagation = LabelPropagation(followed, {number: options[-1].unit for number, options in guess.parts.items()})
+    propagation = LabelPropagation(followed, {key: options[-1].unit for key, options in guess.parts.items()})
     with torch.no_grad(), propagation:
         outputs = tensors(run(followed, example))
     if not outputs:
@@ -99,7 +99,8 @@ def _follow(model: nn.Module, example: Inputs, guess: Guess) -> Followed:
                 propagation.sets.fix(labels, f"the weight of {name!r} is shared with {other!r}")
     for name in guess.tied:
         places = propagation.sets.places
-        propagation.sets.join(places[name, "in"], places[name, "out"], f"the widths around {name!r} must be equal")
+        for part in places[name, "out"].split(len(places[name, "in"])):  # such as queries, keys and values
+            propagation.sets.join(places[name, "in"], part, f"the widths around {name!r} must be equal")
     return Followed(propagation.sets, propagation.sets.resolve(), products, ran, guess.numbers)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
 from spaces.network.anatomy import Group, Member
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from spaces.dependency.checks import Trial
-    from spaces.dependency.label_sets import Division, LabelClasses, LabelSets
+    from spaces.dependency.label_sets import Division, LabelClasses, LabelSets, ReshapeKey
+
+
+SIZE_WORDS = ("dim", "size", "width", "features", "channels")  # in names of numbers that are not counts
 
 
 class Followed(NamedTuple):
@@ -37,7 +41,7 @@ class Followed(NamedTuple):
     classes: LabelClasses
     products: tuple[list[Tensor], ...]
     ran: frozenset[str]
-    numbers: frozenset[int]
+    numbers: frozenset[ReshapeKey]
 
     def classes_of(self, group: Group) -> set[int]:
         """Return the classes of the labels of all members of a group."""
@@ -52,6 +56,14 @@ class Followed(NamedTuple):
         """Return the classes of the labels at a place."""
         return set(np.unique(self.classes.classes[self.sets.places[name, side].numpy()]).tolist())
 
+    def may_reshape_to_input(self, name: str) -> bool:
+        """Whether a layer has as many outputs as inputs, or a multiple that is divided, as queries, keys and values."""
+        inputs, outputs = self.sets.places[name, "in"], self.sets.places[name, "out"]
+        if len(inputs) == len(outputs):
+            return True
+        divided = (torch.isin(outputs, division.labels).all() for division in self.sets.divisions)
+        return not len(outputs) % len(inputs) and any(divided)
+
     def classes_in(self, division: Division) -> set[int]:
         """Return the classes of the labels that were divided."""
         return set(np.unique(self.classes.classes[division.labels.numpy()]).tolist())
@@ -60,7 +72,7 @@ class Followed(NamedTuple):
         """Whether the group holds parts of a division whose number of parts is taken to be stated."""
         own = self.classes_of(group)
         return any(
-            division.number in self.numbers and not own.isdisjoint(self.classes_in(division))
+            division.key in self.numbers and not own.isdisjoint(self.classes_in(division))
             for division in self.sets.divisions
         )
 
@@ -79,7 +91,7 @@ class Guess:
     Attributes
     ----------
     parts
-        For divisions of channels into parts, by number, all that was tried to remove, the current guess last. First
+        For divisions of channels into parts, by their key, all that was tried to remove, the current guess last. First
         these are the channels of every part, or what the network leaves open, then whole parts, as attention with a
         stated size of its heads needs, then whole parts that a module counts. Where nothing passes, it is the first.
     tied
@@ -89,14 +101,14 @@ class Guess:
         Layers with which this failed too.
     """
 
-    parts: Mapping[int, tuple[Option, ...]] = field(default_factory=dict)
+    parts: Mapping[ReshapeKey, tuple[Option, ...]] = field(default_factory=dict)
     tied: frozenset[str] = frozenset()
     given_up: frozenset[str] = frozenset()
 
     @property
-    def numbers(self) -> frozenset[int]:
+    def numbers(self) -> frozenset[ReshapeKey]:
         """The divisions whose parts are counted by a module."""
-        return frozenset(number for number, options in self.parts.items() if options[-1].counted)
+        return frozenset(key for key, options in self.parts.items() if options[-1].counted)
 
     def after(
         self, groups: Sequence[Group], errors: Collection[str], followed: Followed, trial: Trial, *, last: bool
@@ -130,23 +142,29 @@ class Guess:
             if side == "in"
             and name not in self.given_up | self.tied
             and (name, "out") in places
-            and places[name, "in"].shape == places[name, "out"].shape
+            and followed.may_reshape_to_input(name)
             and all(any(own & followed.classes_at(name, end) for own in found) for end in ("in", "out"))
         ]
         passing = [name for name in between if any(trial.together(*pair) for pair in _around(name, failed))]
-        return replace(self, tied=self.tied.union(passing or between))
+        tied = self.tied.union(passing or between)
+        again = {
+            division.key
+            for division in followed.sets.divisions
+            if tied != self.tied and not followed.classes_in(division).isdisjoint(set[int]().union(*found))
+        }
+        return replace(self, tied=tied, parts={key: tried for key, tried in self.parts.items() if key not in again})
 
     def _further_parts(
         self, failed: set[int], valid: set[int], followed: Followed, *, last: bool
-    ) -> dict[int, tuple[Option, ...]]:
+    ) -> dict[ReshapeKey, tuple[Option, ...]]:
         further = dict(self.parts)
         for division in followed.sets.divisions:
-            before, options = self.parts.get(division.number, (Option(division.unit),)), _options(division)
+            before, options = self.parts.get(division.key, (Option(division.unit),)), _options(division)
             own = followed.classes_in(division)
             if own & failed or (len(before) > 1 and own.isdisjoint(valid)):
                 untried = [] if last else [option for option in options if option not in before]
                 if untried or before[-1] != options[0]:
-                    further[division.number] = (*before, untried[0] if untried else options[0])
+                    further[division.key] = (*before, untried[0] if untried else options[0])
         return further
 
 
@@ -181,12 +199,13 @@ def group_with_numbers(model: nn.Module, group: Group) -> Group:
     counts = {width // part: size // part for width, size in widths.items() if not size % part}
     found = []
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in group.producers):
-        for name, number in vars(model.get_submodule(owner)).items():
-            if type(number) is not int:
-                continue
-            is_size = any(word in name for word in ("dim", "size", "width", "features", "channels"))
-            each = widths.get(number, 0 if is_size else counts.get(number, 0))
-            if each:
-                positions = tuple(tuple(range(unit * each, (unit + 1) * each)) for unit in range(group.units))
+        stated = {name: number for name, number in vars(model.get_submodule(owner)).items() if type(number) is int}
+        sizes = {name for name in stated if any(word in name for word in SIZE_WORDS)}
+        each = {name: widths.get(stated[name], 0) for name in sizes}
+        counting = {name: widths.get(stated[name], counts.get(stated[name], 0)) for name in stated if name not in sizes}
+        heads = {name: number for name, number in counting.items() if number and "head" in name}
+        for name, number in (each | (heads or counting)).items():  # where several numbers fit, those of heads
+            if number:
+                positions = tuple(tuple(range(unit * number, (unit + 1) * number)) for unit in range(group.units))
                 found.append(Member(f"{owner}.{name}" if owner else name, "number", 0, positions))
     return replace(group, members=(*group.members, *found))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DIVIDED = "they are reshaped into equal parts"
 Place = tuple[str, str]  # a module and its side ("in" or "out"), or a bare parameter and ""
+ReshapeKey = tuple[str, int, int]  # a reshape: its operation, the number of the call, and the first new dimension
 
 
 class Division(NamedTuple):
@@ -26,8 +27,8 @@ class Division(NamedTuple):
 
     Attributes
     ----------
-    number
-        How many reshapes that divide dimensions preceded it.
+    key
+        The reshape, the same in every pass.
     labels
         The labels after it, without repeats.
     dimensions
@@ -37,7 +38,7 @@ class Division(NamedTuple):
         one, whole parts.
     """
 
-    number: int
+    key: ReshapeKey
     labels: Tensor
     dimensions: tuple[int, ...]
     unit: int
@@ -84,18 +85,17 @@ class LabelSets:
     Attributes
     ----------
     units
-        For some divisions, by their number in order of execution, which of their dimensions holds what can be removed.
+        For some divisions, by their key, which of their dimensions holds what can be removed.
     places
         The labels of each side of each module, and of each bare parameter or buffer.
     divisions
         The divisions of channels into parts.
     """
 
-    units: Mapping[int, int] = field(default_factory=dict)
+    units: Mapping[ReshapeKey, int] = field(default_factory=dict)
     places: dict[Place, Tensor] = field(default_factory=dict)
     divisions: list[Division] = field(default_factory=list)
     _count: int = 1
-    _division_count: int = 0
     _pairs: list[np.ndarray] = field(default_factory=list)
     _fixed: list[tuple[np.ndarray, str]] = field(default_factory=list)
     _equalized: list[tuple[int, str]] = field(default_factory=list)
@@ -139,7 +139,7 @@ class LabelSets:
             labels = first
         return labels
 
-    def divide(self, labels: Tensor, dimensions: Sequence[int], stated: Sequence[int]) -> Tensor:
+    def divide(self, labels: Tensor, dimensions: Sequence[int], stated: Sequence[int], call: tuple[str, int]) -> Tensor:
         """Record dimensions that hold (parts, channels of a part), or (channels, values of a channel).
 
         Parameters
@@ -151,14 +151,16 @@ class LabelSets:
         stated
             The new shape as the network states it. A dimension of -1 takes what is left; unless `units` says otherwise,
             it holds what can be removed.
+        call
+            The name of the operation and the number of its call.
         """
-        self._division_count += 1
+        key = (*call, dimensions[0])
         varying = tuple(dimension for dimension in dimensions if varies(labels, dimension))
         if len(varying) < 2:  # noqa: PLR2004 - nothing was divided
             return labels
         left = [index for index, dimension in enumerate(varying) if stated[dimension] == -1]
-        unit = self.units.get(self._division_count, left[0] if left else len(varying) - 1)
-        self.divisions.append(Division(self._division_count, drop_repeats(labels), varying, unit))
+        unit = self.units.get(key, left[0] if left else len(varying) - 1)
+        self.divisions.append(Division(key, drop_repeats(labels), varying, unit))
         if unit == len(varying) - 1:
             return labels  # whether these are the channels of parts is known when all labels are
         others = [dimension for dimension in varying if dimension != varying[unit]]

@@ -78,7 +78,7 @@ def _reshape(sets: LabelSets, call: Call) -> list[Tensor]:
         return fix(sets, call)  # a view of another dtype, not of another shape
     labels = compact(call.labels[0].reshape(call.results[0].shape))
     for dimensions in _divided_dimensions(call.args[0].shape, labels.shape):
-        labels = sets.divide(labels, dimensions, call.args[1])
+        labels = sets.divide(labels, dimensions, call.args[1], (call.name, call.number))
     return [labels]
 
 

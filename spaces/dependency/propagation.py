@@ -26,6 +26,8 @@ from spaces.network.tensors import tensors
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from spaces.dependency.label_sets import ReshapeKey
+
 # layers through which channels are not followed: their inputs and outputs are not cut
 OPAQUE_LAYERS = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 KERNEL_LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)  # layers with input and output channels
@@ -53,7 +55,7 @@ class LabelPropagation(TorchDispatchMode):
         Matrix products outside of layers: for each product, the labels along each dimension.
     """
 
-    def __init__(self, model: nn.Module, units: Mapping[int, int]) -> None:
+    def __init__(self, model: nn.Module, units: Mapping[ReshapeKey, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sets = LabelSets(units)
         self.idle: set[str] = set()
@@ -189,6 +191,9 @@ class LabelPropagation(TorchDispatchMode):
         weight = module.get_parameter("weight")
         groups = 1 if isinstance(module, nn.Linear) else module.groups
         outputs = weight.shape[1] * groups if isinstance(module, TRANSPOSED) else weight.shape[0]
+        several = groups > 1 and groups == len(own) and not isinstance(module, TRANSPOSED)
+        if several and bool((read > 0).all()):  # each channel goes with all kernels that read it
+            return sets.places.setdefault((name, "out"), own.repeat_interleave(outputs // groups))
         out = sets.of_place((name, "out"), (outputs,))
         if groups > 1:
             for side in (own, out):

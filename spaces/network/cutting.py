@@ -80,12 +80,12 @@ def _cut_parameter(module: nn.Module, leaf: str, dimension: int, removed: set[in
 
 
 def _cut_outputs(module: nn.Module, removed: set[int]) -> None:
-    if isinstance(module, CONVOLUTIONS):
-        is_depthwise = depthwise(module)
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and depthwise(module):
+        module.in_channels = module.groups = module.out_channels = _slice(module, "weight", 0, removed)
+        _slice(module, "bias", 0, removed)
+    elif isinstance(module, CONVOLUTIONS):
         module.out_channels = _slice(module, "weight", 0, removed)
         _slice(module, "bias", 0, removed)
-        if is_depthwise:
-            module.in_channels = module.groups = module.out_channels
     elif isinstance(module, TRANSPOSED):
         width = module.out_channels // module.groups  # all groups store their outputs at the same positions
         module.out_channels = module.groups * _slice(module, "weight", 1, {position % width for position in removed})
@@ -122,6 +122,9 @@ def _cut_inputs(module: nn.Module, removed: set[int]) -> None:
         module.in_channels = _slice(module, "weight", 0, removed)
     elif isinstance(module, CONVOLUTIONS) and module.groups == 1:
         module.in_channels = _slice(module, "weight", 1, removed)
+    elif isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels:
+        module.in_channels -= len(removed)  # the kernels that read them are cut as outputs
+        module.groups = module.in_channels
     elif isinstance(module, CONVOLUTIONS):
         _cut_grouped_inputs(module, removed)
     else:

@@ -43,11 +43,10 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def depthwise(module: nn.Module) -> bool:
-    """Whether the module is a convolution with exactly one kernel for every channel."""
+    """Whether the module is a convolution, transposed or not, with exactly one kernel for every channel."""
     return (
-        isinstance(module, CONVOLUTIONS)
-        and module.groups > 1
-        and module.groups == module.in_channels == module.out_channels
+        isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
+        and 1 < module.groups == module.in_channels == module.out_channels
     )
 
 

@@ -21,6 +21,7 @@ from spaces.network.forward_writes import UndoWrites, changed_buffers, restore, 
 from spaces.network.layers import BATCH_NORMS, replace_module
 from spaces.network.messages import first_line
 from spaces.network.rewriting import modules_to_rewrite, rewritten
+from spaces.network.seen_weights import with_seen_weights
 from spaces.network.tensors import run, seeded_outputs, some, tensors, twice
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def normalized(model: nn.Module, example: Inputs) -> Normalized:
     notes += store_computed_weights(new)
     _build_lazily(new, some(example, slice(2)))
     new = _with_batch_norms(new, some(example, slice(2)))
+    new, said = with_seen_weights(new, some(example, slice(2)))
+    notes += said
     _undo_writes(new, some(example, slice(2)))
     return Normalized(new, tuple(notes))
 

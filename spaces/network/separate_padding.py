@@ -47,8 +47,9 @@ def separate_padding(model: nn.Module, example: Inputs) -> nn.Module:
     pads = _paddings(model, example, names) if names else {}
 
     def replace(root: nn.Module, aliases: list[str]) -> None:
-        plain = _plain(root.get_submodule(aliases[0]), pads[aliases[0].removeprefix("0").removeprefix(".")])
-        replace_module(root, aliases[0], plain)
+        module: Any = root.get_submodule(aliases[0])
+        pad = pads[aliases[0].removeprefix("0").removeprefix(".")]
+        replace_module(root, aliases[0], plain_convolution(module, pad, module.weight, module.bias))
 
     return rewritten(model, example, [aliases for aliases in names if aliases[0] in pads], replace)
 
@@ -88,15 +89,15 @@ def _padding(module: Any, inputs: Tensor, output: Tensor) -> tuple[int, ...] | N
     The layer is tried on noise, since the borders of the example may be zero, and in training, where it may drop out.
     """
     noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0), dtype=inputs.dtype).to(inputs.device)
-    computed = [_alone(module, noise, training=training) for training in (False, True)]
-    for pads in _candidates(module, inputs.shape, output.shape):
-        expected = _plain(module, pads)(noise)
-        if expected.shape == output.shape and all(_near(expected, each) for each in computed):
+    computed = [alone(module, noise, training=training) for training in (False, True)]
+    for pads in paddings_to_try(module, inputs.shape, output.shape):
+        expected = plain_convolution(module, pads, module.weight, module.bias)(noise)
+        if expected.shape == output.shape and all(near(expected, each) for each in computed):
             return pads
     return None
 
 
-def _candidates(module: Any, before: torch.Size, after: torch.Size) -> Iterator[tuple[int, ...]]:  # noqa: ANN401
+def paddings_to_try(module: Any, before: torch.Size, after: torch.Size) -> Iterator[tuple[int, ...]]:  # noqa: ANN401
     """Yield paddings that may give this size: TensorFlow's, equal ones, all zeros before, all zeros after."""
     extents = [(kernel - 1) * dilation for kernel, dilation in zip(module.kernel_size, module.dilation, strict=True)]
     sizes = list(zip(before[-len(extents) :], after[-len(extents) :], module.stride, extents, strict=True))[::-1]
@@ -107,7 +108,7 @@ def _candidates(module: Any, before: torch.Size, after: torch.Size) -> Iterator[
     yield tuple(chain.from_iterable((0, total) for total in totals))
 
 
-def _alone(module: nn.Module, inputs: Tensor, *, training: bool) -> Tensor:
+def alone(module: nn.Module, inputs: Tensor, *, training: bool) -> Tensor:
     """Return the output of a module, in training or not, without its hooks."""
     before = module.training
     module.train(training)
@@ -118,19 +119,25 @@ def _alone(module: nn.Module, inputs: Tensor, *, training: bool) -> Tensor:
         module.train(before)
 
 
-def _near(one: Tensor, other: Tensor) -> bool:
+def near(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs differ by no more than rounding, and are not all zero."""
     largest = other.abs().max()
     return bool(largest > 0) and bool((one - other).abs().max() <= REWRITING_TOLERANCE * largest)
 
 
-def _plain(module: Any, pads: tuple[int, ...]) -> nn.Module:  # noqa: ANN401 - a convolution
-    """Return a convolution of torch's class with the parameters of this one, behind a padding if it is one-sided."""
+def plain_convolution(
+    module: Any,  # noqa: ANN401 - a convolution
+    pads: tuple[int, ...],
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
+) -> nn.Module:
+    """Return a convolution of torch's class like this one, with these parameters, behind a padding if one-sided."""
     kind = torch_class(module)
     before, after = pads[-2::-2], pads[-1::-2]  # of the first spatial dimension, the second, ...
     plain = kind(
         module.in_channels, module.out_channels, module.kernel_size, module.stride,
-        before if before == after else 0, module.dilation, module.groups, module.bias is not None, device="meta",
+        before if before == after else 0, module.dilation, module.groups, bias is not None, device="meta",
     )  # fmt: skip
-    plain.weight, plain.bias = module.weight, module.bias
+    plain.weight, plain.bias = weight, bias
     plain.train(module.training)
     return plain if before == after else nn.Sequential(PADDINGS[kind](pads), plain).train(module.training)

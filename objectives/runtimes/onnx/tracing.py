@@ -23,6 +23,7 @@ from objectives.trees import Tree
 _OPSET = 21  # first ONNX opset with 4-bit integers
 _OPSET_TWO_BITS = 25  # first ONNX opset with 2-bit integers
 _UINT8_MAX = 255
+_FOLDED_SIZE = 2**20  # elements of a constant that is folded, such as the zero points of a layer with many outputs
 
 
 def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> ModelProto:
@@ -182,7 +183,7 @@ def _optimize(model: ir.Model) -> None:
         graph.initializers.pop(name)
         graph.inputs.append(value)
         value.const_value = None
-    optimizer.optimize(model)
+    optimizer.optimize(model, input_size_limit=_FOLDED_SIZE)
     for _, value, constant in hidden:
         graph.inputs.remove(value)
         value.const_value = constant
