@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -327,3 +328,39 @@ def test_every_pair_of_neighbouring_groups_is_cut_apart() -> None:
         assert any(one in cuts and other not in cuts for cuts in trials)
         assert any(other in cuts and one not in cuts for cuts in trials)
     assert all(len({cuts[name] for cuts in trials if name in cuts}) > 2 for name in trials[-1])
+
+
+SCALES: dict[str, Mix] = {
+    "of the operation": F.scaled_dot_product_attention,
+    "multiplied": lambda q, k, v: ((q @ k.transpose(-1, -2)) * (1.0 / math.sqrt(k.size(-1)))).softmax(-1) @ v,
+    "divided": lambda q, k, v: torch.einsum("bhqd,bhkd->bhqk", q, k).div(q.shape[-1] ** 0.5).softmax(-1) @ v,
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scale_that_depends_on_the_channels_of_a_head_does_not_keep_them(scale: str) -> None:
+    class Divided(Stacked):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            batch, length, width = x.shape
+            q, k, v = (
+                layer(x).view(batch, length, HEADS, width // HEADS).transpose(1, 2)
+                for layer in (self.q, self.k, self.v)
+            )
+            mixed = SCALES[scale](q, k, v).transpose(1, 2).contiguous().view(batch, length, width)
+            return self.head((x + self.out(mixed)).mean(1))  # type: ignore[no-any-return]
+
+    assert groups_that_can_be_cut(Divided().eval(), tokens(8)) == {"embed": SIZE}
+
+
+def test_another_number_that_depends_on_the_channels_keeps_them() -> None:
+    class Averaged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.last = nn.Linear(8, 12), nn.Linear(1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.last(x.sum(-1, keepdim=True) / x.shape[-1])  # type: ignore[no-any-return]
+
+    assert groups_that_can_be_cut(Averaged().eval(), tokens(8)) == {}

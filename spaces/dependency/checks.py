@@ -2,7 +2,7 @@
 
 The outputs must equal those of the network in which every layer that reads the removed channels gets zeros. Both run
 with other weights, in which a wrong cut shows, and without the statistics of norms, which depend on the number of
-channels; then the network itself must run with all groups cut.
+channels, and with one scale of attention; then the network itself must run with all groups cut.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces.dependency.comparing import difference, light_copy, shape_difference
-from spaces.dependency.norm_rules import WithoutStatistics
+from spaces.dependency.norm_rules import FixedScale, WithoutStatistics
 from spaces.dependency.propagation import KERNEL_LAYERS, channel_dimension
 from spaces.dependency.redrawn import redrawn
 from spaces.network.anatomy import Refusal
@@ -71,7 +71,7 @@ class Trial:
     @classmethod
     def of(cls, model: nn.Module, example: Inputs, statistics: frozenset[tuple[str, int]]) -> Trial:
         """Draw other weights for a network."""
-        with _without_fast_path(), WithoutStatistics(statistics):
+        with _comparable(), WithoutStatistics(statistics):
             return cls(model, redrawn(model, example), example, statistics)
 
     def check(self, groups: Sequence[Group], alone: dict[tuple[Member, ...], str | None]) -> dict[str, str]:
@@ -112,7 +112,7 @@ class Trial:
             cut(smaller, cuts)
             for group, units in cuts:
                 _zero_inputs(masked, group, units)
-            with torch.no_grad(), _without_fast_path():
+            with torch.no_grad(), _comparable():
                 with WithoutStatistics(self.statistics):
                     got = tensors(run(smaller, self.example))
                 with WithoutStatistics(self.statistics):
@@ -185,12 +185,17 @@ def _shape_errors(model: nn.Module, example: Inputs, groups: Sequence[Group]) ->
 
 
 @contextlib.contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Turn off the fast path of torch's Transformer layers, one operation that hides their LayerNorms."""
+def _comparable() -> Iterator[None]:
+    """Run attention so that fewer channels change nothing but what is summed over them.
+
+    Torch divides products of queries and keys by the root of their channels, which only changes how sharp attention is.
+    The fast path of torch's Transformer layers is one operation that hides their LayerNorms.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with FixedScale():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
