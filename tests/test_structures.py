@@ -185,7 +185,34 @@ def unlabelled() -> StudySpec:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", [two_inputs, dict_output, tokens, unlabelled])
+class Bytes(nn.Module):
+    """Converts pictures in bytes, as cameras and decoders give them."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pictures.float() / 255 - 0.5
+
+
+def pictures_in_bytes() -> StudySpec:
+    """Pictures that stay bytes until the network converts them."""
+    torch.manual_seed(0)
+
+    def some(count: int, seed: int) -> Examples:
+        data = both(count, seed)
+        return Examples((data.inputs[0] * 30 + 100).clamp(0, 255).to(torch.uint8), data.labels)
+
+    splits = Splits(some(200, 0), some(80, 1), some(80, 2))
+    net = nn.Sequential(
+        Bytes(), nn.Conv2d(1, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(12, 3),
+    )  # fmt: skip
+    return StudySpec(
+        "bytes", fitted(net, splits.train, F.cross_entropy), splits, Space(steps=STEPS, recovery=Temperatures()),
+        objectives=(Top1(splits.validation), SizeBytes()), recipe=Recipe(epochs=2, learning_rate=5e-3),
+        budget=Budget(4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", [two_inputs, dict_output, tokens, unlabelled, pictures_in_bytes])
 def test_a_study_of_any_structure_runs_from_teacher_to_verified_file(
     spec: Callable[[], StudySpec], tmp_path: Path
 ) -> None:
