@@ -1,23 +1,22 @@
-"""Handwritten digits pasted into pictures: class maps with void pixels, boxes, and numbers beside a picture.
+"""Digits pasted into pictures: class maps with void pixels, boxes, and numbers beside a picture.
 
     slimfront run studies/scenes.py:maps --cpu-seconds 300     LR-ASPP of torchvision, outputs in a dict, void pixels
     slimfront run studies/scenes.py:boxes --cpu-seconds 300    SSDLite of torchvision, any number of boxes
-    slimfront run studies/scenes.py:sums --cpu-seconds 300     two inputs: a picture of a digit, and a number to add
+    slimfront run studies/scenes.py:sums --cpu-seconds 300     two inputs, a picture of a digit and a number to add
 
-The digits are those of scikit-learn, each used in one split only. The teachers are trained once, in a few CPU minutes.
+Maps and boxes need `pip install slimfront[tasks]`. Teachers are trained once, in one to two CPU minutes.
 
 Legend: `A` anchors, `4` left, top, right and bottom of a box in pixels.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
-from torchvision.models import mobilenet_v3_small
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
@@ -25,99 +24,119 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.models.segmentation import LRASPP
 from torchvision.ops import batched_nms, box_iou
 
-from objectives import Examples, Macs, Score, SizeBytes
-from objectives.runtimes import named
+from objectives import Examples, Score
 from objectives.trees import PerExample
-from search import Recipe, Splits, StudySpec, trained
-from spaces import BitWidths, Imitations, PruneRatios, Ranks, Space
+from search import Recipe, trained
+from spaces import Imitations
+from studies.pasted_digits import (
+    DIGIT,
+    HIGH,
+    LOW,
+    PICTURES,
+    SIZE,
+    Levels,
+    Pasted,
+    percent,
+    scenes,
+    seeded,
+    standard,
+    study_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from search import StudySpec
 
-SIZE, DIGIT, MOST = 64, 16, 3  # pixels of a picture and of a digit, and digits in a picture
 BACKGROUND, VOID, CLASSES = 0, 255, 11  # labels of class maps; classes with the background
-SCENES = {"train": 1200, "validation": 300, "test": 300}  # pictures
 LEAST_INK = 0.3  # of a pixel that belongs to the digit; weaker ones at its edge belong to no class
-LEAST_SCORE, LEAST_OVERLAP = 0.3, 0.5  # of boxes that are counted (usual values)
-LOW, HIGH = (24, 48)  # channels of the two levels of features, at an eighth and a sixteenth of the size
-NORM_MOMENTUM = 0.1  # of the statistics of norms, torch's default
-TEACHER_RECIPE = Recipe(epochs=25, batch_size=32, learning_rate=3e-3)
+LEAST_SCORE, MOST_OVERLAP = 0.05, 0.5  # of boxes that are kept, and of two boxes of a class (usual values)
+MOST_BOXES = 100  # of a picture, the surest ones: as many as pycocotools counts
+DIGITS = LARGEST_NUMBER = 10  # classes of digits; the numbers to add are smaller
+TEACHER_RECIPE = Recipe(epochs=10, batch_size=32, learning_rate=3e-3)
 
 
-def maps(runtime: str = "onnx") -> StudySpec:
-    """Search for class maps: mean intersection over union of the classes, against bytes."""
-    splits = scenes("maps")
-    net = _seeded(lambda: LRASPP(Levels(), LOW, HIGH, CLASSES))
-    teacher = trained(net, splits.train, TEACHER_RECIPE, loss=loss_of_maps)
-    return _study(
-        "maps", teacher, splits, Score(splits.validation, "miou_percent", MeanOverlap()), loss_of_maps, runtime
+def maps(runtime: str = "onnx", pictures: int = PICTURES) -> StudySpec:
+    """Search for class maps: mean intersection over union of the classes, against bytes.
+
+    Parameters
+    ----------
+    runtime
+        The runtime that executes the files: onnx, litert, executorch or openvino.
+    pictures
+        Number of training pictures.
+    """
+    splits = scenes(class_maps, pictures)
+    teacher = trained(
+        seeded(lambda: LRASPP(Levels(), LOW, HIGH, CLASSES)), splits.train, TEACHER_RECIPE, loss=loss_of_maps
     )
+    overlap = standard("JaccardIndex", task="multiclass", num_classes=CLASSES, ignore_index=VOID)
+    score = Score(splits.validation, "miou_percent", overlap, convert=map_and_labels, read=percent)
+    return study_of("scenes-maps", teacher, splits, score, Imitations(loss=loss_of_maps), runtime)
 
 
-def boxes(runtime: str = "onnx") -> StudySpec:
-    """Search for detectors: F1 of boxes with the right class and at least half overlap, against bytes."""
-    splits, criterion = scenes("boxes"), Boxes(detector())
-    teacher = trained(_seeded(lambda: Heads(detector())), splits.train, TEACHER_RECIPE, loss=criterion.loss)
-    score = Score(splits.validation, "f1_percent", FoundBoxes(criterion))
-    return _study("boxes", teacher, splits, score, criterion.loss, runtime)
+def boxes(runtime: str = "onnx", pictures: int = PICTURES) -> StudySpec:
+    """Search for detectors: mean average precision of boxes with at least half overlap, against bytes.
+
+    Parameters
+    ----------
+    runtime, pictures
+        See `maps`.
+    """
+    splits, criterion = scenes(box_labels, pictures), Boxes(detector())
+    teacher = trained(seeded(lambda: Heads(detector())), splits.train, TEACHER_RECIPE, loss=criterion.loss)
+    precision = standard("detection.MeanAveragePrecision", iou_thresholds=[0.5])
+    score = Score(splits.validation, "map50_percent", precision, convert=criterion.chosen, read=map50)
+    return study_of("scenes-boxes", teacher, splits, score, Imitations(loss=criterion.loss), runtime)
 
 
-def sums(runtime: str = "onnx") -> StudySpec:
-    """Search for a regression with two inputs: the sum of a digit and a number, against bytes."""
-    splits = scenes("sums")
-    teacher = trained(_seeded(Described), splits.train, TEACHER_RECIPE, loss=F.smooth_l1_loss)
-    score = Score(splits.validation, "error_digits", F.l1_loss, "minimize")
-    return _study("sums", teacher, splits, score, F.smooth_l1_loss, runtime)
+def sums(runtime: str = "onnx", pictures: int = PICTURES) -> StudySpec:
+    """Search for a regression with two inputs and two outputs: the sum of a digit and a number, against bytes.
+
+    Parameters
+    ----------
+    runtime, pictures
+        See `maps`.
+    """
+    splits = scenes(numbers_and_sums, pictures, most=1)
+    teacher = trained(seeded(Described), splits.train, TEACHER_RECIPE, loss=loss_of_sums)
+    score = Score(splits.validation, "error_digits", error_of_sums, "minimize")
+    return study_of("scenes-sums", teacher, splits, score, Imitations(loss=loss_of_sums), runtime)
 
 
-def _study(
-    name: str,
-    teacher: nn.Module,
-    splits: Splits[Examples],
-    score: Score,
-    loss: Callable[[Any, Any], Tensor],
-    runtime: str,
-) -> StudySpec:
-    file_runtime = named(runtime)
-    return StudySpec(
-        name=f"scenes-{name}" if runtime == "onnx" else f"scenes-{name}-{runtime}",
-        teacher=teacher,
-        splits=splits,
-        space=Space(
-            steps=(PruneRatios(round_to=file_runtime.channels), Ranks(), BitWidths(runtime=file_runtime)),
-            recovery=Imitations(loss=loss),
-        ),
-        objectives=(score, SizeBytes(file_runtime)),
-        reported=(Macs(splits.validation.example()),),
-        recipe=Recipe(epochs=5, batch_size=32),
-        runtime=file_runtime,
+def class_maps(made: Pasted) -> Tensor:
+    """Return the class of each pixel, shape (N, H, W): 0 for the background, a digit plus one, or void."""
+    found = torch.full((len(made.pictures), SIZE, SIZE), BACKGROUND)
+    for column in range(made.there.shape[1]):
+        pixels = made.pixels(column)
+        pictures = pixels[0][:, 0, 0]
+        ink, classes = made.ink[pictures, column], made.digits[pictures, column] + 1
+        edge = torch.where(ink > 0, VOID, BACKGROUND)
+        found[pixels] = torch.where(ink > LEAST_INK, classes[:, None, None], edge)
+    return found
+
+
+def loss_of_maps(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Return the cross-entropy of class maps without void pixels."""
+    return F.cross_entropy(outputs["out"], labels, ignore_index=VOID)
+
+
+def map_and_labels(outputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the metric of class maps takes."""
+    return outputs["out"], labels
+
+
+def box_labels(made: Pasted) -> PerExample:
+    """Return for each picture the boxes of its digits, and their classes, which start at 1 as torchvision's do."""
+    first = made.corners.flip(2)
+    places = torch.cat([first, first + DIGIT], 2).float()
+    return PerExample(
+        {"boxes": places[at][there], "labels": made.digits[at][there] + 1} for at, there in enumerate(made.there)
     )
-
-
-def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return build()
-
-
-class Levels(nn.Module):
-    """MobileNetV3-small up to a sixteenth of the size; returns features at an eighth (`low`) and there (`high`)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        features = list(mobilenet_v3_small(weights=None).features)
-        self.first, self.second = nn.Sequential(*features[:4]), nn.Sequential(*features[4:9])
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the features by level, each (B, C, h, w)."""
-        low = self.first(images)
-        return {"low": low, "high": self.second(low)}
 
 
 def detector() -> SSD:
-    """Return torchvision's SSD with the heads of SSDLite, and anchors as large as a digit."""
-    anchors = DefaultBoxGenerator([[1], [1]], scales=[DIGIT / SIZE, 1.5 * DIGIT / SIZE, 2 * DIGIT / SIZE])
-    per_place = anchors.num_anchors_per_location()
-    head = SSDLiteHead([LOW, HIGH], per_place, CLASSES, nn.BatchNorm2d)
+    """Return torchvision's SSD with the heads of SSDLite, and anchors about as large as a digit."""
+    anchors = DefaultBoxGenerator([[], []], scales=[DIGIT / SIZE, 1.25 * DIGIT / SIZE, 1.5 * DIGIT / SIZE])
+    head = SSDLiteHead([LOW, HIGH], anchors.num_anchors_per_location(), CLASSES, partial(nn.BatchNorm2d))
     return SSD(Levels(), anchors, (SIZE, SIZE), CLASSES, head=head)
 
 
@@ -139,7 +158,7 @@ class Boxes:
 
     def __init__(self, net: SSD) -> None:
         self._net = net
-        images = torch.zeros(1, 3, SIZE, SIZE)
+        images = torch.zeros(1, 1, SIZE, SIZE)
         with torch.no_grad():
             levels = list(net.eval().backbone(images).values())
         (self.anchors,) = net.anchor_generator(ImageList(images, [(SIZE, SIZE)]), levels)
@@ -151,129 +170,53 @@ class Boxes:
         losses = self._net.compute_loss(labels, outputs, [anchors] * len(labels), matched)
         return torch.stack(list(losses.values())).sum()
 
-    def chosen(self, outputs: dict[str, Tensor], at: int) -> tuple[Tensor, Tensor]:
-        """Return the boxes (N, 4) of one picture and their classes (N,), the surest first."""
-        scores, classes = outputs["cls_logits"][at].softmax(1)[:, 1:].max(1)
-        sure = scores >= LEAST_SCORE
-        places = self._net.box_coder.decode_single(outputs["bbox_regression"][at], self.anchors)[sure]
-        kept = batched_nms(places, scores[sure], classes[sure], LEAST_OVERLAP)
-        return places[kept], classes[sure][kept] + 1
+    def chosen(
+        self, outputs: dict[str, Tensor], labels: list[dict[str, Tensor]]
+    ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+        """Return what the metric takes: for each picture the boxes found, with scores and classes, and the labels."""
+        found = []
+        for numbers, logits in zip(outputs["bbox_regression"], outputs["cls_logits"], strict=True):
+            scores, classes = logits.softmax(1)[:, 1:].max(1)
+            sure = scores >= LEAST_SCORE
+            places = self._net.box_coder.decode_single(numbers[sure], self.anchors[sure])
+            kept = batched_nms(places, scores[sure], classes[sure], MOST_OVERLAP)[:MOST_BOXES]
+            found.append({"boxes": places[kept], "scores": scores[sure][kept], "labels": classes[sure][kept] + 1})
+        return found, labels
 
 
-class FoundBoxes:
-    """Accumulates F1: of the boxes found and of those there, the share that belong together, in percent."""
-
-    def __init__(self, criterion: Boxes) -> None:
-        self._criterion = criterion
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all pictures."""
-        self._right = self._found = self._there = 0
-
-    def update(self, outputs: dict[str, Tensor], labels: list[dict[str, Tensor]]) -> None:
-        """Add a batch; each box there is found by at most one, the surest that overlaps enough and has its class."""
-        for at, one in enumerate(labels):
-            found, classes = self._criterion.chosen(outputs, at)
-            fits = (box_iou(found, one["boxes"]) >= LEAST_OVERLAP) & (classes[:, None] == one["labels"])
-            for row in range(len(found)):
-                if fits[row].any():
-                    self._right += 1
-                    fits[:, int(fits[row].int().argmax())] = False
-            self._found += len(found)
-            self._there += len(one["labels"])
-
-    def compute(self) -> float:
-        """Return F1 in percent."""
-        return 100 * 2 * self._right / max(1, self._found + self._there)
-
-
-class MeanOverlap:
-    """Accumulates the mean intersection over union of the classes in percent; void pixels do not count."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all pictures."""
-        self._counts = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
-
-    def update(self, outputs: dict[str, Tensor], labels: Tensor) -> None:
-        """Add a batch of class maps (B, H, W)."""
-        counted = labels != VOID
-        pairs = labels[counted] * CLASSES + outputs["out"].argmax(1)[counted]
-        self._counts += pairs.bincount(minlength=CLASSES**2).reshape(CLASSES, CLASSES)
-
-    def compute(self) -> float:
-        """Return the mean over the classes that occur."""
-        both = self._counts.diag().double()
-        either = self._counts.sum(0) + self._counts.sum(1) - both
-        return 100 * float((both / either)[either > 0].mean())
-
-
-def loss_of_maps(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """Return the cross-entropy of class maps without void pixels."""
-    return F.cross_entropy(outputs["out"], labels, ignore_index=VOID)
+def map50(found: dict[str, Tensor]) -> float:
+    """Return the mean average precision at half overlap in percent."""
+    return percent(found["map_50"])
 
 
 class Described(nn.Module):
-    """A picture (B, 3, 64, 64) and numbers (B, 2), the one to add and the brightness, joined before the last layers."""
+    """A picture (B, 1, 64, 64) and numbers (B, 2), the one to add and the brightness, joined before the last layers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.levels, self.numbers = Levels(), nn.Linear(2, 32)
-        for module in self.levels.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = NORM_MOMENTUM  # torchvision's suits much longer trainings
-        self.join, self.head = nn.Linear(HIGH + 32, 64), nn.Linear(64, 1)
+        self.levels, self.digit = Levels(), nn.Linear(HIGH, DIGITS)
+        self.join, self.sum = nn.Linear(DIGITS + 2, 64), nn.Linear(64, 1)
 
-    def forward(self, picture: Tensor, numbers: Tensor) -> Tensor:
-        """Return the sum of the digit and the number (B, 1)."""
-        seen = torch.cat([self.levels(picture)["high"].amax((2, 3)), self.numbers(numbers).relu()], 1)
-        found: Tensor = self.head(self.join(seen).relu())
-        return found
+    def forward(self, picture: Tensor, numbers: Tensor) -> dict[str, Tensor]:
+        """Return `digit` (B, 10), the logits of the digit, and `sum` (B, 1), the digit and the number together."""
+        digit = self.digit(self.levels(picture)["high"].amax((2, 3)))
+        joined = self.join(torch.cat([digit.softmax(1), numbers], 1)).relu()
+        return {"digit": digit, "sum": self.sum(joined)}
 
 
-def scenes(kind: str) -> Splits[Examples]:
-    """Return pictures with the labels of a task: `maps`, `boxes` or `sums`."""
-    images, classes = load_digits(return_X_y=True)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    digits, labels = torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(classes)[order]
-    bounds = [0, 1000, 1400, len(digits)]
-    return Splits(
-        *(
-            _pasted(kind, digits[low:high], labels[low:high], count, seed)
-            for seed, (count, low, high) in enumerate(zip(SCENES.values(), bounds[:-1], bounds[1:], strict=True))
-        )
-    )
+def numbers_and_sums(made: Pasted) -> Examples:
+    """Return the pictures with numbers (N, 2), the one to add over ten and the brightness; labels as the outputs."""
+    generator = torch.Generator().manual_seed(len(made.pictures))
+    added = torch.randint(LARGEST_NUMBER, made.brightness.shape, generator=generator)
+    numbers, digits = torch.stack([added / LARGEST_NUMBER, made.brightness], 1), made.digits[:, 0]
+    return Examples((made.pictures, numbers), {"digit": digits, "sum": (added + digits)[:, None].float()})
 
 
-def _pasted(kind: str, digits: Tensor, labels: Tensor, count: int, seed: int) -> Examples:
-    """Paste one to three digits into each picture, for sums one, at places that do not overlap."""
-    generator = torch.Generator().manual_seed(seed)
-    large = F.interpolate(digits.reshape(-1, 1, 8, 8), (DIGIT, DIGIT), mode="bilinear")[:, 0]
-    pictures = 0.3 * torch.rand(count, 3, SIZE, SIZE, generator=generator)
-    class_maps = torch.full((count, SIZE, SIZE), BACKGROUND)
-    found, numbers, sums_of = PerExample(), torch.zeros(count, 2), torch.zeros(count, 1)
-    for at in range(count):
-        places, classes = [], []
-        many = 1 if kind == "sums" else int(torch.randint(1, MOST + 1, (), generator=generator))
-        number = int(torch.randint(10, (), generator=generator))
-        cells = torch.randperm(9, generator=generator)[:many]  # of 3x3 cells, each larger than a digit
-        brightness = 0.5 + 0.5 * float(torch.rand((), generator=generator))
-        for cell in cells.tolist():
-            which = int(torch.randint(len(digits), (), generator=generator))
-            free = SIZE // 3 - DIGIT
-            move = torch.randint(0, free + 1, (2,), generator=generator)
-            top, left = (SIZE // 3 * (cell // 3) + int(move[0]), SIZE // 3 * (cell % 3) + int(move[1]))
-            area = (slice(top, top + DIGIT), slice(left, left + DIGIT))
-            pictures[at][:, area[0], area[1]] += brightness * large[which]
-            ink = large[which]
-            class_maps[at][area] = torch.where(ink > LEAST_INK, int(labels[which]) + 1, torch.where(ink > 0, VOID, 0))
-            places.append([left, top, left + DIGIT, top + DIGIT])
-            classes.append(int(labels[which]) + 1)
-        found.append({"boxes": torch.tensor(places, dtype=torch.float32), "labels": torch.tensor(classes)})
-        numbers[at] = torch.tensor([number / 10, brightness])
-        sums_of[at] = classes[0] - 1 + number
-    inputs: Any = (pictures, numbers) if kind == "sums" else pictures
-    return Examples(inputs, {"maps": class_maps, "boxes": found, "sums": sums_of}[kind])
+def loss_of_sums(outputs: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+    """Return the cross-entropy of the digits plus the error of the sums, which alone are learnt by heart."""
+    return F.cross_entropy(outputs["digit"], labels["digit"]) + error_of_sums(outputs, labels)
+
+
+def error_of_sums(outputs: dict[str, Tensor], labels: dict[str, Tensor]) -> Tensor:
+    """Return the mean absolute error of the sums."""
+    return F.l1_loss(outputs["sum"], labels["sum"])

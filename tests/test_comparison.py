@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path  # noqa: TC003 - pytest reads the annotation
 
 import pytest
@@ -106,3 +107,14 @@ def test_a_sample_of_a_tensor_takes_values_of_all_columns() -> None:
     assert 2000 < len(taken) < 5000
     assert float(taken.mean()) == pytest.approx(7.5, abs=0.1)
     assert len(taken.unique()) == 16
+
+
+def test_integer_labels_of_a_loss_of_its_own_are_no_classes() -> None:
+    """The largest number of an embedding means nothing; the noise of the numbers counts."""
+    vectors, labels = torch.tensor([[0.70, 0.71], [0.71, 0.70]]), torch.tensor([1, 0])
+    for of_classes, agreement in ((True, 0.0), (False, None)):
+        comparison = Comparison(nn.Identity(), of_classes=of_classes)
+        comparison.add(vectors, vectors, vectors.flip(1), labels)
+        record = comparison.record()
+        assert record["agreement_percent"] == agreement
+        assert record["sqnr_db"] == pytest.approx(10 * math.log10(0.9941 / 0.0002), abs=0.01)

@@ -29,9 +29,12 @@ class Comparison:
     ----------
     model
         The network in evaluation mode, whose rounding tells how much noise its file may have.
+    of_classes
+        Whether the largest output of an example is its class, if the labels are integers; those of embeddings are too.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, of_classes: bool = True) -> None:
+        self._of_classes = of_classes
         self._rounded = Rounded(model)
         self._rounds = any(isinstance(x, LowPrecision) and x.activation_bits < FLOAT_BITS for x in model.modules())
         self._equal = self._counted = self._right_in_torch = self._right_in_file = 0
@@ -52,7 +55,7 @@ class Comparison:
                 f"{shape_words(actual)}"
             )
         rounds = self._rounds
-        if has_classes(expected, labels):
+        if self._of_classes and has_classes(expected, labels):
             rounds = False  # classes are compared, not noise, so that what it may be is not needed
             own, file = expected.argmax(1), actual.argmax(1)
             self._equal += int((own == file).sum())

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from objectives import Metric
+from objectives import Agreement, Loss, Metric, Top1, TopK
 from objectives.layers import inputs_of_file
 from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.trees import at, leaves, rebuilt, run, shapes_of
 from search.results.comparison import Comparison, Rounded
 from search.study import machine
 from search.study.errors import UserError
+from spaces import Imitations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +98,7 @@ def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySp
     with torch.no_grad():
         file_model = FromFile(lambda inputs: file(inputs_of_file(model, inputs)), run(model, first))
     taken = inputs_of_file(model, first)
-    comparison = Comparison(model)
+    comparison = Comparison(model, of_classes=_has_classes(spec))
     for inputs, labels in examples.batches():
         with torch.no_grad():
             comparison.add(inputs, run(model, inputs), run(file_model, inputs), labels)
@@ -116,6 +117,12 @@ def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySp
     }
     _require_agreement(record, model, spec)
     return record
+
+
+def _has_classes(spec: StudySpec) -> bool:
+    """Return whether integer labels may be classes; with a loss of its own they may be identities of embeddings."""
+    of_classes = any(isinstance(one, Top1 | TopK | Loss | Agreement) for one in spec.measured)
+    return of_classes or not isinstance(spec.space.recovery, Imitations)
 
 
 def record_words(record: dict[str, Any]) -> str:
