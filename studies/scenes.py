@@ -4,7 +4,8 @@
     slimfront run studies/scenes.py:boxes --cpu-seconds 300    SSDLite of torchvision, any number of boxes
     slimfront run studies/scenes.py:sums --cpu-seconds 300     two inputs, a picture of a digit and a number to add
 
-Maps and boxes need `pip install slimfront[tasks]`. Teachers are trained once, in one to two CPU minutes.
+Maps and boxes need `pip install slimfront[tasks]`. Teachers are trained once, in about one CPU minute of the
+first run.
 
 Legend: `A` anchors, `4` left, top, right and bottom of a box in pixels.
 """

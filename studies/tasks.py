@@ -1,13 +1,13 @@
 """Five tasks, each with its loss and its metric: keypoints, tags, larger pictures, embeddings, numbers.
 
-    slimfront run studies/tasks.py:keypoints --cpu-seconds 200     ends of a digit, each seen or not; a dict of labels
-    slimfront run studies/tasks.py:tags --cpu-seconds 200          which digits are in a picture, several at once
-    slimfront run studies/tasks.py:enlarged --cpu-seconds 200      pictures at twice the size, without noise
-    slimfront run studies/tasks.py:embeddings --cpu-seconds 200    vectors that are near each other for one digit
+    slimfront run studies/tasks.py:keypoints --cpu-seconds 100     ends of a digit, each seen or not; a dict of labels
+    slimfront run studies/tasks.py:tags --cpu-seconds 100          which digits are in a picture, several at once
+    slimfront run studies/tasks.py:enlarged --cpu-seconds 100      pictures at twice the size, without noise
+    slimfront run studies/tasks.py:embeddings --cpu-seconds 100    vectors that are near each other for one digit
     slimfront run studies/tasks.py:numbers --cpu-seconds 100       one number of ten
 
-All but keypoints and embeddings need `pip install slimfront[tasks]`. Teachers are trained once, in at most two CPU
-minutes.
+All but keypoints and embeddings need `pip install slimfront[tasks]`. Teachers are trained once, in at most one CPU
+minute of the first run.
 
 Legend: `K` keypoints, `2` column and row of a point over the size of the picture, `E` numbers of an embedding.
 """

@@ -19,6 +19,7 @@ from search.proposals.defaults import resolved
 from search.results.confirm import confirm
 from search.results.export import export as export_files
 from search.results.export import rebuild, verify_front
+from search.results.file_records import read_record, record_path
 from search.study.front import front
 from search.study.storage import open_study
 from search.study.weights import state_path
@@ -300,7 +301,20 @@ def enlarged() -> StudySpec:
     )
 
 
-@pytest.mark.parametrize("spec", [two_inputs, dict_output, tokens, unlabelled, embeddings, tags, keypoints, enlarged])
+@pytest.mark.parametrize("spec", [embeddings, tags, keypoints, enlarged])
+def test_a_study_of_a_task_runs_to_a_verified_file(spec: Callable[[], StudySpec], tmp_path: Path) -> None:
+    made = resolved(spec())
+    study = open_study(made, tmp_path, None, create=True)
+    context, reference = prepared(made, torch.device("cpu"), tmp_path)
+    assert search(study, context, tmp_path)
+    best = front(study)[0]
+    assert verify_front([(best, state_path(tmp_path, best.number))], context, tmp_path, reference) == []
+    verified = read_record(record_path(tmp_path, best, made.runtime))
+    assert verified["points_file"] == pytest.approx(verified["points_torch"], rel=0.05)
+    assert verified["agreement_percent"] is None
+
+
+@pytest.mark.parametrize("spec", [two_inputs, dict_output, tokens, unlabelled])
 def test_a_study_of_any_structure_runs_from_teacher_to_verified_file(
     spec: Callable[[], StudySpec], tmp_path: Path
 ) -> None:
