@@ -314,7 +314,7 @@ def test_a_study_of_a_task_runs_to_a_verified_file(spec: Callable[[], StudySpec]
     assert verified["agreement_percent"] is None
 
 
-@pytest.mark.parametrize("spec", [two_inputs, dict_output, tokens, unlabelled])
+@pytest.mark.parametrize("spec", [two_inputs, dict_output, tokens, unlabelled, pictures_in_bytes])
 def test_a_study_of_any_structure_runs_from_teacher_to_verified_file(
     spec: Callable[[], StudySpec], tmp_path: Path
 ) -> None:
