@@ -84,6 +84,13 @@ def test_mean_overlap_is_that_of_all_examples_and_void_pixels_do_not_count() -> 
     maps = nn.functional.one_hot(labels.clamp(max=1), 2).movedim(-1, 1).float()
     assert score(Answered({"out": maps})) == score(Answered({"out": maps})) == 100
     maps[:150] = torch.tensor([1.0, 0.0])[:, None, None]  # the first quarter is all zeros
+    counted = Score(
+        Examples(torch.zeros(600, 1), labels.clamp(max=1)), "miou",
+        made("segmentation.MeanIoU", num_classes=2, input_format="index"),
+        convert=lambda outputs, labels: (outputs["out"].argmax(1), labels),
+    )  # fmt: skip
+    assert counted(Answered({"out": nn.functional.one_hot(labels.clamp(max=1), 2).movedim(-1, 1)})) == 1
+    assert counted(Answered({"out": maps})) < 0.9
     zeros, ones = (labels == 0).sum().item(), (labels == 1).sum().item()
     missed = (labels[:150] == 1).sum().item()
     expected = 50 * (zeros / (zeros + missed) + (ones - missed) / ones)
