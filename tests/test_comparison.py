@@ -57,6 +57,36 @@ def test_a_file_of_a_network_for_images_has_no_more_noise_than_rounding_leaves(r
     assert record["agreement_percent"] is None
 
 
+class Joined(nn.Module):
+    """Concatenates a layer's outputs with those of another layer, or rearranged as the heads of detectors do."""
+
+    def __init__(self, *, flat: bool) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(8, 12, 1)
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.first(x).relu()
+        parts = [self.left(features), 3 * self.right(features)]
+        if self.flat:
+            parts = [part.unflatten(1, (3, 4)).permute(0, 3, 4, 1, 2).reshape(len(x), -1, 4) for part in parts]
+        return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("rounded", [("left",), ("left", "right")])
+def test_executorch_joins_integers_of_several_scales(rounded: tuple[str, ...], *, flat: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, inputs, executorch = Joined(flat=flat).eval(), images(32), named("executorch")
+    plan = Plan((Quantize(tuple((name, 8, 8) for name in rounded)),), Distill())
+    model = deployed(plan.apply(net, inputs).eval(), inputs)
+    executorch.export(model, inputs, tmp_path / "file")
+    with torch.no_grad():
+        expected = model(inputs)
+    noise = (executorch.load(tmp_path / "file")(inputs) - expected).std()
+    assert noise < 0.02 * expected.std()
+
+
 class Twice(nn.Module):
     """A network whose second output has another unit."""
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from objectives.trees import Tree
 
-_MEAN = torch.ops.aten.mean.dim
+_MEAN, _CONCATENATION = torch.ops.aten.mean.dim, torch.ops.aten.cat.default
 _IMAGE_DIMENSIONS = 4  # of a batch of images: N, C, H, W
 _ALL_ARGUMENTS = 3  # number of arguments, of a layer (input, weight, bias) and of a mean (input, dimensions, keepdim)
 
@@ -68,6 +68,12 @@ def _complete(graph_module: fx.GraphModule) -> None:
             for user in list(node.users)[1:]:
                 with graph.inserting_after(node):
                     user.replace_input_with(node, graph.node_copy(node))
+        quantizer = next((user for user in node.users if user.target == QUANTIZE), None)
+        if node.target == _CONCATENATION and quantizer is not None:  # its inputs must have the scale of its output
+            with graph.inserting_before(node):
+                for part in dict.fromkeys(node.all_input_nodes):
+                    codes = graph.call_function(QUANTIZE, (part, *quantizer.args[1:]))
+                    node.replace_input_with(part, graph.call_function(DEQUANTIZE, (codes, *quantizer.args[1:])))
         if node.target in INTEGER_LAYERS and (len(node.args) < _ALL_ARGUMENTS or node.args[2] is None):
             assert isinstance(node.args[1], fx.Node)
             outputs = constant(

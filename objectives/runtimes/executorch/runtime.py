@@ -99,9 +99,10 @@ class ExecuTorch:
             self.load(path)(moved(at(example, slice(1)), "cpu"))
         except RuntimeError as error:  # a missing kernel is only reported when the file runs
             path.unlink()
-            raise export_error(
-                model, "an ExecuTorch", RuntimeError(f"one of {', '.join(portable)} does not run")
-            ) from error
+            reason = (
+                f"one of {', '.join(portable)} does not run" if portable else f"XNNPACK's part does not load: {error}"
+            )
+            raise export_error(model, "an ExecuTorch", RuntimeError(reason)) from error
 
     def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
