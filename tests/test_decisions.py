@@ -13,7 +13,7 @@ from objectives import Macs
 from objectives.decisions import Decision, decisions_of
 from objectives.flat import flat
 from objectives.runtimes import ExecuTorch, LiteRt, OnnxRuntime
-from objectives.runtimes.runtime import ExportError
+from objectives.runtimes.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from spaces.network.layers import LAYER_TYPES, linear_of, replace_module
 from spaces.network.rewriting import modules_to_rewrite, outputs_in_eval, rewritten
+from spaces.network.separate_padding import near
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from spaces.network.tensors import Inputs
 
 Form: TypeAlias = "Callable[[Any], nn.Module]"  # makes a layer of a module
-TOLERANCE_OF_SUMS = 1e-4  # relative to the largest output; both compute the same sums, in another order
 SETTINGS = ("stride", "padding", "dilation", "groups")  # the arguments of a convolution behind input, weight and bias
 TRANSPOSED_SETTINGS = ("stride", "padding", "output_padding", "groups", "dilation")
 FUNCTIONS: dict[Any, tuple[Any, tuple[str, ...]]] = {
@@ -117,7 +117,7 @@ def _computes(form: Form, module: nn.Module, noise: Tensor, expected: list[Tenso
             got = form(module)(noise)
     except Exception:  # noqa: BLE001 - a weight of another shape, or a setting that torch's layer lacks
         return False
-    return all(_near(got, each) for each in expected)
+    return all(got.shape == each.shape and near(got, each) for each in expected)
 
 
 class _Calls(TorchFunctionMode):
@@ -159,8 +159,3 @@ def _convolution(module: nn.Module, function: Any, settings: dict[str, Any], bia
         assert biased or name != "bias", "the bias is used in another way"
         setattr(layer, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
     return layer
-
-
-def _near(got: Tensor, expected: Tensor) -> bool:
-    largest = expected.abs().max()
-    return got.shape == expected.shape and bool((got - expected).abs().max() <= TOLERANCE_OF_SUMS * largest)
