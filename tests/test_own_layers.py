@@ -82,6 +82,14 @@ def test_a_module_that_computes_more_is_kept(name: str) -> None:
     assert show_own_layers(net, inputs) is net
 
 
+def test_a_module_whose_weight_is_not_trained_is_kept() -> None:
+    own = Own((6, 4), None, lambda one, x: x @ one.weight.T)
+    del own.weight
+    own.register_buffer("weight", torch.randn(6, 4))
+    net = nn.Sequential(own).eval()
+    assert show_own_layers(net, TOKENS) is net
+
+
 def test_a_module_whose_weight_is_shared_is_kept() -> None:
     own, inputs, _ = REPLACED["linear"]
     net = nn.Sequential(own, nn.Linear(6, 4)).eval()

@@ -64,9 +64,10 @@ def show_own_layers(model: nn.Module, example: Inputs) -> nn.Module:
 
 def _holds_a_weight(module: nn.Module) -> bool:
     """Whether a module of another class has a weight of several dimensions, perhaps a bias, and no other tensors."""
-    tensors = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
+    weights = dict(module.named_parameters())
+    only = weights.keys() <= {"weight", "bias"} and not any(True for _ in module.buffers())
     other = not isinstance(module, (*LAYER_TYPES, nn.Embedding, nn.EmbeddingBag))
-    return other and "weight" in tensors <= {"weight", "bias"} and module.get_parameter("weight").dim() > 1
+    return other and only and "weight" in weights and weights["weight"].dim() > 1
 
 
 def _input_shapes(model: nn.Module, example: Inputs, names: list[str]) -> dict[str, torch.Size]:
