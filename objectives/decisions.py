@@ -26,10 +26,11 @@ DECIDING = (
 
 
 class Decision(NamedTuple):
-    """The value of a tensor that became a Python value, and whether it depends on the inputs."""
+    """The value of a tensor that became a Python value, whether it depends on the inputs, and the function."""
 
     value: Any
     depends: bool
+    function: Any = Tensor.__bool__
 
 
 def decisions_of(model: nn.Module, example: Tree) -> tuple[Decision, ...]:
@@ -53,7 +54,7 @@ def decisions_of(model: nn.Module, example: Tree) -> tuple[Decision, ...]:
     if len(first) != len(second):  # they depend on the number of examples
         return ()
     found = tuple(
-        Decision(one.value, one.depends or other.depends or one.value != other.value)
+        one._replace(depends=one.depends or other.depends or one.value != other.value)
         for one, other in zip(first, second, strict=True)
     )
     return () if all(decision.depends for decision in found) else found
@@ -74,7 +75,7 @@ class Repeat(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Return the known value of a decision, and compute everything else."""
-        if func in DECIDING and self._left:
+        if func in DECIDING and self._left and self._left[0].function == func:
             decision = self._left.pop(0)
             if not decision.depends:
                 return decision.value
@@ -92,7 +93,7 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         value = func(*args, **(kwargs or {}))
         if func in DECIDING:
-            self.found.append(Decision(value, _memory(args[0]) in self._derived))
+            self.found.append(Decision(value, _memory(args[0]) in self._derived, func))
         return value
 
 

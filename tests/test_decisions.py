@@ -98,4 +98,13 @@ def test_the_export_of_a_decision_on_inputs_is_refused_with_the_way_out(tmp_path
 
 def test_decisions_of_both_kinds_are_told_apart() -> None:
     net = Deciding(lambda net, x: float(net.scale[0]) if x.abs().sum() > 0 else 1.0).eval()
-    assert decisions_of(net, X) == (Decision(value=True, depends=True), Decision(2.0, depends=False))
+    found = decisions_of(net, X)
+    assert found == (Decision(value=True, depends=True), Decision(2.0, depends=False, function=Tensor.__float__))
+
+
+def test_counts_of_a_loop_over_a_size_do_not_repeat_decisions() -> None:
+    def loop(net: Any, x: Tensor) -> Any:
+        return torch.stack([net.conv(x).mean() for _ in range(x.shape[1])]).sum() if net.scale.any() else 1.0
+
+    net = Deciding(loop).eval()
+    assert Macs(X)(net) == 4 * Macs(X)(net.conv)
