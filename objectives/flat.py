@@ -58,7 +58,7 @@ class Flat(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the output tensors, in order; the tensor itself if there is one."""
         # torch.jit.trace has the values, and turns sizes into tensors too
-        repeats = self._decisions and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        repeats = self._decisions and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         with Repeat(self._decisions) if repeats else contextlib.nullcontext():
             found = leaves(run(self.model, rebuilt(self._structure, tensors)))
         return found[0] if len(found) == 1 else tuple(found)
