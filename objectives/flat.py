@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from objectives.decisions import Decision, Repeat, decisions_of
 from objectives.outputs import device_of
 from objectives.trees import Tree, at, leaves, moved, rebuilt, run
 
@@ -43,25 +45,36 @@ class Flat(nn.Module):
         The network.
     example
         Inputs of the network, whose structure is that of all inputs.
+    decisions
+        What its forward pass decides on values that do not depend on the inputs.
     """
 
-    def __init__(self, model: nn.Module, example: Tree) -> None:
+    def __init__(self, model: nn.Module, example: Tree, decisions: tuple[Decision, ...] = ()) -> None:
         super().__init__()
         self.model = model
         self._structure = example
+        self._decisions = decisions
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the output tensors, in order; the tensor itself if there is one."""
-        found = leaves(run(self.model, rebuilt(self._structure, tensors)))
+        # torch.jit.trace has the values, and turns sizes into tensors too
+        repeats = self._decisions and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        with Repeat(self._decisions) if repeats else contextlib.nullcontext():
+            found = leaves(run(self.model, rebuilt(self._structure, tensors)))
         return found[0] if len(found) == 1 else tuple(found)
 
 
 def flat(model: nn.Module, example: Tree) -> FlatNetwork:
-    """Return a network in evaluation mode as a function of tensors; one of one tensor stays as it is."""
+    """Return a network in evaluation mode as a function of tensors; one of one tensor stays as it is.
+
+    Unless its forward pass decides on values of constants: then the module repeats these decisions.
+    """
+    one = moved(at(example, slice(1)), device_of(model))
     with torch.no_grad():
-        output = run(model, moved(at(example, slice(1)), device_of(model)))
-    is_flat = isinstance(example, Tensor) and isinstance(output, Tensor)
-    module = model if is_flat else Flat(model, at(example, slice(1))).eval()
+        output = run(model, one)
+    decisions = decisions_of(model, one)
+    is_flat = isinstance(example, Tensor) and isinstance(output, Tensor) and not decisions
+    module = model if is_flat else Flat(model, at(example, slice(1)), decisions).eval()
     inputs, outputs = _names("x", example), _names("y", output)
     if set(inputs) & set(outputs):  # in a file, a name belongs to one tensor
         outputs = [f"y_{name}" for name in outputs]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from spaces.costs.architectures import Architectures
 from spaces.dependency.trace import trace
+from spaces.network.messages import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -211,9 +212,11 @@ class Space:
         Raises
         ------
         ValueError
-            If the forward pass fails on the example.
+            If the forward pass fails on the example, or there is no layer that an axis can act on.
         """
         anatomy = trace(model, example)
+        if not anatomy.layers:
+            raise ValueError(_without_layers(anatomy))
         for axis in self.steps:
             if isinstance(axis, Surveying):
                 anatomy = axis.survey(model, example, anatomy)
@@ -233,6 +236,16 @@ class Space:
         for axis, strength in zip(self.steps, strengths, strict=True):
             params |= axis.uniform(anatomy, strength)
         return params | self.recovery.usual()
+
+
+def _without_layers(anatomy: Anatomy) -> str:
+    """Return the sentence that refuses a network without layers."""
+    weights = listed(f"{name or 'the network itself'} ({kind})" for name, kind in anatomy.others)
+    held = f"its weights are in {weights}" if weights else "it has no weights"
+    return (
+        "axes act on convolutions, linear and recurrent layers that the forward pass calls as modules, but the network "
+        f"has none: {held}; nothing can be compressed, unless such weights move into a layer of torch.nn"
+    )
 
 
 def nearest_offered(value: float, offered: tuple[float, ...]) -> float:

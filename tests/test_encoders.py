@@ -10,7 +10,7 @@ from torch import nn
 
 from objectives import Macs
 from spaces import PruneRatios, deployed, trace
-from studies.coverage import HF_PREFIX, TIMM, acting_percent, agreement, builders, crashed
+from studies.coverage import HF_PREFIX, TIMM, acting_percent, agreement, builders, crash
 from studies.encoders import CONFIGURATIONS, encoder, encoder_inputs
 from tests.random_plans import groups_that_can_be_cut, random_plans
 
@@ -80,4 +80,4 @@ def test_a_random_plan_that_fails_is_counted() -> None:
             return y if len(x) == 1 or self.first.out_features > 5 else y * torch.nan
 
     net, x = Failing().eval(), torch.randn(2, 4)
-    assert {crashed(net, x, seed) for seed in range(10)} == {True, False}
+    assert {bool(crash(net, x, seed)) for seed in range(10)} == {True, False}

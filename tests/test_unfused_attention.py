@@ -102,6 +102,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tokens first": (attention, (TOKENS, 4)),
     "no bias": (partial(attention, bias=False), (TOKENS, 4)),
     "other widths": (partial(attention, kdim=10, vdim=12), (TOKENS, 4)),
+    "own key and value": (partial(attention, add_bias_kv=True), (TOKENS, 4)),
+    "zero key and value": (partial(attention, add_zero_attn=True, batch_first=True), (TOKENS, 4)),
+    "own and zero": (partial(attention, add_bias_kv=True, add_zero_attn=True, bias=False), (TOKENS, 4)),
     "encoder": (lambda: biased(ViT()), (3, 8, 8)),
     "encoder, norm first": (lambda: biased(ViT(norm_first=True)), (3, 8, 8)),
     "swin": (partial(swin, 1), (3, 20, 20)),
@@ -200,9 +203,12 @@ PADDINGS = {"all": None, "some": torch.arange(TOKENS) >= torch.tensor([[6], [4],
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("first", [False, True], ids=["tokens first", "batch first"])
 @pytest.mark.parametrize("weights", [None, True, False], ids=["no weights", "mean weights", "weights a head"])
-def test_masks_and_attention_weights_equal_those_of_torch(*, weights: bool | None, first: bool, training: bool) -> None:
+@pytest.mark.parametrize("extra", [False, True], ids=["plain", "with own and zero keys"])
+def test_masks_and_attention_weights_equal_those_of_torch(
+    *, extra: bool, weights: bool | None, first: bool, training: bool
+) -> None:
     torch.manual_seed(0)
-    net = attention(batch_first=first).train(training)
+    net = attention(batch_first=first, add_bias_kv=extra, add_zero_attn=extra).train(training)
     new = unfuse_attention(net, torch.randn(2, TOKENS, 4))
     queries, keys, values = (torch.randn(3, n, WIDTH) for n in (5, TOKENS, TOKENS))
     if not first:
@@ -341,12 +347,6 @@ def test_shared_hooked_and_derived_attention_is_kept_and_listed(change: Callable
     x = torch.randn(2, TOKENS, 4)
     assert unfuse_attention(net, x) is net
     assert ("mha", type(net.mha).__name__) in trace(net, x).others
-
-
-@pytest.mark.parametrize("setting", ["add_bias_kv", "add_zero_attn"])
-def test_attention_with_unsupported_settings_is_kept(setting: str) -> None:
-    net = attention(**{setting: True})
-    assert unfuse_attention(net, torch.randn(2, TOKENS, 4)) is net
 
 
 def test_only_the_module_whose_weights_are_read_from_outside_is_kept() -> None:

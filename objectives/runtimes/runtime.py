@@ -166,6 +166,11 @@ def export_error(model: nn.Module, form: str, error: BaseException) -> ExportErr
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).strip().partition("\n")[0].split())
+    if "data-dependent" in text:
+        text = (
+            "its forward pass decides on values that depend on its inputs, as in `if x.any()`, but a file computes "
+            "the same for all inputs; use torch.where, or leave such checks out in evaluation mode"
+        )
     return ExportError(
         f"every operator of an exported model must have {form} form, but {type(model).__name__} fails: {text}"
     )

@@ -15,8 +15,7 @@ from search.evaluation.label_checks import check_finite, check_labels, few
 from search.study.console import console
 from search.study.errors import UserError, raise_machine_fault
 from search.training.fine_tuning import loss_of
-from spaces.network.messages import first_line
-from spaces.network.normalizing import listed
+from spaces.network.messages import first_line, listed
 
 if TYPE_CHECKING:
     from torch import nn

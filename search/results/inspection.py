@@ -10,8 +10,7 @@ import pandas as pd
 from objectives.mac_counter import count_and_words
 from search.evaluation.profiling import fit_before_search
 from search.proposals.limits import sets_of_axes
-from spaces.network.messages import first_line
-from spaces.network.normalizing import listed
+from spaces.network.messages import first_line, listed
 from spaces.plan import architectures_of
 
 if TYPE_CHECKING:

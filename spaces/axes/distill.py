@@ -132,8 +132,8 @@ class Imitate:
     """For tasks without classes: a weighted sum of the loss of the task and the distance from the teacher's outputs.
 
     weight * mean |student - teacher|^norm + (1 - weight) * mean |student - labels|^norm; or, with a loss of the task,
-    (1 - weight) times that, and in the first term the mean over the output tensors of their error over the deviations
-    of the teacher from its mean, so that every output counts alike, whatever its unit.
+    (1 - weight) times that. With a loss, and for several outputs, an error is the mean over the output tensors of their
+    error over the deviations of the teacher from its mean, so that every output counts alike, whatever its unit.
 
     Attributes
     ----------
@@ -162,22 +162,24 @@ class Imitate:
         ValueError
             If outputs are compared that differ in shape: they would be compared each with each.
         """
-        if self.loss_of is None:
-            soft = self._error(student, teacher, "the teacher's outputs")
-            if labels is None:
-                return soft
-            return self.weight * soft + (1 - self.weight) * self._error(student, labels, "labels")
-        pairs = list(zip(tensors(student), tensors(teacher), strict=True))
+        soft = self._distance(student, teacher, "the teacher's outputs")
+        if labels is None:
+            return soft
+        hard = self._distance(student, labels, "labels") if self.loss_of is None else self.loss_of(student, labels)
+        return self.weight * soft + (1 - self.weight) * hard
+
+    def _distance(self, student: Any, target: Any, name: str) -> Tensor:  # noqa: ANN401 - trees of tensors
+        """Return the error of one output in its unit, or the mean of those of several outputs without their units."""
+        if self.loss_of is None and isinstance(student, Tensor):
+            return self._error(student, target, name)
+        pairs = list(zip(tensors(student), tensors(target), strict=True))
         pairs = [(own, other) for own, other in pairs if other.is_floating_point()]
         scales = [(other - other.mean()).abs().pow(self.norm).mean() for _, other in pairs]
         errors = [
-            self._error(own, other, "the teacher's outputs") / scale.clamp_min(torch.finfo(scale.dtype).eps)
+            self._error(own, other, name) / scale.clamp_min(torch.finfo(scale.dtype).eps)
             for (own, other), scale in zip(pairs, scales, strict=True)
         ]
-        soft = torch.stack(errors).mean()
-        if labels is None:
-            return soft
-        return self.weight * soft + (1 - self.weight) * self.loss_of(student, labels)
+        return torch.stack(errors).mean()
 
     def _error(self, student: Tensor, target: Tensor, name: str) -> Tensor:
         if student.shape != target.shape:

@@ -68,23 +68,26 @@ def deployed(model: nn.Module, example: Inputs) -> nn.Module:
 
 
 def _foldable_pairs(model: nn.Module, example: Inputs) -> list[tuple[str, str]]:
-    """Return (layer, BatchNorm) pairs where the norm reads the output tensor of the layer and both are called once."""
-    producers: dict[int, tuple[str, Tensor]] = {}
+    """Return (layer, BatchNorm) pairs where the norm reads the output tensor of the layer and both are called once.
+
+    A tensor that was changed in place on the way, as by `x += shortcut`, is not the output of the layer any more.
+    """
+    producers: dict[tuple[int, int], tuple[str, Tensor]] = {}
     pairs: list[tuple[str, str]] = []
     calls: dict[str, int] = {}
 
     def produce(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def note(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
-            producers[id(output)] = name, output  # holding the tensor prevents reuse of its id
+            producers[_identity(output)] = name, output  # holding the tensor prevents reuse of its id
 
         return note
 
     def consume(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def note(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
-            if id(inputs[0]) in producers and is_plain_norm(norm, inputs[0], output):
-                pairs.append((producers[id(inputs[0])][0], name))
+            if _identity(inputs[0]) in producers and is_plain_norm(norm, inputs[0], output):
+                pairs.append((producers[_identity(inputs[0])][0], name))
 
         return note
 
@@ -100,6 +103,10 @@ def _foldable_pairs(model: nn.Module, example: Inputs) -> list[tuple[str, str]]:
     for handle in handles:
         handle.remove()
     return [(convolution, norm) for convolution, norm in pairs if calls[convolution] == calls[norm] == 1]
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    return id(tensor), 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - changes with every write
 
 
 def _fold_where_outputs_agree(model: nn.Module, pairs: list[tuple[str, str]], example: Inputs) -> nn.Module:

@@ -92,6 +92,19 @@ def torch_class(layer: nn.Module) -> Any:  # noqa: ANN401 - one of the layer typ
     return next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
 
 
+def state_sizes(layer: nn.Module) -> None:
+    """Let a layer state the sizes of its weights, in place, where its author replaced these and nothing else."""
+    outputs, inputs = layer.weight.shape[:2]  # type: ignore[index]
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = outputs, inputs
+        if layer.bias is not None and layer.bias.dim() > 1 and layer.bias.numel() == outputs:  # broadcast until now
+            layer.bias = nn.Parameter(layer.bias.detach().reshape(-1), layer.bias.requires_grad)
+    elif isinstance(layer, CONVOLUTIONS):
+        layer.out_channels, layer.in_channels = outputs, inputs * layer.groups
+    elif isinstance(layer, TRANSPOSED):
+        layer.out_channels, layer.in_channels = inputs * layer.groups, outputs
+
+
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Return a linear layer with copies of these parameters."""
     outputs, inputs = weight.shape

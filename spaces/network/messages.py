@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+NAMED = 3  # names in a sentence, at most (chosen)
+
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the name of its class where the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first names of many, and how many more there are."""
+    every = [name or "the network itself" for name in names]
+    more = len(every) - NAMED
+    return ", ".join(every[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:

@@ -17,21 +17,19 @@ from torch.nn.parameter import is_lazy
 
 from spaces.network.computed_weights import store_computed_weights
 from spaces.network.copying import copied
+from spaces.network.examples_first import ensure_batches, mixing_note
 from spaces.network.forward_writes import UndoWrites, changed_buffers, restore, saved, writes
-from spaces.network.layers import BATCH_NORMS, replace_module
-from spaces.network.messages import first_line
+from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, computes_as_torch, replace_module, state_sizes
+from spaces.network.messages import first_line, listed
 from spaces.network.rewriting import modules_to_rewrite, rewritten
 from spaces.network.seen_weights import with_seen_weights
 from spaces.network.tensors import run, seeded_outputs, some, tensors, twice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from spaces.network.tensors import Inputs
 
 FROZEN_NORM = {"weight", "bias", "running_mean", "running_var"}  # the buffers of a FrozenBatchNorm2d, in any library
 NORM_OF_DIMENSIONS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-NAMED = 3  # names in a sentence, at most (chosen)
 
 
 class Normalized(NamedTuple):
@@ -63,7 +61,8 @@ def normalized(model: nn.Module, example: Inputs) -> Normalized:
     Raises
     ------
     ValueError
-        If the network cannot be copied, has layers without weights, or does not run on the example.
+        If the network cannot be copied, has layers without weights, does not run on two examples at once, or takes
+        their first dimension for the steps of a sequence.
     """
     new = copied(model)
     _ensure_initialized(new)
@@ -71,19 +70,17 @@ def normalized(model: nn.Module, example: Inputs) -> Normalized:
     _return_self(new)
     new = new.to(tensors(example)[0].device).eval()
     notes += store_computed_weights(new)
-    _build_lazily(new, some(example, slice(2)))
-    new = _with_batch_norms(new, some(example, slice(2)))
-    new, said = with_seen_weights(new, some(example, slice(2)))
+    two = some(example, slice(2))
+    _build_lazily(new, two)
+    for layer in new.modules():
+        if isinstance(layer, LAYER_TYPES) and computes_as_torch(layer):
+            state_sizes(layer)
+    notes += _without_in_place(new, two)
+    new = _with_batch_norms(new, two)
+    new, said = with_seen_weights(new, two)
     notes += said
-    _undo_writes(new, some(example, slice(2)))
-    return Normalized(new, tuple(notes))
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return the first names of many, and how many more there are."""
-    every = [name or "the network itself" for name in names]
-    more = len(every) - NAMED
-    return ", ".join(every[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    _undo_writes(new, two)
+    return Normalized(new, tuple(filter(None, (*notes, mixing_note(new, two)))))
 
 
 def _ensure_initialized(model: nn.Module) -> None:
@@ -161,6 +158,7 @@ def _run(model: nn.Module, inputs: Inputs) -> None:
     try:
         seeded_outputs(model, inputs)
     except Exception as error:
+        ensure_batches(model, inputs, error)
         kinds = ((tensor.shape[1:], str(tensor.dtype).removeprefix("torch.")) for tensor in tensors(inputs))
         shapes = " and ".join(f"shape {(1, *shape)} and type {kind}" for shape, kind in kinds)
         raise ValueError(
@@ -180,6 +178,32 @@ def _build_lazily(model: nn.Module, inputs: Inputs) -> None:
     with torch.no_grad():
         for name in changed_buffers(model, buffers):
             model.get_buffer(name).copy_(buffers[name])
+
+
+def _without_in_place(model: nn.Module, inputs: Inputs) -> list[str]:
+    """Let activations return new tensors where writing in place prevents training."""
+    writing = [name for name, module in model.named_modules() if getattr(module, "inplace", False) is True]
+    if not writing or _can_train(model, inputs):
+        return []
+    tried = copy.deepcopy(model)
+    for network in (tried, model):
+        if network is model and not _can_train(tried, inputs):
+            return []
+        for name in writing:
+            network.get_submodule(name).inplace = False  # type: ignore[assignment]
+    return [f"{listed(writing)} no longer write in place, which prevented training"]
+
+
+def _can_train(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a backward pass in training mode works."""
+    tried = copy.deepcopy(model).train()
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            answers = [output for output in tensors(run(tried, twice(inputs))) if output.requires_grad]
+            torch.stack([output.sum() for output in answers]).sum().backward()
+    except Exception:  # noqa: BLE001 - whatever it is, it cannot
+        return False
+    return True
 
 
 def _parts(model: nn.Module) -> list[tuple[str, object]]:

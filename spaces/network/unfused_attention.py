@@ -42,9 +42,9 @@ def unfuse_attention(model: nn.Module, example: Inputs) -> nn.Module:
     Returns
     -------
     nn.Module
-        A new network, or `model` itself if there is nothing to unfuse. A module is kept as it is if it has
-        `add_bias_kv`, `add_zero_attn`, hooks, or parameters that another module holds too, if its class is derived
-        from torch's, or if unfusing it changes the outputs on the example.
+        A new network, or `model` itself if there is nothing to unfuse. A module is kept as it is if it has hooks, or
+        parameters that another module holds too, if its class is derived from torch's, or if unfusing it changes the
+        outputs on the example.
     """
     return rewritten(
         model, example, modules_to_rewrite(model, lambda module: _unfused_class(module) is not None), _unfuse
@@ -56,8 +56,8 @@ opened = unfuse_attention  # its name in version 0.1
 
 def _unfused_class(module: nn.Module) -> type[Attention | WindowAttention] | None:
     kind = type(module)
-    if isinstance(module, nn.MultiheadAttention) and kind is nn.MultiheadAttention:
-        return None if module.bias_k is not None or module.add_zero_attn else Attention
+    if kind is nn.MultiheadAttention:
+        return Attention
     # by name, so that torchvision is imported only by networks that use it
     return WindowAttention if kind.__module__ == WINDOW_CLASSES[0] and kind.__name__ in WINDOW_CLASSES[1] else None
 
@@ -109,6 +109,9 @@ class Attention(nn.Module):
         The fused module, whose weights and settings are copied.
     """
 
+    bias_k: nn.Parameter | None
+    bias_v: nn.Parameter | None
+
     def __init__(self, module: nn.MultiheadAttention) -> None:
         super().__init__()
         packed = module.in_proj_weight
@@ -118,6 +121,10 @@ class Attention(nn.Module):
         biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
         self.q_proj, self.k_proj, self.v_proj = map(linear_of, weights, biases)
         self.out_proj = linear_of(module.out_proj.weight, module.out_proj.bias)
+        for name in ("bias_k", "bias_v"):  # a key and a value that follow those of the tokens, shape (1, 1, C), or none
+            extra: Tensor | None = getattr(module, name)
+            self.register_parameter(name, None if extra is None else nn.Parameter(extra.detach().clone()))
+        self.add_zero_attn = module.add_zero_attn
         self.embed_dim = module.embed_dim
         self.num_heads = module.num_heads
         self.dropout = module.dropout
@@ -147,8 +154,8 @@ class Attention(nn.Module):
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         bias = self._bias(attn_mask, key_padding_mask, query)
         q = _heads(self.q_proj(query), self.num_heads)
-        k = _heads(self.k_proj(key), self.num_heads)
-        v = _heads(self.v_proj(value), self.num_heads)
+        k = _heads(self._extended(self.k_proj(key), self.bias_k), self.num_heads)
+        v = _heads(self._extended(self.v_proj(value), self.bias_v), self.num_heads)
         dropout, weights = self.dropout if self.training else 0.0, None
         if need_weights:
             scores = (q * self.scale) @ k.transpose(-2, -1)
@@ -173,7 +180,15 @@ class Attention(nn.Module):
             torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask
             for mask in masks
         ]
-        return sum(parts[1:], parts[0]) if parts else None
+        extra = (self.bias_k is not None) + self.add_zero_attn
+        return F.pad(sum(parts[1:], parts[0]), (0, extra)) if parts else None
+
+    def _extended(self, x_BSC: Tensor, extra: Tensor | None) -> Tensor:
+        """Append a token of its own weights, and one of zeros, if the module has them."""
+        parts = [x_BSC] if extra is None else [x_BSC, extra.expand(len(x_BSC), -1, -1)]
+        if self.add_zero_attn:
+            parts.append(torch.zeros_like(x_BSC[:, :1]))
+        return torch.cat(parts, 1) if len(parts) > 1 else x_BSC
 
 
 class WindowAttention(nn.Module):

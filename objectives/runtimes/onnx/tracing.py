@@ -4,6 +4,7 @@ Import this module only where the ``onnx`` extra is installed.
 """
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -53,8 +54,9 @@ def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> M
     network = flat(model, example)
     # torch.export treats a dimension of size 1 as a constant
     two = tuple(tensor[:1].repeat_interleave(2, dim=0) for tensor in network.example)
-    batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in two)
-    dynamic = batch if network.module is model else (batch,)  # of a function with *tensors
+    batch = [{0: torch.export.Dim.DYNAMIC} for _ in two]
+    given = inspect.signature(network.module.forward).bind(*batch).arguments
+    dynamic = tuple(given.values())  # those of `forward(*tensors)` are one argument
     with silence(), torch.no_grad():
         try:
             program = torch.onnx.export(
