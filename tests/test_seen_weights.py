@@ -106,10 +106,38 @@ def test_a_scaled_linear_layer_becomes_a_plain_one() -> None:
     assert groups_that_can_be_cut(new, x) == {"0": 8}
 
 
+class Equalized(nn.Module):
+    """A layer with an equalized learning rate (Karras et al. 2018, arXiv:1710.10196), of no class of torch."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(shape[0]))
+        self.scale = 1 / self.weight[0].numel() ** 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dim() == 2:
+            return F.linear(x, self.weight * self.scale, self.bias)
+        return F.conv2d(x, self.weight * self.scale, self.bias, padding=1, stride=2)
+
+
+def test_modules_of_no_class_of_torch_become_layers_with_the_weight_that_they_compute() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        Equalized(8, 3, 3, 3), nn.ReLU(), Equalized(8, 8, 3, 3), nn.Flatten(), Equalized(6, 32), nn.ReLU(),
+        Equalized(4, 6),
+    ).eval()  # fmt: skip
+    new, notes = normalized(net, IMAGES)
+    assert torch.allclose(new(IMAGES), net(IMAGES), atol=1e-5)
+    kinds = [type(module) for module in new if not isinstance(module, nn.ReLU)]  # type: ignore[attr-defined]
+    assert kinds == [nn.Conv2d, nn.Conv2d, nn.Flatten, nn.Linear, nn.Linear]
+    assert notes == ("the weights that layers of Equalized compute in every pass are stored; candidates train these",)
+    assert groups_that_can_be_cut(new, IMAGES) == {"0": 8, "2": 8, "4": 6}
+
+
 @pytest.mark.parametrize("kind", [Dynamic, Noisy, Activated])
 def test_a_layer_that_does_more_stays(kind: type[nn.Conv2d]) -> None:
     net = network(kind(8, 8, 3))
     new, notes = normalized(net, IMAGES)
     assert [type(module) for module in new][2] is kind  # type: ignore[attr-defined]
-    assert notes == ()
+    assert not any("stored" in note for note in notes)
     assert torch.equal(new(IMAGES), net(IMAGES))

@@ -132,7 +132,7 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Note the settings of a convolution."""
         if func in FUNCTIONS:
-            given = dict(zip(("input", "weight", "bias", *FUNCTIONS[func][1]), args, strict=False)) | (kwargs or {})
+            given = settings_of(func, args, kwargs)
             if given["weight"] is self._module.weight:
                 settings = {name: value for name, value in given.items() if name in TRANSPOSED_SETTINGS}
                 self._found.append((func, settings, given.get("bias") is not None))
@@ -148,14 +148,30 @@ class _Calls(TorchFunctionMode):
         return [lambda module: _convolution(module, *self._found[0])] if len(self._found) == 1 else []
 
 
-def _convolution(module: nn.Module, function: Any, settings: dict[str, Any], biased: bool) -> nn.Module:  # noqa: ANN401, FBT001
-    """Return a convolution with the weights of a module."""
-    kind, _ = FUNCTIONS[function]
-    weight, groups = module.get_parameter("weight"), settings.get("groups", 1)
+def convolution_of(
+    function: Any,  # noqa: ANN401 - one of `FUNCTIONS`
+    weight: Tensor,
+    settings: dict[str, Any],
+    *,
+    biased: bool,
+) -> nn.Module:
+    """Return a convolution, without values, that a function with a weight of this shape and these settings computes."""
+    groups = settings.get("groups", 1)
     inputs, outputs = weight.shape[1] * groups, weight.shape[0]
     if "transpose" in function.__name__:
         inputs, outputs = weight.shape[0], weight.shape[1] * groups
-    layer: nn.Module = kind(inputs, outputs, weight.shape[2:], bias=biased, device="meta", **settings)
+    layer: nn.Module = FUNCTIONS[function][0](inputs, outputs, weight.shape[2:], bias=biased, device="meta", **settings)
+    return layer
+
+
+def settings_of(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:  # noqa: ANN401 - of a call
+    """Return the arguments of a call of a convolution by name, the input, the weight and the bias among them."""
+    return dict(zip(("input", "weight", "bias", *FUNCTIONS[function][1]), args, strict=False)) | (kwargs or {})
+
+
+def _convolution(module: nn.Module, function: Any, settings: dict[str, Any], biased: bool) -> nn.Module:  # noqa: ANN401, FBT001
+    """Return a convolution with the weights of a module."""
+    layer = convolution_of(function, module.get_parameter("weight"), settings, biased=biased)
     for name, parameter in module.named_parameters():
         assert biased or name != "bias", "the bias is used in another way"
         setattr(layer, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))

@@ -1,4 +1,8 @@
-"""Layers whose own forward computes their weight in every pass, such as standardized convolutions, made plain ones."""
+"""Layers whose own forward computes their weight in every pass, such as standardized convolutions, made plain ones.
+
+They are classes derived from torch's layers, or modules with a weight of their own, as layers with equalized learning
+rates often are.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 from torch.overrides import TorchFunctionMode
 
-from spaces.network.layers import CONVOLUTIONS, computes_as_torch, has_plain_weight, linear_of, replace_module
+from spaces.network.layers import (
+    CONVOLUTIONS,
+    LAYER_TYPES,
+    computes_as_torch,
+    has_plain_weight,
+    linear_of,
+    replace_module,
+)
+from spaces.network.own_layers import FUNCTIONS, convolution_of, settings_of
 from spaces.network.rewriting import modules_to_rewrite, outputs_in_eval, rewritten
 from spaces.network.separate_padding import alone, near, paddings_to_try, plain_convolution
 
@@ -19,14 +31,14 @@ if TYPE_CHECKING:
 
     from spaces.network.tensors import Inputs
 
-OPERATIONS = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear)
-
 
 class _Used(NamedTuple):
-    """The weight and the bias that an operation was called with."""
+    """The operation that was called, with its weight, its bias and its other settings."""
 
+    function: Any
     weight: Tensor
     bias: Tensor | None
+    settings: dict[str, Any]
 
 
 def with_seen_weights(model: nn.Module, example: Inputs) -> tuple[nn.Module, tuple[str, ...]]:
@@ -60,8 +72,12 @@ def with_seen_weights(model: nn.Module, example: Inputs) -> tuple[nn.Module, tup
 
 
 def _may_compute_its_weight(module: nn.Module) -> bool:
-    """Whether the module is a convolution or a linear layer with a weight and a forward of its own."""
-    return isinstance(module, (*CONVOLUTIONS, nn.Linear)) and not computes_as_torch(module) and has_plain_weight(module)
+    """Whether the module has a weight and a forward of its own: a layer, or a module of another class."""
+    if isinstance(module, LAYER_TYPES):
+        known = isinstance(module, (*CONVOLUTIONS, nn.Linear))
+        return known and not computes_as_torch(module) and has_plain_weight(module)
+    holds = any(one.dim() > 1 for one in module.parameters(recurse=False))
+    return holds and not type(module).__module__.startswith("torch.") and not any(True for _ in module.children())
 
 
 def _plain_layers(model: nn.Module, example: Inputs, names: Sequence[Sequence[str]]) -> dict[str, nn.Module]:
@@ -100,17 +116,20 @@ def _plain(module: nn.Module, inputs: Tensor, output: Tensor) -> nn.Module | Non
     first = used[0]
     if len(used) != len(computed) or not all(_same(first.weight, one.weight) for one in used):
         return None
-    if any((one.bias is None) != (first.bias is None) for one in used) or first.weight is module.weight:
+    if any((one.bias is None) != (first.bias is None) for one in used) or isinstance(first.weight, nn.Parameter):
         return None
     weight, bias = nn.Parameter(first.weight.clone()), None if first.bias is None else nn.Parameter(first.bias.clone())
-    options = (
-        [linear_of(weight, bias)]
-        if isinstance(module, nn.Linear)
-        else [
-            plain_convolution(module, pads, weight, bias)
-            for pads in paddings_to_try(module, inputs.shape, output.shape)
-        ]
-    )
+    options: list[nn.Module]
+    if first.function is F.linear:
+        options = [linear_of(weight, bias)]
+    elif isinstance(module, CONVOLUTIONS):
+        paddings = paddings_to_try(module, inputs.shape, output.shape)
+        options = [plain_convolution(module, pads, weight, bias) for pads in paddings]
+    else:
+        layer = convolution_of(first.function, weight, first.settings, biased=bias is not None)
+        layer.register_parameter("weight", weight)
+        layer.register_parameter("bias", bias)
+        options = [layer]
     expected = list(zip(noises, computed[::2], computed[1::2], strict=True))
     for option in options:
         answers = [(option(noise), *both) for noise, *both in expected]
@@ -131,9 +150,13 @@ class _Watch(TorchFunctionMode):
         self.used: list[_Used] = []
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Call the function; keep the weight and the bias of one of `OPERATIONS`."""
-        given = kwargs or {}
-        if function in OPERATIONS:
-            weight = given["weight"] if "weight" in given else args[1]
-            self.used.append(_Used(weight, given["bias"] if "bias" in given else args[2] if len(args) > 2 else None))  # noqa: PLR2004
-        return function(*args, **given)
+        """Call the function; keep what a convolution or a linear map is called with."""
+        if function is F.linear:
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+        elif function in FUNCTIONS:
+            given = settings_of(function, args, kwargs)
+        else:
+            return function(*args, **(kwargs or {}))
+        settings = {name: value for name, value in given.items() if name not in {"input", "weight", "bias"}}
+        self.used.append(_Used(function, given["weight"], given.get("bias"), settings))
+        return function(*args, **(kwargs or {}))
