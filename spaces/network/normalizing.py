@@ -163,8 +163,8 @@ def _run(model: nn.Module, inputs: Inputs) -> None:
         shapes = " and ".join(f"shape {(1, *shape)} and type {kind}" for shape, kind in kinds)
         raise ValueError(
             f"the network must accept the example, but its forward failed on a tensor of {shapes}: "
-            f"{first_line(error)}; pass an example of the shape and type that the network is used with, or convert it in "
-            "a first module of the network"
+            f"{first_line(error)}; pass an example of the shape and type that the network is used with, or convert it "
+            "in a first module of the network"
         ) from error
 
 
