@@ -170,7 +170,8 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str) -> argpar
         name, help=described.summary, description=described.text,
         epilog=f"example: slimfront {name} studies/digits.py:study {described.example}".rstrip(),
     )  # fmt: skip
-    command.add_argument("study", help="file.py:function or package.module:function that returns a search.StudySpec")
+    named = "file.py:function or package.module:function that returns a search.StudySpec"
+    command.add_argument("study", help=f"{named}; or the folder of a study" if name == "front" else named)
     add = command.add_argument_group("options of all commands").add_argument
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of that function; may be repeated")
     add("--folder", help="folder of the study's files (default: runs/<name of the study>)")

@@ -66,9 +66,18 @@ def test_the_front_needs_neither_the_network_nor_the_data(workdir: Path, capsys:
     assert main(["front", STUDY]) == 0
     after = capsys.readouterr()
     assert after.out == before.out
-    note = "my_study.py has changed since the study 'small' was last run; this is the stored front"
+    note = "the file of the study 'small' is not what it was when the study was last run; this is the stored front"
     assert after.err == f"{before.err}{note}\n"
     assert main(["report", STUDY]) == 2
+
+
+def test_a_study_can_be_named_by_its_folder(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", STUDY, "--format", "csv"]) == 0
+    named = capsys.readouterr()
+    assert main(["front", "runs/small", "--format", "csv"]) == 0
+    assert capsys.readouterr() == named
+    assert main(["front", "runs", "--format", "csv"]) == 2
+    assert "a study must be named as file.py:function" in capsys.readouterr().err
 
 
 def test_torch_is_not_loaded_for_the_front(workdir: Path) -> None:

@@ -26,8 +26,10 @@ def command(options: argparse.Namespace) -> int | None:
     outline = _on_runtime(options, found.outline)
     show_front(found.study, outline, members_of(found.study, outline, found.folder), options.format)
     if found.changed:
-        file = options.study.rpartition(":")[0]
-        console.print(f"{file} has changed since the study {outline.name!r} was last run; this is the stored front")
+        console.print(
+            f"the file of the study {outline.name!r} is not what it was when the study was last run; this is the "
+            "stored front"
+        )
     return 0
 
 

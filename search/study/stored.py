@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
     folder
         The folder of its files.
     changed
-        Whether the file that defines it has changed since the study was last run.
+        Whether the file that defines it is not what it was when the study was last run.
     """
 
     study: Study
@@ -61,7 +61,7 @@ def find(target: str, settings: list[str], folder: str | None, url: str | None) 
     Parameters
     ----------
     target, settings
-        What follows the command: the function, and the values of `--set`.
+        What follows the command: the function, and the values of `--set`; or the folder of a study in place of both.
     folder
         The folder of the study, None to look at all folders in `runs/`.
     url
@@ -72,10 +72,12 @@ def find(target: str, settings: list[str], folder: str | None, url: str | None) 
     UserError
         If the storage cannot be read.
     """
-    paths = [Path(folder) / STARTED_WITH] if folder else sorted(Path(RUNS).glob(f"*/{STARTED_WITH}"))
+    given = Path(target) if Path(target).is_dir() else folder and Path(folder)
+    paths = [given / STARTED_WITH] if given else sorted(Path(RUNS).glob(f"*/{STARTED_WITH}"))
     named = [(path, words) for path in paths if path.exists() and (words := _words(path))]
+    wanted = target, sorted(settings)
     fitting = [
-        (path, words) for path, words in named if (words["study"], words["settings"]) == (target, sorted(settings))
+        (path, words) for path, words in named if given == Path(target) or (words["study"], words["settings"]) == wanted
     ]
     if not fitting:
         return None
@@ -90,10 +92,11 @@ def find(target: str, settings: list[str], folder: str | None, url: str | None) 
         raise
     except Exception as error:
         raise unusable(error, path.parent, url) from error
-    return None if outline is None else Stored(study, outline, path.parent, words["sha256"] != _digest(target))
+    changed = words["sha256"] != _digest(words["study"])
+    return None if outline is None else Stored(study, outline, path.parent, changed)
 
 
-def _words(path: Path) -> dict[str, object]:
+def _words(path: Path) -> dict[str, Any]:
     """Return what `remember` wrote; nothing if the file is damaged."""
     try:
         found = json.loads(path.read_text())
