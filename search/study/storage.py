@@ -72,9 +72,10 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
             f"{'; '.join(changed[:MOST_DIFFERENCES_SHOWN])}{more}; undo the change, or give the new study another name "
             "or --folder"
         )
-    outline = outline_record(with_stored_goal(study, spec))
-    if create and study.user_attrs.get(OUTLINE) != outline:
-        study.set_user_attr(OUTLINE, outline)
+    if create:
+        outline = outline_record(with_stored_goal(study, spec))
+        if study.user_attrs.get(OUTLINE) != outline:
+            study.set_user_attr(OUTLINE, outline)
     return study
 
 

@@ -19,9 +19,9 @@ from spaces.network.computed_weights import store_computed_weights
 from spaces.network.copying import copied
 from spaces.network.examples_first import ensure_batches, mixing_note
 from spaces.network.forward_writes import UndoWrites, changed_buffers, restore, saved, writes
-from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, computes_as_torch, replace_module, state_sizes
+from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, computes_as_torch, state_sizes
 from spaces.network.messages import first_line, listed
-from spaces.network.rewriting import modules_to_rewrite, rewritten
+from spaces.network.rewriting import modules_to_rewrite, seen_in_calls, with_layers
 from spaces.network.seen_weights import with_seen_weights
 from spaces.network.tensors import run, seeded_outputs, some, tensors, twice
 
@@ -233,24 +233,13 @@ def _undo_writes(model: nn.Module, inputs: Inputs) -> None:
 def _with_batch_norms(model: nn.Module, inputs: Inputs) -> nn.Module:
     """Return the network with torch's BatchNorms in place of synchronized and of frozen ones, where outputs agree."""
     names = modules_to_rewrite(model, _is_other_norm)
-    if not names:
-        return model
-    dimensions: dict[str, int] = {}
-    handles = [
-        model.get_submodule(aliases[0]).register_forward_pre_hook(
-            lambda _, given, name=aliases[0]: dimensions.update({name: given[0].dim()})
-        )
-        for aliases in names
-    ]
-    _run(model, inputs)
-    for handle in handles:
-        handle.remove()
-
-    def replace(root: nn.Module, paths: list[str]) -> None:
-        old = root.get_submodule(paths[0])
-        replace_module(root, paths[0], _batch_norm(old, dimensions[paths[0].partition(".")[2]]))
-
-    return rewritten(model, inputs, [aliases for aliases in names if aliases[0] in dimensions], replace)
+    seen = seen_in_calls(model, inputs, names, lambda _, given, __: int(given[0].dim())) if names else {}
+    norms = {
+        name: _batch_norm(model.get_submodule(name), dimensions)
+        for name, calls in seen.items()
+        if calls and (dimensions := calls[-1]) is not None
+    }
+    return with_layers(model, inputs, names, norms)
 
 
 def _is_other_norm(module: nn.Module) -> bool:

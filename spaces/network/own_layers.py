@@ -6,15 +6,15 @@ Such as `Conv1D` of the transformers package, whose weight is transposed, or a c
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 from torch.overrides import TorchFunctionMode
 
-from spaces.network.layers import LAYER_TYPES, linear_of, replace_module
-from spaces.network.rewriting import modules_to_rewrite, outputs_in_eval, rewritten
+from spaces.network.layers import LAYER_TYPES, linear_of
+from spaces.network.rewriting import modules_to_rewrite, seen_in_calls, with_layers
 from spaces.network.separate_padding import near
 
 if TYPE_CHECKING:
@@ -52,14 +52,12 @@ def show_own_layers(model: nn.Module, example: Inputs) -> nn.Module:
         else, in training too, whatever its weights and inputs are.
     """
     names = modules_to_rewrite(model, _holds_a_weight)
-    shapes = _input_shapes(model, example, [aliases[0] for aliases in names]) if names else {}
-    found = {name: layer for name, shape in shapes.items() if (layer := _plain(model.get_submodule(name), shape))}
-
-    def replace(root: nn.Module, aliases: list[str]) -> None:
-        layer = copy.deepcopy(found[aliases[0].removeprefix("0").removeprefix(".")])
-        replace_module(root, aliases[0], layer.train(root.get_submodule(aliases[0]).training))
-
-    return rewritten(model, example, [aliases for aliases in names if aliases[0] in found], replace)
+    layers = {}
+    for name, shapes in seen_in_calls(model, example, names, _input_shape).items() if names else ():
+        module = model.get_submodule(name)
+        if shapes and shapes[-1] is not None and None not in shapes and (layer := _plain(module, shapes[-1])):
+            layers[name] = layer.train(module.training)
+    return with_layers(model, example, names, layers)
 
 
 def _holds_a_weight(module: nn.Module) -> bool:
@@ -70,45 +68,27 @@ def _holds_a_weight(module: nn.Module) -> bool:
     return other and only and "weight" in weights and weights["weight"].dim() > 1
 
 
-def _input_shapes(model: nn.Module, example: Inputs, names: list[str]) -> dict[str, torch.Size]:
-    """Return the shape of the input of each module that is called with one tensor and returns one."""
-    found: dict[str, torch.Size] = {}
-    odd: set[str] = set()
-    handles = []
-    for name in names:
-
-        def note(_: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name) -> None:  # noqa: ANN401
-            if len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                found[name] = inputs[0].shape
-            else:
-                odd.add(name)
-
-        handles.append(model.get_submodule(name).register_forward_hook(note))
-    try:
-        outputs_in_eval(model, example)
-    except Exception:  # noqa: BLE001 - `trace` runs the network again and raises an error with advice
-        return {}
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: shape for name, shape in found.items() if name not in odd}
+def _input_shape(_: nn.Module, inputs: tuple[Any, ...], output: object) -> torch.Size | None:
+    """Return the shape of the input of a module that is called with one tensor and returns one; else None."""
+    fits = len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)
+    return inputs[0].shape if fits else None
 
 
 def _plain(module: nn.Module, shape: torch.Size) -> nn.Module | None:
     """Return torch's layer that computes what the module does, with its weights; None if there is none."""
     tried, random = copy.deepcopy(module), torch.Generator().manual_seed(0)
-    calls = _Calls(tried)
     try:
         with torch.no_grad():
             for parameter in tried.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=random))
             noise = torch.randn(shape, generator=random).to(tried.get_parameter("weight").device)
-            with calls:
+            with Calls() as calls:
                 expected = [tried.eval()(noise)]
             expected.append(tried.train()(noise))
     except Exception:  # noqa: BLE001 - a module that wants another kind of input
         return None
-    return next((form(module) for form in calls.forms() if _computes(form, tried, noise, expected)), None)
+    forms = _forms(tried, calls)
+    return next((form(module) for form in forms if _computes(form, tried, noise, expected)), None)
 
 
 def _computes(form: Form, module: nn.Module, noise: Tensor, expected: list[Tensor]) -> bool:
@@ -121,58 +101,59 @@ def _computes(form: Form, module: nn.Module, noise: Tensor, expected: list[Tenso
     return all(got.shape == each.shape and near(got, each) for each in expected)
 
 
-class _Calls(TorchFunctionMode):
-    """Notes the convolutions with the weight of a module."""
+class Used(NamedTuple):
+    """A convolution or a linear map that was called, with its weight, its bias and its other settings."""
 
-    def __init__(self, module: nn.Module) -> None:
+    function: Any
+    weight: Tensor
+    bias: Tensor | None
+    settings: dict[str, Any]
+
+
+class Calls(TorchFunctionMode):
+    """A mode that keeps with what convolutions and linear maps are called."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self._module = module
-        self._found: list[tuple[Any, dict[str, Any], bool]] = []
+        self.used: list[Used] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Note the settings of a convolution."""
-        if func in FUNCTIONS:
-            given = settings_of(func, args, kwargs)
-            if given["weight"] is self._module.weight:
-                settings = {name: value for name, value in given.items() if name in TRANSPOSED_SETTINGS}
-                self._found.append((func, settings, given.get("bias") is not None))
-        return func(*args, **(kwargs or {}))
-
-    def forms(self) -> list[Form]:
-        """Return functions that make a layer of a module like this one: a convolution, or two linear layers to try."""
-        if self._module.get_parameter("weight").dim() == 2:  # noqa: PLR2004 - a matrix
-            return [
-                lambda module: linear_of(module.weight, getattr(module, "bias", None)),
-                lambda module: linear_of(module.weight.T.contiguous(), getattr(module, "bias", None)),
-            ]
-        return [lambda module: _convolution(module, *self._found[0])] if len(self._found) == 1 else []
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Call the function; keep what it is called with if it is one of these."""
+        if function is F.linear or function in FUNCTIONS:
+            further = FUNCTIONS[function][1] if function in FUNCTIONS else ()
+            given = dict(zip(("input", "weight", "bias", *further), args, strict=False)) | (kwargs or {})
+            settings = {name: value for name, value in given.items() if name in further}
+            self.used.append(Used(function, given["weight"], given.get("bias"), settings))
+        return function(*args, **(kwargs or {}))
 
 
-def convolution_of(
-    function: Any,  # noqa: ANN401 - one of `FUNCTIONS`
-    weight: Tensor,
-    settings: dict[str, Any],
-    *,
-    biased: bool,
-) -> nn.Module:
-    """Return a convolution, without values, that a function with a weight of this shape and these settings computes."""
-    groups = settings.get("groups", 1)
+def _forms(module: nn.Module, calls: Calls) -> list[Form]:
+    """Return functions that make a layer of a module like this one: a convolution, or two linear layers to try."""
+    weight = module.get_parameter("weight")
+    if weight.dim() == 2:  # noqa: PLR2004 - a matrix
+        return [
+            lambda module: linear_of(module.weight, getattr(module, "bias", None)),
+            lambda module: linear_of(module.weight.T.contiguous(), getattr(module, "bias", None)),
+        ]
+    found = [used for used in calls.used if used.weight is weight]
+    return [lambda module: _convolution(module, found[0])] if len(found) == 1 else []
+
+
+def convolution_of(used: Used) -> nn.Module:
+    """Return a convolution, without values, that computes what was called."""
+    weight, groups = used.weight, used.settings.get("groups", 1)
     inputs, outputs = weight.shape[1] * groups, weight.shape[0]
-    if "transpose" in function.__name__:
+    if "transpose" in used.function.__name__:
         inputs, outputs = weight.shape[0], weight.shape[1] * groups
-    layer: nn.Module = FUNCTIONS[function][0](inputs, outputs, weight.shape[2:], bias=biased, device="meta", **settings)
+    kind, biased = FUNCTIONS[used.function][0], used.bias is not None
+    layer: nn.Module = kind(inputs, outputs, weight.shape[2:], bias=biased, device="meta", **used.settings)
     return layer
 
 
-def settings_of(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:  # noqa: ANN401 - of a call
-    """Return the arguments of a call of a convolution by name, the input, the weight and the bias among them."""
-    return dict(zip(("input", "weight", "bias", *FUNCTIONS[function][1]), args, strict=False)) | (kwargs or {})
-
-
-def _convolution(module: nn.Module, function: Any, settings: dict[str, Any], biased: bool) -> nn.Module:  # noqa: ANN401, FBT001
+def _convolution(module: nn.Module, used: Used) -> nn.Module:
     """Return a convolution with the weights of a module."""
-    layer = convolution_of(function, module.get_parameter("weight"), settings, biased=biased)
+    layer = convolution_of(used)
     for name, parameter in module.named_parameters():
-        assert biased or name != "bias", "the bias is used in another way"
+        assert used.bias is not None or name != "bias", "the bias is used in another way"
         setattr(layer, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
     return layer

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
-from spaces.network.layers import count_holders
+from spaces.network.layers import count_holders, replace_module
 from spaces.network.tensors import seeded_outputs, some
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from spaces.network.tensors import Inputs
 
+Found = TypeVar("Found")
 REWRITING_TOLERANCE = 1e-4  # relative to the largest output; both compute the same sums, in another order
 
 
@@ -69,6 +70,61 @@ def rewritten(
     good = [aliases for aliases in names if _outputs_agree(_replaced(model, [aliases], replace), example, expected)]
     new = _replaced(model, good, replace)
     return new if good and _outputs_agree(new, example, expected) else model
+
+
+def with_layers(
+    model: nn.Module, example: Inputs, names: Sequence[Sequence[str]], layers: Mapping[str, nn.Module]
+) -> nn.Module:
+    """Return a network with copies of these layers, by the first name of what they replace; see `rewritten`."""
+
+    def replace(root: nn.Module, aliases: list[str]) -> None:
+        replace_module(root, aliases[0], copy.deepcopy(layers[aliases[0].removeprefix("0").removeprefix(".")]))
+
+    return rewritten(model, example, [aliases for aliases in names if aliases[0] in layers], replace)
+
+
+def seen_in_calls(
+    model: nn.Module,
+    example: Inputs,
+    names: Sequence[Sequence[str]],
+    look: Callable[[Any, tuple[Any, ...], Any], Found | None],
+) -> dict[str, list[Found | None]]:
+    """Run the network on the first two examples, and look at every call of some modules.
+
+    Parameters
+    ----------
+    model, example
+        See `rewritten`.
+    names
+        All names of each module.
+    look
+        Called with a module, its inputs and its output.
+
+    Returns
+    -------
+    dict
+        By the first name of a module, what `look` returned for each call, None where it raised an exception; empty if
+        the network fails: `trace` runs it again and raises an error with advice.
+    """
+    found: dict[str, list[Found | None]] = {aliases[0]: [] for aliases in names}
+    handles = []
+    for name, calls in found.items():
+
+        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any, calls: Any = calls) -> None:  # noqa: ANN401
+            try:
+                calls.append(look(module, inputs, output))
+            except Exception:  # noqa: BLE001 - a module with an interface of its own
+                calls.append(None)
+
+        handles.append(model.get_submodule(name).register_forward_hook(note))
+    try:
+        outputs_in_eval(model, example)
+    except Exception:  # noqa: BLE001 - whatever it is, it is raised again with advice
+        return {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def outputs_in_eval(model: nn.Module, example: Inputs) -> list[Tensor]:

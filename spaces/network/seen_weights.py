@@ -6,13 +6,11 @@ rates often are.
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
-from torch.overrides import TorchFunctionMode
 
 from spaces.network.layers import (
     CONVOLUTIONS,
@@ -20,25 +18,13 @@ from spaces.network.layers import (
     computes_as_torch,
     has_plain_weight,
     linear_of,
-    replace_module,
 )
-from spaces.network.own_layers import FUNCTIONS, convolution_of, settings_of
-from spaces.network.rewriting import modules_to_rewrite, outputs_in_eval, rewritten
+from spaces.network.own_layers import Calls, convolution_of
+from spaces.network.rewriting import modules_to_rewrite, seen_in_calls, with_layers
 from spaces.network.separate_padding import alone, near, paddings_to_try, plain_convolution
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from spaces.network.tensors import Inputs
-
-
-class _Used(NamedTuple):
-    """The operation that was called, with its weight, its bias and its other settings."""
-
-    function: Any
-    weight: Tensor
-    bias: Tensor | None
-    settings: dict[str, Any]
 
 
 def with_seen_weights(model: nn.Module, example: Inputs) -> tuple[nn.Module, tuple[str, ...]]:
@@ -55,12 +41,9 @@ def with_seen_weights(model: nn.Module, example: Inputs) -> tuple[nn.Module, tup
         A batch of inputs on the device of the network, shape (B, ...).
     """
     names = modules_to_rewrite(model, _may_compute_its_weight)
-    plain = _plain_layers(model, example, names) if names else {}
-
-    def replace(root: nn.Module, aliases: list[str]) -> None:
-        replace_module(root, aliases[0], copy.deepcopy(plain[aliases[0].removeprefix("0").removeprefix(".")]))
-
-    new = rewritten(model, example, [aliases for aliases in names if aliases[0] in plain], replace)
+    seen = seen_in_calls(model, example, names, _plain) if names else {}
+    plain = {name: calls[0] for name, calls in seen.items() if len(calls) == 1 and calls[0] is not None}
+    new = with_layers(model, example, names, plain)
     kinds = {
         type(model.get_submodule(name)).__name__
         for name in plain
@@ -80,39 +63,17 @@ def _may_compute_its_weight(module: nn.Module) -> bool:
     return holds and not type(module).__module__.startswith("torch.") and not any(True for _ in module.children())
 
 
-def _plain_layers(model: nn.Module, example: Inputs, names: Sequence[Sequence[str]]) -> dict[str, nn.Module]:
-    """Return plain layers for the modules that compute their weight and nothing else, by name."""
-    found: dict[str, list[nn.Module | None]] = {aliases[0]: [] for aliases in names}
-    handles = []
-    for name, calls in found.items():
-
-        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any, calls: Any = calls) -> None:  # noqa: ANN401
-            try:
-                calls.append(_plain(module, inputs[0], output))
-            except Exception:  # noqa: BLE001 - a layer with an interface of its own
-                calls.append(None)
-
-        handles.append(model.get_submodule(name).register_forward_hook(note))
-    try:
-        outputs_in_eval(model, example)
-    except Exception:  # noqa: BLE001 - the network is run again and raises an error with advice
-        return {}
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: layers[0] for name, layers in found.items() if len(layers) == 1 and layers[0] is not None}
-
-
-def _plain(module: nn.Module, inputs: Tensor, output: Tensor) -> nn.Module | None:
+def _plain(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> nn.Module | None:
     """Return a plain layer that computes what the module computes for noise, in evaluation and in training."""
+    (inputs, *_) = given
     dice = torch.Generator().manual_seed(0)
     noises = [torch.randn(inputs.shape, generator=dice, dtype=inputs.dtype).to(inputs.device) for _ in range(2)]
     computed, used = [], []
     for noise in noises:
         for training in (False, True):
-            with torch.no_grad(), _Watch() as watch:
+            with torch.no_grad(), Calls() as calls:
                 computed.append(alone(module, noise, training=training))
-            used += watch.used
+            used += calls.used
     first = used[0]
     if len(used) != len(computed) or not all(_same(first.weight, one.weight) for one in used):
         return None
@@ -126,7 +87,7 @@ def _plain(module: nn.Module, inputs: Tensor, output: Tensor) -> nn.Module | Non
         paddings = paddings_to_try(module, inputs.shape, output.shape)
         options = [plain_convolution(module, pads, weight, bias) for pads in paddings]
     else:
-        layer = convolution_of(first.function, weight, first.settings, biased=bias is not None)
+        layer = convolution_of(first)
         layer.register_parameter("weight", weight)
         layer.register_parameter("bias", bias)
         options = [layer]
@@ -140,23 +101,3 @@ def _plain(module: nn.Module, inputs: Tensor, output: Tensor) -> nn.Module | Non
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
-
-
-class _Watch(TorchFunctionMode):
-    """A mode that keeps the weights and biases that convolutions and matrix products are called with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used: list[_Used] = []
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Call the function; keep what a convolution or a linear map is called with."""
-        if function is F.linear:
-            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
-        elif function in FUNCTIONS:
-            given = settings_of(function, args, kwargs)
-        else:
-            return function(*args, **(kwargs or {}))
-        settings = {name: value for name, value in given.items() if name not in {"input", "weight", "bias"}}
-        self.used.append(_Used(function, given["weight"], given.get("bias"), settings))
-        return function(*args, **(kwargs or {}))

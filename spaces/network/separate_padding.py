@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from spaces.network.layers import CONVOLUTIONS, computes_as_torch, replace_module, torch_class
-from spaces.network.rewriting import REWRITING_TOLERANCE, modules_to_rewrite, outputs_in_eval, rewritten
+from spaces.network.layers import CONVOLUTIONS, computes_as_torch, torch_class
+from spaces.network.rewriting import REWRITING_TOLERANCE, modules_to_rewrite, seen_in_calls, with_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from spaces.network.tensors import Inputs
 
@@ -44,14 +44,12 @@ def separate_padding(model: nn.Module, example: Inputs) -> nn.Module:
         one side; and if it adds the same zeros in every call.
     """
     names = modules_to_rewrite(model, _pads_itself)
-    pads = _paddings(model, example, names) if names else {}
-
-    def replace(root: nn.Module, aliases: list[str]) -> None:
-        module: Any = root.get_submodule(aliases[0])
-        pad = pads[aliases[0].removeprefix("0").removeprefix(".")]
-        replace_module(root, aliases[0], plain_convolution(module, pad, module.weight, module.bias))
-
-    return rewritten(model, example, [aliases for aliases in names if aliases[0] in pads], replace)
+    layers = {}
+    for name, seen in seen_in_calls(model, example, names, _padding).items() if names else ():
+        module: Any = model.get_submodule(name)
+        if len(set(seen)) == 1 and seen[0] is not None:
+            layers[name] = plain_convolution(module, seen[0], module.weight, module.bias)
+    return with_layers(model, example, names, layers)
 
 
 def _pads_itself(module: nn.Module) -> bool:
@@ -60,34 +58,12 @@ def _pads_itself(module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS) and not computes_as_torch(module) and tensors <= {"weight", "bias"}
 
 
-def _paddings(model: nn.Module, example: Inputs, names: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...]]:
-    """Return the padding of each convolution that computes nothing else, as `torch.nn.functional.pad` takes it."""
-    found: dict[str, set[tuple[int, ...] | None]] = {aliases[0]: set() for aliases in names}
-    handles = []
-    for name, calls in found.items():
-
-        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any, calls: Any = calls) -> None:  # noqa: ANN401
-            try:
-                calls.add(_padding(module, inputs[0], output))
-            except Exception:  # noqa: BLE001 - a convolution with an interface of its own
-                calls.add(None)
-
-        handles.append(model.get_submodule(name).register_forward_hook(note))
-    try:
-        outputs_in_eval(model, example)
-    except Exception:  # noqa: BLE001 - `trace` runs the network again and raises an error with advice
-        return {}
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: pads for name, seen in found.items() if len(seen) == 1 and (pads := next(iter(seen))) is not None}
-
-
-def _padding(module: Any, inputs: Tensor, output: Tensor) -> tuple[int, ...] | None:  # noqa: ANN401 - a convolution
+def _padding(module: Any, given: tuple[Any, ...], output: Tensor) -> tuple[int, ...] | None:  # noqa: ANN401
     """Return the zeros before and after the last dimension, then those of the one before it; None if more is computed.
 
     The layer is tried on noise, since the borders of the example may be zero, and in training, where it may drop out.
     """
+    (inputs, *_) = given
     noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0), dtype=inputs.dtype).to(inputs.device)
     computed = [alone(module, noise, training=training) for training in (False, True)]
     for pads in paddings_to_try(module, inputs.shape, output.shape):
