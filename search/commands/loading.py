@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from objectives.runtimes import named
 from search.command_line import SAMPLERS
+from search.commands.showing import asked_runtime
 from search.proposals.defaults import resolved
 from search.results.confirm import weights_of
 from search.study.errors import UserError
@@ -54,12 +54,8 @@ def with_weights(members: list[FrozenTrial], folder: Path) -> list[tuple[FrozenT
 
 def on_runtime(options: argparse.Namespace, spec: StudySpec) -> StudySpec:
     """Return the study with the runtime that the options name."""
-    if options.runtime in {None, spec.runtime.name}:
-        return spec
-    try:
-        return dataclasses.replace(spec, runtime=named(options.runtime))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    asked = asked_runtime(options, spec.runtime)
+    return spec if asked is None else dataclasses.replace(spec, runtime=asked)
 
 
 def _spec_of(options: argparse.Namespace) -> StudySpec:

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from objectives.runtimes import named
 from search.results.file_records import with_records
 from search.results.goal import goal_note
 from search.results.tables import files_note, front_table
 from search.study.console import console, print_table
+from search.study.errors import UserError
 from search.study.front import need_front
 
 if TYPE_CHECKING:
+    import argparse
     from pathlib import Path
 
     from optuna import Study
 
+    from objectives.runtimes import Runtime
     from search.results.file_records import Member
-    from search.study.outline import Outline
+    from search.study.outline import Named, Outline
+
+
+def asked_runtime(options: argparse.Namespace, own: Named) -> Runtime | None:
+    """Return the runtime that the options name, None if that is the study's own.
+
+    Raises
+    ------
+    UserError
+        If there is no such runtime.
+    """
+    if options.runtime in {None, own.name}:
+        return None
+    try:
+        return named(options.runtime)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def members_of(study: Study, spec: Outline, folder: Path) -> list[Member]:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from objectives.runtimes import named
-from search.commands.showing import members_of, show_front
+from search.commands.showing import asked_runtime, members_of, show_front
 from search.study.console import console
-from search.study.errors import UserError
 from search.study.outline import StoredRuntime
 from search.study.stored import find
 
 if TYPE_CHECKING:
     import argparse
-
-    from search.study.outline import StoredStudy
 
 
 def command(options: argparse.Namespace) -> int | None:
@@ -23,7 +19,9 @@ def command(options: argparse.Namespace) -> int | None:
     found = find(options.study, options.set, options.folder, options.storage)
     if found is None:
         return None
-    outline = _on_runtime(options, found.outline)
+    outline, asked = found.outline, asked_runtime(options, found.outline.runtime)
+    if asked is not None:
+        outline = dataclasses.replace(outline, runtime=StoredRuntime.of(asked))
     show_front(found.study, outline, members_of(found.study, outline, found.folder), options.format)
     if found.changed:
         console.print(
@@ -31,13 +29,3 @@ def command(options: argparse.Namespace) -> int | None:
             "stored front"
         )
     return 0
-
-
-def _on_runtime(options: argparse.Namespace, outline: StoredStudy) -> StoredStudy:
-    """Return the study with the runtime that the options name."""
-    if options.runtime in {None, outline.runtime.name}:
-        return outline
-    try:
-        return dataclasses.replace(outline, runtime=StoredRuntime.of(named(options.runtime)))
-    except ValueError as error:
-        raise UserError(str(error)) from error
