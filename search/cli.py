@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pkgutil
 import shlex
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from objectives.runtimes.errors import ExportError
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     options.command_line = shlex.join(["slimfront", *words])
     options.start = PROCESS_START if arguments is None else now()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: whatever ends the command, it says how to go on
     try:
         carry_out = pkgutil.resolve_name("search.commands.carrying_out:carry_out")  # late: help is shown at once
         return int(carry_out(options))
@@ -42,3 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print(f"stopped; all finished work is kept; continue with: {options.command_line}", markup=False)
         return EXIT_STOPPED
+
+
+def _interrupt(*_: object) -> None:
+    """Stop the command.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Always.
+    """
+    raise KeyboardInterrupt

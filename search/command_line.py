@@ -73,6 +73,15 @@ COMMANDS = {
         "continues. Without a bound on the command line, the budget of the study applies.",
         "--trials 40",
     ),
+    "worker": Command(
+        ("search.commands.worker:command",),
+        "work on a study beside other workers, on this machine or on others",
+        "Search as `run` does, as one of any number of workers of a study; they find each other in its storage. Each "
+        "plan is scored and trained by one of them, and --trials counts the candidates of all. A worker keeps no "
+        "state: if it dies, another one runs its trial again. Use it in the jobs of a cluster; the last step, "
+        "exporting and verifying the front, is `slimfront confirm STUDY --seeds 0`.",
+        "--storage postgresql://user@host/studies --minutes 55",
+    ),
     "front": Command(
         ("search.commands.stored_front:command", "search.commands.front:command"),
         "print the front of a study",
@@ -110,13 +119,18 @@ COMMANDS = {
 }
 
 
-def study_arguments(options: argparse.Namespace) -> str:
-    """Return the study and the options that select it, as typed after another command."""
+def study_words(options: argparse.Namespace) -> list[str]:
+    """Return the study and the options that select it, as the arguments of another command."""
     words = [options.study, *(word for setting in options.set for word in ("--set", setting))]
     for name in ("folder", "storage", "sampler", "seed", "runtime"):
         if getattr(options, name) is not None:
             words += [f"--{name}", str(getattr(options, name))]
-    return shlex.join(words)
+    return words
+
+
+def study_arguments(options: argparse.Namespace) -> str:
+    """Return the study and the options that select it, as typed after another command."""
+    return shlex.join(study_words(options))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -137,11 +151,16 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"slimfront {_version()}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     added = {name: _command(commands, name) for name in COMMANDS}
+    for name in ("run", "worker"):
+        add = added[name].add_argument
+        add("--trials", type=int, help="number of trained candidates, including those of earlier runs")
+        add("--minutes", type=float, help=f"wall time of this {name}, in minutes")
+        add("--cpu-seconds", type=float, help=f"CPU time of this {name}, in seconds")
+        add("--goal", metavar="TEXT", help=GOAL_HELP)
+    add("--crew", nargs=3, help=argparse.SUPPRESS)  # of a worker of `run`: name of the run, its number, their number
+    add("--unverified", action="store_true", help=argparse.SUPPRESS)
     add = added["run"].add_argument
-    add("--trials", type=int, help="number of trained candidates, including those of earlier runs")
-    add("--minutes", type=float, help="wall time of this run, in minutes")
-    add("--cpu-seconds", type=float, help="CPU time of this run, in seconds")
-    add("--goal", metavar="TEXT", help=GOAL_HELP)
+    add("--workers", type=int, default=1, metavar="N", help="processes that search together (default: 1)")
     add("--unverified", action="store_true", help="do not export and verify the front at the end")
     add = added["report"].add_argument
     add("--out", help="folder of the report (default: report/ in the folder of the study)")

@@ -593,7 +593,7 @@ def test_the_plan_of_a_killed_trial_is_run_again(
     killed = next(trial for trial in opened(workdir).trials if trial.state == TrialState.RUNNING)
     before = len(trained(opened(workdir)))
     seeds = finish(monkeypatch, 7)
-    assert "1 trial(s) of a process that is gone: will be run again" in capsys.readouterr().err
+    assert "1 trial(s) of a worker that is gone: will be run again" in capsys.readouterr().err
     study = opened(workdir)
     assert study.trials[killed.number].state == TrialState.FAIL
     assert REASON not in study.trials[killed.number].user_attrs

@@ -257,8 +257,8 @@ def test_without_time_for_the_draft_the_table_decides(capsys: pytest.CaptureFixt
 
 def test_a_recipe_that_fits_the_time_is_unchanged() -> None:
     recipe, new = shared().spec.recipe, optuna.create_study()
-    assert affordable(new, shared(), BudgetClock(Budget())) is recipe
-    assert affordable(new, shared(), BudgetClock(Budget(None, minutes=1000))) is recipe
+    assert affordable(new, shared(), BudgetClock(Budget())) == recipe
+    assert affordable(new, shared(), BudgetClock(Budget(None, minutes=1000))) == recipe
     long = context(dataclasses.replace(spec(), recipe=recipe.of_length(1000)))
     assert affordable(new, long, BudgetClock(Budget(None, cpu_seconds=1e-3))).steps(long.spec.splits.train) == 1
 
@@ -288,7 +288,7 @@ def test_trainings_are_shortened_only_for_the_trials_that_remain(monkeypatch: py
     monkeypatch.setattr(Context, "seconds_a_candidate", lambda *_: (1e-6, 100.0))
     recipe, new = shared().spec.recipe.of_length(1000), optuna.create_study()
     long = context(dataclasses.replace(spec(), recipe=recipe))
-    assert affordable(new, long, BudgetClock(Budget(2, cpu_seconds=220.0))) is recipe
+    assert affordable(new, long, BudgetClock(Budget(2, cpu_seconds=220.0))) == recipe
     assert affordable(new, long, BudgetClock(Budget(3, cpu_seconds=220.0))).epochs < recipe.epochs
     assert affordable(new, long, BudgetClock(Budget(None, cpu_seconds=220.0))).epochs < recipe.epochs
 

@@ -152,7 +152,7 @@ def test_the_command_reports_a_fault_of_the_machine_in_one_line(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("search.commands.run.prepared", fail)
+    monkeypatch.setattr("search.commands.searching.prepared", fail)
     assert main(["run", "tests/small_study.py:study", "--folder", str(tmp_path)]) == 2
     assert "the machine failed, not a plan: MemoryError; all finished work is kept" in " ".join(
         capsys.readouterr().err.split()

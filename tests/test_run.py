@@ -27,7 +27,7 @@ from search.study.budget_clock import BudgetClock
 from search.study.errors import Diverged, UserError
 from search.study.front import front, need_front, trained
 from search.study.machine import device_named
-from search.study.records import EXCESS, INTERRUPTED, KEY, PLAN, REASON, REPLAY
+from search.study.records import EXCESS, KEY, PLAN, REASON, REPLAY, RERUN
 from search.study.storage import open_study
 from spaces import Distill, PruneRatios, Space, Temperatures
 from tests.small_study import context, searched, splits, study, watched
@@ -239,7 +239,8 @@ def test_an_interrupted_trial_is_run_again_without_other_changes(
     stopped = searched(spec, tmp_path / "twice")
     assert len(trained(stopped)) == 7
     again = searched(spec, tmp_path / "twice")
-    assert [INTERRUPTED in trial.user_attrs for trial in again.trials if trial.state == TrialState.FAIL] == [True]
+    assert [trial.user_attrs[RERUN] for trial in again.trials if RERUN in trial.user_attrs] == [7]
+    assert [trial.number for trial in again.trials if trial.state == TrialState.FAIL] == [7]
     assert outcomes(again) == outcomes(once)
     assert len(calls) == 11
 
@@ -382,7 +383,7 @@ def test_the_time_left_is_estimated_from_trainings_and_not_from_the_draft(
     monkeypatch.setattr(BudgetClock, "spent", property(lambda _: 0.5 + 0.1 * len(trainings)))
     # the original function trains a network to time it
     monkeypatch.setattr("search.loop.run.affordable", lambda _, context, __: context.spec.recipe)
-    monkeypatch.setattr("search.loop.watch.EVERY_SECONDS", 0)
+    monkeypatch.setattr("search.loop.board.EVERY_SECONDS", 0)
     found = searched(without_limits(50, budget=Budget(trials=50, cpu_seconds=1000)), tmp_path)
     assert len(trained(found)) == 5
     printed = [line.split(" trained")[0] for line in capsys.readouterr().err.splitlines() if " trained, " in line]

@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
+import math
+import time
+import uuid
 from typing import TYPE_CHECKING
 
-from search.command_line import EXIT_STOPPED, study_arguments
-from search.commands.loading import loaded, on_runtime, with_weights
+import torch
+
+from search.command_line import EXIT_STOPPED, study_arguments, study_words
+from search.commands.loading import with_weights
+from search.commands.searching import opened_search
 from search.commands.showing import members_of, show_front
-from search.evaluation.reference import bounded, measure_teacher, prepared
-from search.loop.run import run
+from search.engines.crew import Crew
+from search.engines.processes import Processes
+from search.evaluation.reference import measure_teacher
 from search.proposals.proxy_correlation import prediction_report
-from search.results.export import VerificationTime, verify_front
+from search.results.export import verify_front
 from search.results.inspection import counted
-from search.study.budget_clock import BudgetClock
+from search.study.budget_clock import cpu_seconds
 from search.study.console import console
 from search.study.cpu_profile import FILES
-from search.study.files import ensure_writable
+from search.study.errors import UserError
 from search.study.front import front, need_front
-from search.study.goal import limits_of_goal, measured_for_goal, with_stored_goal
-from search.study.machine import device_named
-from search.study.storage import open_study
-from search.study.stored import remember
+from search.study.goal import limits_of_goal, measured_for_goal
 
 if TYPE_CHECKING:
     import argparse
 
+    from search.commands.searching import Search
     from search.study.spec import StudySpec
+
+MINUTE = 60  # seconds
+LEAST = 1e-3  # minutes or seconds of a worker for which nothing is left: it finds out that the budget is spent
 
 
 def command(options: argparse.Namespace) -> int:
     """Search for the Pareto front, then export, verify and print it; return the exit code."""
-    spec, folder = loaded(options)
-    ensure_writable(folder)
-    study = open_study(spec, folder, options.storage, create=True)
-    remember(folder, spec.name, options.study, options.set)
-    spec = on_runtime(options, with_stored_goal(study, spec))
-    context, reference = prepared(spec, device_named(options.device), folder)
-    context = bounded(study, context)
+    if options.workers < 1:
+        raise UserError(f"--workers must be at least 1, but got {options.workers}")
+    search = opened_search(options)
+    study, spec, context, folder, reference, clock = search
     teacher = measure_teacher(study, context)
     console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
     console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
     for left_out in counted(context.subject.model, context.subject.example)[1]:
         console.print(left_out, markup=False)
     _print_limits(context.spec)
-    clock = BudgetClock(context.spec.budget, *options.start)
-    verifying = VerificationTime(context, folder, reference, wall=spec.budget.minutes is not None)
-    reserve = None if options.unverified else lambda: verifying.of(with_weights(front(study), folder))
-    if not run(study, context, folder, clock, reserve):
+    together = options.workers > 1
+    if not (_crew(options, search).work() if together else search.run(unverified=options.unverified)):
         count = len(front(study))
         console.print(f"stopped with {count} members on the front; continue with: {options.command_line}", markup=False)
         return EXIT_STOPPED
@@ -58,13 +61,38 @@ def command(options: argparse.Namespace) -> int:
     show_front(study, context.spec, members_of(study, spec, folder), options.format)
     if note := prediction_report(study, context.spec):
         console.print(note)
-    console.print(context.cpu_profile.words())
+    if not together:
+        console.print(context.cpu_profile.words())
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
     console.print(f"for pictures: slimfront report {study_arguments(options)}", markup=False)
     best = "goal" if spec.goal else "knee"
     console.print(f"for a file: slimfront export {study_arguments(options)} --pick {best}", markup=False)
     return 1 if failures else 0
+
+
+def _crew(options: argparse.Namespace, search: Search) -> Crew:
+    """Return the workers of a run with several ones."""
+    count, budget, run_name = options.workers, search.spec.budget, uuid.uuid4().hex
+    gpus = torch.cuda.device_count() if search.context.subject.device.type == "cuda" else 0
+    if gpus and count > gpus:
+        console.print(f"{count} workers share {gpus} GPU{'s' * (gpus > 1)}")
+    clock, started = search.clock, time.monotonic()
+    cpu_share = math.inf if budget.cpu_seconds is None else (budget.cpu_seconds - cpu_seconds() + clock.cpu) / count
+
+    def arguments(number: int) -> list[str]:
+        """Return the arguments of a worker that starts now: it has the rest of the time of the one that it replaces."""
+        words = ["worker", *study_words(options), "--crew", run_name, str(number), str(count)]
+        words += ["--device", options.device, "--threads", str(options.threads)]
+        if budget.trials is not None:
+            words += ["--trials", str(budget.trials)]
+        if budget.minutes is not None:
+            words += ["--minutes", str(max(budget.minutes - (time.monotonic() - clock.wall) / MINUTE, LEAST))]
+        if budget.cpu_seconds is not None:
+            words += ["--cpu-seconds", str(max(cpu_share - options.threads * (time.monotonic() - started), LEAST))]
+        return words + ["--unverified"] * options.unverified
+
+    return Crew(Processes(gpus), count, arguments, {}, search.study, search.clock)
 
 
 def _print_limits(spec: StudySpec) -> None:

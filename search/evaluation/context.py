@@ -19,6 +19,7 @@ from search.evaluation.label_checks import check_loss, check_probabilities, clas
 from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
 from search.study.console import console
 from search.study.cpu_profile import BUILDING, MEASURING, TRAINING, CpuProfile
+from search.study.workers import Alone
 from search.training.fine_tuning import TeacherOutputs, fine_tune
 from search.training.learning_rate import MIN_RATE
 from spaces.axes.distill import Distill
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from objectives import Objective
     from search.evaluation.subject import Subject
     from search.study.spec import Recipe, StudySpec
+    from search.study.workers import Workers
     from search.training.learning_rate import Rate
     from spaces import Plan, Recovery
     from spaces.plan import Step
@@ -62,6 +64,8 @@ class Context:
         The CPU time of this process by activity.
     measuring_seconds
         CPU seconds that building and measuring the last network took; 0 before the first one.
+    workers
+        This process among the workers of the study, which `search.loop.run` lets it join; before, it works alone.
 
     Raises
     ------
@@ -76,6 +80,7 @@ class Context:
         self.teacher = TeacherOutputs(subject.model, spec.splits.train)
         self.cpu_profile = CpuProfile()
         self.measuring_seconds = 0.0
+        self.workers: Workers | Alone = Alone()
         self._measured: dict[tuple[Step, ...], dict[str, float]] = {}  # costs, by the steps of a plan
 
     def _checked_classes(self) -> int:

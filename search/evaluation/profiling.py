@@ -72,7 +72,8 @@ def fit_before_search(context: Context, seconds: float) -> None:
         if objective.name not in context.cost_model.formulas and objective.direction == "minimize":
             started = time.process_time()
             try:
-                with context.cpu_profile.charge(MEASURING):
+                # workers of one machine would disturb each other's measurements, and each finds those of the other
+                with context.workers.turn(f"measure on {machine.words()}"), context.cpu_profile.charge(MEASURING):
                     model, new = _fitted(context, objective, seconds)
             except Exception as error:  # noqa: BLE001 - a user's objective may raise anything; its trials report it too
                 raise_machine_fault(error)
@@ -105,39 +106,53 @@ def measure_promising(
     """
     models = context.cost_model.models
     modelled = [objective for objective in context.spec.costs if objective.name in models]
-    if modelled and not any(where == machine.words() for *_, where in study.user_attrs.get(AHEAD, ())):
-        found: dict[Plan, tuple[dict[str, float], dict[str, float], str]] = {}
-        started = time.process_time()
-        with track("measuring promising plans") as progress:
-            # lazy, so that each round uses the models that were refitted in the round before
-            rounds = (best(number * PLANS_PER_ROUND) for number in range(1, PROMISING_ROUNDS + 1))
-            for params in itertools.chain.from_iterable(rounds):
-                plan = context.plan(params)
-                began = time.process_time()
-                if (found or context.measuring_seconds) and began - started + context.measuring_seconds > seconds:
-                    break
-                if plan in found:
-                    continue
-                try:
-                    with context.cpu_profile.charge(MEASURING):
-                        values = context.measure_costs(plan, context.subject.build_roughly(plan), modelled)
-                except Exception as error:  # noqa: BLE001 - a trial of the plan will report any error
-                    reason = reason_of(error)
-                    console.print(f"a promising plan could not be measured: {reason} ({plan.words()})", markup=False)
-                    values = {}
-                context.measuring_seconds = time.process_time() - began
-                over_teacher = context.cost_model.over_teacher(values)
-                found[plan] = params, over_teacher, machine.words()
-                context.cost_model.observe(plan, over_teacher)
-                spent = (time.process_time() - started) / max(seconds, 1e-9)
-                progress(max(len(found) / (PROMISING_ROUNDS * PLANS_PER_ROUND), spent))
-        if not found and context.measuring_seconds > seconds:
-            console.print(
-                f"no promising plan was measured: one takes {context.measuring_seconds:.0f} s, and {seconds:.0f} s are "
-                "planned for it"
-            )
-        study.set_user_attr(AHEAD, [*study.user_attrs.get(AHEAD, ()), *found.values()])
+    if modelled:
+        with context.workers.turn(f"measure promising plans on {machine.words()}"):
+            if not any(where == machine.words() for *_, where in study.user_attrs.get(AHEAD, ())):
+                _measure_ahead(study, context, best, seconds, modelled)
     refit(study, context)
+
+
+def _measure_ahead(
+    study: Study,
+    context: Context,
+    best: Callable[[int], list[dict[str, float]]],
+    seconds: float,
+    modelled: list[Objective],
+) -> None:
+    """Measure promising plans and store what was measured; see `measure_promising`."""
+    found: dict[Plan, tuple[dict[str, float], dict[str, float], str]] = {}
+    started = time.process_time()
+    with track("measuring promising plans") as progress:
+        # lazy, so that each round uses the models that were refitted in the round before
+        rounds = (best(number * PLANS_PER_ROUND) for number in range(1, PROMISING_ROUNDS + 1))
+        for params in itertools.chain.from_iterable(rounds):
+            plan = context.plan(params)
+            began = time.process_time()
+            if (found or context.measuring_seconds) and began - started + context.measuring_seconds > seconds:
+                break
+            if plan in found:
+                continue
+            try:
+                with context.cpu_profile.charge(MEASURING):
+                    values = context.measure_costs(plan, context.subject.build_roughly(plan), modelled)
+            except Exception as error:  # noqa: BLE001 - a trial of the plan will report any error
+                reason = reason_of(error)
+                console.print(f"a promising plan could not be measured: {reason} ({plan.words()})", markup=False)
+                values = {}
+            context.measuring_seconds = time.process_time() - began
+            over_teacher = context.cost_model.over_teacher(values)
+            found[plan] = params, over_teacher, machine.words()
+            context.cost_model.observe(plan, over_teacher)
+            spent = (time.process_time() - started) / max(seconds, 1e-9)
+            progress(max(len(found) / (PROMISING_ROUNDS * PLANS_PER_ROUND), spent))
+    if not found and context.measuring_seconds > seconds:
+        console.print(
+            f"no promising plan was measured: one takes {context.measuring_seconds:.0f} s, and {seconds:.0f} s are "
+            "planned for it"
+        )
+    with context.workers.turn(AHEAD):
+        study.set_user_attr(AHEAD, [*study.user_attrs.get(AHEAD, ()), *found.values()])
 
 
 def refit(study: Study, context: Context) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from optuna import TrialPruned
 from optuna.trial import TrialState
@@ -16,7 +16,6 @@ from search.evaluation.early_stopping import EarlyStopping
 from search.study import machine
 from search.study.console import console
 from search.study.errors import Diverged
-from search.study.queue import worker
 from search.study.records import (
     EARLY_CHECK,
     EPOCHS,
@@ -33,7 +32,6 @@ from search.study.records import (
     STOPPED,
     TRAINED_LOSS,
     VALUES,
-    WORKER,
 )
 from search.study.weights import save_state, state_path
 
@@ -95,15 +93,35 @@ def run_trial(
         If the loss or an objective is not finite.
     """
     spec = context.spec
-    trial.set_user_attr(WORKER, worker())
     started = time.process_time()
     plan = spec.space.suggest(trial, context.subject.anatomy)
     key = key_of(plan)
     trial.set_user_attr(KEY, key)
     trial.set_user_attr(PLAN, plan.words())
-    earlier = _same_plan(trial.study, key, trial.number, recipe.epochs)
-    if earlier is not None:
-        return _replay(trial, earlier)
+    with context.workers.ticket(f"train {key} for {recipe.epochs} epochs") as ticket:
+        ahead = ticket.ahead()
+        if (earlier := _same_plan(trial.study, key, trial.number, recipe.epochs)) is not None:
+            return _replay(trial, earlier)
+        if ahead:
+            _leave_to_other(trial, key)
+        values = _trained(trial, context, folder, recipe, progress, plan, rate=rate, strict=strict)
+        trial.set_user_attr(SECONDS, time.process_time() - started)
+        return values
+
+
+def _trained(
+    trial: Trial,
+    context: Context,
+    folder: Path,
+    recipe: Recipe,
+    progress: Callable[[float], None],
+    plan: Plan,
+    *,
+    rate: Rate | None,
+    strict: bool,
+) -> tuple[float, ...]:
+    """Return the values of a plan that no other trial has trained as long; the parameters are those of `run_trial`."""
+    spec, key, started = context.spec, key_of(plan), time.process_time()
     predicted = context.cost_model.predict(plan)
     if predicted.modelled:
         trial.set_user_attr(PREDICTED, predicted.modelled)
@@ -141,8 +159,21 @@ def run_trial(
     save_state(model, state_path(folder, trial.number))
     if (loss := context.validation_loss_of(model)) is not None:
         trial.set_user_attr(TRAINED_LOSS, loss)
-    trial.set_user_attr(SECONDS, time.process_time() - started)
     return tuple(values[objective.name] for objective in spec.objectives)
+
+
+def _leave_to_other(trial: Trial, key: str) -> NoReturn:
+    """End a trial whose plan another worker is training at this moment.
+
+    Raises
+    ------
+    Diverged
+        Always.
+    """
+    running = trial.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    same = [other.number for other in running if other.number != trial.number and other.user_attrs.get(KEY) == key]
+    trial.set_user_attr(REPLAY, min(same, default=trial.number))
+    raise Diverged("another worker is training the same plan")
 
 
 def _record(
@@ -220,7 +251,8 @@ def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTria
     for earlier in study.get_trials(deepcopy=False, states=finished):
         has_result = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
         long_enough = earlier.user_attrs.get(EPOCHS, epochs) >= epochs
-        if earlier.number != number and has_result and long_enough and earlier.user_attrs.get(KEY) == key:
+        same = earlier.user_attrs.get(KEY) == key and REPLAY not in earlier.user_attrs
+        if earlier.number != number and has_result and long_enough and same:
             return earlier
     return None
 

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import optuna
+from optuna.trial import TrialState
 
 from search.evaluation.profiling import fit_before_search, refit
 from search.loop.schedule import affordable, promote, range_tested
@@ -16,10 +17,10 @@ from search.proposals.gaps import fill_widest_gap
 from search.proposals.refusals import turn_after_refusals
 from search.study.budget_clock import BudgetClock
 from search.study.console import console
-from search.study.errors import Diverged
 from search.study.front import trained_count
-from search.study.queue import enqueue, requeue_abandoned
-from search.study.records import AHEAD, RANGES, STARTED
+from search.study.queue import QUEUE, ask, enqueue, rerun_abandoned
+from search.study.records import AHEAD, DESIGNS, RANGES, STARTED
+from search.study.workers import Alone, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,42 +56,85 @@ def run(
     UserError
         If the limits cannot be met, or the first trainings all fail.
     """
-    spec = context.spec
-    clock = clock or BudgetClock(spec.budget)
-    abandoned = requeue_abandoned(study)
-    if abandoned:
-        console.print(f"{abandoned} trial(s) of a process that is gone: will be run again")
-    if STARTED not in study.user_attrs:
-        study.set_user_attr(RANGES, _ranges(context))
-        assert spec.start is not None, "search.proposals.defaults.resolved sets it"
-        plans = spec.start(context, study, clock)
-        if STARTED not in study.user_attrs:  # another worker may have set it by now
-            study.set_user_attr(STARTED, value=True)
-            for params in plans:
-                enqueue(study, params)
-    done = trained_count(study)
-    if spec.budget.trials is not None and done >= spec.budget.trials:
-        console.print(f"{done} of {spec.budget.trials} trials are done; use a larger --trials to continue")
+    trials = context.spec.budget.trials
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if trials is not None and not running and (done := trained_count(study)) >= trials:
+        console.print(f"{done} of {trials} trials are done; use a larger --trials to continue")
         return True
+    clock = clock or BudgetClock(context.spec.budget)
+    with Workers(study, folder) as workers:
+        context.workers = workers
+        try:
+            return _run(study, context, folder, clock, reserve)
+        finally:
+            rerun_abandoned(study, workers)
+            context.workers = Alone()
+
+
+def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reserve: Callable[[], float] | None) -> bool:
+    """Do what `run` does, as a worker of the study."""
+    trials, workers = context.spec.budget.trials, context.workers
+    assert isinstance(workers, Workers)
+    _rerun_abandoned(study, workers)
+    _start(study, context, clock)
     if AHEAD in study.user_attrs:  # the study has measurements from its start
         fit_before_search(context, 0.0)
     rate = range_tested(study, context, clock)
     recipe = affordable(study, context, clock)
-    if count := promote(study, recipe.epochs):
+    with workers.turn(QUEUE):
+        count = promote(study, recipe.epochs)
+    if count:
         console.print(
             f"{count} members of the front were trained for much less time than is available: training them further"
         )
-    with Watch(study, context, folder, recipe, rate, clock, reserve) as watch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        with contextlib.suppress(KeyboardInterrupt):
-            while not watch.over():
-                refit(study, context)
-                turn_after_refusals(study, context)
-                if isinstance(spec.start, DraftStart) and spec.start.further:
-                    fill_widest_gap(study, context)
-                study.optimize(watch.objective, n_trials=1, catch=(Diverged,))
-                watch.update()
+    with Watch(study, context, folder, recipe, rate, clock, reserve) as watch, contextlib.suppress(KeyboardInterrupt):
+        while not watch.over():
+            _rerun_abandoned(study, workers)
+            with workers.ticket("one of the budget's trials") as ticket:
+                # tickets are counted before results: a trial that ends in between counts twice, and never not at all
+                if trials is None or ticket.ahead() + trained_count(study) < trials:
+                    refit(study, context)
+                    _propose(study, context)
+                    watch.run_one(ask(study, workers))
+                    watch.update()
+                else:
+                    watch.wait(ticket)
     return not watch.stopped
+
+
+def _start(study: Study, context: Context, clock: BudgetClock) -> None:
+    """Enqueue the initial designs, once per study; a mark is set after its act, since a worker may die at any time."""
+    if STARTED in study.user_attrs:
+        return
+    workers = context.workers
+    study.set_user_attr(RANGES, _ranges(context))
+    if DESIGNS not in study.user_attrs:
+        assert context.spec.start is not None, "search.proposals.defaults.resolved sets it"
+        plans = context.spec.start(context, study, clock)
+        with workers.turn(QUEUE):
+            if DESIGNS not in study.user_attrs:
+                study.set_user_attr(DESIGNS, plans)
+    with workers.turn(QUEUE):
+        if STARTED not in study.user_attrs:
+            for params in study.user_attrs[DESIGNS][len(study.get_trials(deepcopy=False)) :]:
+                enqueue(study, params)
+            study.set_user_attr(STARTED, value=True)
+
+
+def _rerun_abandoned(study: Study, workers: Workers) -> None:
+    """Give back the trials of workers that are gone, and say so."""
+    if abandoned := rerun_abandoned(study, workers):
+        console.print(f"{abandoned} trial(s) of a worker that is gone: will be run again")
+
+
+def _propose(study: Study, context: Context) -> None:
+    """Enqueue a plan if one is better than what the sampler would propose; one worker at a time does."""
+    start = context.spec.start
+    with context.workers.turn(QUEUE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        turn_after_refusals(study, context)
+        if isinstance(start, DraftStart) and start.further:
+            fill_widest_gap(study, context)
 
 
 def _ranges(context: Context) -> dict[str, list[float]]:

@@ -63,9 +63,10 @@ def range_tested(study: Study, context: Context, clock: BudgetClock | None = Non
     recipe = context.spec.recipe
     if recipe.learning_rate is not None:
         return None
-    if RANGE not in study.user_attrs:
-        plan = _smallest_trainable(_initial_designs(study, context), context)
-        study.set_user_attr(RANGE, _found_rate(context, plan, clock))
+    with context.workers.turn("the range test"):
+        if RANGE not in study.user_attrs:
+            plan = _smallest_trainable(_initial_designs(study, context), context)
+            study.set_user_attr(RANGE, _found_rate(context, plan, clock))
     return Rate(*study.user_attrs[RANGE])
 
 
@@ -126,9 +127,15 @@ def _initial_designs(study: Study, context: Context) -> list[Plan]:
 
 def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
     """Return the study's recipe, shortened if too few candidates could be trained in the time left."""
-    recipe = context.spec.recipe
     if not clock.timed:
-        return recipe
+        return context.spec.recipe
+    task = f"length of the trainings of {clock.run or context.workers.name}"
+    return context.spec.recipe.of_length(context.workers.share([task], lambda _: _epochs(study, context, clock))[task])
+
+
+def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
+    """Return the epochs of each training that let enough candidates be trained in the time left."""
+    recipe = context.spec.recipe
     steps = recipe.steps(context.spec.splits.train)
     designs = _initial_designs(study, context)
     plan = designs[len(designs) // 2]
@@ -136,11 +143,12 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
         step_seconds, other_seconds = context.seconds_a_candidate(recipe, plan, TIMING_SHARE * clock.total)
     except Exception as error:  # noqa: BLE001 - a trial will report any error, and the next plan may work
         console.print(f"the time per candidate is unknown, because timing one failed: {reason_of(error)}")
-        return recipe
+        return recipe.epochs
     trials = clock.budget.trials
-    count = MIN_CANDIDATES if trials is None else max(1, min(MIN_CANDIDATES, trials - trained_count(study)))
+    together = MIN_CANDIDATES if trials is None else max(1, min(MIN_CANDIDATES, trials - trained_count(study)))
+    count = math.ceil(together / clock.workers)
     if clock.left >= count * (step_seconds * steps + other_seconds):
-        return recipe
+        return recipe.epochs
     wanted = ((clock.left - FRONT_SHARE * clock.total) / count - other_seconds) / step_seconds
     alone = (clock.left - (1 + FILE_SHARE) * other_seconds) / step_seconds  # steps of a single candidate
     short = recipe.longer(min(1.0, max(wanted, min(alone, MIN_TRAINING_STEPS), 1.0) / steps))
@@ -148,11 +156,12 @@ def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
     console.print(f"each candidate is trained for {short_steps} steps, {part:.0%} of the recipe, to finish in time")
     seconds = step_seconds * short_steps + other_seconds
     if wanted < MIN_TRAINING_STEPS:
+        fitting = max(1, int(clock.workers * clock.left / seconds))
         console.print(
-            f"the time is short: about {max(1, int(clock.left / seconds))} candidates can be trained, since one takes "
-            f"{seconds:.0f} s; {count} of them take some {duration(count * seconds / (1 - FRONT_SHARE))}"
+            f"the time is short: about {fitting} candidates can be trained, since one takes {seconds:.0f} s; "
+            f"{together} of them take some {duration(count * seconds / (1 - FRONT_SHARE))}"
         )
-    return short
+    return short.epochs
 
 
 def prolong(study: Study, spec: StudySpec, seconds: float) -> int:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import threading
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from search.evaluation.trial import run_trial
+from search.loop.board import Board
 from search.loop.schedule import FRONT_SHARE, approach, expected_seconds, prolong
 from search.proposals.proxy_correlation import is_misleading
-from search.study.console import EVERY_SECONDS, bar, console, duration
-from search.study.errors import Diverged, MachineFault, UserError, reason_of
+from search.study.console import console
+from search.study.errors import Diverged, UserError, reason_of
 from search.study.failed_plans import FIRST_FAILURES
-from search.study.front import front, trained_count
-from search.study.queue import enqueue
-from search.study.records import ASKED, INTERRUPTED, PLAN, REASON
+from search.study.queue import QUEUE, give_back
+from search.study.records import ASKED, PLAN, REASON, REPLAY
+from search.study.workers import waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
     from search.study.spec import Recipe
+    from search.study.workers import Ticket
     from search.training.learning_rate import Rate
 
-TRIALS_BEFORE_TIME = 3  # trained trials after which the time that is left is shown (chosen)
 MAX_FRUITLESS = 300  # rejected or replayed plans in a row; then no new plan meets the limits (chosen)
 
 
@@ -53,16 +53,11 @@ class Watch:
     exhausted: bool = False
     prolonged: bool = False
     fruitless: int = 0
-    started: float = field(default_factory=time.monotonic)
-    printed: float = field(default_factory=time.monotonic)
     exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
         """Show the progress bar and handle Ctrl-C."""
-        self.at_start = self.done = trained_count(self.study)
-        self.began = self.clock.spent  # before this, the draft took time
-        self.progress = self.exits.enter_context(bar("best"))
-        self.task = self.progress.add_task("trials", total=self._total(), best="", completed=self.at_start)
+        self.board = self.exits.enter_context(Board(self.study, self.clock, quiet=self.clock.workers > 1))
         self.exits.enter_context(_gentle_stop(self))
         return self
 
@@ -70,39 +65,61 @@ class Watch:
         """Remove the progress bar and the signal handlers."""
         self.exits.close()
 
-    def objective(self, trial: Trial) -> tuple[float, ...]:
-        """Run one trial; if it fails, record the reason, and if it is interrupted, enqueue its plan again."""
+    def run_one(self, trial: Trial) -> None:
+        """Run one trial and record how it ended; if it was interrupted, its plan is enqueued again.
+
+        Raises
+        ------
+        MachineFault
+            If the machine failed; the plan is enqueued again.
+        """
         try:
-            return run_trial(
+            values, state = self._values(trial)
+        except (
+            BaseException
+        ):  # the plan is not to blame: it is run again by this worker, the next run or another worker
+            give_back(self.study, trial.number, self.context.workers)
+            raise
+        try:
+            self.study.tell(trial, values, state)
+        except (UpdateFinishedTrialError, ValueError):
+            console.print(f"trial {trial.number} was given to another worker, since this one had stalled too long")
+
+    def _values(self, trial: Trial) -> tuple[tuple[float, ...] | None, TrialState]:
+        """Return the values and the end of a trial; if it fails, record the reason."""
+        of_plan = ""
+        try:
+            values = run_trial(
                 trial,
                 self.context,
                 self.folder,
                 self._recipe_for(trial.user_attrs.get(ASKED)),
-                lambda share: self.progress.update(self.task, completed=self.done + share, total=self._total()),
+                self.board.share,
                 rate=self.rate,
                 strict=is_misleading(self.study, self.context.spec),
             )
-        except KeyboardInterrupt:
-            trial.set_user_attr(INTERRUPTED, value=True)
-            enqueue(self.study, trial.params, trial.user_attrs.get(ASKED))
-            raise
         except optuna.TrialPruned:
-            raise
+            return None, TrialState.PRUNED
         except Diverged as error:
-            trial.set_user_attr(REASON, str(error))
-            console.print(f"trial {trial.number} failed: {error}", markup=False)
-            raise
-        except Exception as error:
-            try:
-                reason = reason_of(error)
-            except MachineFault:  # the plan is tried again when the machine works
-                trial.set_user_attr(INTERRUPTED, value=True)
-                enqueue(self.study, trial.params, trial.user_attrs.get(ASKED))
-                raise
-            trial.set_user_attr(REASON, reason)
-            words = trial.user_attrs.get(PLAN, "its plan could not be drawn")
-            console.print(f"trial {trial.number} failed: {reason} ({words})", markup=False)
-            raise Diverged(reason) from error
+            reason = str(error)
+        except UpdateFinishedTrialError:  # `run_one` says why
+            return None, TrialState.FAIL
+        except Exception as error:  # noqa: BLE001 - a plan may fail in any way
+            reason, of_plan = reason_of(error), f" ({trial.user_attrs.get(PLAN, 'its plan could not be drawn')})"
+        else:
+            return values, TrialState.COMPLETE
+        trial.set_user_attr(REASON, reason)
+        console.print(f"trial {trial.number} failed: {reason}{of_plan}", markup=False)
+        return None, TrialState.FAIL
+
+    def wait(self, ticket: Ticket) -> None:
+        """Wait until the trials of other workers use up the budget, or one of them ends without using a part of it."""
+        trials = self.context.spec.budget.trials
+        assert trials is not None
+        for _ in waits():
+            ahead = ticket.ahead()
+            if self.stopped or self.board.count() >= trials or ahead + self.board.done < trials:
+                return
 
     def _recipe_for(self, epochs: float | None) -> Recipe:
         """Return the recipe of a trial; one that is trained for longer than in a search is trained as in `confirm`."""
@@ -114,18 +131,10 @@ class Watch:
     def over(self) -> bool:
         """Whether to stop before the next trial."""
         trials = self.context.spec.budget.trials
-        enough = trials is not None and self.done >= trials
+        enough = trials is not None and self.board.done >= trials
         # at least one is trained; then the run ends where it comes nearest to its time
-        late = self.done > 0 and (self.clock.spent >= 1 or self.clock.left <= expected_seconds(self.study) / 2)
+        late = self.board.done > 0 and (self.clock.spent >= 1 or self.clock.left <= expected_seconds(self.study) / 2)
         return self.stopped or self.exhausted or late or enough
-
-    def _total(self) -> float:
-        """Return the estimated final number of trials."""
-        new = self.done - self.at_start
-        elapsed = self.clock.spent - self.began
-        in_time = self.done + (1 - self.clock.spent) / elapsed * new if new and elapsed > 0 else math.inf
-        total = min(in_time, math.inf if self.context.spec.budget.trials is None else self.context.spec.budget.trials)
-        return max(self.done, total) if math.isfinite(total) else self.done + 1
 
     def update(self) -> None:
         """Show the result of the last trial; stop if no trial succeeds.
@@ -135,12 +144,10 @@ class Watch:
         UserError
             If the first trials all fail.
         """
-        done = trained_count(self.study)
-        self.fruitless = 0 if done > self.done else self.fruitless + 1
-        self.done = done
-        self.progress.update(self.task, completed=done, best=best_points(self.study))
+        before, done = self.board.done, self.board.count()
+        self.fruitless = 0 if done > before else self.fruitless + 1
         failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        reasons = [trial.user_attrs[REASON] for trial in failed if REASON in trial.user_attrs]
+        reasons = [x.user_attrs[REASON] for x in failed if REASON in x.user_attrs and REPLAY not in x.user_attrs]
         if not done and len(reasons) >= FIRST_FAILURES:
             raise UserError(f"the first {len(reasons)} trials all failed; the last error was: {reasons[-1]}")
         if self.fruitless >= MAX_FRUITLESS:
@@ -149,45 +156,26 @@ class Watch:
         if self.reserve is not None and done and self.clock.timed:
             self.clock.reserved = self.reserve()
         self._prolong()
-        self._print(done)
+        self.board.show()
 
     def _prolong(self) -> None:
         """Enqueue candidates for further training in the last share of the time.
 
         These are members of the front, if trainings were shortened, or, if none meets a limit, the nearest ones.
         """
-        if self.prolonged or not self.done or self.clock.spent < 1 - FRONT_SHARE:
+        if self.prolonged or not self.board.done or self.clock.spent < 1 - FRONT_SHARE:
             return
         self.prolonged = True
         short = self.recipe.epochs < self.context.spec.recipe.epochs
-        if short and (count := prolong(self.study, self.context.spec, self.clock.left)):
-            console.print(f"the remaining time is used to train {count} members of the front further")
-        elif count := approach(self.study, self.context.spec, self.clock.left):
-            console.print(
-                f"no candidate meets all limits yet; the remaining time is used to train the nearest further: {count}"
-            )
-
-    def _print(self, done: int) -> None:
-        """Print a line of progress, at intervals, if there is no terminal."""
-        now = time.monotonic()
-        total = self._total()
-        if console.is_terminal or (now - self.printed < EVERY_SECONDS and done < total - 1):
-            return
-        self.printed = now
-        known = done - self.at_start >= TRIALS_BEFORE_TIME
-        left = (now - self.started) / max(1, done - self.at_start) * (total - done)
-        of_total = f"{done}/{total:.0f} trained, {duration(left)} left" if known else f"{done} trained"
-        console.print(f"{of_total}, {best_points(self.study)}")
-
-
-def best_points(study: Study, count: int = 3) -> str:
-    """Describe the front in words: its size, and a few members from one end to the other."""
-    members = front(study)
-    if not members:
-        return "no feasible candidate yet"
-    picked = sorted({round(i * (len(members) - 1) / max(1, count - 1)) for i in range(count)})
-    points = [" / ".join(f"{value:.4g}" for value in members[index].values) for index in picked]
-    return f"front of {len(members)}: {', '.join(points)}"
+        seconds = self.clock.left * self.clock.workers
+        with self.context.workers.turn(QUEUE):
+            if short and (count := prolong(self.study, self.context.spec, seconds)):
+                console.print(f"the remaining time is used to train {count} members of the front further")
+            elif count := approach(self.study, self.context.spec, seconds):
+                console.print(
+                    "no candidate meets all limits yet; the remaining time is used to train the nearest further: "
+                    f"{count}"
+                )
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,7 @@ from optuna.trial import FixedTrial, TrialState, create_trial
 from scipy.stats import spearmanr
 
 from search.evaluation.proxy_loss import PROXY_INPUTS
+from search.evaluation.trial import key_of
 from search.proposals.draft_records import MIN_LOSS, create_draft, table_ranks_words
 from search.proposals.limits import meet_limits
 from search.proposals.seeds import DOUBTFUL_LOSS, DOUBTFUL_SHARE, first_trainings, seeds_within_limits
@@ -19,8 +19,7 @@ from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, Allowance, 
 from search.study.budget_clock import Stopwatch
 from search.study.cpu_profile import SCORING
 from search.study.failed_plans import FailedPlans
-from search.study.queue import is_other_live_worker, worker
-from search.study.records import INPUTS, PLAN, PROXY_LOSS, REASON, SHORT_TRAINING, TABLE_RANKS, WORKER
+from search.study.records import INPUTS, PLAN, PROXY_LOSS, REASON, SHORT_TRAINING, TABLE_RANKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,13 +82,14 @@ class Draft:
         self._seen_rows: set[bytes] = set()
         self._seen_plans: set[tuple[Step, ...]] = set()
         self._own_plans: dict[bytes, tuple[Step, ...]] = {}  # added by this process and not yet read from the storage
-        self._trials_read = self._worker_seed = 0
+        self._trials_read = 0
         self.failed = FailedPlans("the draft")
         self.seeds = seeds_within_limits(context, table, cost_names)
         self._waiting_seeds = list(self.seeds[::-1])
-        if INPUTS not in self._study.user_attrs:
-            plans = [context.plan(table.params(row)) for row in self._waiting_seeds[: -TIMED_PLANS - 1 : -1]]
-            self._study.set_user_attr(INPUTS, allowance.inputs(context, plans, wanted) if plans else PROXY_INPUTS)
+        with context.workers.turn("number of inputs of the draft"):
+            if INPUTS not in self._study.user_attrs:
+                plans = [context.plan(table.params(row)) for row in self._waiting_seeds[: -TIMED_PLANS - 1 : -1]]
+                self._study.set_user_attr(INPUTS, allowance.inputs(context, plans, wanted) if plans else PROXY_INPUTS)
         self._trainings = Stopwatch(TRAINED_SHARE * allowance.seconds)
         self._inputs: int = self._study.user_attrs[INPUTS]
         self._short_training = ShortTraining(context, self._inputs) if trains else None
@@ -116,7 +116,18 @@ class Draft:
         if found is None:
             return False
         row, params, trial, plan = found
-        attributes: dict[str, float | str | None] = {WORKER: worker(), PLAN: plan.words()}
+        with self._context.workers.ticket(f"score {key_of(plan)}") as ticket:
+            ahead = ticket.ahead()
+            self._read_new()  # another worker may have scored the plan just before
+            if ahead or plan.steps in self._seen_plans:
+                self._seen_rows.add(row.tobytes())
+            else:
+                self._score(row, params, trial, plan)
+        return True
+
+    def _score(self, row: np.ndarray, params: dict[str, float], trial: FixedTrial, plan: Plan) -> None:
+        """Add a plan with its loss and its costs to the draft."""
+        attributes: dict[str, float | str | None] = {PLAN: plan.words()}
         with self._context.cpu_profile.charge(SCORING):
             try:
                 loss = proxy_loss_of(self._context, plan, self._inputs)
@@ -144,7 +155,6 @@ class Draft:
         )
         self._own_plans[row.tobytes()] = plan.steps
         self._read_new()
-        return True
 
     def _next_plan(self, target: int) -> tuple[np.ndarray, dict[str, float], FixedTrial, Plan] | None:
         """Return a row whose steps are new, with its parameters, a trial of them and its plan; None if none is found.
@@ -221,8 +231,6 @@ class Draft:
                 left_out = float(self._table.combine(row[None]).left_out[0])
                 self._short_training.note(left_out, self._losses[-1] / (ratio or 1.0), ratio)
             self._update_front(len(self._losses) - 1)
-        if any(is_other_live_worker(trial.user_attrs[WORKER]) for trial in trials[self._trials_read :]):
-            self._worker_seed = os.getpid()  # several workers must not draw the same plans
         self._trials_read = len(trials)
 
     def _update_front(self, index: int) -> None:
@@ -254,7 +262,7 @@ class Draft:
 
         A parent on the front is mutated and crossed with a plan that is near it on the front.
         """
-        rng = np.random.default_rng((self._context.spec.seed, len(self), self._worker_seed))
+        rng = np.random.default_rng((self._context.spec.seed, len(self), 0))
         front = self._nondominated
         for _ in range(ATTEMPTS if len(front) else 0):
             doubtful = self._losses[front] > DOUBTFUL_LOSS

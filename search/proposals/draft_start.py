@@ -85,7 +85,8 @@ class DraftStart:
         draft.failed.ensure_some_work(len(draft) - draft.failed.reasons.total())
         if not best:
             return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
-        console.print(words)
+        if console.leads:
+            console.print(words)
         return best
 
     def _target(self, clock: BudgetClock) -> int:

@@ -79,8 +79,10 @@ def measured_table(context: Context, study: Study, clock: BudgetClock) -> Sensit
     known = study.user_attrs.get(SENSITIVITIES)
     if known is None:
         with context.cpu_profile.charge(TABLE):
-            known = [added.tolist() for added in measured_losses(context, changes, Allowance.of(context, clock))]
-        study.set_user_attr(SENSITIVITIES, known)
+            measured = measured_losses(context, changes, Allowance.of(context, clock))
+        with context.workers.turn("the table"):  # the first to end decides, so that all workers have the same table
+            known = study.user_attrs.get(SENSITIVITIES) or [added.tolist() for added in measured]
+            study.set_user_attr(SENSITIVITIES, known)
     return sensitivity_table(context, changes, [np.array(added) for added in known])
 
 

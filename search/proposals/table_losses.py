@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 TABLE_SHARE = 0.1  # share of the budget: the most that measuring the table may take (from the requirements)
 FITTED_SHARE = 0.5  # inputs that a plan is fitted on, as a share of those that it is scored on (chosen)
 LEAST_INPUTS, LEAST_COUNTED_INPUTS = 16, 64  # inputs of a proxy loss, at least: in a budget of time, of trials (chosen)
+PART = 8  # entries that a worker measures before others see their losses (chosen)
 WANTED_VALUES = 3  # values of a parameter that are measured before more inputs are used (chosen)
 BACKWARD_PASSES = 2  # a training step takes as long as this many forward passes more than a forward pass
 TIMED_PLANS = 3  # plans whose time is measured, to choose the number of inputs (chosen)
@@ -104,7 +106,7 @@ class Allowance:
             while inputs > LEAST_COUNTED_INPUTS and wanted * passes_of(inputs) > self.passes:
                 inputs //= 2
             return min(inputs, most)
-        given = self.seconds
+        given = self.seconds * self.clock.workers
         on_fewest = _seconds_on_fewest(context, plans, given / max(wanted, 1))
         forward = _forward_seconds(context) if wanted * on_fewest < given else math.inf
         while inputs > LEAST_INPUTS and wanted * (on_fewest + (inputs - LEAST_INPUTS) * forward) > given:
@@ -173,31 +175,28 @@ def measured_losses(context: Context, changes: Sequence[Change], allowance: Allo
     queue = [(at, each[at]) for each in rounds for at in spread if each[at] is not None]
     wanted = sum(min(WANTED_VALUES, len(change.plans) - 1) for change in changes)
     sample = [changes[round(at)].plans[-1] for at in np.linspace(0, len(changes) - 1, TIMED_PLANS)]
-    inputs = allowance.inputs(context, sample, wanted)
-    most = int(min(total, max(wanted, allowance.passes / passes_of(inputs))))
+    task = "inputs of the table"
+    count = context.workers.share([task], lambda _: allowance.inputs(context, sample, wanted))[task]
+    most = int(min(total, max(wanted, allowance.passes / passes_of(count))))
+    losses_of = _measured_together(context, changes, queue[:most], allowance, count)
     known: list[dict[int, float]] = [{} for _ in changes]
-    failed, refused = FailedPlans("the sensitivity table"), [set[int]() for _ in changes]
-    given = allowance.seconds
-    with track(f"measuring {total} entries of the sensitivity table") as progress:
-        for done, (at, choice) in enumerate(queue[:most]):
-            if allowance.over:
-                break
-            plan = changes[at].plans[choice]
-            try:
-                known[at][choice] = proxy_loss_of(context, plan, inputs)
-            except Exception as error:  # noqa: BLE001 - a plan may fail in any way
-                failed.note(plan.words(), error)
-                refused[at].add(choice)
-            progress(max((done + 1) / most, 1 - allowance.seconds / given if given and math.isfinite(given) else 0.0))
+    refused: list[dict[int, str]] = [{} for _ in changes]
+    for (at, choice), loss in losses_of.items():
+        if isinstance(loss, str):
+            refused[at][choice] = loss
+        else:
+            known[at][choice] = loss
+    failed = FailedPlans("the sensitivity table")
+    failed.reasons = Counter(reason for reasons in refused for reason in reasons.values())
     measured = sum(map(len, known))
     failed.ensure_some_work(measured)
     if failed.reasons:
         console.print(failed.words())
     if not measured and total:
         console.print("the sensitivity table: no time is left to measure it, so all changes count alike")
-    elif measured + failed.reasons.total() < total or inputs < min(PROXY_INPUTS, len(context.spec.splits.train)):
+    elif measured + failed.reasons.total() < total or count < min(PROXY_INPUTS, len(context.spec.splits.train)):
         console.print(
-            f"the sensitivity table: {measured} of {total} entries were measured, on {inputs} inputs each"
+            f"the sensitivity table: {measured} of {total} entries were measured, on {count} inputs each"
             + (", the others are interpolated" if measured < total else "")
             + f", since more would take over {TABLE_SHARE:.0%} of the budget"
         )
@@ -206,6 +205,40 @@ def measured_losses(context: Context, changes: Sequence[Change], allowance: Allo
         unknown = [choice for choice in range(min(choices, default=len(added)), len(added)) if choice not in found]
         added[unknown] = LARGEST_LOSS  # also of stronger values that were not measured
     return losses
+
+
+def _measured_together(
+    context: Context, changes: Sequence[Change], queue: list[tuple[int, int]], allowance: Allowance, count: int
+) -> dict[tuple[int, int], float | str]:
+    """Measure entries of the table on `count` inputs, each by one of the workers, as long as the allowance lasts.
+
+    Return their losses, or why their plans failed, by the numbers of the parameter and of the value.
+    """
+    given, failed = allowance.seconds, FailedPlans("the sensitivity table")
+    parts = {f"part {start // PART} of the table": queue[start : start + PART] for start in range(0, len(queue), PART)}
+
+    def losses_of(part: int) -> list[float | str] | None:
+        found: list[float | str] = []
+        for at, choice in queue[part * PART : (part + 1) * PART]:
+            if allowance.over:
+                break
+            plan = changes[at].plans[choice]
+            try:
+                found.append(proxy_loss_of(context, plan, count))
+            except Exception as error:  # noqa: BLE001 - a plan may fail in any way
+                found.append(failed.note(plan.words(), error))
+            spent = 1 - allowance.seconds / given if given and math.isfinite(given) else 0.0
+            progress(max((part * PART + len(found)) / len(queue), spent))
+        return found or None
+
+    total = sum(len(change.plans) - 1 for change in changes)
+    with track(f"measuring {total} entries of the sensitivity table") as progress:
+        results = context.workers.share(list(parts), losses_of)
+    return {
+        entry: loss
+        for name, entries in parts.items()
+        for entry, loss in zip(entries, results.get(name, ()), strict=False)
+    }
 
 
 def _bisection(count: int) -> list[int]:

@@ -49,12 +49,18 @@ class BudgetClock:
         CPU time at the start of the run, in seconds of `cpu_seconds`.
     reserved
         Seconds at the end that are kept for something else; they do not count as time of the run.
+    workers
+        Number of workers that share what is to be done; each has a clock and a share of the CPU time of its own.
+    run
+        A name of the run, the same for all its workers; empty if there is one.
     """
 
     budget: Budget
     wall: float = field(default_factory=time.monotonic)
     cpu: float = field(default_factory=cpu_seconds)
     reserved: float = 0.0
+    workers: int = 1
+    run: str = ""
 
     @property
     def timed(self) -> bool:

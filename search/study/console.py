@@ -16,14 +16,27 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+
+class _Console(Console):
+    """A console with one switch more.
+
+    Attributes
+    ----------
+    leads
+        Whether this process prints what every worker of a run could print, such as the progress of common work.
+    """
+
+    leads = True
+
+
 # Progress and messages go to standard error, results to standard output, so that results can be piped.
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+console = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 results_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 SHARE_BEFORE_TIME = 0.05  # of an activity, after which the time that is left is shown (chosen)
 EVERY_SECONDS = 20.0  # seconds between two progress lines where there is no terminal
 
 
-def bar(*columns: str) -> Progress:
+def bar(*columns: str, shown: bool = True) -> Progress:
     """Return a progress bar that shows elapsed and remaining time, and the given task fields as text columns."""
     fields = [TextColumn(f"{{task.fields[{column}]}}") for column in columns]
     return Progress(
@@ -36,7 +49,7 @@ def bar(*columns: str) -> Progress:
         *fields,
         console=console,
         transient=True,
-        disable=not console.is_terminal,  # elsewhere the callers print lines
+        disable=not (shown and console.is_terminal),  # elsewhere the callers print lines
     )
 
 
@@ -55,13 +68,14 @@ def track(activity: str) -> Iterator[Callable[[float], None]]:
             done = min(done, 1.0)
             shown.update(task, completed=done)
             now = time.monotonic()
-            if not console.is_terminal and now - last_line > EVERY_SECONDS:
+            if console.leads and not console.is_terminal and now - last_line > EVERY_SECONDS:
                 last_line = now
                 left = f", {duration((now - started) * (1 / done - 1))} left" if done >= SHARE_BEFORE_TIME else ""
                 console.print(f"{activity}: {done:.0%}{left}")
 
         yield progress
-    console.print(f"{activity}: done in {duration(time.monotonic() - started)}")
+    if console.leads:
+        console.print(f"{activity}: done in {duration(time.monotonic() - started)}")
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import uuid
 from pathlib import Path
 
 import torch
@@ -23,6 +24,16 @@ def identity() -> tuple[str, str, str, int | None, tuple[str, ...]]:
     """Identify this machine: architecture, system, processor, number of cores, versions of the executing packages."""
     versions = tuple(map(version_of, EXECUTING_PACKAGES))
     return platform.machine(), platform.system(), _processor(), os.cpu_count(), versions
+
+
+@functools.cache
+def running_system() -> str:
+    """Return a name of the operating system that runs this process, from its start to its end.
+
+    It is that of Linux's kernel, which containers of one machine share; elsewhere it is that of the machine.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else f"{uuid.getnode():x}"
 
 
 def words() -> str:

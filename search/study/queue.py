@@ -1,43 +1,76 @@
-"""The queue of enqueued plans, and the workers that run them."""
+"""The queue of enqueued plans, and how a worker takes a trial from it or gives one back."""
 
 from __future__ import annotations
 
-import os
-import socket
+import contextlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import Trial, TrialState, create_trial
 
-from search.study.records import ASKED, WORKER
+from search.study.records import ASKED, RERUN, WORKER
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from search.study.workers import Alone, Workers
 
-def worker() -> str:
-    """Return a name of this process, by which another process can check whether it is still alive."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def is_other_live_worker(name: str) -> bool:
-    """Return whether a worker is another process that is alive; one on another machine counts as alive."""
-    host, _, pid = name.rpartition(":")
-    return name != worker() and (host != socket.gethostname() or _alive(int(pid)))
+# Tasks that one worker does at a time: adding to the queue, and giving back the trial of another worker
+QUEUE = "the queue"
+RERUNNING = "run trial {} again"
 
 
-def requeue_abandoned(study: Study) -> int:
-    """Fail the trials whose process on this machine has ended, and enqueue their plans again; return their number."""
-    requeued = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, _, pid = trial.user_attrs.get(WORKER, ":").rpartition(":")
-        if host == socket.gethostname() and not _alive(int(pid)):
-            study.tell(trial.number, state=TrialState.FAIL)
-            enqueue(study, params_of(trial), trial.user_attrs.get(ASKED))
-            requeued += 1
-    return requeued
+def ask(study: Study, workers: Workers) -> Trial:
+    """Return the next trial: the first one that was left unfinished, else the first enqueued one, else a new one.
+
+    In contrast to `Study.ask` the trial has the name of its worker from its first moment, so that others know whose it
+    is if the worker dies.
+    """
+    study._thread_local.cached_all_trials = None  # noqa: SLF001 - as Study.ask does
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    for trial in sorted(waiting, key=lambda trial: (RERUN not in trial.user_attrs, trial.number)):
+        with workers.ticket(f"take trial {trial.number}") as ticket:
+            if not ticket.ahead() and _taken(study, trial, workers.name):
+                return Trial(study, trial._trial_id)  # noqa: SLF001
+    new = create_trial(state=TrialState.RUNNING, user_attrs={WORKER: workers.name})
+    return Trial(study, study._storage.create_new_trial(study._study_id, new))  # noqa: SLF001
+
+
+def _taken(study: Study, trial: FrozenTrial, name: str) -> bool:
+    """Take a waiting trial, as the only worker that does so now; return False if another has taken it before."""
+    storage, trial_id = study._storage, trial._trial_id  # noqa: SLF001
+    if storage.get_trial(trial_id).state != TrialState.WAITING:
+        return False
+    storage.set_trial_user_attr(trial_id, WORKER, name)
+    return storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+
+
+def give_back(study: Study, number: int, workers: Workers | Alone) -> bool:
+    """Enqueue the plan of an unfinished trial and fail the trial; return False if that was done before."""
+    with workers.turn(RERUNNING.format(number)):
+        trials = study.get_trials(deepcopy=False)
+        trial = trials[number]
+        if trial.state != TrialState.RUNNING:
+            return False
+        if all(other.user_attrs.get(RERUN) != number for other in trials[number + 1 :]):
+            attributes = {RERUN: number} | {
+                name: trial.user_attrs[name] for name in (ASKED,) if name in trial.user_attrs
+            }
+            _enqueue(study, params_of(trial), attributes)
+        with contextlib.suppress(UpdateFinishedTrialError):
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # noqa: SLF001
+        return True
+
+
+def rerun_abandoned(study: Study, workers: Workers) -> int:
+    """Give back the trials whose workers are gone; return their number."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return sum(
+        give_back(study, trial.number, workers) for trial in running if workers.gone(trial.user_attrs.get(WORKER, ""))
+    )
 
 
 def fixed(trial: FrozenTrial) -> dict[str, Any]:
@@ -52,17 +85,10 @@ def params_of(trial: FrozenTrial) -> dict[str, Any]:
 
 def enqueue(study: Study, params: dict[str, float], epochs: float | None = None) -> None:
     """Enqueue a plan before the sampler's next proposals, to be trained for `epochs` (None: as the recipe says)."""
+    _enqueue(study, params, {} if epochs is None else {ASKED: epochs})
+
+
+def _enqueue(study: Study, params: dict[str, Any], attributes: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.enqueue_trial(params, user_attrs={"enqueued": True} | ({} if epochs is None else {ASKED: epochs}))
-
-
-def _alive(pid: int) -> bool:
-    """Return whether a process of this machine exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists and belongs to another user
-        return True
-    return True
+        study.enqueue_trial(params, user_attrs={"enqueued": True} | attributes)

@@ -13,14 +13,22 @@ OUTLINE = "outline"  # names, directions and limits, from which tables are print
 TEACHER = "teacher"  # the value of every objective for the teacher
 STARTED = "anchors"  # whether the initial designs are enqueued
 RANGE = "relative_range_test"  # result of the range test of the learning rate; 0.1 stored another loss in range_test
+DESIGNS = "initial_designs"  # their parameters, before they are enqueued
 RANGES = "ends"  # for each parameter, its values at the weakest and the strongest compression
 SENSITIVITIES = "relative losses of changes alone"  # of the sensitivity table; those of 0.1 had other units
 AHEAD = "measured_ahead"  # measured before the search: parameters of plans, costs relative to the teacher, the machine
 
+# attributes of a ticket, a trial of the study of the workers (`search.study.workers`)
+WORKERS = "-workers"  # suffix: the workers of a study have the name of the study and this
+TASK = "task"  # what it is for
+RESULT = "result"  # what the task gave
+LOCKED_ON = "locked_on"  # of a worker: the running system on which it holds a lock
+PULSE = "pulse"  # of a worker: a number that changes as long as it is alive
+
 # attributes of a trial: the request
-WORKER = "worker"  # the process that runs it (`search.study.queue.worker`)
+WORKER = "worker"  # name of the worker that runs it; in 0.1 its host and process
+RERUN = "rerun_of"  # number of the trial that a worker left unfinished, and that this one runs again
 ASKED = "asked_epochs"  # epochs that it is to be trained for, if it was enqueued with a number
-INTERRUPTED = "interrupted"  # whether Ctrl-C ended it; its plan is enqueued again
 
 # attributes of a trial: the result
 KEY = "plan_key"  # digest of the plan; equal plans have equal digests

@@ -10,7 +10,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from search.study.records import REASON
+from search.study.records import REASON, RERUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,10 +49,14 @@ class SeededSampler(BaseSampler):
             return self._make(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Create the sampler of this trial."""
+        """Create the sampler of this trial; one that runs an interrupted trial again draws as that one did."""
         failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        interrupted = [other for other in failed if other.number < trial.number and REASON not in other.user_attrs]
-        self._inner = self._sampler_at(trial.number - len(interrupted))
+        origins = {other.number: other.user_attrs[RERUN] for other in (*failed, trial) if RERUN in other.user_attrs}
+        number = trial.number
+        while number in origins:
+            number = origins[number]
+        interrupted = [other for other in failed if other.number < number and REASON not in other.user_attrs]
+        self._inner = self._sampler_at(number - len(interrupted))
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

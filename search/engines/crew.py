@@ -1,0 +1,155 @@
+"""The crew: the workers of one run, started, watched, started again if they die, and stopped together."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from search.command_line import EXIT_STOPPED
+from search.loop.board import Board
+from search.study.console import console
+from search.study.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from optuna import Study
+
+    from search.engines.engine import Engine, Started
+    from search.study.budget_clock import BudgetClock
+
+LOOK_SECONDS = 0.5  # seconds between two looks at the workers (chosen)
+ENDING_SECONDS = 20.0  # seconds in which workers can give back their trials when the run ends with an error (chosen)
+MOST_DEATHS = 3  # workers that die in a row without any trained trial in between; then the run ends (chosen)
+ERROR = "slimfront: "  # how a worker's last line starts if an error ended it
+
+
+class Crew:
+    """The workers of one run.
+
+    Parameters
+    ----------
+    engine
+        What starts them.
+    count
+        Number of workers.
+    arguments
+        Returns the arguments of `slimfront` for the worker with a number, at the present moment.
+    environment
+        Environment variables of the workers.
+    study, clock
+        The study and the clock of the whole run.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        count: int,
+        arguments: Callable[[int], Sequence[str]],
+        environment: dict[str, str],
+        study: Study,
+        clock: BudgetClock,
+    ) -> None:
+        self._engine, self._arguments, self._environment = engine, arguments, environment
+        self._numbers = list(range(count))
+        self._study, self._clock = study, clock
+        self._running: dict[int, Started] = {}
+        self._said: set[str] = set()
+        self._deaths = self._asked_to_stop = self._trained = 0
+
+    def work(self) -> bool:
+        """Let the workers work until the budget is spent; return False if the user stopped them before.
+
+        Raises
+        ------
+        UserError
+            If an error ends a worker, or workers die one after the other; the others are stopped before.
+        """
+        try:
+            with Board(self._study, self._clock) as board, self._stopping_together():
+                for number in self._numbers:
+                    self._start(number)
+                while self._running:
+                    time.sleep(LOOK_SECONDS)
+                    if board.count() > self._trained:
+                        self._deaths = 0
+                    self._trained = board.done
+                    self._look()
+                    board.show()
+        finally:
+            self._end()
+        return not self._asked_to_stop
+
+    def _end(self) -> None:
+        """End the workers that still run: ask them to stop at once, then kill them."""
+        for started in [*self._running.values()] * 2:
+            started.stop()
+        until = time.monotonic() + ENDING_SECONDS
+        while time.monotonic() < until and any(started.ended() is None for started in self._running.values()):
+            time.sleep(LOOK_SECONDS)
+        for started in self._running.values():
+            started.kill()
+
+    def _start(self, number: int) -> None:
+        self._running[number] = self._engine.start(number, self._arguments(number), self._environment)
+
+    def _look(self) -> None:
+        """Print what the workers say, once each; start those that have died again."""
+        for number, started in list(self._running.items()):
+            code = started.ended()
+            lines = started.lines()
+            for line in lines:
+                if line not in self._said and not (line.startswith(ERROR) and code):
+                    self._said.add(line)
+                    console.print(line, markup=False)
+            if code is None:
+                continue
+            del self._running[number]
+            if code not in {0, EXIT_STOPPED}:
+                self._after_death(number, code, next((x for x in reversed(lines) if x.startswith(ERROR)), ""))
+
+    def _after_death(self, number: int, code: int, error: str) -> None:
+        """Start a worker again that has died; after an error end the run.
+
+        Raises
+        ------
+        UserError
+            If it ended with an error, or too many have died.
+        """
+        if error:
+            raise UserError(error.removeprefix(ERROR))
+        self._deaths += 1
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if self._deaths >= MOST_DEATHS:
+            raise UserError(
+                f"{self._deaths} workers ended in a row, the last one {how}; if memory is short, use fewer --workers"
+            )
+        if not self._asked_to_stop:
+            console.print(f"worker {number + 1} {how}: it is started again, and its trial is run again")
+            self._start(number)
+
+    @contextlib.contextmanager
+    def _stopping_together(self) -> Iterator[None]:
+        """Handle Ctrl-C and SIGTERM: the first lets the workers finish their trials, the next stops them at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(*_: object) -> None:
+            self._asked_to_stop += 1
+            if self._asked_to_stop == 1:
+                console.print(
+                    "stopping after the trials under way (interrupt again to stop now; they will be rerun on resume)"
+                )
+            for started in self._running.values():
+                started.stop()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
