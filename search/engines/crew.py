@@ -58,6 +58,7 @@ class Crew:
         self._study, self._clock = study, clock
         self._running: dict[int, Started] = {}
         self._said: set[str] = set()
+        self._errors: dict[int, str] = {}  # of each worker that runs, its last line about an error
         self._deaths = self._asked_to_stop = self._trained = 0
 
     def work(self) -> bool:
@@ -100,16 +101,18 @@ class Crew:
         """Print what the workers say, once each; start those that have died again."""
         for number, started in list(self._running.items()):
             code = started.ended()
-            lines = started.lines()
-            for line in lines:
-                if line not in self._said and not (line.startswith(ERROR) and code):
+            for line in started.lines():
+                if line.startswith(ERROR):
+                    self._errors[number] = line
+                elif line not in self._said:
                     self._said.add(line)
                     console.print(line, markup=False)
             if code is None:
                 continue
             del self._running[number]
+            error = self._errors.pop(number, "")
             if code not in {0, EXIT_STOPPED}:
-                self._after_death(number, code, next((x for x in reversed(lines) if x.startswith(ERROR)), ""))
+                self._after_death(number, code, error)
 
     def _after_death(self, number: int, code: int, error: str) -> None:
         """Start a worker again that has died; after an error end the run.

@@ -124,6 +124,7 @@ class Workers:
         self._lock.acquire()
         self._own = self.draw(PRESENT)
         self._thread.start()
+        self.held(PRESENT)  # buries the workers that are gone, which had no task that anybody waited for
         return self
 
     def __exit__(self, *_: object) -> None:
