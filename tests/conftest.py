@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import itertools
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from search.evaluation.measured_parts import MEASUREMENTS_VARIABLE
+from tests import postgresql_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FRESH = itertools.count()
 torch.set_num_threads(1)
@@ -22,3 +27,16 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as `obje
 def _seeded(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setenv(MEASUREMENTS_VARIABLE, str(tmp_path_factory.getbasetemp() / f"measured-{next(FRESH)}"))
+
+
+@pytest.fixture(scope="session")
+def postgresql_session() -> Iterator[postgresql_server.Server]:
+    if postgresql_server.programs() is None:
+        pytest.skip(postgresql_server.MISSING)
+    with postgresql_server.Server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql(postgresql_session: postgresql_server.Server) -> str:
+    return postgresql_session.database()

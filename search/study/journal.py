@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pkgutil
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from optuna.storages import JournalStorage, get_storage
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock  # its public module lacks the base of its locks
 
@@ -79,12 +81,13 @@ def storage_at(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
         return journal_storage(path)
     if url.startswith("journal://"):
         return journal_storage(Path(url.removeprefix("journal://")))
-    return get_storage(url)
+    storage: BaseStorage = pkgutil.resolve_name("search.study.database:database_storage")(url)  # late: loads SQLAlchemy
+    return storage
 
 
 def unusable(error: Exception, folder: Path, url: str | None) -> UserError:
     """Return the error that a storage cannot be read or written, from the exception that showed it."""
-    where = url or folder / "journal.log"
+    where = re.sub(r"(://[^:@/]*):[^@]*@", r"\1:***@", url or str(folder / "journal.log"))  # without a password
     return UserError(
         f"the storage {where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}); if "
         "another process locks it, wait for that process; if it is damaged, start again with another --folder (and "
