@@ -66,6 +66,11 @@ class TopK:
     direction: ClassVar[Direction] = "maximize"
     is_cost: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Check the number of classes."""
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"k must be a whole number, at least 1, but got {self.k!r}")
+
     @property
     def name(self) -> str:
         """`top5` for k = 5."""

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from objectives.data import BATCH, Batch
 from objectives.identity import coarse_digest, description, exact_digest
-from objectives.samples import PAIR, Selector, split
+from objectives.samples import PAIR, Selector, ensure_finite, split
 from objectives.sources import Source
 from objectives.trees import PerExample, Tree, at, joined, leaves, length, one_shape, shape_words
 
@@ -221,9 +221,10 @@ class Stream:
 
     def batches(self, size: int = BATCH) -> Iterator[tuple[Tree, Tree]]:
         """Yield all examples once: those of a dataset in their order, those of a loader as its own sampler chooses."""
-        left = self._found.get("count")
+        left, start = self._found.get("count"), 0
         for batch in self._source.once(size):
-            inputs, labels = self._split(batch)
+            inputs, labels = self._split(batch, start)
+            start += length(inputs) or 0
             if left is not None:
                 part = slice(max(0, left))
                 inputs, labels = at(inputs, part), at(labels, part)
@@ -244,7 +245,7 @@ class Stream:
         while True:
             read = 0
             for keys, batch in next(passes):
-                inputs, labels = self._split(batch)
+                inputs, labels = self._split(batch, keys=keys)
                 read += 1
                 if several and length(inputs) == 1:
                     continue
@@ -290,8 +291,12 @@ class Stream:
         inputs, labels = zip(*self.batches(), strict=True)
         return Examples(joined(inputs), joined(labels))
 
-    def _split(self, batch: object) -> tuple[Tree, Tree]:
-        return split(batch, *self._selectors)
+    def _split(self, batch: object, start: int | None = None, keys: Tensor | None = None) -> tuple[Tree, Tree]:
+        """Return inputs and labels of a batch, whose examples have these keys, or follow one another from a start."""
+        inputs, labels = split(batch, *self._selectors)
+        places = None if start is None else range(start, start + (length(inputs) or 0))
+        ensure_finite(inputs, self._source.name, places if keys is None else keys.tolist())
+        return inputs, labels
 
 
 def classes_only(labels: Tree) -> bool:

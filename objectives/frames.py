@@ -49,7 +49,7 @@ class FrameTime:
     def __post_init__(self) -> None:
         """Check the numbers."""
         frames = length(self.frames) or 0
-        if self.count < WARM_UP_FRAMES or not frames:
+        if not self.count >= WARM_UP_FRAMES or not frames:
             raise ValueError(
                 f"count must be at least {WARM_UP_FRAMES} and frames not empty, but got count={self.count} and "
                 f"{frames} frames"
@@ -82,4 +82,6 @@ def fps(runtime: Runtime, frames: Tree, at_least: float) -> Limit:
     at_least
         Frame rate of the camera, in frames a second.
     """
+    if not at_least > 0:
+        raise ValueError(f"at_least must be a number of frames a second above 0, but got {at_least}")
     return Limit(FrameTime(runtime, frames), at_most=1000 / at_least)

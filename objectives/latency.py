@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -59,7 +60,7 @@ class Latency:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.rounds < 1 or self.block_ms <= 0:
+        if not (self.rounds >= 1 and 0 < self.block_ms < math.inf):
             raise ValueError(
                 f"rounds must be at least 1 and block_ms positive, but got rounds={self.rounds}, "
                 f"block_ms={self.block_ms}"

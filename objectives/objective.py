@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from objectives.layers import Parts
 
 Direction = Literal["minimize", "maximize"]
+LARGEST = sys.float_info.max  # the largest finite number
 ROUNDING = 1e-12  # relative difference that comes from computing a bound: 98.3 - 1 is a little more than 97.3
 
 
@@ -149,6 +151,10 @@ class Limit:
                 f"{self.objective.name!r}"
             )
         ((name, value),) = given.items()
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            raise ValueError(
+                f"{name} of a limit must be a finite number, but got {value!r} for {self.objective.name!r}"
+            )
         if value < 0 or (value == 0 and name != "lose_at_most"):
             kind = "zero or more" if name == "lose_at_most" else "positive"
             raise ValueError(f"{name} of a limit must be {kind}, but got {value} for {self.objective.name!r}")

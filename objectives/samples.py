@@ -24,6 +24,35 @@ PAIR = 2  # values of a sample of input and label
 WAY_OUT = "name the parts: Examples.of(source, inputs={inputs}, labels={labels})"
 
 
+class NotFinite(ValueError):
+    """An input that a source gave is NaN or infinite: no network is to blame, and no measurement counts."""
+
+
+def ensure_finite(inputs: Tree, name: str, places: Sequence[int] | None) -> None:
+    """Check that the inputs of a batch are finite numbers.
+
+    Parameters
+    ----------
+    inputs, name
+        The inputs, and the name of their source.
+    places
+        Where the examples of the batch are in the source, None if that is not known.
+
+    Raises
+    ------
+    NotFinite
+        If one is not; the message names its place.
+    """
+    for tensor in leaves(inputs):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            first = int((~tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else ~tensor.isfinite()).nonzero()[0])
+            which = f"example {first} of a batch" if places is None else f"the example at index {places[first]}"
+            raise NotFinite(
+                f"all inputs must be finite, but {which} that the {name} gave contains nan or infinity; "
+                "repair it or leave it out, or look for a division by zero in the transform"
+            )
+
+
 def collated(samples: Sequence[Any]) -> Any:  # noqa: ANN401 - the batch has the structure of the samples
     """Return a batch as `torch.utils.data.default_collate` does; labels that cannot be stacked stay a list.
 

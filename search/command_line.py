@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import shlex
+from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from objectives.runtimes.names import RUNTIMES
+from search.study.numbers import LARGEST_SEED, MOST
 
+STORAGE_VARIABLE = "SLIMFRONT_STORAGE"  # the environment variable that names the storage, so that no one sees it
+MOST_SEEDS = 1000  # of a confirmation (chosen)
+MOST_WORKERS = 10_000  # of a run (chosen)
+MOST_THREADS = 1024  # of torch (chosen); more is a slip, and may end the process
+SHORTEST = 1e-3  # minutes or CPU seconds (chosen)
+MOST_SHOWN = 80  # characters of a word that an error quotes
 EXIT_STOPPED = 130  # exit code: what shells report for a command that Ctrl-C ended (128 + SIGINT)
 
 # The names of --sampler: samplers of Optuna, and one of slimfront.
@@ -27,6 +36,7 @@ MEMBER = (
 GOAL_HELP = (
     "limits in words, separated by commas, such as '4x smaller, 2x faster, lose at most 1 point'; kept with the study"
 )
+WORKERS_HELP = "processes that search together (default: 1)"
 TYPICAL_USE = """\
 typical use:
   slimfront inspect studies/digits.py:study     what can be compressed, layer by layer
@@ -133,6 +143,40 @@ def study_arguments(options: argparse.Namespace) -> str:
     return shlex.join(study_words(options))
 
 
+@dataclass(frozen=True)
+class Number:
+    """The type of an option that takes a number, which argparse calls with the text.
+
+    Attributes
+    ----------
+    kind
+        `int` or `float`.
+    least, most
+        The range.
+    """
+
+    kind: type[int | float]
+    least: float
+    most: float = MOST
+
+    def __call__(self, text: str) -> float:
+        """Return the number.
+
+        Raises
+        ------
+        argparse.ArgumentTypeError
+            If the text is no finite number in the range.
+        """
+        with contextlib.suppress(ValueError):
+            value = self.kind(text)
+            if self.least <= value <= self.most:  # false for NaN
+                return value
+        what = "a whole number" if self.kind is int else "a number"
+        raise argparse.ArgumentTypeError(
+            f"must be {what} from {self.least:,} to {self.most:,}, but got {text[:MOST_SHOWN]!r}"
+        )
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose error messages are one line, without the usage."""
 
@@ -153,19 +197,19 @@ def parser() -> argparse.ArgumentParser:
     added = {name: _command(commands, name) for name in COMMANDS}
     for name in ("run", "worker"):
         add = added[name].add_argument
-        add("--trials", type=int, help="number of trained candidates, including those of earlier runs")
-        add("--minutes", type=float, help=f"wall time of this {name}, in minutes")
-        add("--cpu-seconds", type=float, help=f"CPU time of this {name}, in seconds")
+        add("--trials", type=Number(int, 1), help="number of trained candidates, including those of earlier runs")
+        add("--minutes", type=Number(float, SHORTEST), help=f"wall time of this {name}, in minutes")
+        add("--cpu-seconds", type=Number(float, SHORTEST), help=f"CPU time of this {name}, in seconds")
         add("--goal", metavar="TEXT", help=GOAL_HELP)
     add("--crew", nargs=3, help=argparse.SUPPRESS)  # of a worker of `run`: name of the run, its number, their number
     add("--unverified", action="store_true", help=argparse.SUPPRESS)
     add = added["run"].add_argument
-    add("--workers", type=int, default=1, metavar="N", help="processes that search together (default: 1)")
+    add("--workers", type=Number(int, 1, MOST_WORKERS), default=1, metavar="N", help=WORKERS_HELP)
     add("--unverified", action="store_true", help="do not export and verify the front at the end")
     add = added["report"].add_argument
     add("--out", help="folder of the report (default: report/ in the folder of the study)")
     add = added["confirm"].add_argument
-    add("--seeds", type=int, default=3, help="trainings per member (default: 3; 0: only verify)")
+    add("--seeds", type=Number(int, 0, MOST_SEEDS), default=3, help="trainings per member (default: 3; 0: only verify)")
     add("--pick", metavar="MEMBER", help=f"confirm only one member: {MEMBER}")
     add = added["export"].add_argument
     add("--pick", metavar="MEMBER", help=f"member: {MEMBER}; default: goal if there is one, else knee")
@@ -198,9 +242,14 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str) -> argpar
     sampled = "sampler of the plans after the initial designs (default: the study's; without one the draft, then tpe)"
     add("--sampler", choices=SAMPLERS, help=sampled)
     add("--runtime", help=f"runtime of the files: {', '.join(RUNTIMES)}, or the study's own (default)")
-    add("--seed", type=int, help="base seed of all random draws (default: the study's)")
+    add("--seed", type=Number(int, 0, LARGEST_SEED), help="base seed of all random draws (default: the study's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to train on (auto: a GPU if any)")
-    add("--threads", type=int, default=1, help="CPU threads (default: 1; more help large networks only)")
+    add(
+        "--threads",
+        type=Number(int, 1, MOST_THREADS),
+        default=1,
+        help="CPU threads (default: 1; more help large networks only)",
+    )
     add("--format", choices=("table", "csv", "json"), default="table", help="format of printed tables (default: table)")
     add("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(acts=described.acts)

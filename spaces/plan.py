@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from spaces.network.tensors import Inputs
 
 
+LEAST_STEP = 1e-3  # between two ratios or fractions that an axis offers (chosen); a table tries each of them
+
+
 class Choice(NamedTuple):
     """The choice of a step for one layer.
 

@@ -220,10 +220,6 @@ def test_workers_that_were_started_by_hand_share_a_study(folder: Path) -> None:
     check(folder, 6)
 
 
-def test_a_number_of_workers_below_one_is_refused(folder: Path) -> None:
-    assert "--workers must be at least 1" in finished(started(folder, "run", "my_study.py:study", "--workers", "0"), 2)
-
-
 @pytest.mark.slow
 def test_a_cpu_budget_is_that_of_all_workers(folder: Path) -> None:
     before = os.times()

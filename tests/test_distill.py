@@ -86,7 +86,7 @@ def test_wrong_ranges_name_the_rule_and_the_values() -> None:
         Distill(temperature=0.0)
     with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], but got 1.5"):
         Distill(weight=1.5)
-    with pytest.raises(ValueError, match=r"0 < lowest <= highest must hold, but got 5.0 and 2.0"):
+    with pytest.raises(ValueError, match=r"0 < lowest <= highest must hold, and both be finite, but got 5.0 and 2.0"):
         Temperatures(lowest=5.0, highest=2.0)
     with pytest.raises(ValueError, match=r"heaviest must be in \[0, 1\], but got -0.1"):
         Temperatures(heaviest=-0.1)

@@ -138,9 +138,9 @@ def test_an_unknown_group_lists_the_nearest() -> None:
 def test_errors_name_the_rule_and_the_wrong_values() -> None:
     with pytest.raises(ValueError, match=r"ratio must be in \[0, 1\), but got 1.0 for group 'stem'"):
         Prune((("stem", 1.0),))
-    with pytest.raises(ValueError, match=r"0 < step <= highest < 1 must hold, but got step=0.5, highest=0.25"):
+    with pytest.raises(ValueError, match=r"0.001 <= step <= highest < 1 must hold, but got step=0.5, highest=0.25"):
         PruneRatios(highest=0.25, step=0.5)
-    with pytest.raises(ValueError, match="round_to must be at least 1, but got 0"):
+    with pytest.raises(ValueError, match="round_to must be a whole number, at least 1, but got 0"):
         PruneRatios(round_to=0)
     with pytest.raises(ValueError, match="norm must be 1 or 2, but got 3"):
         Magnitude(3)

@@ -246,7 +246,7 @@ def test_a_network_that_loses_the_resize_is_refused() -> None:
 
 @pytest.mark.parametrize(("lowest", "step"), [(0.0, 0.5), (1.0, 0.5), (0.5, 0.6), (0.5, 0.0)])
 def test_wrong_ranges_are_errors(lowest: float, step: float) -> None:
-    with pytest.raises(ValueError, match="0 < lowest < 1 and 0 < step <= 1 - lowest must hold"):
+    with pytest.raises(ValueError, match=r"0 < lowest < 1 and 0.001 <= step <= 1 - lowest must hold"):
         Resolution(lowest, step)
 
 

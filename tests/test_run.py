@@ -361,9 +361,9 @@ def test_table_draft_and_trainings_run_on_a_gpu(tmp_path: Path) -> None:
 
 
 def test_budgets_and_recipes_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="budget must be positive, but got trials=0"):
+    with pytest.raises(ValueError, match="trials of a budget must be positive, but got 0"):
         Budget(trials=0)
-    with pytest.raises(ValueError, match="minutes=-1"):
+    with pytest.raises(ValueError, match="minutes of a budget must be positive, but got -1"):
         Budget(minutes=-1)
     with pytest.raises(ValueError, match="learning_rate must be positive, but got 0"):
         Recipe(learning_rate=0)

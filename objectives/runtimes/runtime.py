@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from objectives.trees import Tree
 
 
+MOST_THREADS = 1024  # of one inference (chosen); more is a slip, and may end the process
+
+
 class Precision(NamedTuple):
     """Bits of the weight and of the input of a layer; 32 is floating point."""
 
@@ -145,6 +148,18 @@ def export_and_load(runtime: Runtime, model: nn.Module, inputs: Tree) -> Callabl
         path = Path(folder) / f"model.{runtime.suffix}"
         runtime.export(model, moved(inputs_of_file(model, inputs), device_of(model)), path)
         return runtime.load(path)
+
+
+def require_threads(count: object) -> None:
+    """Check the number of threads of a runtime.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number from 1 to 1024.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_THREADS:
+        raise ValueError(f"threads of a runtime must be a whole number from 1 to {MOST_THREADS:,}, but got {count!r}")
 
 
 def require_eval_mode(model: nn.Module) -> None:

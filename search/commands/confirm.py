@@ -14,7 +14,6 @@ from search.results.export import verify_front
 from search.results.pick import pick
 from search.results.tables import confirmed_table
 from search.study.console import console, print_table
-from search.study.errors import UserError
 from search.study.files import ensure_writable
 from search.study.machine import device_named
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 def command(options: argparse.Namespace) -> int:
     """Train the members of the front for longer, then verify and print the front; return the exit code."""
     study, spec, folder = opened(options)
-    if options.seeds < 0:
-        raise UserError(f"--seeds must not be negative, but got {options.seeds}")
     ensure_writable(folder)
     front_members = members_of(study, spec, folder)
     trials = [pick(study, spec, front_members, options.pick)] if options.pick else [one.trial for one in front_members]

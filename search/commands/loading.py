@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def loaded(options: argparse.Namespace) -> tuple[StudySpec, Path]:
     """Return the study that the options describe, and the folder of its files; prepare torch."""
-    torch.set_num_threads(max(1, options.threads))
+    torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # from fvcore; users cannot avoid it
     warnings.filterwarnings("ignore", "LSTM with projections")  # of its speed
     warnings.filterwarnings("ignore", "RNN module weights")  # from cuDNN, of weights that axes may replace one by one

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from search.command_line import EXIT_STOPPED, study_arguments, study_words
+from search.command_line import EXIT_STOPPED, SHORTEST, study_arguments, study_words
 from search.commands.loading import with_weights
 from search.commands.searching import opened_search
 from search.commands.showing import members_of, show_front
@@ -22,7 +22,6 @@ from search.results.inspection import counted
 from search.study.budget_clock import cpu_seconds
 from search.study.console import console
 from search.study.cpu_profile import FILES
-from search.study.errors import UserError
 from search.study.front import front, need_front
 from search.study.goal import limits_of_goal, measured_for_goal
 
@@ -33,13 +32,10 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
 
 MINUTE = 60  # seconds
-LEAST = 1e-3  # minutes or seconds of a worker for which nothing is left: it finds out that the budget is spent
 
 
 def command(options: argparse.Namespace) -> int:
     """Search for the Pareto front, then export, verify and print it; return the exit code."""
-    if options.workers < 1:
-        raise UserError(f"--workers must be at least 1, but got {options.workers}")
     search = opened_search(options)
     study, spec, context, folder, reference, clock = search
     teacher = measure_teacher(study, context)
@@ -87,9 +83,9 @@ def _crew(options: argparse.Namespace, search: Search) -> Crew:
         if budget.trials is not None:
             words += ["--trials", str(budget.trials)]
         if budget.minutes is not None:
-            words += ["--minutes", str(max(budget.minutes - (time.monotonic() - clock.wall) / MINUTE, LEAST))]
+            words += ["--minutes", str(max(budget.minutes - (time.monotonic() - clock.wall) / MINUTE, SHORTEST))]
         if budget.cpu_seconds is not None:
-            words += ["--cpu-seconds", str(max(cpu_share - options.threads * (time.monotonic() - started), LEAST))]
+            words += ["--cpu-seconds", str(max(cpu_share - options.threads * (time.monotonic() - started), SHORTEST))]
         return words + ["--unverified"] * options.unverified
 
     return Crew(Processes(gpus), count, arguments, {}, search.study, search.clock)

@@ -14,7 +14,7 @@ from optuna.trial import FixedTrial
 from objectives import Examples
 from objectives.outputs import outputs
 from search.costs.cost_model import CostModel
-from search.evaluation.first_checks import check_split, untrainable_note
+from search.evaluation.first_checks import check_answers, check_split, untrainable_note
 from search.evaluation.label_checks import check_loss, check_probabilities, classes_of, few
 from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
 from search.study.console import console
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from objectives import Objective
+    from objectives.data import Held
     from search.evaluation.subject import Subject
     from search.study.spec import Recipe, StudySpec
     from search.study.workers import Workers
@@ -87,16 +88,27 @@ class Context:
         """Return the number of classes, after a check that all data fit the teacher and the loss."""
         splits, on_classes = self.spec.splits, isinstance(self.usual_recovery, Distill)
         checked = few(splits.train, CHECKED_EXAMPLES)
+        check_answers(outputs(self.subject.model, self.subject.example))
         output = outputs(self.subject.model, checked.inputs)
         classes = classes_of(output, checked.labels) if on_classes and checked.classified else 0
         for name, split in (("training", splits.train), ("validation", splits.validation)):
-            check_split(name, split, splits.train, classes, self.ignored_label)
+            check_split(name, split, splits.train, classes, self.ignored_label, self.accepts)
         if on_classes:
             check_probabilities(output, checked.labels)
         check_loss(self.usual_recovery, output, checked.labels)
         if note := untrainable_note(self.subject.model, checked, self.usual_recovery, self.subject.device):
             console.print(note, markup=False)
         return classes
+
+    def accepts(self, examples: Held) -> bool:
+        """Whether a loss of the user's own is finite for examples whose labels are not, as if these were missing."""
+        if getattr(self.usual_recovery, "loss_of", None) is None:
+            return False
+        output = outputs(self.subject.model, examples.inputs)
+        try:
+            return math.isfinite(float(self.usual_recovery.loss(output, output, examples.labels)))
+        except Exception:  # noqa: BLE001 - labels for the metrics may not be labels for the loss
+            return False
 
     @property
     def ignored_label(self) -> int | None:

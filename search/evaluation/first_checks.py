@@ -9,8 +9,10 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from objectives.trees import PerExample, at, moved, run, shape_words
+from objectives.trees import PerExample, at, leaves, moved, run, shape_words
 from search.evaluation.label_checks import check_finite, check_labels, few
 from search.study.console import console
 from search.study.errors import UserError, raise_machine_fault
@@ -18,17 +20,27 @@ from search.training.fine_tuning import loss_of
 from spaces.network.messages import first_line, listed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from objectives import Data
     from objectives.data import Held
+    from objectives.trees import Tree
     from spaces import Recovery
 
 TRIED_EXAMPLES = 4  # examples of the training step that is tried (chosen)
 TRIED_SEEDS = 3  # random seeds after which a weight without a gradient counts as out of reach (chosen)
 
 
-def check_split(name: str, examples: Data, train: Data, classes: int, ignored: int | None = None) -> None:
+def check_split(
+    name: str,
+    examples: Data,
+    train: Data,
+    classes: int,
+    ignored: int | None = None,
+    accepts: Callable[[Held], bool] | None = None,
+) -> None:
     """Check that a split is like the training split, that its numbers are finite, and its labels the teacher's classes.
 
     Parameters
@@ -41,6 +53,8 @@ def check_split(name: str, examples: Data, train: Data, classes: int, ignored: i
         The number of the teacher's classes; with 0 labels are not classes.
     ignored
         The label of places without a class.
+    accepts
+        Whether the loss takes examples whose labels are not finite; see `check_finite`.
 
     Raises
     ------
@@ -56,12 +70,50 @@ def check_split(name: str, examples: Data, train: Data, classes: int, ignored: i
                 f"all splits must have {what} of one shape and type, but one of the {name} split is "
                 f"{shape_words(own)}, of the training split {shape_words(wanted)}"
             )
-    check_finite(name, examples)
+    check_finite(name, examples, accepts)
     if not examples.repeatable and name != "training":
         console.print(
             f"the transforms of the {name} split draw random numbers, so every measurement is another one; leave them "
             "to the training split"
         )
+
+
+def check_weights(model: nn.Module) -> None:
+    """Check that the weights of the teacher are finite; a buffer may hold infinity, as masks of attention do.
+
+    Raises
+    ------
+    UserError
+        If one is not.
+    """
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor) or is_lazy(tensor) or not tensor.is_floating_point():
+            continue
+        bad = ~tensor.detach().isfinite() if name in trained else tensor.detach().isnan()
+        if count := int(bad.sum()):
+            raise UserError(
+                f"the weights of the teacher must be finite, but {count} of {tensor.numel()} numbers in {name!r} are "
+                "nan or infinity; load the weights again, or train the teacher anew with a lower learning rate"
+            )
+
+
+def check_answers(answers: Tree) -> None:
+    """Check that the teacher's answers to the calibration inputs are finite.
+
+    Raises
+    ------
+    UserError
+        If one is not.
+    """
+    for tensor in leaves(answers):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise UserError(
+                f"the teacher's answers must be finite, but {count} of {tensor.numel()} numbers of its answers to the "
+                "calibration inputs are nan or infinity, though inputs and weights are finite; look for a division by "
+                "zero, a logarithm or an overflow in its forward"
+            )
 
 
 def untrainable_note(model: nn.Module, examples: Held, recovery: Recovery, device: torch.device) -> str:

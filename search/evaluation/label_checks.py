@@ -11,11 +11,14 @@ from torch.overrides import TorchFunctionMode
 
 from objectives.accuracy import has_classes
 from objectives.examples import Examples
-from objectives.trees import leaves, map_tensors, shape_words
+from objectives.trees import PerExample, at, leaves, map_tensors, shape_words
+from search.study.console import console
 from search.study.errors import UserError
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from objectives import Data
     from objectives.data import Held
     from objectives.trees import Tree
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 CHECKED = 64  # labels of a stream that are looked at; those in memory are all looked at (chosen)
 OPERANDS = 2  # tensors of an operation that may broadcast
 SUM_TOLERANCE = 1e-3  # by which the sum of probabilities may differ from 1
+WAYS_OUT = {
+    "inputs": "repair these examples or leave them out",
+    "labels": "repair these examples or leave them out, or use Imitations(loss=...) with a loss that masks them",
+}
 
 
 def check_loss(recovery: Recovery, output: Tree, labels: Tree) -> None:
@@ -128,8 +135,16 @@ def check_probabilities(output: Tree, labels: Tree) -> None:
         )
 
 
-def check_finite(name: str, examples: Data) -> None:
+def check_finite(name: str, examples: Data, accepts: Callable[[Held], bool] | None = None) -> None:
     """Check that inputs and labels are finite numbers; of a stream, those of a few examples.
+
+    Parameters
+    ----------
+    name, examples
+        The split.
+    accepts
+        Whether the loss takes such examples: one of your own may take NaN as a label that is missing, and a note says
+        so. None where no loss does.
 
     Raises
     ------
@@ -138,13 +153,31 @@ def check_finite(name: str, examples: Data) -> None:
     """
     found = examples if isinstance(examples, Examples) else examples.sample(CHECKED, 0)
     for kind, tree in (("inputs", found.inputs), ("labels", found.labels)):
-        for tensor in leaves(tree):
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                bad = ~tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else ~tensor.isfinite()
-                raise UserError(
-                    f"all data must be finite, but {int(bad.sum())} of {len(found)} {name} {kind} contain nan or "
-                    f"infinity, the first at index {int(bad.nonzero()[0])}; repair these examples or leave them out"
-                )
+        bad = not_finite(tree, len(found))
+        if not len(bad):
+            continue
+        what = f"{len(bad)} of {len(found)} {name} {kind} contain nan or infinity, the first at index {int(bad[0])}"
+        if (
+            kind == "labels"
+            and accepts is not None
+            and accepts(Examples(at(found.inputs, bad[:CHECKED]), at(found.labels, bad[:CHECKED])))
+        ):
+            console.print(f"{what}; the loss is finite on them, so they count as labels that are missing")
+            continue
+        raise UserError(f"all data must be finite, but {what}; {WAYS_OUT[kind]}")
+
+
+def not_finite(tree: Tree, count: int) -> Tensor:
+    """Return the indices of those of `count` examples that contain NaN or infinity."""
+    if isinstance(tree, PerExample):
+        return torch.tensor([index for index, item in enumerate(tree) if len(not_finite(item, 0))], dtype=torch.long)
+    bad = torch.zeros(count, dtype=torch.bool)
+    for tensor in leaves(tree):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            if not count:  # of one example
+                return torch.zeros(1, dtype=torch.long)
+            bad |= ~tensor.flatten(1).isfinite().all(1).cpu() if tensor.dim() > 1 else ~tensor.isfinite().cpu()
+    return bad.nonzero()[:, 0]
 
 
 def few(examples: Data, count: int) -> Held:

@@ -57,7 +57,7 @@ def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Conte
     subject = Subject(spec, device)
     path = teacher_file(subject, spec.runtime, folder)
     context = Context(calibrated(spec, subject, path), subject)
-    check_split("test", spec.splits.test, spec.splits.train, context.classes)
+    check_split("test", spec.splits.test, spec.splits.train, context.classes, context.ignored_label, context.accepts)
     return context, path
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from objectives.trees import leaves, map_tensors, moved
+from objectives.trees import leaves, length, map_tensors, moved
+from search.evaluation.first_checks import check_weights
+from search.evaluation.label_checks import check_finite, not_finite
 from search.study.console import console
 from search.study.definition import fingerprint
 from search.study.errors import UserError
@@ -64,6 +66,10 @@ class Subject:
         self._rough_examples: dict[int, Tree] = {}  # kept, since statistics are cached by their identity
         self._given = spec.teacher
         _check_inputs(self.example)
+        if len(not_finite(self.example, length(self.example) or 0)):
+            check_finite("training", spec.splits.train)  # names the place
+            check_finite("calibration", spec.splits.train.sample(spec.calibration, spec.seed))
+        check_weights(spec.teacher)
         try:
             self.normal, notes = normalized(spec.teacher, self.example)
             for note in notes:

@@ -12,6 +12,7 @@ from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import Allowance
 from search.proposals.uniform_start import uniform_designs
 from search.study.console import console, track
+from search.study.numbers import check_positive, check_settings
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -58,6 +59,13 @@ class DraftStart:
     scored: int | None = None
     share: float = 0.35
     further: bool | None = field(default=None, metadata={"found": True})
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_settings(self)
+        for name in ("plans", "scored"):
+            check_positive(name, getattr(self, name))
+        check_positive("share", self.share, 1)
 
     def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:
         """Return the parameters of each plan, in the order of training."""

@@ -10,6 +10,7 @@ from search.proposals.seeds import best_sums, first_by_table, reachable_and_know
 from search.proposals.sensitivity_table import measured_table
 from search.proposals.table_losses import TABLE_SHARE
 from search.proposals.uniform_start import uniform_designs
+from search.study.numbers import check_positive, check_settings
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -31,6 +32,11 @@ class TableStart:
     """
 
     plans: int = 10
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        check_settings(self)
+        check_positive("plans", self.plans)
 
     def __call__(self, context: Context, study: Study, clock: BudgetClock) -> list[dict[str, float]]:
         """Return the parameters of each plan, in the order of training."""

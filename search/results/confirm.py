@@ -61,7 +61,7 @@ def confirm(
         If the test split does not fit the classes of the teacher.
     """
     splits = context.spec.splits
-    check_split("test", splits.test, splits.train, context.classes, context.ignored_label)
+    check_split("test", splits.test, splits.train, context.classes, context.ignored_label, context.accepts)
     recipe = context.spec.confirmation_recipe
     total = max(1, len(members) * seeds)
     records = []

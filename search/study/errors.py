@@ -6,6 +6,7 @@ from spaces.network.messages import first_line
 
 # words in the messages of libraries that report a full disk or missing memory by an exception of their own
 MACHINE_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "No space left on device", "CUDA error")
+NOT_FINITE = "NotFinite"  # of objectives.samples: a damaged example is no fault of a plan either
 TORCH_OUT_OF_MEMORY = "OutOfMemoryError"
 
 
@@ -41,6 +42,8 @@ def machine_fault(error: BaseException) -> MachineFault | None:
     while cause is not None:
         if isinstance(cause, MachineFault):
             return cause
+        if type(cause).__name__ == NOT_FINITE:
+            return MachineFault(str(cause))
         words = str(cause).partition("\n")[0]
         named = type(cause).__name__ == TORCH_OUT_OF_MEMORY  # by name: importing torch takes a second
         if isinstance(cause, MemoryError | OSError) or named or any(one in words for one in MACHINE_WORDS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 import traceback
 from pathlib import Path
@@ -127,6 +128,9 @@ def _value(text: str, parameter: inspect.Parameter) -> Any:  # noqa: ANN401 - an
     if kind not in {int, float}:
         return text
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
         raise UserError(f"{parameter.name} must be of type {kind.__name__}, but got {text!r}") from error
+    if kind is float and not math.isfinite(value) and math.isfinite(parameter.default):
+        raise UserError(f"{parameter.name} must be a finite number, but got {text!r}")
+    return value

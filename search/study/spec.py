@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from objectives.runtimes import OnnxRuntime
+from search.study.numbers import LARGEST_SEED, check_positive, check_range, check_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from spaces import Space
 
 SomeData = TypeVar("SomeData", bound="Data")
+MOST_EPOCHS = 10**6  # (chosen); more is a slip
 CONFIRMATION_FACTOR = 4  # epochs of a confirmation, over those of the search, if the study does not say (chosen)
 
 
@@ -73,11 +75,12 @@ class Recipe:
     augment: Callable[[Tensor, Generator], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Check that the numbers are positive."""
-        for name in ("epochs", "batch_size", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, but got {value}")
+        """Check the numbers."""
+        check_settings(self)
+        for name in ("batch_size", "learning_rate"):
+            check_positive(name, getattr(self, name))
+        check_positive("epochs", self.epochs, MOST_EPOCHS)
+        check_range("weight_decay", self.weight_decay, 0)
 
     def longer(self, factor: float) -> Recipe:
         """Return the recipe with the epochs multiplied by a factor."""
@@ -124,11 +127,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Check that a bound is given and that bounds are positive."""
+        check_settings(self)
         bounds = {name: getattr(self, name) for name in ("trials", "minutes", "cpu_seconds")}
-        if any(bound is not None and bound <= 0 for bound in bounds.values()):
-            raise ValueError(
-                f"a budget must be positive, but got {', '.join(f'{name}={bound}' for name, bound in bounds.items())}"
-            )
+        for name, bound in bounds.items():
+            check_positive(f"{name} of a budget", bound)
         if all(bound is None for bound in bounds.values()):
             raise ValueError("a budget must have a bound: trials, minutes or cpu_seconds")
 
@@ -196,6 +198,11 @@ class StudySpec:
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail only after the study has started."""
+        check_settings(self)
+        check_range("calibration", self.calibration, 1)
+        check_range("seed", self.seed, 0, LARGEST_SEED)
+        if self.confirmation is None:
+            check_positive("epochs of a confirmation", self.recipe.epochs * CONFIRMATION_FACTOR, MOST_EPOCHS)
         if not isinstance(self.objectives, tuple) or not self.objectives:
             raise ValueError(f"objectives must be a tuple of at least one objective, but got {self.objectives!r}")
         if not isinstance(self.limits, tuple):

@@ -230,7 +230,8 @@ def _ascending(widths: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check(kind: str, bits: int, lowest: int, where: str) -> None:
-    if bits != FLOAT_BITS and not lowest <= bits <= 8:  # noqa: PLR2004 - codes are stored in a byte
+    whole = isinstance(bits, int) and not isinstance(bits, bool)
+    if not whole or (bits != FLOAT_BITS and not lowest <= bits <= 8):  # noqa: PLR2004 - codes are stored in a byte
         raise ValueError(f"{kind} bits must be from {lowest} to 8, or 32 for off, but got {bits} for {where}")
 
 

@@ -44,7 +44,7 @@ class Distill:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, but got {self.temperature}")
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must be in [0, 1], but got {self.weight}")
@@ -107,8 +107,10 @@ class Temperatures:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0 < self.lowest <= self.highest:
-            raise ValueError(f"0 < lowest <= highest must hold, but got {self.lowest} and {self.highest}")
+        if not 0 < self.lowest <= self.highest < math.inf:
+            raise ValueError(
+                f"0 < lowest <= highest must hold, and both be finite, but got {self.lowest} and {self.highest}"
+            )
         if not 0 <= self.heaviest <= 1:
             raise ValueError(f"heaviest must be in [0, 1], but got {self.heaviest}")
 
@@ -211,6 +213,11 @@ class Imitations:
 
     norm: int = 2
     loss: LossOfTask | None = field(default=None, metadata={"added": True})
+
+    def __post_init__(self) -> None:
+        """Check the norm."""
+        if self.norm not in {1, 2}:
+            raise ValueError(f"norm must be 1 or 2, but got {self.norm}")
 
     def suggest(self, trial: BaseTrial) -> Imitate:
         """Draw `distill/weight`."""

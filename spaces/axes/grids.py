@@ -99,6 +99,11 @@ class KMeans:
 
     sample: int = 8192
 
+    def __post_init__(self) -> None:
+        """Check the number of weights."""
+        if isinstance(self.sample, bool) or not isinstance(self.sample, int) or self.sample < 1:
+            raise ValueError(f"sample must be a whole number, at least 1, but got {self.sample!r}")
+
     @property
     def uniform(self) -> bool:
         """False."""

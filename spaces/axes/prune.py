@@ -17,7 +17,7 @@ from spaces.network.cache import cached
 from spaces.network.cutting import cut, removed_positions
 from spaces.network.statistics import inherit, moments, reestimate
 from spaces.network.tensors import identity_of
-from spaces.plan import Choice, summarize
+from spaces.plan import LEAST_STEP, Choice, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,10 +179,12 @@ class PruneRatios:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0 < self.step <= self.highest < 1:
-            raise ValueError(f"0 < step <= highest < 1 must hold, but got step={self.step}, highest={self.highest}")
-        if self.round_to < 1:
-            raise ValueError(f"round_to must be at least 1, but got {self.round_to}")
+        if not LEAST_STEP <= self.step <= self.highest < 1:
+            raise ValueError(
+                f"{LEAST_STEP} <= step <= highest < 1 must hold, but got step={self.step}, highest={self.highest}"
+            )
+        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
+            raise ValueError(f"round_to must be a whole number, at least 1, but got {self.round_to!r}")
 
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Prune:
         """Draw a ratio for every group, as `prune/<group>`."""

@@ -18,7 +18,7 @@ from spaces.network.messages import unknown_name
 from spaces.network.omission import LEFT_OUT
 from spaces.network.statistics import moments, reestimate
 from spaces.network.tensors import some
-from spaces.plan import Choice, nearest_offered, summarize
+from spaces.plan import LEAST_STEP, Choice, nearest_offered, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -148,9 +148,9 @@ class Ranks:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not (0 < self.lowest < 1 and 0 < self.step < 1):
+        if not (0 < self.lowest < 1 and LEAST_STEP <= self.step < 1):
             raise ValueError(
-                f"0 < lowest < 1 and 0 < step < 1 must hold, but got lowest={self.lowest}, step={self.step}"
+                f"0 < lowest < 1 and {LEAST_STEP} <= step < 1 must hold, but got lowest={self.lowest}, step={self.step}"
             )
 
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Factorize:

@@ -16,7 +16,7 @@ from spaces.network.cache import cached
 from spaces.network.resizing import InputResize, resize_input
 from spaces.network.statistics import reestimate
 from spaces.network.tensors import identity_of
-from spaces.plan import Choice, nearest_offered
+from spaces.plan import LEAST_STEP, Choice, nearest_offered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -153,9 +153,10 @@ class Resolution:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not (0 < self.lowest < 1 and 0 < self.step <= 1 - self.lowest):
+        if not (0 < self.lowest < 1 and LEAST_STEP <= self.step <= 1 - self.lowest):
             raise ValueError(
-                f"0 < lowest < 1 and 0 < step <= 1 - lowest must hold, but got lowest={self.lowest}, step={self.step}"
+                f"0 < lowest < 1 and {LEAST_STEP} <= step <= 1 - lowest must hold, but got lowest={self.lowest}, "
+                f"step={self.step}"
             )
 
     def survey(self, model: nn.Module, example: Inputs, anatomy: Anatomy) -> Anatomy:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.runtime import Precision, export_error, import_extra, require_eval_mode, silence
+from objectives.runtimes.runtime import (
+    Precision,
+    export_error,
+    import_extra,
+    require_eval_mode,
+    require_threads,
+    silence,
+)
 from objectives.trees import at, leaves, moved
 
 if TYPE_CHECKING:
@@ -36,6 +43,10 @@ class ExecuTorch:
     """
 
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number of threads."""
+        require_threads(self.threads)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, silence
+from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, require_threads, silence
 from objectives.trees import leaves
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ class LiteRt:
     """
 
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number of threads."""
+        require_threads(self.threads)
 
     @property
     def name(self) -> str:

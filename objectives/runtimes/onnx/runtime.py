@@ -14,7 +14,7 @@ from torch import nn
 from objectives.flat import NOT_IN_NAMES
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode
+from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, require_threads
 from objectives.trees import Tree, leaves
 
 
@@ -36,6 +36,10 @@ class OnnxRuntime:
     threads: int = 1
     bits: ClassVar[tuple[int, ...]] = (2, 4, 8)  # of the integers in a file, ascending
     loops: ClassVar[bool] = True  # whether it executes a Scan that reads weights outside of its body
+
+    def __post_init__(self) -> None:
+        """Check the number of threads."""
+        require_threads(self.threads)
 
     @property
     def name(self) -> str:
