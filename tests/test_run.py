@@ -141,7 +141,10 @@ def test_an_exhausted_space_ends_the_study(
     monkeypatch.setattr(search.loop.watch, "MAX_FRUITLESS", 20)
     spec = dataclasses.replace(pruning(9), space=Space(steps=(PruneRatios(highest=0.5, step=0.5),), recovery=Fixed()))
     assert len(trained(searched(spec, tmp_path))) == 4
-    assert "stopping: the last 20 plans all exceeded a limit or had been evaluated before" in capsys.readouterr().err
+    assert (
+        "stopping: the last 20 plans all exceeded a limit, were of a kind that fails, or had been evaluated before"
+        in capsys.readouterr().err
+    )
 
 
 def test_training_that_diverges_fails_one_trial_and_the_study_goes_on(
@@ -411,14 +414,16 @@ class NanOnCandidates:
 
 
 def test_an_objective_that_is_not_finite_fails_its_trial_once_with_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("search.loop.watch.MAX_FRUITLESS", 20)
     spec = dataclasses.replace(study(3), limits=())
     whole = float(sum(p.numel() for p in context(spec).subject.finish(context(spec).subject.model).parameters()))
     spec = dataclasses.replace(spec, objectives=(spec.objectives[0], NanOnCandidates(whole)))  # type: ignore[arg-type]
-    found = searched(spec, tmp_path)
-    failed = found.get_trials(states=(TrialState.FAIL,))
+    with pytest.raises(
+        UserError, match="the last 10 plans all failed, most often with the objective nan_on_candidates"
+    ):
+        searched(spec, tmp_path)
+    failed = open_study(resolved(spec), tmp_path, None, create=False).get_trials(states=(TrialState.FAIL,))
     assert failed
     assert {trial.user_attrs["reason"] for trial in failed} == {"the objective nan_on_candidates is nan"}
     keys = [trial.user_attrs["plan_key"] for trial in failed if "replay_of" not in trial.user_attrs]

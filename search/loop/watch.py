@@ -12,6 +12,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from search.evaluation.failing_kinds import FailingKinds
 from search.evaluation.trial import run_trial
 from search.loop.board import Board
 from search.loop.schedule import FRONT_SHARE, approach, expected_seconds, prolong
@@ -53,12 +54,14 @@ class Watch:
     exhausted: bool = False
     prolonged: bool = False
     fruitless: int = 0
+    failing: FailingKinds = field(default_factory=lambda: FailingKinds("the study"))
     exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
         """Show the progress bar and handle Ctrl-C."""
         self.board = self.exits.enter_context(Board(self.study, self.clock, quiet=self.clock.workers > 1))
         self.exits.enter_context(_gentle_stop(self))
+        self.failing.read(self.study, self.context, before=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,9 +78,7 @@ class Watch:
         """
         try:
             values, state = self._values(trial)
-        except (
-            BaseException
-        ):  # the plan is not to blame: it is run again by this worker, the next run or another worker
+        except BaseException:  # the plan is not to blame: the next worker that looks runs it again
             give_back(self.study, trial.number, self.context.workers)
             raise
         try:
@@ -89,6 +90,7 @@ class Watch:
         """Return the values and the end of a trial; if it fails, record the reason."""
         of_plan = ""
         try:
+            self.failing.refuse(trial, self.context)
             values = run_trial(
                 trial,
                 self.context,
@@ -142,7 +144,7 @@ class Watch:
         Raises
         ------
         UserError
-            If the first trials all fail.
+            If the first trials all fail, or many in a row.
         """
         before, done = self.board.done, self.board.count()
         self.fruitless = 0 if done > before else self.fruitless + 1
@@ -150,8 +152,12 @@ class Watch:
         reasons = [x.user_attrs[REASON] for x in failed if REASON in x.user_attrs and REPLAY not in x.user_attrs]
         if not done and len(reasons) >= FIRST_FAILURES:
             raise UserError(f"the first {len(reasons)} trials all failed; the last error was: {reasons[-1]}")
+        self.failing.read(self.study, self.context)
         if self.fruitless >= MAX_FRUITLESS:
-            console.print(f"stopping: the last {MAX_FRUITLESS} plans all exceeded a limit or had been evaluated before")
+            console.print(
+                f"stopping: the last {MAX_FRUITLESS} plans all exceeded a limit, were of a kind that fails, "
+                "or had been evaluated before"
+            )
             self.exhausted = True
         if self.reserve is not None and done and self.clock.timed:
             self.clock.reserved = self.reserve()

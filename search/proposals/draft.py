@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.trial import FixedTrial, TrialState, create_trial
 from scipy.stats import spearmanr
 
+from search.evaluation.failing_kinds import FailingKinds, choices_of
 from search.evaluation.proxy_loss import PROXY_INPUTS
 from search.evaluation.trial import key_of
 from search.proposals.draft_records import MIN_LOSS, create_draft, table_ranks_words
@@ -17,6 +18,7 @@ from search.proposals.sensitivity_table import safe_log
 from search.proposals.short_training import ShortTraining, rate_is_known
 from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, Allowance, proxy_loss_of
 from search.study.budget_clock import Stopwatch
+from search.study.console import console
 from search.study.cpu_profile import SCORING
 from search.study.failed_plans import FailedPlans
 from search.study.records import INPUTS, PLAN, PROXY_LOSS, REASON, SHORT_TRAINING, TABLE_RANKS
@@ -84,6 +86,7 @@ class Draft:
         self._own_plans: dict[bytes, tuple[Step, ...]] = {}  # added by this process and not yet read from the storage
         self._trials_read = 0
         self.failed = FailedPlans("the draft")
+        self._failing = FailingKinds("the draft")
         self.seeds = seeds_within_limits(context, table, cost_names)
         self._waiting_seeds = list(self.seeds[::-1])
         with context.workers.turn("number of inputs of the draft"):
@@ -110,8 +113,11 @@ class Draft:
         Returns
         -------
         bool
-            False if no new plan was found, which happens when a small space is exhausted.
+            False if no new plan was found, which happens when a small space is exhausted, or if too many failed.
         """
+        if hopeless := self._failing.hopeless:
+            console.print(f"{hopeless}; it ends early", markup=False)
+            return False
         found = self._next_plan(target)
         if found is None:
             return False
@@ -133,6 +139,9 @@ class Draft:
                 loss = proxy_loss_of(self._context, plan, self._inputs)
             except Exception as error:  # noqa: BLE001 - a plan may fail in any way
                 loss, attributes[REASON] = LARGEST_LOSS, self.failed.note(plan.words(), error)
+                self._failing.failed(self._choices_of(plan), str(attributes[REASON]))
+            else:
+                self._failing.worked(self._choices_of(plan))
         architectures = self._table.combine(row[None])
         costs = self._stack_costs(self._context.cost_model.of(architectures))[0]
         if self._short_training is not None and loss < LARGEST_LOSS:
@@ -156,6 +165,9 @@ class Draft:
         self._own_plans[row.tobytes()] = plan.steps
         self._read_new()
 
+    def _choices_of(self, plan: Plan) -> dict[str, Any]:
+        return choices_of(plan, self._context.subject.anatomy)
+
     def _next_plan(self, target: int) -> tuple[np.ndarray, dict[str, float], FixedTrial, Plan] | None:
         """Return a row whose steps are new, with its parameters, a trial of them and its plan; None if none is found.
 
@@ -169,7 +181,7 @@ class Draft:
             params = self._table.params(row)
             trial = FixedTrial(params | self._context.spec.space.recovery.usual())
             plan = self._context.spec.space.suggest(trial, self._context.subject.anatomy)
-            if plan.steps not in self._seen_plans:
+            if plan.steps not in self._seen_plans and not self._failing.reason_against(self._choices_of(plan)):
                 return row, params, trial, plan
             self._seen_rows.add(row.tobytes())
         return None

@@ -23,7 +23,7 @@ def _is_finite(value: object) -> bool:
 
 
 # By annotation: whether a value fits, and what it must be.
-KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+FITTING: dict[str, tuple[Callable[[object], bool], str]] = {
     "int": (_is_whole, "a whole number (int)"),
     "float": (_is_finite, "a finite number (int or float)"),
     "bool": (lambda value: isinstance(value, bool), "True or False"),
@@ -91,9 +91,9 @@ def _check(owner: str, name: str, annotation: str, value: object) -> None:
     if wanted != annotation and value is None:
         return
     each = wanted.removeprefix("tuple[").removesuffix(", ...]")
-    if each not in KINDS:
+    if each not in FITTING:
         return
-    fits, words = KINDS[each]
+    fits, words = FITTING[each]
     if each == wanted:
         if not fits(value):
             raise ValueError(f"{name} of {owner} must be {words}, but got {_shown(value)}")
