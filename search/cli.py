@@ -7,16 +7,22 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objectives.runtimes.errors import ExportError
-from search.command_line import EXIT_STOPPED, parser
+from search.command_line import EXIT_ERROR, EXIT_STOPPED, parser
 from search.study.budget_clock import PROCESS_START, now
 from search.study.console import console
 from search.study.errors import LimitsUnmet, UserError
+from search.study.passwords import shown, without_passwords
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
+
+UNEXPECTED = "unexpected:"  # begins the message of an error that no part of the program foresees
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words)
-    options.command_line = shlex.join(["slimfront", *words])
+    options.command_line = shlex.join(["slimfront", *map(shown, words)])
     options.start = PROCESS_START if arguments is None else now()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: whatever ends the command, it says how to go on
@@ -38,14 +44,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(carry_out(options))
     except (UserError, ExportError, ImportError) as error:
         for line in error.details if isinstance(error, LimitsUnmet) else ():
-            console.print(line)
-        console.print(f"slimfront: {' '.join(str(error).split())}")
-        if options.debug:
-            raise
-        return 2
+            console.print(without_passwords(line, options.storage))
+        return _report(str(error), error, options)
     except KeyboardInterrupt:
         console.print(f"stopped; all finished work is kept; continue with: {options.command_line}", markup=False)
         return EXIT_STOPPED
+    except Exception as error:  # noqa: BLE001 - a fault of ours, or of a library; it too is one line
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        message = f"{UNEXPECTED} {type(error).__name__}: {error} ({where}); all finished work is kept"
+        return _report(f"{message}; --debug shows more", error, options)
+
+
+def _report(message: str, error: Exception, options: argparse.Namespace) -> int:
+    """Print the message of an error in one line, after its traceback if the user wants it; return the exit code."""
+    if options.debug:
+        lines = "".join(traceback.format_exception(error)).rstrip()
+        console.print(without_passwords(lines, options.storage), markup=False)
+    line = f"slimfront: {' '.join(message.split())}"
+    console.print(without_passwords(line, options.storage), markup=False)
+    return EXIT_ERROR
 
 
 def _interrupt(*_: object) -> None:

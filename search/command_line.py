@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import os
 import shlex
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from objectives.runtimes.names import RUNTIMES
 from search.study.numbers import LARGEST_SEED, MOST
+from search.study.passwords import shown
 
-STORAGE_VARIABLE = "SLIMFRONT_STORAGE"  # the environment variable that names the storage, so that no one sees it
+STORAGE_VARIABLE = (
+    "SLIMFRONT_STORAGE"  # the environment variable that names the storage, so that no command line shows its password
+)
 MOST_SEEDS = 1000  # of a confirmation (chosen)
 MOST_WORKERS = 10_000  # of a run (chosen)
 MOST_THREADS = 1024  # of torch (chosen); more is a slip, and may end the process
 SHORTEST = 1e-3  # minutes or CPU seconds (chosen)
 MOST_SHOWN = 80  # characters of a word that an error quotes
+EXIT_ERROR = 2
 EXIT_STOPPED = 130  # exit code: what shells report for a command that Ctrl-C ended (128 + SIGINT)
 
 # The names of --sampler: samplers of Optuna, and one of slimfront.
@@ -130,17 +135,25 @@ COMMANDS = {
 
 
 def study_words(options: argparse.Namespace) -> list[str]:
-    """Return the study and the options that select it, as the arguments of another command."""
+    """Return the study and the options that select it but for the storage, as the arguments of another command."""
     words = [options.study, *(word for setting in options.set for word in ("--set", setting))]
-    for name in ("folder", "storage", "sampler", "seed", "runtime"):
+    for name in ("folder", "sampler", "seed", "runtime"):
         if getattr(options, name) is not None:
             words += [f"--{name}", str(getattr(options, name))]
     return words
 
 
 def study_arguments(options: argparse.Namespace) -> str:
-    """Return the study and the options that select it, as typed after another command."""
-    return shlex.join(study_words(options))
+    """Return the same as typed after another command, without passwords."""
+    words = study_words(options)
+    if options.storage is not None:
+        words += [] if options.storage == _usual_storage() else ["--storage", options.storage]
+    return shlex.join(map(shown, words))
+
+
+def _usual_storage() -> str | None:
+    """Return the storage that the environment names, None if it names none."""
+    return os.environ.get(STORAGE_VARIABLE) or None
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with code 2."""
-        self.exit(2, f"slimfront: {message}; see {self.prog} --help\n")
+        words = " ".join(map(shown, message.split()))
+        self.exit(EXIT_ERROR, f"slimfront: {words}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -238,7 +252,10 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str) -> argpar
     add = command.add_argument_group("options of all commands").add_argument
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of that function; may be repeated")
     add("--folder", help="folder of the study's files (default: runs/<name of the study>)")
-    add("--storage", help="Optuna storage URL of the trials (default: journal.log in the folder)")
+    stored = (
+        f"Optuna storage URL of the trials (default: the variable {STORAGE_VARIABLE}, or journal.log in the folder)"
+    )
+    add("--storage", default=_usual_storage(), metavar="URL", help=stored)
     sampled = "sampler of the plans after the initial designs (default: the study's; without one the draft, then tpe)"
     add("--sampler", choices=SAMPLERS, help=sampled)
     add("--runtime", help=f"runtime of the files: {', '.join(RUNTIMES)}, or the study's own (default)")

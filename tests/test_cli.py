@@ -378,9 +378,11 @@ def test_a_network_that_the_runtime_cannot_take_is_reported_in_one_line(
     )
 
 
-def test_debug_raises_the_error(workdir: Path) -> None:
-    with pytest.raises(ValueError, match=r"no file nowhere\.py"):
-        main(["run", "nowhere.py:study", "--debug"])
+def test_debug_shows_the_traceback_before_the_line(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "nowhere.py:study", "--debug"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("slimfront: no file nowhere.py; ")
 
 
 def test_a_study_file_may_have_the_name_of_a_package_of_slimfront(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from search.command_line import EXIT_STOPPED, SHORTEST, study_arguments, study_words
+from search.command_line import EXIT_STOPPED, SHORTEST, STORAGE_VARIABLE, study_arguments, study_words
 from search.commands.loading import with_weights
 from search.commands.searching import opened_search
 from search.commands.showing import members_of, show_front
@@ -88,7 +88,8 @@ def _crew(options: argparse.Namespace, search: Search) -> Crew:
             words += ["--cpu-seconds", str(max(cpu_share - options.threads * (time.monotonic() - started), SHORTEST))]
         return words + ["--unverified"] * options.unverified
 
-    return Crew(Processes(gpus), count, arguments, {}, search.study, search.clock)
+    storage = {} if options.storage is None else {STORAGE_VARIABLE: options.storage}  # command lines are public
+    return Crew(Processes(gpus), count, arguments, storage, search.study, search.clock)
 
 
 def _print_limits(spec: StudySpec) -> None:

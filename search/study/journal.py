@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pkgutil
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock  # its public module lacks the base of its locks
 
 from search.study.errors import UserError
+from search.study.passwords import shown, without_passwords
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -87,9 +87,10 @@ def storage_at(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
 
 def unusable(error: Exception, folder: Path, url: str | None) -> UserError:
     """Return the error that a storage cannot be read or written, from the exception that showed it."""
-    where = re.sub(r"(://[^:@/]*):[^@]*@", r"\1:***@", url or str(folder / "journal.log"))  # without a password
+    where = shown(url) if url else folder / "journal.log"
+    words = without_passwords(" ".join(str(error).split()), url)
     return UserError(
-        f"the storage {where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:200]}); if "
+        f"the storage {where} cannot be used ({type(error).__name__}: {words[:200]}); if "
         "another process locks it, wait for that process; if it is damaged, start again with another --folder (and "
         "--storage)"
     )

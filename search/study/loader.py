@@ -47,7 +47,7 @@ def load(target: str, settings: list[str]) -> StudySpec:
         spec = function(**arguments)
     except UserError as error:
         raise UserError(f"{target}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{target}: {type(error).__name__}: {error} ({_line_of(error)}); --debug shows more") from error
     if not isinstance(spec, StudySpec):
         raise UserError(f"{target} must return a StudySpec, but it returned {type(spec).__name__}")
@@ -83,13 +83,13 @@ def _module(location: str) -> ModuleType:
             return importlib.import_module(location)
         sys.path.insert(0, str(path.resolve().parent))  # a study may import modules from its own folder
         return import_file(f"{USER_PACKAGE}.{path.stem}", path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"{location} cannot be imported: {type(error).__name__}: {error} ({_line_of(error)})"
         ) from error
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: BaseException) -> str:
     """Return the file and line that raised the error."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{Path(last.filename).name}, line {last.lineno}"

@@ -13,6 +13,7 @@ from search.study.errors import UserError
 from search.study.files import RUNS, save_json
 from search.study.journal import storage_at, unusable
 from search.study.outline import stored_outline
+from search.study.passwords import shown
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -51,7 +52,7 @@ def remember(folder: Path, name: str, target: str, settings: list[str]) -> None:
     target, settings
         What follows the command: the function, and the values of `--set`.
     """
-    words = {"name": name, "study": target, "settings": sorted(settings), "sha256": _digest(target)}
+    words = {"name": name, "study": target, "settings": _without_passwords(settings), "sha256": _digest(target)}
     save_json(folder / STARTED_WITH, words)
 
 
@@ -75,7 +76,7 @@ def find(target: str, settings: list[str], folder: str | None, url: str | None) 
     given = Path(target) if Path(target).is_dir() else folder and Path(folder)
     paths = [given / STARTED_WITH] if given else sorted(Path(RUNS).glob(f"*/{STARTED_WITH}"))
     named = [(path, words) for path in paths if path.exists() and (words := _words(path))]
-    wanted = target, sorted(settings)
+    wanted = target, _without_passwords(settings)
     fitting = [
         (path, words) for path, words in named if given == Path(target) or (words["study"], words["settings"]) == wanted
     ]
@@ -94,6 +95,11 @@ def find(target: str, settings: list[str], folder: str | None, url: str | None) 
         raise unusable(error, path.parent, url) from error
     changed = words["sha256"] != _digest(words["study"])
     return None if outline is None else Stored(study, outline, path.parent, changed)
+
+
+def _without_passwords(settings: list[str]) -> list[str]:
+    """Return the settings in order, as they are written down."""
+    return sorted(map(shown, settings))
 
 
 def _words(path: Path) -> dict[str, Any]:
