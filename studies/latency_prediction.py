@@ -13,7 +13,6 @@ not measure them again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from search.evaluation.profiling import fit_before_search
 from search.evaluation.subject import Subject
 from search.proposals.stratified import StratifiedRandom
 from search.study import machine
-from search.study.files import save_json
+from search.study.files import load_json, save_json
 from search.study.records import RANGES
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 from spaces.plan import architectures_of
@@ -98,11 +97,11 @@ def random_plans(context: Context, count: int, seed: int) -> list[tuple[dict[str
 
 def measured(context: Context, plans: list[tuple[dict[str, Any], Plan]], path: Path) -> np.ndarray:
     """Return the measured latency of each plan over the teacher's; those in the file are not measured again."""
-    known: list[float] = json.loads(path.read_text()) if path.exists() else []
+    known: list[float] = load_json(path)["known"] if path.exists() else []
     (latency,) = context.spec.costs
     for _, plan in plans[len(known) :]:
         known.append(latency(context.subject.finish(context.subject.build_roughly(plan))))
-        save_json(path, known)
+        save_json(path, {"known": known})
     return np.array(known[: len(plans)])
 
 

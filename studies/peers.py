@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import subprocess
 import sys
 import tempfile
@@ -52,7 +51,7 @@ from search.evaluation.subject import Subject
 from search.loop.schedule import range_tested
 from search.proposals.defaults import resolved
 from search.study import machine
-from search.study.files import save_json
+from search.study.files import load_json, save_json
 from search.study.storage import open_study
 from studies import fashion_mnist, imagenet_sample, photographs, speech_digits
 from studies.fronts import SHARES
@@ -178,7 +177,7 @@ def main() -> None:
             only = [str(options.out), "--only", network, method, str(seed)]
             if subprocess.run([*command, *only], check=False).returncode:  # noqa: S603 - this command again
                 failed.append(f"{method} on {network} with seed {seed}")
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    records = [load_json(path) for path in sorted(folder.glob("*.json"))]
     sys.stdout.write(f"{tables(records)}\n")
     if failed:
         sys.exit(f"these runs failed: {', '.join(failed)}; the same command repeats them")

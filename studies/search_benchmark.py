@@ -20,7 +20,6 @@ the time and the front that it found.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -52,7 +51,7 @@ from search.proposals.draft_records import draft_of
 from search.proposals.stratified import StratifiedRandom
 from search.study import machine
 from search.study.budget_clock import BudgetClock
-from search.study.files import save_json
+from search.study.files import load_json, save_json
 from search.study.front import front, trained_count
 from search.study.storage import open_study
 from search.study.weights import state_path
@@ -296,7 +295,7 @@ def main() -> None:
             (method, seed): pool.submit(subprocess.run, [*command, "--only", method, str(seed)], check=False)
             for method, seed in missing
         }
-    records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
+    records = pd.DataFrame([load_json(path) for path in sorted(folder.glob("*.json"))])
     runs_table(records).to_csv(folder / "runs.csv", index=False)
     sys.stdout.write(f"{summary(records)}\n")
     for column, title in (("found", "as found"), ("points", "after the final training")):

@@ -13,8 +13,9 @@ from objectives import Examples
 from search import Recipe, Splits
 from search.evaluation.reference import teacher_file
 from search.results.confirm import confirm, weights_of
-from search.results.export import export, restored, verify_front
+from search.results.export import export, verify_front
 from search.results.file_records import with_records
+from search.results.recorded import restored
 from search.results.report import report
 from search.results.tables import confirmed_table
 from search.study.errors import Diverged

@@ -19,12 +19,15 @@ from search import Budget
 from search.evaluation.reference import teacher_file
 from search.evaluation.trial import key_of
 from search.results.confirm import weights_of
-from search.results.export import VerificationTime, ensure_replaceable, export, rebuild, restored, verify_front
+from search.results.export import VerificationTime, export, verify_front
+from search.results.exported import rebuild
 from search.results.file_records import record_path
+from search.results.recorded import restored
 from search.results.verification import Disagreement, record_words, verify
 from search.study.budget_clock import BudgetClock
 from search.study.errors import UserError
 from search.study.front import front, trained
+from search.study.marks import MARK
 from search.study.records import KEY
 from search.study.weights import state_path
 from spaces import deployed
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from search import StudySpec
     from search.evaluation.context import Context
 
-EXPORTED_FILES = ["model.onnx", "plan.json", "state.safetensors", "verification.json"]
+EXPORTED_FILES = ["model.onnx", "plan.json", MARK, "state.safetensors", "verification.json"]
 IMAGES = splits().validation.inputs
 
 
@@ -74,7 +77,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "verification.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_an_export_consists_of_four_files(exported: Path) -> None:
+def test_an_export_consists_of_four_files_and_their_mark(exported: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == EXPORTED_FILES
 
 
@@ -267,19 +270,3 @@ def test_files_are_not_verified_once_the_time_is_over(
     assert planned.of([*with_weights, (second, tmp_path / "none")]) == 0
     assert verify_front([(second, tmp_path / "none")], shared, tmp_path, reference) == []
     assert f"trials {second.number} are not verified" in capsys.readouterr().err
-
-
-def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
-    ensure_replaceable(tmp_path / "new", replace=False)
-    ensure_replaceable(tmp_path, replace=False)
-    (tmp_path / "plan.json").touch()
-    with pytest.raises(UserError, match="is not empty; name another folder with --out, or overwrite it with --replace"):
-        ensure_replaceable(tmp_path, replace=False)
-    ensure_replaceable(tmp_path, replace=True)
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(
-        UserError, match=r"contains other files than an export, such as thesis.tex; name another folder"
-    ):
-        ensure_replaceable(tmp_path, replace=True)
-    with pytest.raises(UserError, match="is a file; name a folder with --out"):
-        ensure_replaceable(tmp_path / "thesis.tex", replace=True)

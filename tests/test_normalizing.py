@@ -23,7 +23,8 @@ from search.evaluation.subject import Subject
 from search.export import rebuild
 from search.loop.run import run
 from search.proposals.defaults import resolved
-from search.results.export import STATE_FILE, export
+from search.results.export import export
+from search.results.exported import STATE_FILE
 from search.study.definition import define, fingerprint
 from search.study.errors import UserError
 from search.study.front import front

@@ -16,13 +16,15 @@ from objectives.finished_layers import layers_in
 from search import Budget, DraftStart
 from search.costs.cost_model import CostModel
 from search.evaluation.reference import prepared
+from search.export import rebuild
 from search.proposals.defaults import resolved
 from search.proposals.draft_records import draft_of
 from search.proposals.uniform_start import UniformStart
 from search.results.confirm import weights_of
-from search.results.export import export, rebuild, restored
+from search.results.export import export
 from search.results.file_records import with_records
 from search.results.inspection import inspection
+from search.results.recorded import restored
 from search.results.report import report
 from search.study.front import front
 from search.study.records import INEXACT, VALUES

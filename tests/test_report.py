@@ -11,6 +11,7 @@ import pytest
 from search.results.file_records import with_records
 from search.results.report import report
 from search.study.front import front
+from search.study.marks import MARK
 from tests.small_study import context, searched, study
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def page(home: Path, written: list[Path]) -> str:
 
 
 def test_the_returned_paths_are_the_files_of_the_report(home: Path, written: list[Path], found: Study) -> None:
-    assert sorted(written) == sorted((home / "report").iterdir())
+    assert sorted([*written, home / "report" / MARK]) == sorted((home / "report").iterdir())
     names = {path.name for path in written}
     assert {"front.png", "front.html", "candidates.csv"} < names
     assert {f"plan-{trial.number}.png" for trial in front(found)} < names

@@ -24,9 +24,10 @@ from search.export import rebuild
 from search.proposals.defaults import resolved
 from search.proposals.draft_records import draft_of
 from search.proposals.draft_start import DraftStart
-from search.results.export import export, restored
+from search.results.export import export
 from search.results.file_records import with_records
 from search.results.inspection import inspection
+from search.results.recorded import restored
 from search.results.report import report
 from search.study.records import INEXACT, VALUES
 from search.study.weights import state_path

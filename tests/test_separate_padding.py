@@ -17,7 +17,8 @@ from search.evaluation.reference import prepared
 from search.export import rebuild
 from search.loop.run import run
 from search.proposals.defaults import resolved
-from search.results.export import export, restored
+from search.results.export import export
+from search.results.recorded import restored
 from search.study.front import front
 from search.study.storage import open_study
 from search.study.weights import state_path

@@ -14,11 +14,12 @@ from objectives import Agreement, Data, Examples, Latency, Limit, Macs, Score, S
 from objectives.trees import leaves, run
 from search import Budget, Recipe, Splits, StudySpec
 from search.evaluation.reference import bounded, prepared
+from search.export import rebuild
 from search.loop.run import run as search
 from search.proposals.defaults import resolved
 from search.results.confirm import confirm
 from search.results.export import export as export_files
-from search.results.export import rebuild, verify_front
+from search.results.export import verify_front
 from search.results.file_records import read_record, record_path
 from search.study.front import front
 from search.study.storage import open_study

@@ -14,11 +14,12 @@ from objectives import Examples, Limit, Macs, SizeBytes
 from objectives.outputs import outputs
 from search import Budget, Recipe, Splits, StudySpec
 from search.evaluation.reference import prepared
+from search.export import rebuild
 from search.loop.run import run
 from search.proposals.defaults import resolved
 from search.results.confirm import confirm
 from search.results.export import export as export_files
-from search.results.export import rebuild, verify_front
+from search.results.export import verify_front
 from search.study.front import front
 from search.study.storage import open_study
 from search.study.weights import state_path

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from search.commands.loading import opened, with_weights
 from search.commands.showing import members_of, show_front
+from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import prepared
 from search.loop.schedule import range_tested
 from search.results.confirm import confirm
 from search.results.export import verify_front
 from search.results.pick import pick
+from search.results.recorded import CONFIRMED
 from search.results.tables import confirmed_table
 from search.study.console import console, print_table
-from search.study.files import ensure_writable
+from search.study.files import ensure_writable, load_json
 from search.study.machine import device_named
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ def command(options: argparse.Namespace) -> int:
     trials = [pick(study, spec, front_members, options.pick)] if options.pick else [one.trial for one in front_members]
     # The runtime is tried on the teacher before any training, so that a missing operator shows early.
     context, reference = prepared(spec, device_named(options.device), folder)
+    ensure_same_answers(study, context.subject)
     if options.seeds:
         records = confirm(trials, context, folder, options.seeds, range_tested(study, context))
-        teacher = json.loads((folder / "confirmed" / "front.json").read_text())["teacher"]
+        teacher = load_json(folder / CONFIRMED / "front.json")["teacher"]
         print_table(confirmed_table(records, teacher, spec, study), options.format)
     failures = verify_front(with_weights(trials, folder), context, folder, reference)
     if options.format == "table" or not options.seeds:

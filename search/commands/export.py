@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from search.commands.loading import opened
 from search.commands.showing import members_of
+from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import prepared
 from search.results.confirm import weights_of
-from search.results.export import ensure_replaceable, export
+from search.results.export import export
+from search.results.exported import ensure_replaceable
 from search.results.pick import pick
 from search.results.verification import record_words
 from search.study.console import results_console
 from search.study.files import ensure_writable
 from search.study.machine import device_named
+from search.study.marks import recover
 
 if TYPE_CHECKING:
     import argparse
@@ -25,9 +28,11 @@ def command(options: argparse.Namespace) -> int:
     study, spec, folder = opened(options)
     trial = pick(study, spec, members_of(study, spec, folder), options.pick or ("goal" if spec.goal else "knee"))
     out = Path(options.out) if options.out else folder / "export"
+    recover(out)
     ensure_replaceable(out, replace=options.replace)
     ensure_writable(out.parent)
     context, reference = prepared(spec, device_named(options.device), folder)
+    ensure_same_answers(study, context.subject)
     record = export(trial, context, weights_of(folder, trial), out, reference)
     results_console.print(f"trial {trial.number}: {record_words(record)}")
     results_console.print(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from search.commands.loading import opened
 from search.commands.showing import members_of
+from search.evaluation.answers import ensure_same_answers
 from search.evaluation.context import Context
 from search.evaluation.subject import Subject
 from search.results.report import report
@@ -25,6 +26,7 @@ def command(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else folder / "report"
     ensure_writable(out)
     context = Context(spec, Subject(spec, device_named(options.device)))
+    ensure_same_answers(study, context.subject)
     for path in report(study, context, members, out):
         results_console.print(str(path))
     return 0

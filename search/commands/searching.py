@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from search.commands.loading import loaded, on_runtime, with_weights
+from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import bounded, prepared
 from search.loop.run import run
 from search.results.export import VerificationTime
@@ -14,7 +15,7 @@ from search.study.front import front
 from search.study.goal import with_stored_goal
 from search.study.machine import device_named
 from search.study.storage import open_study
-from search.study.stored import remember
+from search.study.stored import claim, remember
 
 if TYPE_CHECKING:
     import argparse
@@ -71,10 +72,12 @@ def opened_search(options: argparse.Namespace, workers: int = 1, run_name: str =
     """Open or create the study of the options and prepare it; see `BudgetClock` for the other parameters."""
     spec, folder = loaded(options)
     ensure_writable(folder)
+    claim(folder)
     study = open_study(spec, folder, options.storage, create=True)
     remember(folder, spec.name, options.study, options.set)
     spec = on_runtime(options, with_stored_goal(study, spec))
     context, reference = prepared(spec, device_named(options.device), folder)
+    ensure_same_answers(study, context.subject)
     context = bounded(study, context)
     wall, cpu = options.start
     clock = BudgetClock(context.spec.budget, wall, cpu, workers=workers, run=run_name)

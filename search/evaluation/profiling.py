@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 import time
 from functools import partial
@@ -26,7 +25,7 @@ from search.study.cpu_profile import MEASURING
 from search.study.definition import define_value
 from search.study.errors import raise_machine_fault, reason_of
 from search.study.failed_plans import FIRST_FAILURES, FailedPlans
-from search.study.files import save_json
+from search.study.files import load_or_nothing, save_json
 from search.study.records import AHEAD, INEXACT, RELATIVE
 from spaces.network.messages import first_line
 from spaces.plan import architectures_of
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 
+RATIOS = "ratios"  # key of a file with measured latencies
 PROFILED_NETWORKS = 20  # networks that are profiled before a search (chosen)
 PARTS_SECONDS = 2.0  # CPU time for the parts of a network, over that of the network before it (chosen)
 PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # round r measures up to 6 r of the most promising plans (chosen)
@@ -180,7 +180,8 @@ def refit(study: Study, context: Context) -> None:
 def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[LatencyModel | None, bool]:
     """Return a model of the objective, None if nothing is measured, and whether something new was measured."""
     path = _path(context, objective)
-    ratios: list[float | None] = json.loads(path.read_text()) if path.exists() else []
+    stored = load_or_nothing(path, {RATIOS: list}, "its networks are measured again")
+    ratios: list[float | None] = stored.get(RATIOS, [])
     before = len(PartsFile.of(objective).read()[1]) if isinstance(objective, Partwise) else 0
     if not (seconds or ratios or before):
         return None, False
@@ -190,7 +191,7 @@ def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[Lat
     if seconds and known < PROFILED_NETWORKS:
         for ratio in _measured(context, objective, known, teacher, Timing(now - began, now, now + seconds)):
             ratios.append(ratio)
-            save_json(path, ratios)
+            save_json(path, {RATIOS: ratios})
     both = zip(_profiled_params(context, objective), ratios, strict=False)
     worked = [(context.plan(params), ratio) for params, ratio in both if ratio is not None]
     plans = [None, *(plan for plan, _ in worked)]

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import math
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from search.evaluation.subject import Subject
 from search.study.console import console
 from search.study.cpu_profile import MEASURING
 from search.study.errors import UserError
+from search.study.files import named_by_content, save_named_by_content
 from search.study.records import TEACHER
 from spaces.network.messages import first_line
 
@@ -69,12 +69,10 @@ def teacher_file(subject: Subject, runtime: Runtime, folder: Path) -> Path:
     ExportError
         If the runtime does not support the teacher.
     """
-    path = folder / f"teacher-{subject.fingerprint}.{runtime.suffix}"
-    if not path.exists():
-        unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-        subject.export(runtime, unfinished)
-        unfinished.replace(path)
-    return path
+    stem, suffix = f"teacher-{subject.fingerprint}", f".{runtime.suffix}"
+    return named_by_content(folder, stem, suffix) or save_named_by_content(
+        folder, stem, suffix, functools.partial(subject.export, runtime)
+    )
 
 
 def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:

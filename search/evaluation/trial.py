@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from optuna import TrialPruned
 from optuna.trial import TrialState
-from safetensors.torch import load_file
 
 from search.costs.cost_model import inexact
 from search.evaluation.early_stopping import EarlyStopping
 from search.study import machine
 from search.study.console import console
 from search.study.errors import Diverged
+from search.study.files import Damaged
 from search.study.records import (
     EARLY_CHECK,
     EPOCHS,
@@ -32,8 +32,9 @@ from search.study.records import (
     STOPPED,
     TRAINED_LOSS,
     VALUES,
+    WEIGHTS,
 )
-from search.study.weights import save_state, state_path
+from search.study.weights import load_state, restore, save_state, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +137,7 @@ def _trained(
             trial.set_user_attr(RELATIVE, (over_teacher, machine.words()))
     else:
         model = context.build(plan)
-        model.load_state_dict(load_file(state_path(folder, shorter.number)))
+        restore(model, state_path(folder, shorter.number), shorter.user_attrs.get(WEIGHTS))
         values = _costs(shorter, spec)
     if names := inexact(predicted.exact, values):
         trial.set_user_attr(INEXACT, names)
@@ -156,7 +157,7 @@ def _trained(
         raise
     values |= context.measure(model, [objective for objective in spec.measured if not objective.is_cost])
     _constrain(trial, spec, _record(trial, spec, values, known))
-    save_state(model, state_path(folder, trial.number))
+    trial.set_user_attr(WEIGHTS, save_state(model, state_path(folder, trial.number)))
     if (loss := context.validation_loss_of(model)) is not None:
         trial.set_user_attr(TRAINED_LOSS, loss)
     return tuple(values[objective.name] for objective in spec.objectives)
@@ -258,10 +259,22 @@ def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTria
 
 
 def _shorter(study: Study, key: str, folder: Path) -> FrozenTrial | None:
-    """Return an earlier, shorter training of the plan whose weights exist, so that training continues from them."""
+    """Return an earlier, shorter training of the plan whose weights are whole, so that training continues from them."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     same_plan = [trial for trial in complete if trial.user_attrs.get(KEY) == key]
-    return next((trial for trial in reversed(same_plan) if state_path(folder, trial.number).exists()), None)
+    return next((trial for trial in reversed(same_plan) if _has_whole_weights(trial, folder)), None)
+
+
+def _has_whole_weights(trial: FrozenTrial, folder: Path) -> bool:
+    """Return whether the weights of a trial are there and as they were written; if damaged, a line says so."""
+    try:
+        load_state(state_path(folder, trial.number), trial.user_attrs.get(WEIGHTS))
+    except FileNotFoundError:
+        return False
+    except Damaged as error:
+        console.print(f"{error}; its training begins anew", markup=False)
+        return False
+    return True
 
 
 def _costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:

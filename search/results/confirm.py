@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
 from objectives import Metric
 from search.evaluation.first_checks import check_split
 from search.evaluation.trial import key_of, seed_of
+from search.results.recorded import CONFIRMED
 from search.study.console import console, track
 from search.study.definition import define_value, differences
 from search.study.errors import Diverged, reason_of
-from search.study.files import save_json
-from search.study.records import RATE, VALUES
+from search.study.files import Damaged, check_digest, load_or_nothing, save_json
+from search.study.records import RATE, VALUES, WEIGHTS
 from search.study.weights import save_state, state_path
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def confirm(
                 progress((done + 1) / total)
             records.append(_record(trial, runs))
     teacher = metrics(context.spec, context.subject.finished)
-    save_json(folder / "confirmed" / "front.json", {"teacher": teacher, "members": records})
+    save_json(folder / CONFIRMED / "front.json", {"teacher": teacher, "members": records})
     return records
 
 
@@ -84,8 +84,9 @@ def weights_of(folder: Path, trial: FrozenTrial) -> Path:
 
     It is the first seed and not the best one: a choice by score would make the score of the exported network too good.
     """
-    confirmed = _path(folder, trial, 0).with_suffix(".safetensors")
-    return confirmed if confirmed.exists() else state_path(folder, trial.number)
+    record = _path(folder, trial, 0)
+    confirmed = record.with_suffix(".safetensors")
+    return confirmed if confirmed.exists() and record.exists() else state_path(folder, trial.number)
 
 
 def metrics(spec: StudySpec, finished: nn.Module) -> dict[str, float]:
@@ -105,7 +106,7 @@ def _report_share(progress: Callable[[float], None], done: int, total: int, shar
 
 def _path(folder: Path, trial: FrozenTrial, seed_number: int) -> Path:
     """Return the path of the record of one training of a member."""
-    return folder / "confirmed" / f"{trial.number}-seed{seed_number}.json"
+    return folder / CONFIRMED / f"{trial.number}-seed{seed_number}.json"
 
 
 def _confirmation_run(
@@ -121,22 +122,37 @@ def _confirmation_run(
     path = _path(folder, trial, seed_number)
     recipe = recipe if rate else recipe.at_rate(trial.user_attrs.get(RATE))
     recipe_definition = define_value(recipe) | {"range_test": rate and list(rate)}
-    if path.exists() and _same_recipe((stored := json.loads(path.read_text()))["recipe"], recipe_definition):
-        return stored  # type: ignore[no-any-return]
+    weights = path.with_suffix(".safetensors")
+    if (stored := _stored(path, weights)) and _same_recipe(stored["recipe"], recipe_definition):
+        return stored
+    for old in (path, weights):  # the record first: without it, weights of an earlier recipe are not exported
+        old.unlink(missing_ok=True)
     plan = context.plan(trial.params)
     try:
         model = context.build(plan)
         seed = seed_of(context.spec, key_of(plan), seed_number + 1)  # the search used 0
         context.train(model, plan, context.with_rate(recipe, model, rate), seed, progress)
         values = metrics(context.spec, context.subject.finish(model))
-        save_state(model, path.with_suffix(".safetensors"))
+        saved = {WEIGHTS: save_state(model, weights)}
     except Exception as error:  # noqa: BLE001 - a training may diverge, and a plan may fail in any way
         reason = str(error) if isinstance(error, Diverged) else reason_of(error)
         console.print(f"trial {trial.number}, seed {seed_number}: {reason}", markup=False)
-        values = {}
-        path.with_suffix(".safetensors").unlink(missing_ok=True)  # weights of an earlier recipe must not be exported
-    record = {"trial": trial.number, "seed": seed_number, "recipe": recipe_definition, "values": values}
+        values, saved = {}, {}
+    record = {"trial": trial.number, "seed": seed_number, "recipe": recipe_definition, "values": values} | saved
     save_json(path, record)
+    return record
+
+
+def _stored(path: Path, weights: Path) -> dict[str, Any]:
+    """Return the record of a training, empty if there is none; if it or its weights are damaged, a line says so."""
+    again = "the member is trained again"
+    record = load_or_nothing(path, {"recipe": dict, "values": dict}, again)
+    try:
+        if weights.exists():
+            check_digest(weights, record.get(WEIGHTS))
+    except (OSError, Damaged) as error:
+        console.print(f"{error}; {again}", markup=False)
+        return {}
     return record
 
 

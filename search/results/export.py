@@ -3,132 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import shutil
 import statistics
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file
-
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from objectives.trees import moved, shapes_of
-from search.results.file_records import WEIGHTS_DIGEST, digest, outdated, read_record, record_path
-from search.results.plan_json import decode, encode
+from search.results.exported import PLAN_FILE, RECORD_FILE, STATE_FILE, described, ensure_replaceable
+from search.results.file_records import outdated, read_record, record_path
+from search.results.plan_json import encode
+from search.results.recorded import ensure_as_recorded, restored
 from search.results.verification import Disagreement, verify
 from search.study.budget_clock import now, passed_since
 from search.study.console import console, track
-from search.study.errors import UserError, reason_of
-from search.study.files import save_json
-from search.study.records import VALUES
+from search.study.errors import reason_of
+from search.study.files import save_json, sha256
+from search.study.marks import EXPORT, digests_of, replace_folder, set_mark, unfinished_folder
+from search.study.records import VALUES, WEIGHTS
 from search.study.weights import save_state
-from spaces import deployed, unfuse_attention, with_plain_layers
-from spaces.network.messages import first_line
-from spaces.network.normalizing import normalized
+from spaces import deployed
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-    from torch import Tensor, nn
 
-    from objectives.trees import Tree
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
-    from spaces import Plan
 
 VERIFICATION_SECONDS = "verification_seconds"  # key of a record: wall and CPU seconds of export and verification
-REBUILT_WITH = 8  # inputs with which an exported network is rebuilt; their values do not matter
-PLAN_FILE, STATE_FILE, RECORD_FILE = "plan.json", "state.safetensors", "verification.json"
-
-
-def restored(trial: FrozenTrial, context: Context, weights: Path) -> tuple[Plan, nn.Module]:
-    """Restore a trial: return its plan and its trained network, on the CPU in evaluation mode.
-
-    Raises
-    ------
-    UserError
-        If the file of its weights is missing.
-    """
-    if not weights.exists():
-        raise UserError(
-            f"the weights of trial {trial.number} are missing: {weights}; name the folder of the study with --folder"
-        )
-    plan = context.plan(trial.params)
-    model = context.build(plan)
-    model.load_state_dict(load_file(weights))
-    return plan, model.cpu().eval()
-
-
-def rebuild(model: nn.Module, folder: str | Path, kinds: tuple[type, ...] = ()) -> nn.Module:
-    """Rebuild an exported torch network from its plan and its weights, bit for bit, in evaluation mode.
-
-    Parameters
-    ----------
-    model
-        The teacher's architecture, wrapped or not; its weights do not matter.
-    folder
-        The folder of the export.
-    kinds
-        Your own classes of steps, if the plan contains any.
-
-    Raises
-    ------
-    UserError
-        If the folder does not contain an export, or one of another network.
-    """
-    folder = Path(folder)
-    try:
-        content = json.loads((folder / PLAN_FILE).read_text())
-        state = load_file(folder / STATE_FILE)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} must contain {PLAN_FILE} and {STATE_FILE} as export writes them: {error}") from error
-    example = _example(content.get("inputs", {"shape": content["input_shape"], "type": "float32"}))
-    plan = decode(content["plan"], kinds)
-    try:
-        return _built(plan, with_plain_layers(normalized(model, example).model, example), example, state)
-    except (ValueError, RuntimeError) as error:
-        # exports of earlier versions have the names and the weights of networks that were less rewritten
-        for earlier in (with_plain_layers, unfuse_attention):
-            with contextlib.suppress(Exception):
-                return _built(plan, earlier(model, example), example, state)
-        raise UserError(
-            f"the export in {folder} does not fit {type(model).__name__}: {first_line(error)}; pass the teacher's "
-            "architecture, with any weights"
-        ) from error
-
-
-def _built(plan: Plan, model: nn.Module, example: Tree, state: dict[str, Tensor]) -> nn.Module:
-    """Return the plan's network with these weights, in evaluation mode."""
-    built = plan.apply(model, example)
-    built.load_state_dict(state)
-    built.eval()
-    return built
-
-
-def _description(inputs: Tree) -> Any:  # noqa: ANN401 - JSON
-    """Return shapes and types of the inputs of a network, as JSON, from which `_example` makes inputs."""
-    if isinstance(inputs, tuple):
-        return [_description(part) for part in inputs]
-    if isinstance(inputs, Mapping):
-        return {"parts": {name: _description(part) for name, part in inputs.items()}}
-    return {"shape": list(inputs.shape[1:]), "type": str(inputs.dtype).removeprefix("torch.")}
-
-
-def _example(description: Any) -> Tree:  # noqa: ANN401 - JSON
-    """Return inputs that the network accepts: noise, and zeros where they are integers, such as tokens."""
-    if isinstance(description, list):
-        return tuple(_example(part) for part in description)
-    if "parts" in description:
-        return {name: _example(part) for name, part in description["parts"].items()}
-    dtype = getattr(torch, description["type"])
-    if not dtype.is_floating_point:
-        return torch.zeros((REBUILT_WITH, *description["shape"]), dtype=dtype)
-    return torch.randn((REBUILT_WITH, *description["shape"]), generator=torch.Generator().manual_seed(0))
 
 
 def verify_front(
@@ -182,8 +86,10 @@ def verify_front(
                 record_file.unlink(missing_ok=True)  # the record of other weights
                 try:
                     _, model = restored(trial, context, weights)
-                    spec.runtime.export(deployed(model, example), inputs_of_file(model, example), path)
-                    record = verify(model, path, spec, reference) | {WEIGHTS_DIGEST: digest(weights)}
+                    finished = deployed(model, example)
+                    ensure_as_recorded(trial, weights, model, finished, spec)
+                    spec.runtime.export(finished, inputs_of_file(model, example), path)
+                    record = verify(model, path, spec, reference) | {WEIGHTS: sha256(weights)}
                     save_json(record_file, record | {VERIFICATION_SECONDS: passed_since(started)})
                 except Disagreement as error:
                     failures.append(f"trial {trial.number}: {error}")
@@ -249,27 +155,6 @@ class VerificationTime:
         return statistics.median(self._seconds) * len(pending) if self._seconds else 0.0
 
 
-def ensure_replaceable(folder: Path, *, replace: bool) -> None:
-    """Check that an export to the folder overwrites at most an earlier export, and only if `replace` allows that.
-
-    Raises
-    ------
-    UserError
-        If it would overwrite anything else.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder with --out")
-    existing = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    models = {name for name in existing if name.startswith("model.")}
-    others = sorted(existing - models - {PLAN_FILE, STATE_FILE, RECORD_FILE})
-    if others:
-        raise UserError(
-            f"{folder} contains other files than an export, such as {others[0]}; name another folder with --out"
-        )
-    if existing and not replace:
-        raise UserError(f"{folder} is not empty; name another folder with --out, or overwrite it with --replace")
-
-
 def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, reference: Path) -> dict[str, Any]:
     """Write the model, plan.json, state.safetensors and verification.json; the folder appears once all is verified.
 
@@ -280,7 +165,7 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
     weights
         The path of its trained weights.
     folder
-        The folder of the four files; replaced as a whole.
+        The folder of the four files and their mark; replaced as a whole.
     reference
         The teacher's file, to compare the latency with.
 
@@ -295,25 +180,25 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
         If the file does not answer as the network does.
     ExportError
         If the runtime cannot take the network.
+    UserError
+        If the folder holds what is not ours, or the weights are not what the search or `confirm` recorded.
     """
     spec = context.spec
     plan, model = restored(trial, context, weights)
     example, name = moved(context.subject.example, "cpu"), f"model.{spec.runtime.suffix}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.parent / f".{folder.name}-{os.getpid()}"
-    unfinished.mkdir()
-    try:
-        spec.runtime.export(deployed(model, example), inputs_of_file(model, example), unfinished / name)
+    finished = deployed(model, example)
+    ensure_as_recorded(trial, weights, model, finished, spec)
+    with unfinished_folder(folder.parent, folder.name) as unfinished:
+        spec.runtime.export(finished, inputs_of_file(model, example), unfinished / name)
         record = verify(model, unfinished / name, spec, reference)
         values = trial.user_attrs[VALUES]
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}
         content = {"plan": encode(plan), "words": plan.words(), "parameters": trial.params,
-                   "input_shape": shapes_of(example), "inputs": _description(example)}  # fmt: skip
+                   "input_shape": shapes_of(example), "inputs": described(example)}  # fmt: skip
         save_json(unfinished / PLAN_FILE, content)
         save_json(unfinished / RECORD_FILE, record)
         save_state(model, unfinished / STATE_FILE)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        set_mark(unfinished, EXPORT, digests_of(unfinished))
+        ensure_replaceable(folder, replace=True)  # much may have been put there meanwhile
+        replace_folder(unfinished, folder)
     return record

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from objectives import Metric
+from search.study.console import console
+from search.study.files import load_or_nothing, sha256
 from search.study.front import non_dominated
-from search.study.records import VALUES
+from search.study.records import VALUES, WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Names of the objectives that a file measures, besides metrics
 SIZE, LATENCY, SHARE = "size_bytes", "latency_ms", "latency_share"
 MEASURED_ON_FILES = (SIZE, LATENCY, SHARE)
-WEIGHTS_DIGEST = "weights_sha256"  # key of a record: the SHA-256 of the weights that the file was made of
+TIMES = ("cpu_ms", "ratio")  # keys of the latency in a record
 
 
 class Member(NamedTuple):
@@ -53,18 +53,19 @@ def record_path(folder: Path, trial: FrozenTrial, runtime: Named) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return a verification record, empty if there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """Return a verification record, empty if there is none; a damaged one counts as none, and a line says so."""
+    again = "the file is verified again by: slimfront confirm STUDY --seeds 0"
+    record = load_or_nothing(path, {"file_bytes": int, "latency": dict}, again)
+    latency = record.get("latency", {})
+    if record and not all(isinstance(latency.get(name), int | float) for name in TIMES):
+        console.print(f"{path} is no verification record: its latency is {latency}; {again}", markup=False)
+        return {}
+    return record
 
 
 def outdated(record: dict[str, Any], weights: Path) -> bool:
     """Return whether a verification record is missing, or belongs to other weights than the present ones."""
-    return not record or (weights.exists() and record.get(WEIGHTS_DIGEST) != digest(weights))
-
-
-def digest(weights: Path) -> str:
-    """Return the SHA-256 of a file of weights."""
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+    return not record or (weights.exists() and record.get(WEIGHTS) != sha256(weights))
 
 
 def file_table(members: Sequence[Member], spec: Outline) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from search.results.goal import goal_note
 from search.results.plots import draw_front, draw_plan, interactive_front
 from search.results.verification import record_words
 from search.study.front import trained
+from search.study.marks import REPORT, ensure_free, put_files, unfinished_folder
 from search.study.records import TEACHER
 from search.study.unmet import known_limits
 
@@ -46,26 +47,36 @@ def report(study: Study, context: Context, members: Sequence[Member], out: Path)
     members
         The members of its front, with their verification records.
     out
-        The folder of the report.
+        The folder of the report. What we did not write there is neither deleted nor overwritten.
+
+    Raises
+    ------
+    UserError
+        If a file of the report has the name of one that is not ours.
     """
+    names = ["front.png", "front.html", "candidates.csv", *(f"plan-{trial.number}.png" for trial, _ in members)]
+    ensure_free(out, names, REPORT)
+    with unfinished_folder(out, REPORT) as unfinished:
+        _write(study, context, members, unfinished)
+        put_files(unfinished, out, REPORT)
+    return [out / name for name in names]
+
+
+def _write(study: Study, context: Context, members: Sequence[Member], out: Path) -> None:
+    """Write the files of a report to a folder."""
     spec = context.spec
     table = candidates(study, spec)
     names = [objective.name for objective in spec.objectives]
     columns = [*(objective.name for objective in spec.measured), "cpu_seconds"]
     teacher = study.user_attrs[TEACHER]
     title = f"{spec.name}: {len(trained(study))} trained candidates, seed {spec.seed}"
-    out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("plan-*.png"):
-        old.unlink()  # these members may have left the front
     table.to_csv(out / "candidates.csv", index=False)
     files = file_table(members, spec)
     draw_front(table, names, teacher, title, out / "front.png", files, spec.runtime.name)
-    written = [out / "front.png", out / "front.html", out / "candidates.csv"]
     for trial, _ in members:
         values = ", ".join(f"{name} {value:,.4g}" for name, value in zip(names, trial.values, strict=True))
         path = out / f"plan-{trial.number}.png"
         draw_plan(context.plan(trial.params), context.subject.anatomy, f"trial {trial.number}: {values}", path)
-        written.append(path)
     fronts = [
         interactive_front(table, (names[0], cost), teacher, title, columns, files, spec.runtime.name)
         for cost in names[1:] or names
@@ -74,8 +85,7 @@ def report(study: Study, context: Context, members: Sequence[Member], out: Path)
     checks = {trial.number: _verification_words(record) for trial, record in members}
     limits = [f"limit: {limit.words}" for limit in known_limits(study, spec)]
     notes = filter(None, [*limits, goal_note(study, spec, members), prediction_report(study, spec)])
-    (out / "front.html").write_text(_page(spec, figures, checks, list(notes)))
-    return written
+    (out / "front.html").write_text(_page(spec, figures, checks, list(notes)), encoding="utf-8")
 
 
 def _verification_words(record: dict[str, Any]) -> str:

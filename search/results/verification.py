@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -164,8 +165,9 @@ def _require_agreement(record: dict[str, Any], model: nn.Module, spec: StudySpec
         agrees = difference <= bound + FLOAT_TOLERANCE and record["agreement_percent"] >= LEAST_AGREEMENT
         how = f"agree on {record['agreement_percent']:.2f}% of {record['samples']} samples"
     else:
+        metrics = {one.name: one for one in spec.measured if isinstance(one, Metric)}
         agrees = record["sqnr_db"] >= record["allowed_sqnr_db"] - FLOAT_TOLERANCE
-        agrees = agrees and all(_is_near(name, *values, model, spec) for name, values in pairs.items())
+        agrees = agrees and all(is_near(metrics[name], *values, model, spec) for name, values in pairs.items())
         how = f"have a signal-to-noise ratio of {record['sqnr_db']:.1f} dB, of at least {record['allowed_sqnr_db']:.1f}"
     if not agrees:
         shown = ", ".join(f"{name} is {a:.5g} instead of {b:.5g}" for name, (a, b) in pairs.items())
@@ -175,11 +177,11 @@ def _require_agreement(record: dict[str, Any], model: nn.Module, spec: StudySpec
         )
 
 
-def _is_near(name: str, file: float, torch_value: float, model: nn.Module, spec: StudySpec) -> bool:
-    """Return whether a metric of the file is that of the network, but for what rounding to 8 bits changes."""
-    difference = abs(file - torch_value)
-    if difference <= LARGEST_RELATIVE_DIFFERENCE * abs(torch_value) + FLOAT_TOLERANCE:
+def is_near(metric: Metric, found: float, expected: float, model: nn.Module, spec: StudySpec) -> bool:
+    """Return whether a metric of a network or its file is the expected one, but for what rounding to 8 bits changes."""
+    difference = abs(found - expected)
+    if difference <= LARGEST_RELATIVE_DIFFERENCE * abs(expected) + FLOAT_TOLERANCE:
         return True
-    metric = next(one for one in spec.measured if one.name == name)
-    assert isinstance(metric, Metric)
-    return difference <= ROUNDING_SHARE * abs(metric.on(spec.splits.validation)(Rounded(model)) - torch_value)
+    if not math.isfinite(difference):
+        return False
+    return difference <= ROUNDING_SHARE * abs(metric.on(spec.splits.validation)(Rounded(model)) - expected)

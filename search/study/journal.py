@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pkgutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from search.study.passwords import shown, without_passwords
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
+JOURNAL = "journal.log"  # in the folder of a study
 WAIT_TO_ASK_AGAIN = 0.001  # seconds between two attempts to lock; a record is written in less
 
 
@@ -51,6 +53,16 @@ def journal_storage(journal: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(journal), KernelLock(journal)))
 
 
+def is_journal(path: Path) -> bool:
+    """Return whether a file is a journal of Optuna, or empty."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+        return not first or "op_code" in json.loads(first)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def cut_incomplete_record(journal: Path) -> None:
     """Remove a last record that a power cut or a full disk left incomplete; the next record would be appended to it."""
     lock = KernelLock(journal)
@@ -73,7 +85,7 @@ def storage_at(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
         If there is no journal and none is to be created.
     """
     if url is None:
-        path = folder / "journal.log"
+        path = folder / JOURNAL
         if not create and not path.exists():
             raise UserError(f"no study in {folder}; start it with: slimfront run")
         if create and path.exists():
@@ -87,7 +99,7 @@ def storage_at(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
 
 def unusable(error: Exception, folder: Path, url: str | None) -> UserError:
     """Return the error that a storage cannot be read or written, from the exception that showed it."""
-    where = shown(url) if url else folder / "journal.log"
+    where = shown(url) if url else folder / JOURNAL
     words = without_passwords(" ".join(str(error).split()), url)
     return UserError(
         f"the storage {where} cannot be used ({type(error).__name__}: {words[:200]}); if "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 # attributes of a study
 DEFINITION = "definition"  # every setting that the result of a trial depends on, by its path
+ANSWERS = "teacher_answers"  # what the teacher answers to a few calibration inputs, to notice changes of its code
 DRAFT = "-draft"  # suffix: the draft of a study has the name of the study and this
 GOAL = "goal"  # text of the goal, and the name of the runtime that its objectives are measured on
 OUTLINE = "outline"  # names, directions and limits, from which tables are printed (`search.study.outline`)
@@ -45,6 +46,7 @@ STOPPED = "stopped"  # what was out of reach when early stopping ended it: LIMIT
 LIMIT, TRIAL = "limit", "trial"
 REASON = "reason"  # why it ended without values; a failed trial without a reason was interrupted
 REPLAY = "replay_of"  # number of the earlier trial of the same plan whose result it repeats
+WEIGHTS = "weights_sha256"  # SHA-256 of the file of its weights; also in records of confirmations and verifications
 TRAINED_LOSS = "trained_loss"  # proxy loss on validation examples after the training
 SECONDS = "cpu_seconds"  # CPU seconds that it took
 

@@ -111,7 +111,7 @@ def _created(
     storage: BaseStorage, spec: StudySpec, definition: dict[str, str], goal: dict[str, str] | None, folder: Path
 ) -> Study:
     """Create the study; refuse a folder that holds the candidates of another one."""
-    if any(folder.glob("candidates/*")):
+    if any(path for name in ("candidates", "confirmed", "verified") for path in folder.glob(f"{name}/*")):
         raise UserError(f"{folder} holds the candidates of another study; name another folder with --folder")
     study = optuna.create_study(
         storage=storage,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 
 from search.study.errors import UserError
-from search.study.files import RUNS, save_json
-from search.study.journal import storage_at, unusable
+from search.study.files import RUNS, Damaged, load_json, save_json
+from search.study.journal import JOURNAL, is_journal, storage_at, unusable
+from search.study.marks import MARK, RUN, mark_of, set_mark
 from search.study.outline import stored_outline
 from search.study.passwords import shown
 
@@ -56,6 +56,29 @@ def remember(folder: Path, name: str, target: str, settings: list[str]) -> None:
     save_json(folder / STARTED_WITH, words)
 
 
+def claim(folder: Path) -> None:
+    """Mark the folder of a study as ours, before anything is written to it.
+
+    Raises
+    ------
+    UserError
+        If it is the folder of an export or a report, or holds a file of someone else under a name of ours.
+    """
+    marked, mark = (folder / MARK).exists(), mark_of(folder)
+    if mark is not None and mark.writer != RUN:
+        raise UserError(f"{folder} was written by slimfront {mark.writer}; name another folder with --folder")
+    if mark is not None:
+        return
+    ours = {STARTED_WITH: bool(_words(folder / STARTED_WITH)), JOURNAL: is_journal(folder / JOURNAL)}
+    others = [folder / name for name, is_ours in ours.items() if (folder / name).exists() and not is_ours]
+    if (others or marked) and mark_of(folder) is None:  # else another worker has just claimed the folder
+        raise UserError(
+            f"{[*others, folder / MARK][0]} was not written by slimfront, which needs a file of that name; move it "
+            "away, or name another folder with --folder"
+        )
+    set_mark(folder, RUN)
+
+
 def find(target: str, settings: list[str], folder: str | None, url: str | None) -> Stored | None:
     """Return the study that was last run with these words; None if there is none, or an earlier version stored it.
 
@@ -80,6 +103,8 @@ def find(target: str, settings: list[str], folder: str | None, url: str | None) 
     fitting = [
         (path, words) for path, words in named if given == Path(target) or (words["study"], words["settings"]) == wanted
     ]
+    if not fitting and given == Path(target) and any(path.exists() for path in paths):
+        raise UserError(f"{paths[0]} is damaged; name the study by its file, such as my_study.py:study")
     if not fitting:
         return None
     path, words = max(fitting, key=lambda item: item[0].stat().st_mtime)
@@ -105,10 +130,9 @@ def _without_passwords(settings: list[str]) -> list[str]:
 def _words(path: Path) -> dict[str, Any]:
     """Return what `remember` wrote; nothing if the file is damaged."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return load_json(path, {"name": str, "study": str, "settings": list, "sha256": str})
+    except (OSError, Damaged):
         return {}
-    return found if isinstance(found, dict) and {"name", "study", "settings", "sha256"} <= set(found) else {}
 
 
 def _digest(target: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from search.study.console import console, track
 from search.study.definition import define_value, define_value_with_modules, fingerprint
+from search.study.files import named_by_content, save_named_by_content
+from search.study.weights import restore, save_state
 from search.training.fine_tuning import TeacherOutputs, fine_tune
 from search.training.learning_rate import range_test
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe
 
 TEACHERS_VARIABLE = "SLIMFRONT_TEACHERS"  # the environment variable that names the folder of trained teachers
+TEACHERS = "runs/teachers"  # that folder if the variable is not set
+SUFFIX = ".safetensors"
 
 
 class Labels:
@@ -104,10 +108,10 @@ def trained(
     rest: tuple[object, ...] = (fingerprint(model), train, seed, smoothing)
     if loss is not None:
         rest += (loss.__qualname__,)
-    path = _path(class_name, define_value(recipe), rest)
-    for candidate in (path, _path(class_name, define_value_with_modules(recipe), rest)):  # the second: of version 0.1
-        if candidate.exists():
-            model.load_state_dict(load_file(candidate))
+    stem, folder = _stem(class_name, define_value(recipe), rest), Path(os.environ.get(TEACHERS_VARIABLE, TEACHERS))
+    for candidate in (stem, _stem(class_name, define_value_with_modules(recipe), rest)):  # the second: of version 0.1
+        if found := named_by_content(folder, candidate, SUFFIX):
+            restore(model, found)
             return model.eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     recovery = Labels(smoothing) if loss is None else OfTask(loss)
@@ -117,15 +121,12 @@ def trained(
     with track(f"training the teacher {class_name}") as progress:
         fine_tune(model, *arguments, recipe, seed, progress)
     model.to("cpu")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
-    unfinished.replace(path)
+    path = save_named_by_content(folder, stem, SUFFIX, functools.partial(save_state, model))
     console.print(f"the weights of the teacher {class_name} are stored in {path}")
     return model.eval()
 
 
-def _path(class_name: str, recipe: dict[str, str], rest: tuple[object, ...]) -> Path:
-    """Return the path of a teacher's weights."""
+def _stem(class_name: str, recipe: dict[str, str], rest: tuple[object, ...]) -> str:
+    """Return the beginning of the name of the file of a teacher's weights."""
     digest = hashlib.sha256(repr((sorted(recipe.items()), *rest)).encode()).hexdigest()[:12]
-    return Path(os.environ.get(TEACHERS_VARIABLE, "runs/teachers")) / f"{class_name.lower()}-{digest}.safetensors"
+    return f"{class_name.lower()}-{digest}"
