@@ -99,7 +99,7 @@ def test_lines_that_say_how_to_continue_hide_it(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("search.commands.run.open_study", stop)
+    monkeypatch.setattr("search.commands.searching.open_study", stop)
     for words in (["--storage", "mysql://me:hunter22@db/s"], ["--storage=mysql://me:hunter22@db/s"]):
         assert main(["run", STUDY, *words]) == 130
         printed = capsys.readouterr().err

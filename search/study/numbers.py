@@ -45,12 +45,12 @@ def check_settings(part: object) -> None:
     if isinstance(part, tuple):
         for item in part:
             check_settings(item)
-    if not dataclasses.is_dataclass(part) or isinstance(part, type):
-        return
     ours = type(part).__module__.partition(".")[0] in PACKAGES
+    if not dataclasses.is_dataclass(part) or isinstance(part, type) or not ours:
+        return
     for field in dataclasses.fields(part):
         value = getattr(part, field.name, None)
-        if ours and field.init and value is not field.default:
+        if field.init and value is not field.default:
             _check(type(part).__name__, field.name, _words_of(field.type), value)
         check_settings(value)
 
