@@ -41,6 +41,7 @@ MEMBER = (
 GOAL_HELP = (
     "limits in words, separated by commas, such as '4x smaller, 2x faster, lose at most 1 point'; kept with the study"
 )
+ENGINES = "processes", "ray"
 WORKERS_HELP = "processes that search together (default: 1)"
 TYPICAL_USE = """\
 typical use:
@@ -219,6 +220,10 @@ def parser() -> argparse.ArgumentParser:
     add("--unverified", action="store_true", help=argparse.SUPPRESS)
     add = added["run"].add_argument
     add("--workers", type=Number(int, 1, MOST_WORKERS), default=1, metavar="N", help=WORKERS_HELP)
+    add("--engine", choices=ENGINES, default="processes", help="what starts the workers (default: processes)")
+    add(
+        "--gpus-per-worker", type=Number(float, 0), default=0.0, metavar="G", help="of --engine ray; 0.5: two share one"
+    )
     add("--unverified", action="store_true", help="do not export and verify the front at the end")
     add = added["report"].add_argument
     add("--out", help="folder of the report (default: report/ in the folder of the study)")

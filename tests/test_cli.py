@@ -214,7 +214,10 @@ ERRORS_BEFORE_RUN: dict[str, tuple[list[str], str]] = {
         ),
     ),
     "a folder below a file": (["run", STUDY, "--folder", "my_study.py/x"], "cannot write to my_study.py/x: Not a dir"),
-    "a storage of no kind": (["run", STUDY, "--storage", "nothing://x"], "--storage must name a database that SQLAlchemy knows"),
+    "a storage of no kind": (
+        ["run", STUDY, "--storage", "nothing://x"],
+        "--storage must name a database that SQLAlchemy knows",
+    ),
     "a study that was not run": (["front", STUDY], "no study in runs/small; start it with: slimfront run"),
     "a report before the run": (["report", STUDY], "no study in runs/small; start it with: slimfront run"),
     "an export before the run": (["export", STUDY], "no study in runs/small; start it with: slimfront run"),

@@ -3,133 +3,38 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.proposals.draft_records import draft_of
+from search.study.errors import UserError
 from search.study.front import front, trained, trained_count
-from search.study.journal import journal_storage
-from search.study.records import KEY, PLAN, REASON
-from tests import small_study
+from search.study.records import REASON
+from tests.several import (
+    check,
+    finished,
+    folder_of_study,
+    has_trained,
+    is_being_trained,
+    opened,
+    processes_in,
+    started,
+    wait_until,
+    workers_in,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from optuna import Study
-
-ROOT = Path(__file__).parent.parent
-VARIANTS = """
-import dataclasses
-from search import Budget, DraftStart
-from my_study import study
-
-def drafted(trials=8, epochs=1, scored=40):
-    return dataclasses.replace(study(trials, epochs=epochs), start=DraftStart(scored=scored))
-
-def failing(trials=8):
-    def broken(inputs, generator):
-        raise ValueError("this transform is broken")
-    spec = study(trials)
-    return dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, augment=broken))
-"""
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder with the file of a study; at the end no process of it may be left."""
-    shutil.copy(small_study.__file__, tmp_path / "my_study.py")
-    (tmp_path / "variants.py").write_text(VARIANTS)
-    yield tmp_path
-    until = time.monotonic() + 30
-    while (left := processes_in(tmp_path)) and time.monotonic() < until:
-        time.sleep(0.1)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
-
-
-def started(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """Start a command in a process group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "search", *words],
-        cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment,
-    )  # fmt: skip
-
-
-def finished(process: subprocess.Popen[str], code: int = 0) -> str:
-    """Wait for a command; return what it printed to standard error."""
-    _, printed = process.communicate(timeout=200)
-    assert process.returncode == code, printed
-    assert "Traceback" not in printed
-    return printed
-
-
-def processes_in(folder: Path) -> list[int]:
-    """Return the processes whose working directory is the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if (path / "cwd").readlink() == folder and b"search" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
-
-
-def workers_in(folder: Path) -> list[int]:
-    """Return the processes of the workers."""
-    return [pid for pid in processes_in(folder) if b"--crew" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def opened(folder: Path) -> Study:
-    return optuna.load_study(study_name="small", storage=journal_storage(folder / "runs/small/journal.log"))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 100) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.05)
-
-
-def has_trained(folder: Path, count: int) -> Callable[[], bool]:
-    def found() -> bool:
-        try:
-            return trained_count(opened(folder)) >= count
-        except (KeyError, FileNotFoundError):
-            return False
-
-    return found
-
-
-def is_being_trained(folder: Path) -> bool:
-    """Whether a worker is training a candidate."""
-    running = opened(folder).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return any(KEY in trial.user_attrs for trial in running)
-
-
-def check(folder: Path, trials: int) -> Study:
-    """Check that so many candidates were trained, each plan once, and that nothing is left over; return the study."""
-    study = opened(folder)
-    assert trained_count(study) == trials
-    assert not study.get_trials(states=(TrialState.RUNNING,))
-    assert max(Counter(trial.user_attrs[KEY] for trial in trained(study)).values()) == 1
-    assert not list((folder / "runs/small/workers").iterdir())
-    if (draft := draft_of(study)) is not None:
-        assert max(Counter(trial.user_attrs[PLAN] for trial in draft.trials).values()) == 1
-    assert front(study)
-    return study
+    with folder_of_study(tmp_path) as found:
+        yield found
 
 
 def test_two_workers_share_draft_trials_and_budget(folder: Path) -> None:
@@ -180,7 +85,7 @@ def test_a_draft_can_be_interrupted_and_goes_on(folder: Path, number: signal.Sig
     def scores() -> bool:
         try:
             return len(optuna.load_study(study_name="small-draft", storage=opened(folder)._storage).trials) > 5
-        except (KeyError, FileNotFoundError):
+        except (KeyError, UserError):
             return False
 
     wait_until(scores)

@@ -14,6 +14,7 @@ from search.commands.loading import with_weights
 from search.commands.searching import opened_search
 from search.commands.showing import members_of, show_front
 from search.engines.crew import Crew
+from search.engines.on_ray import OnRay
 from search.engines.processes import Processes
 from search.evaluation.reference import measure_teacher
 from search.proposals.proxy_correlation import prediction_report
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import argparse
 
     from search.commands.searching import Search
+    from search.engines.engine import Engine
     from search.study.spec import StudySpec
 
 MINUTE = 60  # seconds
@@ -44,7 +46,7 @@ def command(options: argparse.Namespace) -> int:
     for left_out in counted(context.subject.model, context.subject.example)[1]:
         console.print(left_out, markup=False)
     _print_limits(context.spec)
-    together = options.workers > 1
+    together = options.workers > 1 or options.engine == "ray"
     if not (_crew(options, search).work() if together else search.run(unverified=options.unverified)):
         count = len(front(study))
         console.print(f"stopped with {count} members on the front; continue with: {options.command_line}", markup=False)
@@ -70,9 +72,6 @@ def command(options: argparse.Namespace) -> int:
 def _crew(options: argparse.Namespace, search: Search) -> Crew:
     """Return the workers of a run with several ones."""
     count, budget, run_name = options.workers, search.spec.budget, uuid.uuid4().hex
-    gpus = torch.cuda.device_count() if search.context.subject.device.type == "cuda" else 0
-    if gpus and count > gpus:
-        console.print(f"{count} workers share {gpus} GPU{'s' * (gpus > 1)}")
     clock, started = search.clock, time.monotonic()
     cpu_share = math.inf if budget.cpu_seconds is None else (budget.cpu_seconds - cpu_seconds() + clock.cpu) / count
 
@@ -89,7 +88,24 @@ def _crew(options: argparse.Namespace, search: Search) -> Crew:
         return words + ["--unverified"] * options.unverified
 
     storage = {} if options.storage is None else {STORAGE_VARIABLE: options.storage}  # command lines are public
-    return Crew(Processes(gpus), count, arguments, storage, search.study, search.clock)
+    return Crew(_engine(options, search), count, arguments, storage, search.study, search.clock)
+
+
+def _engine(options: argparse.Namespace, search: Search) -> Engine:
+    """Return the engine of the options, and say where the workers will run."""
+    if options.engine == "ray":
+        cluster = OnRay(options.threads, options.gpus_per_worker)
+        console.print(cluster.words())
+        if options.storage is None:
+            console.print(
+                "the trials are in the folder of the study, which all machines of the cluster must share; name a "
+                "database with --storage otherwise"
+            )
+        return cluster
+    gpus = torch.cuda.device_count() if search.context.subject.device.type == "cuda" else 0
+    if gpus and options.workers > gpus:
+        console.print(f"{options.workers} workers share {gpus} GPU{'s' * (gpus > 1)}")
+    return Processes(gpus)
 
 
 def _print_limits(spec: StudySpec) -> None:

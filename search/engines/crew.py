@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from search.command_line import EXIT_STOPPED
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.5  # seconds between two looks at the workers (chosen)
 ENDING_SECONDS = 20.0  # seconds in which workers can give back their trials when the run ends with an error (chosen)
-MOST_DEATHS = 3  # workers that die in a row without any trained trial in between; then the run ends (chosen)
+MOST_DEATHS = 3  # times that a worker dies while no worker has trained a candidate; then the run ends (chosen)
 ERROR = "slimfront: "  # how a worker's last line starts if an error ended it
 
 
@@ -59,7 +60,9 @@ class Crew:
         self._running: dict[int, Started] = {}
         self._said: set[str] = set()
         self._errors: dict[int, str] = {}  # of each worker that runs, its last line about an error
-        self._deaths = self._asked_to_stop = self._trained = 0
+        self._deaths: Counter[int] = Counter()
+        self._asked_to_stop = self._trained = 0
+        self._spent = False  # whether a worker has found that the budget is spent
 
     def work(self) -> bool:
         """Let the workers work until the budget is spent; return False if the user stopped them before.
@@ -76,10 +79,12 @@ class Crew:
                 while self._running:
                     time.sleep(LOOK_SECONDS)
                     if board.count() > self._trained:
-                        self._deaths = 0
+                        self._deaths.clear()
                     self._trained = board.done
                     self._look()
                     board.show()
+                    if self._spent and all(started.waits for started in self._running.values()):
+                        break  # there is nothing left to do for those that no machine was free for
         finally:
             self._end()
         return not self._asked_to_stop
@@ -111,10 +116,11 @@ class Crew:
                 continue
             del self._running[number]
             error = self._errors.pop(number, "")
+            self._spent |= code == 0
             if code not in {0, EXIT_STOPPED}:
-                self._after_death(number, code, error)
+                self._after_death(number, started.end_in_words(), error)
 
-    def _after_death(self, number: int, code: int, error: str) -> None:
+    def _after_death(self, number: int, how: str, error: str) -> None:
         """Start a worker again that has died; after an error end the run.
 
         Raises
@@ -124,11 +130,11 @@ class Crew:
         """
         if error:
             raise UserError(error.removeprefix(ERROR))
-        self._deaths += 1
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if self._deaths >= MOST_DEATHS:
+        self._deaths[number] += 1
+        if self._deaths[number] >= MOST_DEATHS:
             raise UserError(
-                f"{self._deaths} workers ended in a row, the last one {how}; if memory is short, use fewer --workers"
+                f"worker {number + 1} died {MOST_DEATHS} times while no candidate was trained; the last time it {how}; "
+                "if memory is short, use fewer --workers"
             )
         if not self._asked_to_stop:
             console.print(f"worker {number + 1} {how}: it is started again, and its trial is run again")

@@ -19,6 +19,15 @@ class Started(Protocol):
         """Return its exit code, None as long as it runs; negative: the signal that ended it."""
         ...
 
+    @property
+    def waits(self) -> bool:
+        """Whether it still waits for a free machine."""
+        ...
+
+    def end_in_words(self) -> str:
+        """Say how it ended."""
+        ...
+
     def stop(self) -> None:
         """Ask it to stop after the trial under way; asked again, it stops at once."""
         ...

@@ -45,6 +45,8 @@ class Process:
         self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
         self._reader.start()
 
+    waits = False
+
     def lines(self) -> list[str]:
         """Return the lines that it has printed since the last call."""
         found = []
@@ -58,6 +60,10 @@ class Process:
         if code is not None:
             self._reader.join()
         return code
+
+    def end_in_words(self) -> str:
+        """Say how it ended."""
+        return end_in_words(self._process.wait())
 
     def stop(self) -> None:
         """Ask it to stop after the trial under way; asked again, it stops at once."""
@@ -91,3 +97,8 @@ class Processes:
         """Start a worker."""
         gpu = {"CUDA_VISIBLE_DEVICES": str(number % self._gpus)} if self._gpus else {}
         return Process(arguments, environment | gpu)
+
+
+def end_in_words(code: int) -> str:
+    """Say how a process ended, by its exit code."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -32,7 +32,7 @@ def running_system() -> str:
 
     It is that of Linux's kernel, which containers of one machine share; elsewhere it is that of the machine.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id")
+    boot = Path("/proc", "sys", "kernel", "random", "boot_id")
     return boot.read_text().strip() if boot.exists() else f"{uuid.getnode():x}"
 
 
