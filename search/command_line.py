@@ -25,9 +25,9 @@ MOST_SHOWN = 80  # characters of a word that an error quotes
 EXIT_ERROR = 2
 EXIT_STOPPED = 130  # exit code: what shells report for a command that Ctrl-C ended (128 + SIGINT)
 
-# The names of --sampler: samplers of Optuna, and one of slimfront.
+# The names of --sampler: samplers of Optuna, and two of slimfront.
 SAMPLERS = {
-    "tpe": "optuna.samplers:TPESampler",
+    "tpe": "search.proposals.joint_tpe:JointTPE",
     "nsga2": "optuna.samplers:NSGAIISampler",
     "gp": "optuna.samplers:GPSampler",
     "random": "optuna.samplers:RandomSampler",

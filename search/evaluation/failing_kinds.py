@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from search.study.console import console
 from search.study.errors import UserError
+from search.study.history import Finished, read
 from search.study.records import REASON, REPLAY, STOPPED
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class FailingKinds:
         UserError
             If the search is to end.
         """
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)):
+        for trial in read(study, Finished).trials:
             if trial.number in self._read:
                 continue
             self._read.add(trial.number)

@@ -26,7 +26,8 @@ from search.study.definition import define_value
 from search.study.errors import raise_machine_fault, reason_of
 from search.study.failed_plans import FIRST_FAILURES, FailedPlans
 from search.study.files import load_or_nothing, save_json
-from search.study.records import AHEAD, INEXACT, RELATIVE
+from search.study.history import Measured, read
+from search.study.records import AHEAD, RELATIVE
 from spaces.network.messages import first_line
 from spaces.plan import architectures_of
 
@@ -162,15 +163,15 @@ def refit(study: Study, context: Context) -> None:
     measurement is dropped.
     """
     cost_model = context.cost_model
-    trials = study.get_trials(deepcopy=False)
-    cost_model.drop_formulas(name for trial in trials for name in trial.user_attrs.get(INEXACT, ()))
+    measured = read(study, Measured)
+    cost_model.drop_formulas(measured.inexact)
     if not cost_model.models:
         return
     for params, over_teacher, where in study.user_attrs.get(AHEAD, ()):
         if where == machine.words():
             cost_model.observe(context.plan(params), over_teacher)
-    for trial in trials:
-        if RELATIVE in trial.user_attrs and trial.number not in cost_model.trials_read:
+    for trial in measured.trials:
+        if trial.number not in cost_model.trials_read:
             cost_model.trials_read.add(trial.number)
             over_teacher, where = trial.user_attrs[RELATIVE]
             if where == machine.words():

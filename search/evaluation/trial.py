@@ -16,6 +16,7 @@ from search.study import machine
 from search.study.console import console
 from search.study.errors import Diverged
 from search.study.files import Damaged
+from search.study.history import ByPlan, read
 from search.study.records import (
     EARLY_CHECK,
     EPOCHS,
@@ -248,20 +249,17 @@ def _constrain(trial: Trial, spec: StudySpec, excess: dict[str, float]) -> None:
 
 def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTrial | None:
     """Return an earlier trial of the plan that can be replayed: it was trained as long, or ended before training."""
-    finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    for earlier in study.get_trials(deepcopy=False, states=finished):
+    for earlier in read(study, ByPlan).of(key):
         has_result = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
         long_enough = earlier.user_attrs.get(EPOCHS, epochs) >= epochs
-        same = earlier.user_attrs.get(KEY) == key and REPLAY not in earlier.user_attrs
-        if earlier.number != number and has_result and long_enough and same:
+        if earlier.number != number and has_result and long_enough and REPLAY not in earlier.user_attrs:
             return earlier
     return None
 
 
 def _shorter(study: Study, key: str, folder: Path) -> FrozenTrial | None:
     """Return an earlier, shorter training of the plan whose weights are whole, so that training continues from them."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    same_plan = [trial for trial in complete if trial.user_attrs.get(KEY) == key]
+    same_plan = [trial for trial in read(study, ByPlan).of(key) if trial.state == TrialState.COMPLETE]
     return next((trial for trial in reversed(same_plan) if _has_whole_weights(trial, folder)), None)
 
 

@@ -240,9 +240,12 @@ def promote(study: Study, epochs: float) -> int:
 
 def _shorter(study: Study, members: Sequence[FrozenTrial], epochs: float) -> list[FrozenTrial]:
     """Return the members whose longest training, finished or planned, is much shorter than `epochs`."""
-    trials = study.get_trials(deepcopy=False)
-    longest = [max(_length(trial) for trial in trials if params_of(trial) == member.params) for member in members]
-    return [member for member, length in zip(members, longest, strict=True) if MIN_LENGTHENING * length <= epochs]
+    longest: dict[frozenset[tuple[str, Any]], float] = {frozenset(member.params.items()): 0.0 for member in members}
+    for trial in study.get_trials(deepcopy=False) if members else ():
+        params = frozenset(params_of(trial).items())
+        if params in longest:
+            longest[params] = max(longest[params], _length(trial))
+    return [member for member in members if MIN_LENGTHENING * longest[frozenset(member.params.items())] <= epochs]
 
 
 def _epoch_seconds(finished: Sequence[FrozenTrial]) -> float:

@@ -148,9 +148,9 @@ class Watch:
         """
         before, done = self.board.done, self.board.count()
         self.fruitless = 0 if done > before else self.fruitless + 1
-        failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        failed = [] if done else self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         reasons = [x.user_attrs[REASON] for x in failed if REASON in x.user_attrs and REPLAY not in x.user_attrs]
-        if not done and len(reasons) >= FIRST_FAILURES:
+        if len(reasons) >= FIRST_FAILURES:
             raise UserError(f"the first {len(reasons)} trials all failed; the last error was: {reasons[-1]}")
         self.failing.read(self.study, self.context)
         if self.fruitless >= MAX_FRUITLESS:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from optuna.samplers import TPESampler
-
 from search.proposals.draft_start import DraftStart
+from search.proposals.joint_tpe import JointTPE
 from search.study.goal import with_goal
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def resolved(spec: StudySpec) -> StudySpec:
-    """Return the study with `TPESampler` and `DraftStart()` where it names none, and with the limits of its goal.
+    """Return the study with `JointTPE` and `DraftStart()` where it names none, and with the limits of its goal.
 
     If it names a sampler, this proposes all plans after the initial designs. Call this once, before the definition of a
     study is stored or compared.
@@ -24,4 +23,4 @@ def resolved(spec: StudySpec) -> StudySpec:
     start = spec.start or DraftStart()
     if isinstance(start, DraftStart) and start.further is None:
         start = dataclasses.replace(start, further=spec.sampler is None)
-    return dataclasses.replace(spec, sampler=spec.sampler or TPESampler, start=start)
+    return dataclasses.replace(spec, sampler=spec.sampler or JointTPE, start=start)

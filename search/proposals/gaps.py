@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from optuna.trial import TrialState
 
-from search.proposals.draft_records import MIN_LOSS, choices_in, draft_of
+from search.proposals.draft_records import MIN_LOSS, Drafted, draft_of, tried
 from search.proposals.refusals import excess_of
 from search.proposals.seeds import DOUBTFUL_LOSS, DOUBTFUL_SHARE
 from search.proposals.sensitivity_table import safe_log
 from search.study.front import undominated
+from search.study.history import read
 from search.study.queue import enqueue
 from search.study.records import LIMIT, REASON, STOPPED
 
@@ -34,19 +35,13 @@ def fill_widest_gap(study: Study, context: Context) -> None:
     with the smallest proxy loss is next instead, of the whole draft. Once no plan is left, the sampler proposes plans.
     """
     draft = draft_of(study)
-    drafted = [] if draft is None else draft.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not drafted or study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+    plans = read(draft, Drafted) if draft is not None else Drafted()
+    if draft is None or not plans.trials or study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         return
-    names = list(drafted[0].params)
-    # a plan may be trained twice, and only a training to the end tells whether it meets the limits
-    trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.state == TrialState.COMPLETE)
-    tried = {choices_in(trial, names): trial for trial in trials}
-    results = [tried.get(choices_in(trial, names)) for trial in drafted]
-    failed = np.array([REASON in trial.user_attrs for trial in drafted])
+    drafted, trials = plans.trials, tried(study, plans.names)
+    results = [trials.get(choices) for choices in plans.choices]
+    losses, logs_NC, front, failed = read(draft, _Arrays).of(drafted)
     done = np.array([trial is not None for trial in results]) | failed
-    values = np.array([[max(MIN_LOSS, trial.values[0]), *trial.values[1:]] for trial in drafted])
-    losses, logs_NC = values[:, 0], safe_log(values[:, 1:])
-    front = undominated(values)
     met, missed = _losses_of_trained(losses, results)
     if not done.any():
         return
@@ -63,6 +58,25 @@ def fill_widest_gap(study: Study, context: Context) -> None:
     chosen = trusted if len(trusted) and doubtful * DOUBTFUL_SHARE > 1 + int(done.sum()) else allowed
     if len(chosen):
         enqueue(study, dict(drafted[chosen[scores[chosen].argmax()]].params))
+
+
+class _Arrays:
+    """Arrays of a draft's plans, made again only if there are more plans."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def add(self, trial: FrozenTrial) -> None:  # noqa: ARG002 - any trial makes them outdated
+        """Forget the arrays."""
+        self._kept = None
+
+    def of(self, drafted: list[FrozenTrial]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the proxy losses, the logarithms of the costs, which plans are on the front, and which failed."""
+        if self._kept is None:
+            values = np.array([[max(MIN_LOSS, trial.values[0]), *trial.values[1:]] for trial in drafted])
+            failed = np.array([REASON in trial.user_attrs for trial in drafted])
+            self._kept = values[:, 0], safe_log(values[:, 1:]), undominated(values), failed
+        return self._kept
 
 
 def _allowed(context: Context, drafted: list[FrozenTrial], considered: np.ndarray) -> np.ndarray:

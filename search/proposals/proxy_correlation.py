@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,9 +10,9 @@ import numpy as np
 from optuna.trial import TrialState
 from scipy.stats import spearmanr
 
-from search.proposals.draft_records import choices_in, draft_of, table_ranks_words
-from search.study.front import trained
-from search.study.records import EPOCHS, PREDICTED, TABLE_RANKS, TRAINED_LOSS, VALUES
+from search.proposals.draft_records import Drafted, choices_in, draft_of, table_ranks_words
+from search.study.history import read
+from search.study.records import EPOCHS, PREDICTED, REPLAY, TABLE_RANKS, TRAINED_LOSS, VALUES
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -57,27 +58,52 @@ def proxy_correlation(study: Study, spec: StudySpec) -> ProxyCorrelation | None:
     costs = [at for at, objective in enumerate(spec.objectives) if objective.is_cost]
     if not costs or all(objective.is_cost for objective in spec.objectives):
         return None
-    points = [
-        (trial.values[costs[0]], drafted[0], trial.user_attrs[TRAINED_LOSS]) for drafted, trial in _drafted(study)
-    ]
-    bands = np.array_split(np.array(sorted(points)), len(points) // BAND_TRIALS) if len(points) >= BAND_TRIALS else []
-    found = [float(spearmanr(band[:, 1], band[:, 2])[0]) for band in bands if np.ptp(band, axis=0)[1:].all()]
-    return ProxyCorrelation(float(np.mean(found)), len(points)) if found else None
-
-
-def _drafted(study: Study) -> list[tuple[list[float], FrozenTrial]]:
-    """Return the trials of plans of the draft that were trained for the most common length, with the draft's values."""
     draft = draft_of(study)
-    drafted = draft.get_trials(deepcopy=False) if draft is not None else []
-    names = list(drafted[0].params) if drafted else []
-    values = {choices_in(trial, names): trial.values for trial in drafted}
-    both = [
-        (values[choices], trial)
-        for trial in trained(study)
-        if (choices := choices_in(trial, names)) in values and TRAINED_LOSS in trial.user_attrs
-    ]
-    usual = Counter(trial.user_attrs.get(EPOCHS) for _, trial in both).most_common(1)
-    return [(own, trial) for own, trial in both if trial.user_attrs.get(EPOCHS) == usual[0][0]]
+    if draft is None:
+        return None
+    plans = read(draft, Drafted)
+    return read(study, _Trainings, plans, len(plans.trials)).correlation(costs[0])
+
+
+class _Trainings:
+    """The trainings of plans of a draft that are compared with the draft, by number.
+
+    Parameters
+    ----------
+    plans
+        The draft.
+    count
+        Number of its plans; with more of them, trainings count that did not before.
+    """
+
+    def __init__(self, plans: Drafted, count: int) -> None:  # noqa: ARG002 - makes it another reader
+        self._plans = plans
+        self._both: list[tuple[float, FrozenTrial]] = []  # with the proxy loss
+        self._known: dict[int, ProxyCorrelation | None] = {}
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Keep the trial if it is such a training."""
+        if trial.state != TrialState.COMPLETE or REPLAY in trial.user_attrs or TRAINED_LOSS not in trial.user_attrs:
+            return
+        drafted = self._plans.values.get(choices_in(trial, self._plans.names))
+        if drafted is not None:
+            bisect.insort(self._both, (drafted[0], trial), key=lambda both: both[1].number)
+            self._known.clear()
+
+    def correlation(self, cost: int) -> ProxyCorrelation | None:
+        """Return the correlation in bands of one cost, over the trainings of the most common length."""
+        if cost not in self._known:
+            usual = Counter(trial.user_attrs.get(EPOCHS) for _, trial in self._both).most_common(1)
+            points = [
+                (trial.values[cost], loss, trial.user_attrs[TRAINED_LOSS])
+                for loss, trial in self._both
+                if trial.user_attrs.get(EPOCHS) == usual[0][0]
+            ]
+            count = len(points) // BAND_TRIALS
+            bands = np.array_split(np.array(sorted(points)), count) if count else []
+            found = [float(spearmanr(band[:, 1], band[:, 2])[0]) for band in bands if np.ptp(band, axis=0)[1:].all()]
+            self._known[cost] = ProxyCorrelation(float(np.mean(found)), len(points)) if found else None
+        return self._known[cost]
 
 
 def is_misleading(study: Study, spec: StudySpec) -> bool:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from optuna.trial import TrialState
 
-from search.proposals.draft_records import choices_in, draft_of
+from search.proposals.draft_records import Drafted, draft_of, tried
 from search.proposals.limits import excess_over_limits, limits_before_training, sets_of_axes
 from search.proposals.seeds import seeds_by_margin
 from search.proposals.sensitivity_table import stored_table
 from search.study.console import console
+from search.study.history import Finished, read
 from search.study.queue import enqueue
 from search.study.records import REASON
 from spaces.plan import architectures_of
@@ -32,8 +33,7 @@ def refused_in_a_row(study: Study, context: Context) -> int:
     """Return how many of the latest finished trials in a row exceeded a limit on a predicted cost."""
     limits = [str(x) for x in context.spec.limits if x.objective.name in context.cost_model.models]
     count = 0
-    finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    for trial in reversed(study.get_trials(deepcopy=False, states=finished)):
+    for trial in reversed(read(study, Finished).trials):
         if REASON not in trial.user_attrs or all(trial.constraints.get(limit, 0.0) <= 0 for limit in limits):
             break
         count += 1
@@ -72,10 +72,9 @@ def turn_after_refusals(study: Study, context: Context) -> None:
         return
     margins = count / REFUSALS
     draft = draft_of(study)
-    drafted = draft.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if draft is not None else []
-    names = list(drafted[0].params) if drafted else []
-    tried = {choices_in(trial, names) for trial in study.get_trials(deepcopy=False)}
-    fresh = [trial for trial in drafted if choices_in(trial, names) not in tried]
+    plans = read(draft, Drafted) if draft is not None else Drafted()
+    names, known = plans.names, tried(study, plans.names)
+    fresh = [trial for trial, choices in zip(plans.trials, plans.choices, strict=True) if choices not in known]
     excess = excess_of(context, [trial.params for trial in fresh], margins) if fresh else np.zeros(0)
     allowed = np.flatnonzero(excess <= 0)
     if len(allowed):
@@ -85,7 +84,7 @@ def turn_after_refusals(study: Study, context: Context) -> None:
         chosen, source = found, "the plan with the best sum of the sensitivity table of those that it allows"
     else:
         mixed = _mixtures(context, seed=count)
-        mixtures = [params for params in mixed if tuple(map(params.get, names)) not in tried] or mixed
+        mixtures = [params for params in mixed if tuple(map(params.get, names)) not in known] or mixed
         excess = excess_of(context, mixtures, margins)
         inside = np.flatnonzero(excess <= 0)
         chosen = mixtures[inside[excess[inside].argmax()] if len(inside) else excess.argmin()]
@@ -99,11 +98,11 @@ def _best_of_table(study: Study, context: Context, margins: float) -> dict[str, 
     table = stored_table(study, context)
     if table is None:
         return None
-    tried = {choices_in(trial, table.names) for trial in study.get_trials(deepcopy=False)}
+    known = tried(study, table.names)
     chosen = seeds_by_margin(context, table, [], margins)
     for row in chosen[table.sums(chosen).argsort(kind="stable")] if len(chosen) else []:
         params = table.params(row)
-        if tuple(params.values()) not in tried:
+        if tuple(params.values()) not in known:
             return params | context.spec.space.recovery.usual()
     return None
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from optuna.trial import TrialState
 
 from search.study.errors import UserError
-from search.study.records import EXCESS, REPLAY, STOPPED
+from search.study.history import Trained, read
+from search.study.records import EXCESS, REPLAY
 from search.study.unmet import no_candidate
 
 if TYPE_CHECKING:
@@ -22,15 +24,51 @@ if TYPE_CHECKING:
 
 def trained(study: Study) -> list[FrozenTrial]:
     """Return the trials that were trained to the end, without replays."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [trial for trial in complete if REPLAY not in trial.user_attrs]
+    return list(read(study, Trained).trials)
 
 
 def trained_count(study: Study) -> int:
     """Return the number of trials that were trained, to the end or until early stopping, without replays."""
-    pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-    stopped = [trial for trial in pruned if STOPPED in trial.user_attrs and REPLAY not in trial.user_attrs]
-    return len(trained(study)) + len(stopped)
+    found = read(study, Trained)
+    return len(found.trials) + found.stopped
+
+
+class Front:
+    """The feasible trained trials that no other dominates; of trials with equal values the one with the least number.
+
+    Parameters
+    ----------
+    signs
+        For each objective 1 if it is minimized, -1 if it is maximized.
+    """
+
+    def __init__(self, signs: tuple[int, ...]) -> None:
+        self._signs = signs
+        self._members: list[tuple[tuple[float, ...], FrozenTrial]] = []  # with their values, all minimized
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Keep the trial if it is on the front, and drop those that it dominates."""
+        if trial.state != TrialState.COMPLETE or REPLAY in trial.user_attrs:
+            return
+        if not all(value <= 0 for value in trial.constraints.values()):
+            return
+        values = tuple(sign * value for sign, value in zip(self._signs, trial.values, strict=True))
+        for at, (others, other) in enumerate(self._members):
+            if others == values:
+                if trial.number < other.number:
+                    self._members[at] = values, trial
+                return
+            if all(map(operator.le, others, values)):
+                return
+        self._members = [
+            (others, other) for others, other in self._members if not all(map(operator.le, values, others))
+        ]
+        self._members.append((values, trial))
+
+    @property
+    def members(self) -> list[FrozenTrial]:
+        """The trials, the best in the first objective first."""
+        return [trial for _, trial in sorted(self._members, key=lambda member: (member[0][0], member[1].number))]
 
 
 def front(study: Study) -> list[FrozenTrial]:
@@ -38,10 +76,7 @@ def front(study: Study) -> list[FrozenTrial]:
 
     Of trials with equal values the first one is the member.
     """
-    best = {trial.number: trial for trial in study.best_trials if REPLAY not in trial.user_attrs}
-    sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
-    distinct = {tuple(trial.values): trial for trial in sorted(best.values(), key=lambda x: x.number, reverse=True)}
-    return sorted(distinct.values(), key=lambda trial: (sign * trial.values[0], trial.number))
+    return read(study, Front, tuple(-1 if one.name == "MAXIMIZE" else 1 for one in study.directions)).members
 
 
 def non_dominated(points: Sequence[Sequence[float]], spec: Outline) -> list[bool]:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock  # its public module lacks the base of its locks
 
 from search.study.errors import UserError
 from search.study.passwords import shown, without_passwords
+from search.study.quick_journal import QuickJournal
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -48,9 +47,9 @@ class KernelLock(BaseJournalFileLock):
         self._lock.release()
 
 
-def journal_storage(journal: Path) -> JournalStorage:
+def journal_storage(journal: Path) -> QuickJournal:
     """Return the storage in a file, which is created if it does not exist."""
-    return JournalStorage(JournalFileBackend(str(journal), KernelLock(journal)))
+    return QuickJournal(journal, KernelLock(journal))
 
 
 def is_journal(path: Path) -> bool:

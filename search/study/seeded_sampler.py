@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
+from optuna.samplers._ga import BaseGASampler
 
-from search.study.records import REASON, RERUN
+from search.study.history import Interrupted, read
+from search.study.records import RERUN
+from search.study.seen_trials import seen_by_sampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from optuna import Study
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, TrialState
 
 
 class SeededSampler(BaseSampler):
@@ -40,6 +42,7 @@ class SeededSampler(BaseSampler):
         self._make = make
         self._seed = seed
         self._inner = self._sampler_at(0)
+        self._seen: Study | None = None
 
     def _sampler_at(self, position: int) -> BaseSampler:
         """Create the sampler of the trial at a position among the trials that are counted."""
@@ -49,31 +52,27 @@ class SeededSampler(BaseSampler):
             return self._make(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Create the sampler of this trial; one that runs an interrupted trial again draws as that one did."""
-        failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        origins = {other.number: other.user_attrs[RERUN] for other in (*failed, trial) if RERUN in other.user_attrs}
-        number = trial.number
-        while number in origins:
-            number = origins[number]
-        interrupted = [other for other in failed if other.number < number and REASON not in other.user_attrs]
-        self._inner = self._sampler_at(number - len(interrupted))
-        self._inner.before_trial(study, trial)
+        """Create the sampler of this trial, and what it sees; one that runs a trial again draws as that one did."""
+        position = read(study, Interrupted).position(trial.number, trial.user_attrs.get(RERUN))
+        self._inner = self._sampler_at(position)
+        self._seen = seen_by_sampler(study, whole=isinstance(self._inner, BaseGASampler))
+        self._inner.before_trial(self._seen, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the search space of the sampler of this trial."""
-        return self._inner.infer_relative_search_space(study, trial)
+        return self._inner.infer_relative_search_space(self._seen or study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Draw with the sampler of this trial."""
-        return self._inner.sample_relative(study, trial, search_space)
+        return self._inner.sample_relative(self._seen or study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # noqa: ANN401 - Optuna's signature
         """Draw one parameter with the sampler of this trial."""
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+        return self._inner.sample_independent(self._seen or study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Pass the result to the sampler of this trial."""

@@ -52,7 +52,7 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
     try:
         storage = storage_at(folder, url, create=create)
         study, changed = _opened(storage, spec, definition, folder, create=create)
-        len(study.trials)  # reads the whole storage, so that damage shows here
+        study.get_trials(deepcopy=False)  # reads the whole storage, so that damage shows here
     except UserError:
         raise
     except Exception as error:
