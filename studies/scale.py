@@ -35,9 +35,10 @@ from search.proposals.proxy_correlation import is_misleading
 from search.proposals.refusals import turn_after_refusals
 from search.study.budget_clock import BudgetClock
 from search.study.front import front, trained_count
-from search.study.queue import enqueue, requeue_abandoned
+from search.study.queue import QUEUE, ask, enqueue, rerun_abandoned
 from search.study.records import EPOCHS, EXCESS, KEY, PLAN, SECONDS, TRAINED_LOSS, VALUES
 from search.study.storage import open_study
+from search.study.workers import Workers
 from studies.synthetic_trials import filled, spec_of
 
 if TYPE_CHECKING:
@@ -74,11 +75,12 @@ def turns_of(blocks: int, folder: Path, url: str | None) -> dict[str, float]:
     opening = time.process_time() - started, time.perf_counter() - wall
     row = {"parameters": float(len(study.get_trials(deepcopy=False)[-1].params))}
     row |= {"open_ms": 1000 * opening[0], "open_wall_ms": 1000 * opening[1], "open_mb": _memory() - before}
-    watch = Watch(study, context, folder, context.spec.recipe, None, BudgetClock(context.spec.budget))
     columns: dict[str, list[float]] = {}
-    with watch:
+    watch = Watch(study, context, folder, context.spec.recipe, None, BudgetClock(context.spec.budget))
+    with Workers(study, folder) as workers, watch:
+        context.workers = workers
         for turn in range(TURNS + 1):
-            times = _turn(study, context, folder, watch, enqueued=turn == TURNS)
+            times = _turn(study, context, folder, watch, workers, enqueued=turn == TURNS)
             if turn:  # the first one reads all trials
                 for name, milliseconds in times.items():
                     columns.setdefault(name, []).append(milliseconds)
@@ -90,7 +92,9 @@ def turns_of(blocks: int, folder: Path, url: str | None) -> dict[str, float]:
     return row
 
 
-def _turn(study: Study, context: Context, folder: Path, watch: Watch, *, enqueued: bool) -> dict[str, float]:
+def _turn(
+    study: Study, context: Context, folder: Path, watch: Watch, workers: Workers, *, enqueued: bool
+) -> dict[str, float]:
     """Take one turn of `search.loop.run`, without training; return the CPU milliseconds of each part."""
     found: dict[str, float] = {}
 
@@ -101,11 +105,18 @@ def _turn(study: Study, context: Context, folder: Path, watch: Watch, *, enqueue
         return given
 
     def asked() -> Trial:
-        trial = study.ask()
+        trial = ask(study, workers)
         context.spec.space.suggest(trial, context.subject.anatomy)
         return trial
 
+    def ticket(task: str) -> None:
+        with workers.ticket(task) as drawn:
+            drawn.ahead()
+
     timed("over", watch.over)
+    timed("abandoned", lambda: rerun_abandoned(study, workers))
+    for task in ("one of the budget's trials", QUEUE, "train it for 4 epochs"):
+        timed("tickets", lambda task=task: ticket(task))  # type: ignore[misc]
     timed("refit", lambda: refit(study, context))
     timed("refusals", lambda: turn_after_refusals(study, context))
     timed("gap", lambda: fill_widest_gap(study, context))
@@ -135,7 +146,6 @@ def _turn(study: Study, context: Context, folder: Path, watch: Watch, *, enqueue
     timed("front", lambda: front(study))
     timed("count", lambda: trained_count(study))
     timed("expected", lambda: expected_seconds(study))
-    timed("abandoned", lambda: requeue_abandoned(study))
     return found
 
 

@@ -21,7 +21,7 @@ from search.evaluation.trial import key_of
 from search.proposals.defaults import resolved
 from search.proposals.draft_records import create_draft
 from search.study import machine
-from search.study.queue import worker
+from search.study.queue import QUEUE
 from search.study.records import (
     EPOCHS,
     EXCESS,
@@ -36,10 +36,12 @@ from search.study.records import (
     SECONDS,
     STARTED,
     STOPPED,
+    TASK,
     TRAINED_LOSS,
     TRIAL,
     VALUES,
     WORKER,
+    WORKERS,
 )
 from search.study.storage import open_study
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 DRAFTED = 1000  # plans of the draft, as a long study has
 TRAINED_OF_DRAFT = 300  # of these plans that were trained
 REPLAYED, STOPPED_EARLY, REJECTED, FAILED = 0.04, 0.08, 0.08, 0.01  # shares of the trials, about those of real studies
+WORKED_BY = "0123456789abcdef0123456789abcdef"  # a worker that is gone
 BATCH = 500  # trials that are written together
 ADDED, PARAMETER, ENDED, ATTRIBUTE, SYSTEM = 4, 5, 6, 8, 9  # codes of Optuna's journal
 
@@ -96,7 +99,10 @@ def filled(context: Context, folder: Path, url: str | None, trials: int) -> Stud
     drafted = list(_drafted(context, distributions, rng))
     _add(draft, folder, url, drafted)
     first = [trial.params | spec.space.recovery.usual() for trial in drafted[:TRAINED_OF_DRAFT]]
-    _add(study, folder, url, list(finished_trials(context, distributions, first, trials, rng)))
+    finished = list(finished_trials(context, distributions, first, trials, rng))
+    _add(study, folder, url, finished)
+    tickets = optuna.create_study(storage=study._storage, study_name=spec.name + WORKERS, load_if_exists=True)  # noqa: SLF001
+    _add(tickets, folder, url, list(_tickets(finished)))
     return open_study(spec, folder, url, create=False)
 
 
@@ -121,7 +127,7 @@ def finished_trials(
         top1 = min(99.5, 62 + 4.2 * math.log(size) + rng.normal())
         values = [round(top1, 2), float(size)]
         macs = 6_000 * size / 44_000
-        attributes: dict[str, Any] = {WORKER: worker(), KEY: key_of(plan), PLAN: plan.words()}
+        attributes: dict[str, Any] = {WORKER: WORKED_BY, KEY: key_of(plan), PLAN: plan.words()}
         excess = {str(limit): -float(rng.random()) * 0.9}
         state = TrialState.COMPLETE
         if source is not None:
@@ -189,8 +195,15 @@ def _drafted(context: Context, distributions: dict[str, Any], rng: np.random.Gen
             params=params,
             distributions=searched,
             values=[loss, size],
-            user_attrs={WORKER: worker(), PLAN: context.plan(params | context.spec.space.recovery.usual()).words()},
+            user_attrs={WORKER: WORKED_BY, PLAN: context.plan(params | context.spec.space.recovery.usual()).words()},
         )
+
+
+def _tickets(trials: list[FrozenTrial]) -> Iterator[FrozenTrial]:
+    """Yield the tickets that a worker drew for these trials (see `search.study.workers`)."""
+    for trial in trials:
+        for task in ("one of the budget's trials", QUEUE, f"train {trial.user_attrs[KEY]} for 4 epochs"):
+            yield create_trial(state=TrialState.FAIL, user_attrs={TASK: task, WORKER: WORKED_BY})
 
 
 def _add(study: Study, folder: Path, url: str | None, trials: list[FrozenTrial]) -> None:

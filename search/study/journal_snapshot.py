@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from optuna.distributions import BaseDistribution
 
-SUFFIX = ".snapshot"  # to the name of the journal
+SNAPSHOT_SUFFIX = ".snapshot"  # to the name of the journal
 FORMAT = 1  # of the snapshot; another one is not read
 CHUNK = 2**20  # bytes of the journal that are checked at a time
 
@@ -53,7 +53,7 @@ class Snapshot(NamedTuple):
 
 def save(journal: Path, snapshot: Snapshot) -> None:
     """Write a snapshot beside the journal, in place of another one; the one of any worker is as good."""
-    path = journal.with_name(journal.name + SUFFIX)
+    path = journal.with_name(journal.name + SNAPSHOT_SUFFIX)
     kinds: dict[tuple[Any, ...], int] = {}
     trials = [_row(trial, kinds) for trial in snapshot.trials.values()]
     body = {
@@ -90,7 +90,7 @@ def save(journal: Path, snapshot: Snapshot) -> None:
 
 def load(journal: Path) -> Snapshot | None:
     """Return the snapshot of a journal; None if there is none, or it is not of this journal as it is."""
-    path = journal.with_name(journal.name + SUFFIX)
+    path = journal.with_name(journal.name + SNAPSHOT_SUFFIX)
     head = _head(path)
     if head is None:
         return None
