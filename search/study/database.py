@@ -6,10 +6,10 @@ import weakref
 from typing import TYPE_CHECKING
 
 import sqlalchemy
-from optuna.storages import RDBStorage, get_storage
 from sqlalchemy.exc import ArgumentError
 
 from search.study.errors import UserError
+from search.study.quick_database import QuickCache, QuickRDB
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -40,9 +40,9 @@ def database_storage(text: str) -> BaseStorage:
         ) from error
     engine.dispose()
     written = url.render_as_string(hide_password=False)
-    backend = RDBStorage(written.replace("{", "{{").replace("}", "}}"))  # Optuna fills a template
+    backend = QuickRDB(written.replace("{", "{{").replace("}", "}}"))  # Optuna fills a template
     weakref.finalize(backend, backend.engine.dispose)  # closes its connections
-    return get_storage(backend)
+    return QuickCache(backend)
 
 
 def database_url(text: str) -> URL:
