@@ -15,7 +15,7 @@ from torch import nn
 from objectives import Limit, Macs, Parameters
 from search import Budget, DraftStart, UniformStart
 from search.costs.coarse_work import coarse_work
-from search.costs.latency_model import LatencyModel, MeasuredParts, at_best_clock
+from search.costs.latency_model import MOST_NETWORKS, LatencyModel, MeasuredParts, at_best_clock
 from search.evaluation.context import Context
 from search.evaluation.profiling import (
     PLANS_PER_ROUND,
@@ -399,3 +399,14 @@ def test_parts_that_were_timed_at_another_clock_are_corrected(clock: float) -> N
     assert at_best_clock(model).parts.values_S == pytest.approx(parts @ coefficients)
     alone = LatencyModel("ms", coarse_work, networks[:1], networks[:1] @ coefficients, measured)
     assert at_best_clock(alone) is alone, "one network says nothing about the clock"
+
+
+def test_a_model_keeps_the_teacher_and_the_latest_networks() -> None:
+    work = np.random.default_rng(0).random((MOST_NETWORKS + 40, 3)) + 0.1
+    works = iter(work[1:, None])
+    model = LatencyModel("latency_ms", lambda _: next(works), work[:1], work[:1] @ [1.0, 2.0, 3.0], NO_PARTS)
+    for row in work[1:]:
+        model = model.with_measurement(None, float(row @ [1.0, 2.0, 3.0]))  # type: ignore[arg-type]
+    assert model.work_NF == pytest.approx(np.vstack([work[:1], work[-MOST_NETWORKS:]]))
+    assert model.values_N == pytest.approx(model.work_NF @ [1.0, 2.0, 3.0])
+    assert f"the latest {MOST_NETWORKS} networks" in model.words()

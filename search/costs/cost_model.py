@@ -68,6 +68,7 @@ class CostModel:
             for objective in costs
             if isinstance(objective, Foreseeable)
         }
+        self._full: set[str] = set()  # objectives whose models have as many networks as they keep
         self._modelled: set[tuple[Step, ...]] = set()  # steps of the plans that the models are fitted to
 
     @property
@@ -123,7 +124,13 @@ class CostModel:
             self._modelled.add(plan.steps)
             parts = architectures_of(self.frame, [plan]).parts()
             for name, value in usable.items():
-                self.models[name] = self.models[name].with_measurement(parts, value * self.models[name].teacher)
+                before = self.models[name]
+                self.models[name] = before.with_measurement(parts, value * before.teacher)
+                if len(before.values_N) == len(self.models[name].values_N) and name not in self._full:
+                    self._full.add(name)
+                    console.print(
+                        f"{name} is predicted from the latest {len(before.values_N) - 1} networks from now on"
+                    )
 
     def drop_formulas(self, names: Iterable[str]) -> None:
         """Drop the formulas of these costs, because they disagree with measurements on this network."""

@@ -29,6 +29,7 @@ RESAMPLES = 30  # linear models whose mean is taken where there are parts (chose
 CLOCKS = 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7  # times of the parts may be wrong by such factors (chosen)
 FARTHEST_MODEL = 2.0  # factor from the median prediction beyond which a resampled model is left out (chosen)
 UNKNOWN = 1.0  # relative error of a prediction of which nothing is known
+MOST_NETWORKS = 300  # networks that the model is fitted to, beside the teacher: the latest (chosen)
 LEAST_FOR_CLOCK = 3  # networks; with fewer no factor is chosen (chosen)
 LEAST_FOR_CORRELATION = 5  # networks; a rank correlation over fewer says nothing
 
@@ -148,7 +149,9 @@ class LatencyModel:
     def words(self) -> str:
         """Describe what was measured, and how well it predicts networks that it was not fitted on."""
         count = len(self.values_N) - 1
-        measured = f"{count} networks" + (f" and {len(self.parts.values_S)} parts" if len(self.parts.values_S) else "")
+        latest = "the latest " if count == MOST_NETWORKS else ""
+        parts = f" and {len(self.parts.values_S)} parts" if len(self.parts.values_S) else ""
+        measured = f"{latest}{count} networks{parts}"
         if not count:
             return f"{self.name} is predicted from the teacher"
         median = np.median(np.abs(self.held_out_errors))
@@ -188,9 +191,10 @@ class LatencyModel:
         return replace(self, work_NF=work_NF, values_N=values_N, given_F=given_F)
 
     def with_measurement(self, parts: Parts, value: float) -> LatencyModel:
-        """Return the model fitted with one more network and its measured cost."""
-        more_NF = np.vstack([self.work_NF, self.work_of(parts)])
-        return replace(self, work_NF=more_NF, values_N=np.append(self.values_N, value))
+        """Return the model fitted with one more network and its measured cost, in place of the oldest of very many."""
+        first = max(1, len(self.values_N) + 1 - MOST_NETWORKS)
+        more_NF = np.vstack([self.work_NF[:1], self.work_NF[first:], self.work_of(parts)])
+        return replace(self, work_NF=more_NF, values_N=np.r_[self.values_N[:1], self.values_N[first:], value])
 
 
 def at_best_clock(model: LatencyModel) -> LatencyModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,12 +12,14 @@ from optuna.trial import TrialState
 
 from objectives import Metric
 from search.study.cpu_profile import MEASURING
+from search.study.history import read
 from search.study.records import EARLY_CHECK, LIMIT, REASON, STOPPED, TRIAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from optuna import Trial
+    from optuna.trial import FrozenTrial
     from torch import nn
 
     from search.evaluation.context import Context
@@ -90,18 +94,13 @@ class EarlyStopping:
 
     def _stopping(self, now: dict[str, float]) -> tuple[str, str] | None:
         """Return what is out of reach, LIMIT or TRIAL, and the reason in words; None if the training should go on."""
-        complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        comparable = [
-            trial for trial in complete if trial.user_attrs.get(EARLY_CHECK, {}).get("epochs") == self._epochs
-        ]
-        if len(comparable) < MIN_TRIALS:
+        comparable = read(self._trial.study, _Comparable, self._epochs)
+        if len(comparable.numbers) < MIN_TRIALS:
             return None
-        nearest = min(max(trial.constraints.values(), default=0.0) for trial in comparable)
+        nearest, values_NV = comparable.nearest, np.array(comparable.values)
         predictions = {}
         for at, objective in self._objectives:
-            gains = np.array(
-                [trial.values[at] - trial.user_attrs[EARLY_CHECK]["values"][str(at)] for trial in comparable]
-            )
+            gains = values_NV[:, at] - np.array([check[str(at)] for check in comparable.checks])
             sign = -self._sign(at)
             best = sign * (now[str(at)] + np.median(gains)) + (0 if self._strict else gains.std())
             predictions[at] = sign, best
@@ -113,15 +112,43 @@ class EarlyStopping:
                     reach = "not expected to be met" if self._strict else "out of reach"
                     rival = ", and the nearest candidate is nearer" if nearest > 0 else ""
                     return LIMIT, f"the limit {limit.words} is {reach}{rival}"
-        for trial in comparable:
-            not_costlier = all(
-                self._sign(at) * trial.values[at] <= self._sign(at) * cost for at, cost in self._costs.items()
-            )
-            if not_costlier and all(sign * trial.values[at] > best for at, (sign, best) in predictions.items()):
-                how = "not expected to be beaten" if self._strict else "out of reach"
-                return TRIAL, f"trial {trial.number}, which costs no more, is {how}"
+        beaten = np.ones(len(values_NV), dtype=bool)
+        for at, cost in self._costs.items():
+            beaten &= self._sign(at) * values_NV[:, at] <= self._sign(at) * cost
+        for at, (sign, best) in predictions.items():
+            beaten &= sign * values_NV[:, at] > best
+        if beaten.any():
+            how = "not expected to be beaten" if self._strict else "out of reach"
+            return TRIAL, f"trial {comparable.numbers[beaten.argmax()]}, which costs no more, is {how}"
         return None
 
     def _sign(self, at: int) -> int:
         """Return 1 for a minimized objective, -1 for a maximized one."""
         return 1 if self._context.spec.objectives[at].direction == "minimize" else -1
+
+
+class _Comparable:
+    """The trials whose early check was after as many epochs, by number, and what is compared of them.
+
+    Parameters
+    ----------
+    epochs
+        Length of their training.
+    """
+
+    def __init__(self, epochs: float) -> None:
+        self._epochs = epochs
+        self.numbers: list[int] = []
+        self.values: list[list[float]] = []
+        self.checks: list[dict[str, float]] = []
+        self.nearest = math.inf  # the smallest of their largest excesses over a limit
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Keep what is compared."""
+        check = trial.user_attrs.get(EARLY_CHECK, {})
+        if trial.state == TrialState.COMPLETE and check.get("epochs") == self._epochs:
+            at = bisect.bisect(self.numbers, trial.number)
+            self.numbers.insert(at, trial.number)
+            self.values.insert(at, trial.values)
+            self.checks.insert(at, check["values"])
+            self.nearest = min(self.nearest, max(trial.constraints.values(), default=0.0))

@@ -15,7 +15,7 @@ import torch
 from objectives.objective import Partwise
 from objectives.trees import at, length
 from search.costs.coarse_work import coarse_work
-from search.costs.latency_model import LatencyModel, MeasuredParts, at_best_clock
+from search.costs.latency_model import MOST_NETWORKS, LatencyModel, MeasuredParts, at_best_clock
 from search.costs.work import work
 from search.evaluation.measured_parts import PartsFile, measurements_folder
 from search.evaluation.network_parts import drawn_parts, ends_of
@@ -26,7 +26,7 @@ from search.study.definition import define_value
 from search.study.errors import raise_machine_fault, reason_of
 from search.study.failed_plans import FIRST_FAILURES, FailedPlans
 from search.study.files import load_or_nothing, save_json
-from search.study.history import Measured, read
+from search.study.history import measured_trials
 from search.study.records import AHEAD, RELATIVE
 from spaces.network.messages import first_line
 from spaces.plan import architectures_of
@@ -163,19 +163,19 @@ def refit(study: Study, context: Context) -> None:
     measurement is dropped.
     """
     cost_model = context.cost_model
-    measured = read(study, Measured)
-    cost_model.drop_formulas(measured.inexact)
+    inexact, trials = measured_trials(study)
+    cost_model.drop_formulas(inexact)
     if not cost_model.models:
         return
     for params, over_teacher, where in study.user_attrs.get(AHEAD, ()):
         if where == machine.words():
             cost_model.observe(context.plan(params), over_teacher)
-    for trial in measured.trials:
-        if trial.number not in cost_model.trials_read:
-            cost_model.trials_read.add(trial.number)
-            over_teacher, where = trial.user_attrs[RELATIVE]
-            if where == machine.words():
-                cost_model.observe(context.plan(trial.params), over_teacher)
+    unread = {trial.number: trial for trial in trials if trial.number not in cost_model.trials_read}
+    cost_model.trials_read |= unread.keys()
+    for trial in list(unread.values())[-MOST_NETWORKS:]:
+        over_teacher, where = trial.user_attrs[RELATIVE]
+        if where == machine.words():
+            cost_model.observe(context.plan(trial.params), over_teacher)
 
 
 def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[LatencyModel | None, bool]:

@@ -161,7 +161,7 @@ class Interrupted:
         return number - bisect.bisect_left(self._numbers, number)
 
 
-class Measured:
+class _Measured:
     """The trials with measurements for the cost models, by number, and the costs whose formula disagreed with one."""
 
     def __init__(self) -> None:
@@ -173,6 +173,17 @@ class Measured:
         self.inexact |= dict.fromkeys(trial.user_attrs.get(INEXACT, ()))
         if RELATIVE in trial.user_attrs:
             bisect.insort(self.trials, trial, key=_number)
+
+
+def measured_trials(study: Study) -> tuple[list[str], list[FrozenTrial]]:
+    """Return the costs whose formula disagreed with a measurement, and the trials with measurements for cost models.
+
+    Those that still run come last, as far as other workers have measured them.
+    """
+    finished = read(study, _Measured)
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    inexact = [*finished.inexact, *(name for trial in running for name in trial.user_attrs.get(INEXACT, ()))]
+    return inexact, finished.trials + [trial for trial in running if RELATIVE in trial.user_attrs]
 
 
 def _number(trial: FrozenTrial) -> int:

@@ -1,0 +1,250 @@
+"""Many workers of one study on PostgreSQL, whose trials sleep instead of training.
+
+    python -m studies.simulated_workers --workers 8 64 512 1000
+    python -m studies.simulated_workers --workers 64 --url postgresql://user@host/empty_database
+
+Everything that a worker does with the storage is done as in a run, of a network with 73 parameters: tickets, proposals
+by the default sampler, attributes, results, the front. Without `--url` a server of its own is started, as by the tests.
+Workers are threads of several processes; the threads of a process share a connection pool and a cache, as the workers
+of a machine could. Each size starts with an empty database and ends by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import pkgutil
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+
+from search.evaluation.context import Context
+from search.evaluation.subject import Subject
+from search.evaluation.trial import key_of
+from search.proposals.joint_tpe import JointTPE
+from search.study.database import database_storage
+from search.study.front import front, trained_count
+from search.study.history import ByPlan, read
+from search.study.queue import QUEUE, ask, rerun_abandoned
+from search.study.records import EPOCHS, EXCESS, KEY, PLAN, SECONDS, VALUES
+from search.study.seeded_sampler import SeededSampler
+from search.study.workers import Workers
+from studies.synthetic_trials import finished_trials, spec_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from optuna import Study
+
+NAME = "simulated"
+MOST_PROCESSES = 16  # in which workers are threads (chosen)
+
+
+def simulated(url: str, count: int, seconds: float, minutes: float, before: int, server: int | None) -> dict[str, Any]:
+    """Return what so many workers do together.
+
+    Parameters
+    ----------
+    url
+        An empty database.
+    count
+        Number of workers.
+    seconds
+        Length of a trial.
+    minutes
+        How long they work.
+    before
+        Finished trials of the study before.
+    server
+        Process of the server, None if it is unknown.
+    """
+    torch.set_num_threads(1)
+    spec = spec_of(17)
+    context = Context(spec, Subject(spec, torch.device("cpu")))
+    _prepare(url, context, before)
+    processes = min(count, MOST_PROCESSES)
+    shares = [count // processes + (at < count % processes) for at in range(processes)]
+    forked = multiprocessing.get_context("fork")
+    results = forked.SimpleQueue()
+    started, until = _server_seconds(server), time.monotonic() + 60 * minutes
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [
+            forked.Process(target=_process, args=(url, Path(folder), context, share, at, seconds, until, results))
+            for at, share in enumerate(shares)
+        ]
+        for worker in workers:
+            worker.start()
+        found = [results.get() for _ in workers]
+        for worker in workers:
+            worker.join()
+    ends = [end for each in found for end in each["ends"]]
+    window = [end for end in ends if until - 30 * minutes <= end <= until]  # the second half, when all have begun
+    rate = len(window) / (30 * minutes)
+    between = [one for each in found for one in each["between"]]
+    asks = [one for each in found for one in each["asks"]]
+    done = max(1, len(ends))
+    return {
+        "workers": count,
+        "trials": len(ends),
+        "trials_a_second": rate,
+        "efficiency": rate / (count / seconds),
+        "ask_ms": 1000 * statistics.median(asks) if asks else float("nan"),
+        "between_trials_s": statistics.median(between) if between else float("nan"),
+        "worker_cpu_ms": 1000 * sum(each["cpu"] for each in found) / done,
+        "server_cpu_ms": 1000 * (_server_seconds(server) - started) / done,
+        "errors": sum(each["errors"] for each in found),
+    }
+
+
+def _prepare(url: str, context: Context, before: int) -> None:
+    """Create the study, with finished trials."""
+    study = _study(database_storage(url), 0)
+    if before:
+        from studies import synthetic_trials as synthetic  # noqa: PLC0415
+
+        distributions = synthetic._distributions(context)  # noqa: SLF001
+        trials = list(finished_trials(context, distributions, [], before, np.random.default_rng(0)))
+        synthetic._add(study, Path(), url, trials)  # noqa: SLF001
+
+
+def _study(storage: optuna.storages.BaseStorage, seed: int) -> Study:
+    return optuna.create_study(
+        storage=storage, study_name=NAME, directions=["maximize", "minimize"], load_if_exists=True,
+        sampler=SeededSampler(JointTPE, seed),
+    )  # fmt: skip
+
+
+def _process(
+    url: str,
+    folder: Path,
+    context: Context,
+    share: int,
+    at: int,
+    seconds: float,
+    until: float,
+    results: Any,  # noqa: ANN401
+) -> None:
+    """Be some of the workers, and put what they did into a queue."""
+    storage = database_storage(url)
+    done: dict[str, Any] = {"ends": [], "between": [], "asks": [], "errors": 0}
+
+    def work(number: int) -> None:
+        rng = random.Random(f"{at} {number}")  # noqa: S311 - when it begins
+        try:
+            _work(_study(storage, at * 1000 + number), folder, context, rng, seconds, until, done)
+        except Exception as error:  # noqa: BLE001 - counted, and the others go on
+            done["errors"] += 1
+            sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}\n")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(share)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    results.put(done | {"cpu": time.process_time()})
+    os._exit(0)  # the heartbeats of workers that failed go on
+
+
+def _work(
+    study: Study, folder: Path, context: Context, rng: random.Random, seconds: float, until: float, done: dict[str, Any]
+) -> None:
+    time.sleep(rng.random() * seconds)
+    (limit,) = context.spec.limits
+    with Workers(study, folder) as workers:
+        while time.monotonic() < until:
+            started = time.monotonic()
+            rerun_abandoned(study, workers)
+            with workers.ticket("one of the budget's trials") as ticket:
+                ticket.ahead()
+                trained_count(study)
+                with workers.turn(QUEUE):
+                    study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+                asking = time.monotonic()
+                trial = ask(study, workers)
+                plan = context.spec.space.suggest(trial, context.subject.anatomy)
+                key = key_of(plan)
+                trial.set_user_attr(KEY, key)
+                done["asks"].append(time.monotonic() - asking)
+                trial.set_user_attr(PLAN, plan.words())
+                with workers.ticket(f"train {key} for 4 epochs") as training:
+                    training.ahead()
+                    read(study, ByPlan).of(key)
+                    trial.set_user_attr(VALUES, {"macs": 500.0})
+                    trial.set_user_attr(EPOCHS, 4)
+                    before = time.monotonic() - started
+                    time.sleep(seconds)
+                    after = time.monotonic()
+                    size = 3000 * rng.lognormvariate(0, 1)
+                    values = {"top1": 90 + rng.gauss(0, 3), "size_bytes": size, "macs": 500.0}
+                    trial.set_user_attr(VALUES, values)
+                    trial.set_user_attr(EXCESS, {str(limit): -0.5})
+                    trial.set_constraint(str(limit), -0.5)
+                    trial.set_user_attr(SECONDS, seconds)
+                study.tell(trial, [values["top1"], values["size_bytes"]])
+                trained_count(study)
+                front(study)
+            done["ends"].append(time.monotonic())
+            done["between"].append(before + time.monotonic() - after)
+
+
+def _server_seconds(process: int | None) -> float:
+    """Return the CPU seconds of a server and its processes, those that have ended included."""
+    if process is None:
+        return float("nan")
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = path.read_text().rpartition(")")
+            fields = rest.split()
+            if int(name.split()[0]) == process:
+                ticks += sum(map(int, fields[11:15]))  # of its ended processes, too
+            elif int(fields[1]) == process:
+                ticks += sum(map(int, fields[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def _server(url: str | None) -> Iterator[tuple[Any, int | None]]:
+    """Yield what returns the URL of an empty database, and the process of the server."""
+    if url is not None:
+        yield (lambda: url), None
+        return
+    settings = {"max_connections": "600", "shared_buffers": "256MB", "synchronous_commit": "on"}
+    with pkgutil.resolve_name("tests.postgresql_server:Server")(settings) as server:
+        yield server.database, server._process.pid  # noqa: SLF001
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--workers", nargs="+", type=int, default=(8, 64, 512, 1000), help="numbers of workers")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of a trial (default: 20)")
+    parser.add_argument("--minutes", type=float, default=1.5, help="how long each number works (default: 1.5)")
+    parser.add_argument("--before", type=int, default=0, help="finished trials at the beginning (default: 0)")
+    parser.add_argument("--url", help="an empty database; by default that of a server that is started")
+    options = parser.parse_args(arguments)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    rows = []
+    with _server(options.url) as (database, process):
+        for count in options.workers:
+            rows.append(simulated(database(), count, options.seconds, options.minutes, options.before, process))
+            sys.stdout.write(json.dumps(rows[-1]) + "\n")
+            sys.stdout.flush()
+    sys.stdout.write(pd.DataFrame(rows).round(3).to_string(index=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
