@@ -26,7 +26,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import optuna
 import pandas as pd
 import torch
@@ -42,7 +41,7 @@ from search.study.queue import QUEUE, ask, rerun_abandoned
 from search.study.records import EPOCHS, EXCESS, KEY, PLAN, SECONDS, VALUES
 from search.study.seeded_sampler import SeededSampler
 from search.study.workers import Workers
-from studies.synthetic_trials import finished_trials, spec_of
+from studies.synthetic_trials import spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,9 +50,12 @@ if TYPE_CHECKING:
 
 NAME = "simulated"
 MOST_PROCESSES = 16  # in which workers are threads (chosen)
+GRACE = 10.0  # seconds that a trial under way may take at the end (chosen)
 
 
-def simulated(url: str, count: int, seconds: float, minutes: float, before: int, server: int | None) -> dict[str, Any]:
+def simulated(
+    url: str, count: int, seconds: float, minutes: float, *, queue: bool, server: int | None
+) -> dict[str, Any]:
     """Return what so many workers do together.
 
     Parameters
@@ -66,15 +68,15 @@ def simulated(url: str, count: int, seconds: float, minutes: float, before: int,
         Length of a trial.
     minutes
         How long they work.
-    before
-        Finished trials of the study before.
+    queue
+        Whether each proposal takes a turn at the queue, as in a run.
     server
         Process of the server, None if it is unknown.
     """
     torch.set_num_threads(1)
     spec = spec_of(17)
     context = Context(spec, Subject(spec, torch.device("cpu")))
-    _prepare(url, context, before)
+    _study(database_storage(url), 0)
     processes = min(count, MOST_PROCESSES)
     shares = [count // processes + (at < count % processes) for at in range(processes)]
     forked = multiprocessing.get_context("fork")
@@ -82,7 +84,9 @@ def simulated(url: str, count: int, seconds: float, minutes: float, before: int,
     started, until = _server_seconds(server), time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as folder:
         workers = [
-            forked.Process(target=_process, args=(url, Path(folder), context, share, at, seconds, until, results))
+            forked.Process(
+                target=_process, args=(url, Path(folder), context, share, at, seconds, until, queue, results)
+            )
             for at, share in enumerate(shares)
         ]
         for worker in workers:
@@ -109,17 +113,6 @@ def simulated(url: str, count: int, seconds: float, minutes: float, before: int,
     }
 
 
-def _prepare(url: str, context: Context, before: int) -> None:
-    """Create the study, with finished trials."""
-    study = _study(database_storage(url), 0)
-    if before:
-        from studies import synthetic_trials as synthetic  # noqa: PLC0415
-
-        distributions = synthetic._distributions(context)  # noqa: SLF001
-        trials = list(finished_trials(context, distributions, [], before, np.random.default_rng(0)))
-        synthetic._add(study, Path(), url, trials)  # noqa: SLF001
-
-
 def _study(storage: optuna.storages.BaseStorage, seed: int) -> Study:
     return optuna.create_study(
         storage=storage, study_name=NAME, directions=["maximize", "minimize"], load_if_exists=True,
@@ -135,6 +128,7 @@ def _process(
     at: int,
     seconds: float,
     until: float,
+    queue: bool,  # noqa: FBT001
     results: Any,  # noqa: ANN401
 ) -> None:
     """Be some of the workers, and put what they did into a queue."""
@@ -144,22 +138,30 @@ def _process(
     def work(number: int) -> None:
         rng = random.Random(f"{at} {number}")  # noqa: S311 - when it begins
         try:
-            _work(_study(storage, at * 1000 + number), folder, context, rng, seconds, until, done)
+            _work(_study(storage, at * 1000 + number), folder, context, rng, seconds, until, done, queue=queue)
         except Exception as error:  # noqa: BLE001 - counted, and the others go on
             done["errors"] += 1
             sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}\n")
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(share)]
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(share)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(max(0.0, until + GRACE - time.monotonic()))
     results.put(done | {"cpu": time.process_time()})
     os._exit(0)  # the heartbeats of workers that failed go on
 
 
 def _work(
-    study: Study, folder: Path, context: Context, rng: random.Random, seconds: float, until: float, done: dict[str, Any]
+    study: Study,
+    folder: Path,
+    context: Context,
+    rng: random.Random,
+    seconds: float,
+    until: float,
+    done: dict[str, Any],
+    *,
+    queue: bool,
 ) -> None:
     time.sleep(rng.random() * seconds)
     (limit,) = context.spec.limits
@@ -170,7 +172,7 @@ def _work(
             with workers.ticket("one of the budget's trials") as ticket:
                 ticket.ahead()
                 trained_count(study)
-                with workers.turn(QUEUE):
+                with workers.turn(QUEUE) if queue else contextlib.nullcontext():
                     study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
                 asking = time.monotonic()
                 trial = ask(study, workers)
@@ -233,14 +235,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", nargs="+", type=int, default=(8, 64, 512, 1000), help="numbers of workers")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a trial (default: 20)")
     parser.add_argument("--minutes", type=float, default=1.5, help="how long each number works (default: 1.5)")
-    parser.add_argument("--before", type=int, default=0, help="finished trials at the beginning (default: 0)")
+    parser.add_argument(
+        "--queue", action="store_true", help="take a turn at the queue for each proposal, as a run does"
+    )
     parser.add_argument("--url", help="an empty database; by default that of a server that is started")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rows = []
     with _server(options.url) as (database, process):
         for count in options.workers:
-            rows.append(simulated(database(), count, options.seconds, options.minutes, options.before, process))
+            rows.append(
+                simulated(database(), count, options.seconds, options.minutes, queue=options.queue, server=process)
+            )
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
     sys.stdout.write(pd.DataFrame(rows).round(3).to_string(index=False) + "\n")
