@@ -20,6 +20,7 @@ STORAGE_VARIABLE = (
 MOST_SEEDS = 1000  # of a confirmation (chosen)
 MOST_WORKERS = 10_000  # of a run (chosen)
 MOST_THREADS = 1024  # of torch (chosen); more is a slip, and may end the process
+SMALLEST = 1e-6  # gigabytes (chosen)
 SHORTEST = 1e-3  # minutes or CPU seconds (chosen)
 MOST_SHOWN = 80  # characters of a word that an error quotes
 EXIT_ERROR = 2
@@ -43,6 +44,11 @@ GOAL_HELP = (
 )
 ENGINES = "processes", "ray"
 WORKERS_HELP = "processes that search together (default: 1)"
+KEEP_HELP = "gigabytes that the study's folder may take; weights are removed for it, never those of the front; kept too"
+ARTIFACTS_HELP = (
+    "store to which workers without a shared folder upload trained weights, and from which all commands download them: "
+    "file:///folder, s3://bucket/prefix, gs://bucket/prefix; kept with the study"
+)
 TYPICAL_USE = """\
 typical use:
   slimfront inspect studies/digits.py:study     what can be compressed, layer by layer
@@ -216,6 +222,8 @@ def parser() -> argparse.ArgumentParser:
         add("--minutes", type=Number(float, SHORTEST), help=f"wall time of this {name}, in minutes")
         add("--cpu-seconds", type=Number(float, SHORTEST), help=f"CPU time of this {name}, in seconds")
         add("--goal", metavar="TEXT", help=GOAL_HELP)
+        add("--keep-gb", type=Number(float, SMALLEST), metavar="N", help=KEEP_HELP)
+        add("--artifacts", metavar="URL", help=ARTIFACTS_HELP)
     add("--crew", nargs=3, help=argparse.SUPPRESS)  # of a worker of `run`: name of the run, its number, their number
     add("--unverified", action="store_true", help=argparse.SUPPRESS)
     add = added["run"].add_argument

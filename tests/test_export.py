@@ -26,7 +26,7 @@ from search.results.recorded import restored
 from search.results.verification import Disagreement, record_words, verify
 from search.study.budget_clock import BudgetClock
 from search.study.errors import UserError
-from search.study.front import front, trained
+from search.study.front import front
 from search.study.marks import MARK
 from search.study.records import KEY
 from search.study.weights import state_path
@@ -129,11 +129,9 @@ def test_plan_and_weights_rebuild_the_network_bit_for_bit(
     assert again_finished(IMAGES).equal(finished(IMAGES))
 
 
-@pytest.mark.parametrize("place", range(5))
-def test_every_candidate_is_rebuilt_from_its_plan(
-    found: Study, shared: Context, home: Path, place: int, tmp_path: Path
-) -> None:
-    trial = trained(found)[place]
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_member_of_the_front_is_rebuilt_from_its_plan(found: Study, shared: Context, home: Path, place: int) -> None:
+    trial = front(found)[place]
     assert key_of(shared.plan(trial.params)) == trial.user_attrs[KEY]
     _, network = restored(trial, shared, state_path(home, trial.number))
     finished = shared.subject.finish(network)
@@ -265,7 +263,7 @@ def test_files_are_not_verified_once_the_time_is_over(
     planned = VerificationTime(shared, tmp_path, reference, wall=True)
     assert planned.of(with_weights) == 0, "it was verified to learn how long that takes"
     assert record_path(tmp_path, member, shared.spec.runtime).exists()
-    second = next(trial for trial in trained(found) if trial.number != member.number)
+    second = front(found)[1]
     assert planned.of([*with_weights, (second, state_path(tmp_path, second.number))]) > 0
     assert planned.of([*with_weights, (second, tmp_path / "none")]) == 0
     assert verify_front([(second, tmp_path / "none")], shared, tmp_path, reference) == []

@@ -12,11 +12,11 @@ from search.loop.schedule import range_tested
 from search.results.confirm import confirm
 from search.results.export import verify_front
 from search.results.pick import pick
-from search.results.recorded import CONFIRMED
 from search.results.tables import confirmed_table
 from search.study.console import console, print_table
 from search.study.files import ensure_writable, load_json
 from search.study.machine import device_named
+from search.study.weights import CONFIRMED
 
 if TYPE_CHECKING:
     import argparse

@@ -14,8 +14,10 @@ from search.study.files import ensure_writable
 from search.study.front import front
 from search.study.goal import with_stored_goal
 from search.study.machine import device_named
+from search.study.records import ARTIFACTS, KEEP
 from search.study.storage import open_study
 from search.study.stored import claim, remember
+from search.study.weights import Store
 
 if TYPE_CHECKING:
     import argparse
@@ -74,6 +76,7 @@ def opened_search(options: argparse.Namespace, workers: int = 1, run_name: str =
     ensure_writable(folder)
     claim(folder)
     study = open_study(spec, folder, options.storage, create=True)
+    _keep_settings(study, options)
     remember(folder, spec.name, options.study, options.set)
     spec = on_runtime(options, with_stored_goal(study, spec))
     context, reference = prepared(spec, device_named(options.device), folder)
@@ -82,3 +85,18 @@ def opened_search(options: argparse.Namespace, workers: int = 1, run_name: str =
     wall, cpu = options.start
     clock = BudgetClock(context.spec.budget, wall, cpu, workers=workers, run=run_name)
     return Search(study, spec, context, folder, reference, clock)
+
+
+def _keep_settings(study: Study, options: argparse.Namespace) -> None:
+    """Keep with the study where its weights are uploaded to, and how much its folder may take.
+
+    Raises
+    ------
+    UserError
+        If the store cannot be used.
+    """
+    if options.keep_gb is not None:
+        study.set_user_attr(KEEP, options.keep_gb)
+    if options.artifacts is not None:
+        Store(options.artifacts).check()
+        study.set_user_attr(ARTIFACTS, options.artifacts)

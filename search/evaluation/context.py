@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from objectives.data import Held
     from search.evaluation.subject import Subject
     from search.study.spec import Recipe, StudySpec
+    from search.study.weights import Store
     from search.study.workers import Workers
     from search.training.learning_rate import Rate
     from spaces import Plan, Recovery
@@ -61,6 +62,8 @@ class Context:
         Number of the teacher's classes, 0 if the labels are not classes.
     teacher
         The teacher's outputs for the training set.
+    store
+        Where trained weights are uploaded to; `search.loop.run` takes it from the study.
     cpu_profile
         The CPU time of this process by activity.
     measuring_seconds
@@ -82,6 +85,7 @@ class Context:
         self.cpu_profile = CpuProfile()
         self.measuring_seconds = 0.0
         self.workers: Workers | Alone = Alone()
+        self.store: Store | None = None
         self._measured: dict[tuple[Step, ...], dict[str, float]] = {}  # costs, by the steps of a plan
 
     def _checked_classes(self) -> int:

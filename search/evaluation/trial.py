@@ -31,11 +31,12 @@ from search.study.records import (
     REPLAY,
     SECONDS,
     STOPPED,
+    STORE,
     TRAINED_LOSS,
     VALUES,
     WEIGHTS,
 )
-from search.study.weights import load_state, restore, save_state, state_path
+from search.study.weights import fetch, load_state, restore, save_state, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,7 +159,11 @@ def _trained(
         raise
     values |= context.measure(model, [objective for objective in spec.measured if not objective.is_cost])
     _constrain(trial, spec, _record(trial, spec, values, known))
-    trial.set_user_attr(WEIGHTS, save_state(model, state_path(folder, trial.number)))
+    digest = save_state(model, state_path(folder, trial.number))
+    trial.set_user_attr(WEIGHTS, digest)
+    if context.store is not None:
+        context.store.upload(state_path(folder, trial.number), digest)
+        trial.set_user_attr(STORE, context.store.url)
     if (loss := context.validation_loss_of(model)) is not None:
         trial.set_user_attr(TRAINED_LOSS, loss)
     return tuple(values[objective.name] for objective in spec.objectives)
@@ -266,6 +271,7 @@ def _shorter(study: Study, key: str, folder: Path) -> FrozenTrial | None:
 def _has_whole_weights(trial: FrozenTrial, folder: Path) -> bool:
     """Return whether the weights of a trial are there and as they were written; if damaged, a line says so."""
     try:
+        fetch(trial, state_path(folder, trial.number))
         load_state(state_path(folder, trial.number), trial.user_attrs.get(WEIGHTS))
     except FileNotFoundError:
         return False

@@ -16,10 +16,12 @@ from search.proposals.draft_start import DraftStart
 from search.proposals.gaps import fill_widest_gap
 from search.proposals.refusals import turn_after_refusals
 from search.study.budget_clock import BudgetClock
+from search.study.cleaning import Cleaning
 from search.study.console import console
 from search.study.front import trained_count
 from search.study.queue import QUEUE, ask, enqueue, rerun_abandoned
 from search.study.records import AHEAD, DESIGNS, RANGES, STARTED
+from search.study.weights import store_of
 from search.study.workers import Alone, Workers
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def run(
         return True
     clock = clock or BudgetClock(context.spec.budget)
     with Workers(study, folder) as workers:
-        context.workers = workers
+        context.workers, context.store = workers, store_of(study)
         try:
             return _run(study, context, folder, clock, reserve)
         finally:
@@ -87,6 +89,8 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
         console.print(
             f"{count} members of the front were trained for much less time than is available: training them further"
         )
+    cleaning = Cleaning(study, folder)
+    cleaning.clean()  # what a worker that was killed between its trial and its cleaning left
     with Watch(study, context, folder, recipe, rate, clock, reserve) as watch, contextlib.suppress(KeyboardInterrupt):
         while not watch.over():
             _rerun_abandoned(study, workers)
@@ -97,8 +101,10 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
                     _propose(study, context)
                     watch.run_one(ask(study, workers))
                     watch.update()
+                    cleaning.clean()
                 else:
                     watch.wait(ticket)
+    cleaning.report()
     return not watch.stopped
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from objectives import Metric
 from search.evaluation.first_checks import check_split
 from search.evaluation.trial import key_of, seed_of
-from search.results.recorded import CONFIRMED
 from search.study.console import console, track
 from search.study.definition import define_value, differences
 from search.study.errors import Diverged, reason_of
 from search.study.files import Damaged, check_digest, load_or_nothing, save_json
 from search.study.records import RATE, VALUES, WEIGHTS
-from search.study.weights import save_state, state_path
+from search.study.weights import CONFIRMED, save_state, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,9 +13,9 @@ from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from objectives.trees import moved, shapes_of
 from search.results.exported import PLAN_FILE, RECORD_FILE, STATE_FILE, described, ensure_replaceable
-from search.results.file_records import outdated, read_record, record_path
+from search.results.file_records import read_record, record_path
 from search.results.plan_json import encode
-from search.results.recorded import ensure_as_recorded, restored
+from search.results.recorded import ensure_as_recorded, recorded, restored
 from search.results.verification import Disagreement, verify
 from search.study.budget_clock import now, passed_since
 from search.study.console import console, track
@@ -23,7 +23,7 @@ from search.study.errors import reason_of
 from search.study.files import save_json, sha256
 from search.study.marks import EXPORT, digests_of, replace_folder, set_mark, unfinished_folder
 from search.study.records import VALUES, WEIGHTS
-from search.study.weights import save_state
+from search.study.weights import are_available, save_state
 from spaces import deployed
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def verify_front(
     spec, example = context.spec, moved(context.subject.example, "cpu")
     unverified = _unverified(members, context, folder)
     failures = []
-    if elsewhere := [trial for trial, weights in unverified if not weights.exists()]:
+    if elsewhere := [trial for trial, weights in unverified if not are_available(trial, weights)]:
         numbers = ", ".join(str(trial.number) for trial in elsewhere)
         console.print(f"trials {numbers} are not verified, because their weights are in another folder than {folder}")
-        unverified = [(trial, weights) for trial, weights in unverified if weights.exists()]
+        unverified = [(trial, weights) for trial, weights in unverified if are_available(trial, weights)]
     if not unverified:
         return []
     name = f"verifying the {spec.runtime.name} files of {len(unverified)} members of the front"
@@ -94,7 +94,10 @@ def verify_front(
                 except Disagreement as error:
                     failures.append(f"trial {trial.number}: {error}")
                 except Exception as error:  # noqa: BLE001 - a runtime may refuse a network in any way
-                    failures.append(f"trial {trial.number}: {_failure(error)}")
+                    if are_available(trial, weights):
+                        failures.append(f"trial {trial.number}: {_failure(error)}")
+                    else:
+                        console.print(f"trial {trial.number} left the front while it was verified")
             progress((done + 1) / len(unverified))
     return failures
 
@@ -113,8 +116,15 @@ def _unverified(
     return [
         (trial, weights)
         for trial, weights in members
-        if outdated(read_record(record_path(folder, trial, runtime)), weights)
+        if _is_outdated(read_record(record_path(folder, trial, runtime)), trial, weights)
     ]
+
+
+def _is_outdated(record: dict[str, Any], trial: FrozenTrial, weights: Path) -> bool:
+    """Return whether a verification record is missing, or belongs to other weights than the present ones."""
+    if not record or not are_available(trial, weights):
+        return not record
+    return bool(record.get(WEIGHTS) != (recorded(trial, weights).sha256 or sha256(weights)))
 
 
 @dataclass
@@ -141,7 +151,7 @@ class VerificationTime:
     def of(self, members: list[tuple[FrozenTrial, Path]]) -> float:
         """Return the seconds that verifying the members will take."""
         unverified = _unverified(members, self.context, self.folder)
-        pending = [(trial, weights) for trial, weights in unverified if weights.exists()]
+        pending = [(trial, weights) for trial, weights in unverified if are_available(trial, weights)]
         if not self._seconds:
             records = [read_record(record_path(self.folder, trial, self.context.spec.runtime)) for trial, _ in members]
             known = [record[VERIFICATION_SECONDS] for record in records if VERIFICATION_SECONDS in record]

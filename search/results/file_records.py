@@ -8,9 +8,9 @@ import pandas as pd
 
 from objectives import Metric
 from search.study.console import console
-from search.study.files import load_or_nothing, sha256
+from search.study.files import load_or_nothing
 from search.study.front import non_dominated
-from search.study.records import VALUES, WEIGHTS
+from search.study.records import VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,11 +61,6 @@ def read_record(path: Path) -> dict[str, Any]:
         console.print(f"{path} is no verification record: its latency is {latency}; {again}", markup=False)
         return {}
     return record
-
-
-def outdated(record: dict[str, Any], weights: Path) -> bool:
-    """Return whether a verification record is missing, or belongs to other weights than the present ones."""
-    return not record or (weights.exists() and record.get(WEIGHTS) != sha256(weights))
 
 
 def file_table(members: Sequence[Member], spec: Outline) -> pd.DataFrame:

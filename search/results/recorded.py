@@ -9,7 +9,7 @@ from search.results.verification import FLOAT_TOLERANCE, LARGEST_TOP1_DIFFERENCE
 from search.study.errors import UserError
 from search.study.files import Damaged, load_json
 from search.study.records import VALUES, WEIGHTS
-from search.study.weights import restore
+from search.study.weights import CONFIRMED, are_available, fetch, restore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
     from spaces import Plan
 
-CONFIRMED = "confirmed"  # the folder of the trainings of `confirm`, in the folder of a study
 FEW_EXAMPLES = 2  # examples whose answer may differ on another machine, however few there are (chosen)
 
 
@@ -67,13 +66,14 @@ def restored(trial: FrozenTrial, context: Context, weights: Path) -> tuple[Plan,
     UserError
         If the file of its weights is missing, or not what was written.
     """
-    if not weights.exists():
+    if not are_available(trial, weights):
         raise UserError(
             f"the weights of trial {trial.number} are missing: {weights}; name the folder of the study with --folder"
         )
     plan = context.plan(trial.params)
     model = context.build(plan)
     try:
+        fetch(trial, weights)
         restore(model, weights, recorded(trial, weights).sha256)
     except (OSError, Damaged) as error:
         raise UserError(f"{error}; {_train_anew(trial)}") from error

@@ -10,6 +10,8 @@ DEFINITION = "definition"  # every setting that the result of a trial depends on
 ANSWERS = "teacher_answers"  # what the teacher answers to a few calibration inputs, to notice changes of its code
 DRAFT = "-draft"  # suffix: the draft of a study has the name of the study and this
 GOAL = "goal"  # text of the goal, and the name of the runtime that its objectives are measured on
+KEEP = "keep_gb"  # gigabytes that a folder of its files may take
+ARTIFACTS = "artifacts"  # URL of the store to which trained weights are uploaded
 OUTLINE = "outline"  # names, directions and limits, from which tables are printed (`search.study.outline`)
 TEACHER = "teacher"  # the value of every objective for the teacher
 STARTED = "anchors"  # whether the initial designs are enqueued
@@ -47,6 +49,7 @@ LIMIT, TRIAL = "limit", "trial"
 REASON = "reason"  # why it ended without values; a failed trial without a reason was interrupted
 REPLAY = "replay_of"  # number of the earlier trial of the same plan whose result it repeats
 WEIGHTS = "weights_sha256"  # SHA-256 of the file of its weights; also in records of confirmations and verifications
+STORE = "weights_store"  # URL of the store that has a copy of its weights, under their SHA-256
 TRAINED_LOSS = "trained_loss"  # proxy loss on validation examples after the training
 SECONDS = "cpu_seconds"  # CPU seconds that it took
 
