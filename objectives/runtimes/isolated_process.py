@@ -1,6 +1,6 @@
 """Execution of a file in a separate process, which knows only the file, and whose crash does not end this process.
 
-`python -m objectives.runtimes.isolated_process` reads requests as lines of JSON: first the runtime and the file to
+The process reads requests as lines of JSON: first the runtime and the file to
 load, then inputs to run or a second file to compare with. Tensors pass through safetensors files in a shared folder.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from objectives.runtimes.runtime import Runtime
 
-PACKAGE_ROOT = str(Path(__file__).parents[2])  # the folder of our packages, which precede modules of the same name
+SERVE = "from objectives.runtimes.isolated_process import main; main()"
 INPUT_FILE, OUTPUT_FILE = "in.safetensors", "out.safetensors"  # in the shared folder
 
 
@@ -62,15 +62,13 @@ class IsolatedProcess:
         self._stderr = (Path(self._folder.name) / "stderr").open("w+")
         request = {
             "runtime": _to_json(self.runtime), "folder": self._folder.name, "path": str(self.path.resolve()),
-            "modules": sys.path,
         }  # fmt: skip
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "objectives.runtimes.isolated_process"],
+        self._process = subprocess.Popen(  # noqa: S603 - our own code
+            python(SERVE),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env=os.environ | {"PYTHONPATH": PACKAGE_ROOT},
         )
         try:
             self._ask(request)
@@ -164,6 +162,16 @@ def _from_json(value: Any) -> Any:  # noqa: ANN401 - any field of a runtime
     return kind(**{name: _from_json(field) for name, field in value["fields"].items()})
 
 
+def python(code: str) -> list[str]:
+    """Return the command that runs code in another Python, which finds the modules that this one finds.
+
+    Python itself puts the current folder first, where a file of the user's may have the name of a module of ours, or
+    of one that we use.
+    """
+    paths = [*filter(None, sys.path), *([str(Path.cwd())] * ("" in sys.path))]
+    return [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {paths!r}; {code}"]
+
+
 def import_file(name: str, path: Path) -> ModuleType:
     """Import the Python file at `path` as the module `name`."""
     spec = importlib.util.spec_from_file_location(name, path)
@@ -196,7 +204,6 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what runtimes print must not be read as an answer
     torch.set_num_threads(1)
     first = json.loads(sys.stdin.readline())
-    sys.path += [path for path in first["modules"] if path not in sys.path]
     runtime, folder = _from_json(first["runtime"]), Path(first["folder"])
     run = runtime.load(Path(first["path"]))
     answer: dict[str, Any] = {}
@@ -215,7 +222,3 @@ def main() -> None:
             answer = dataclasses.asdict(compare(own, reference, inputs, threads=runtime.threads, **request))
         else:
             save_file(_numbered("y", run(inputs)), folder / OUTPUT_FILE)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,14 +6,15 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from typing import IO, TYPE_CHECKING
+
+from objectives.runtimes.isolated_process import python
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PROGRAM = sys.executable, "-m", "search"
+WORK = "from search.cli import main; raise SystemExit(main())"
 
 
 class Process:
@@ -31,7 +32,7 @@ class Process:
 
     def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own command
-            [*PROGRAM, *arguments],
+            [*python(WORK), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -73,20 +73,39 @@ def _function(target: str) -> Callable[..., Any]:
 
 
 def _module(location: str) -> ModuleType:
-    """Import a file or a module; both may import from the working directory, a file also from its own folder."""
-    sys.path.insert(0, str(Path.cwd()))
-    path = Path(location)
+    """Import a file or a module; both may import from the working directory, a file also from its own folder.
+
+    These folders come last: what we and our libraries import later, such as onnx, is not a file of the user's.
+    """
+    path, folders = Path(location), [Path.cwd()]
     if location.endswith(".py") and not path.is_file():
         raise UserError(f"no file {location}; give the path of the file with the study, such as studies/digits.py")
+    if location.endswith(".py"):
+        folders.append(path.resolve().parent)
+    sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
     try:
         if not location.endswith(".py"):
             return importlib.import_module(location)
-        sys.path.insert(0, str(path.resolve().parent))  # a study may import modules from its own folder
         return import_file(f"{USER_PACKAGE}.{path.stem}", path)
     except (Exception, SystemExit) as error:
+        hidden = _hidden(folders, str(error))
         raise UserError(
-            f"{location} cannot be imported: {type(error).__name__}: {error} ({_line_of(error)})"
+            f"{location} cannot be imported: {type(error).__name__}: {error} ({_line_of(error)}){hidden}"
         ) from error
+
+
+def _hidden(folders: list[Path], message: str) -> str:
+    """Say that a file of the user's is hidden by an installed module, if this is why an import failed."""
+    hidden = sorted(
+        path.name
+        for folder in folders
+        for path in folder.glob("*.py")
+        if repr(path.stem) in message
+        and Path(getattr(sys.modules.get(path.stem), "__file__", None) or path).resolve() != path.resolve()
+    )
+    if not hidden:
+        return ""
+    return f"; `import {hidden[0].removesuffix('.py')}` finds the installed module, not {hidden[0]}: rename that file"
 
 
 def _line_of(error: BaseException) -> str:
