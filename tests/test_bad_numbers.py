@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from spaces import (
     Ranks,
     Resolution,
     Space,
+    Svd,
     Temperatures,
 )
 from tests import small_study
@@ -114,6 +116,72 @@ def test_a_number_that_cannot_be_meant_is_refused_in_one_line(name: str) -> None
         with pytest.raises(ValueError, match="but got") as error:
             make(value)
         assert "\n" not in str(error.value)
+
+
+# Objects of another kind, and what a message says that they must be.
+OBJECTS: dict[str, tuple[Callable[[], object], str]] = {
+    "a class as network": (lambda: replaced(teacher=small_study.Net), "teacher of StudySpec must be a network"),
+    "a number as network": (lambda: replaced(teacher=3), "teacher of StudySpec must be a network"),
+    "a pair as splits": (lambda: replaced(splits=(1, 2)), "splits of StudySpec must be Splits"),
+    "tensors as a split": (
+        lambda: replaced(splits=dataclasses.replace(SMALL.splits, test=(torch.zeros(2), torch.zeros(2)))),
+        "test of Splits must be examples",
+    ),
+    "axes as space": (lambda: replaced(space=(PruneRatios(),)), "space of StudySpec must be a Space"),
+    "a class as axis": (lambda: replaced(space=made(Space, (Ranks,), Ranks())), "each value in steps of Space must"),
+    "one axis": (lambda: replaced(space=made(Space, PruneRatios(), Temperatures())), "steps of Space must be a tuple"),
+    "an axis as recovery": (lambda: replaced(space=made(Space, (PruneRatios(),), Ranks())), "recovery of Space"),
+    "a number as recipe": (lambda: replaced(recipe=3), "recipe of StudySpec must be a Recipe"),
+    "a number as budget": (lambda: replaced(budget=3), "budget of StudySpec must be a Budget"),
+    "a name as runtime": (lambda: replaced(runtime="onnx"), "runtime of StudySpec must be a runtime"),
+    "a name as sampler": (lambda: replaced(sampler="tpe"), "sampler of StudySpec must be a function"),
+    "a number as goal": (lambda: replaced(goal=4), "goal of StudySpec must be a text"),
+    "a limit of numbers": (lambda: replaced(limits=(3,)), "each value in limits of StudySpec must be a Limit"),
+    "a class as objective": (lambda: replaced(reported=(Parameters,)), "each value in reported of StudySpec"),
+    "a name as augmentation": (lambda: made(Recipe, augment="flip"), "augment of Recipe must be a function"),
+    "a name as optimizer": (lambda: made(Recipe, optimizer="sgd"), "optimizer of Recipe must be a function"),
+    "a name as importance": (
+        lambda: with_axis(made(PruneRatios, importance="l1")), "importance of PruneRatios must be an importance",
+    ),
+    "a class as decomposition": (lambda: with_axis(made(Ranks, decomposition=Svd)), "decomposition of Ranks must be"),
+    "a name as grid": (lambda: with_axis(made(BitWidths, grid="kmeans")), "grid of BitWidths must be a grid"),
+    "a name as loss": (lambda: with_recovery(made(Imitations, loss="mse")), "loss of Imitations must be a function"),
+}  # fmt: skip
+
+
+def made(kind: Any, *values: Any, **settings: Any) -> Any:
+    """Return an object, whatever its types say."""
+    return kind(*values, **settings)
+
+
+def replaced(**changes: Any) -> StudySpec:
+    return dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize("case", OBJECTS)
+def test_an_object_of_another_kind_is_refused_in_one_line(case: str) -> None:
+    make, message = OBJECTS[case]
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        make()
+    assert "but got" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def failing(*_: object, **__: object) -> Any:
+    raise RuntimeError("two\nlines")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe(optimizer=failing), "the optimizer of the recipe must work on this network and its data, but failed"),
+        (Recipe(augment=failing), "the augmentation of the recipe must work on this network and its data, but failed"),
+        (Recipe(augment=lambda inputs, _: inputs[:, :, 1:]), "the augmentation must return inputs like those it gets"),
+    ],
+)
+def test_functions_of_the_recipe_are_tried_before_anything_is_trained(recipe: Recipe, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        context(dataclasses.replace(SMALL, recipe=recipe, limits=()))
 
 
 def test_whole_numbers_are_taken_where_numbers_are_asked_for() -> None:

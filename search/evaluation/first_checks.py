@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from objectives import Data
     from objectives.data import Held
     from objectives.trees import Tree
+    from search.study.spec import Recipe
     from spaces import Recovery
 
 TRIED_EXAMPLES = 4  # examples of the training step that is tried (chosen)
+TRIED_RATE = 1e-3  # learning rate with which an optimizer is tried, if the recipe has none (chosen)
 TRIED_SEEDS = 3  # random seeds after which a weight without a gradient counts as out of reach (chosen)
 
 
@@ -114,6 +116,41 @@ def check_answers(answers: Tree) -> None:
                 "calibration inputs are nan or infinity, though inputs and weights are finite; look for a division by "
                 "zero, a logarithm or an overflow in its forward"
             )
+
+
+def check_recipe(recipe: Recipe, model: nn.Module, inputs: Tree) -> None:
+    """Try the recipe's optimizer and augmentation, which are functions of the user's.
+
+    Parameters
+    ----------
+    recipe, model
+        The recipe, and the teacher; it is not changed.
+    inputs
+        A batch of inputs on the CPU.
+
+    Raises
+    ------
+    UserError
+        If one fails, or the augmentation returns inputs of another form.
+    """
+    what, changed = "optimizer", inputs
+    try:
+        rate = recipe.learning_rate or TRIED_RATE
+        recipe.optimizer(list(copy.deepcopy(model).parameters()), lr=rate, weight_decay=recipe.weight_decay)
+        what = "augmentation"
+        if recipe.augment is not None:
+            changed = recipe.augment(inputs, torch.Generator().manual_seed(0))
+    except Exception as error:
+        raise_machine_fault(error)
+        raise UserError(
+            f"the {what} of the recipe must work on this network and its data, but failed: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+    if shape_words(changed) != shape_words(inputs):
+        raise UserError(
+            f"the augmentation must return inputs like those it gets, {shape_words(inputs)}, but it returned "
+            f"{shape_words(changed)}"
+        )
 
 
 def untrainable_note(model: nn.Module, examples: Held, recovery: Recovery, device: torch.device) -> str:

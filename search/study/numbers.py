@@ -30,17 +30,38 @@ FITTING: dict[str, tuple[Callable[[object], bool], str]] = {
     "str": (lambda value: isinstance(value, str), "a text"),
 }
 OPTIONAL = " | None"
+# By annotation: what a value must have, and what it must be.
+MEMBERS: dict[str, tuple[tuple[str, ...], str]] = {
+    "nn.Module": (("state_dict", "named_modules"), "a network (torch.nn.Module), not its class"),
+    "Splits[Any]": (("train", "validation", "test"), "Splits(train, validation, test)"),
+    "Data": (("batches", "sample"), "examples, such as Examples(inputs, labels)"),
+    "SomeData": (("batches", "sample"), "examples, such as Examples(inputs, labels)"),
+    "Space": (("steps", "recovery"), "a Space(steps=..., recovery=...)"),
+    "Axis": (("suggest", "uniform", "acts_on"), "an axis, such as PruneRatios()"),
+    "RecoveryAxis": (("suggest", "usual"), "a recovery, such as Temperatures()"),
+    "Objective": (("name", "direction", "is_cost", "__call__"), "an objective, such as SizeBytes()"),
+    "Limit": (("objective", "excess"), "a Limit(objective, at_most=...)"),
+    "Recipe": (("epochs", "batch_size"), "a Recipe(...)"),
+    "Budget": (("trials", "minutes"), "a Budget(...)"),
+    "Runtime": (("name", "export", "load"), "a runtime, such as OnnxRuntime()"),
+    "HasPrecisions": (("precisions",), "a runtime, such as OnnxRuntime()"),
+    "Importance": (("order",), "an importance, such as SecondOrder()"),
+    "Decomposition": (("factors", "split"), "a decomposition, such as Tucker2()"),
+    "Grid": (("levels", "entries"), "a grid, such as Uniform()"),
+    "LossOfTask": (("__call__",), "a function of outputs and labels"),
+}
+FUNCTION = "a function, or another object that can be called"
 
 
 def check_settings(part: object) -> None:
-    """Check every setting of a study, or of a part of it, against its annotation: numbers, truth values, texts.
+    """Check every setting of a study, or of a part of it, against its annotation.
 
     Settings that have their default are taken as they are, and so are those of classes that slimfront does not define.
 
     Raises
     ------
     ValueError
-        If a setting has another type, or a number is not finite.
+        If a setting is of another kind, or a number is not finite.
     """
     if isinstance(part, tuple):
         for item in part:
@@ -91,9 +112,10 @@ def _check(owner: str, name: str, annotation: str, value: object) -> None:
     if wanted != annotation and value is None:
         return
     each = wanted.removeprefix("tuple[").removesuffix(", ...]")
-    if each not in FITTING:
+    rule = _rule(each)
+    if rule is None:
         return
-    fits, words = FITTING[each]
+    fits, words = rule
     if each == wanted:
         if not fits(value):
             raise ValueError(f"{name} of {owner} must be {words}, but got {_shown(value)}")
@@ -103,6 +125,24 @@ def _check(owner: str, name: str, annotation: str, value: object) -> None:
         for item in value:
             if not fits(item):
                 raise ValueError(f"each value in {name} of {owner} must be {words}, but got {_shown(item)}")
+
+
+def _rule(annotation: str) -> tuple[Callable[[object], bool], str] | None:
+    """Return whether a value fits an annotation, and what it must be; None if anything may."""
+    if annotation in MEMBERS:
+        members, words = MEMBERS[annotation]
+        return lambda value: _has(value, members), words
+    if annotation.startswith("Callable[") and "] | " not in annotation:
+        return callable, FUNCTION
+    return FITTING.get(annotation)
+
+
+def _has(value: object, members: tuple[str, ...]) -> bool:
+    """Return whether a value has these members; a class has those of its objects, but is none of them."""
+    if isinstance(value, type):
+        return False
+    own = getattr(value, "__dict__", {})
+    return all(callable(value) if name == "__call__" else hasattr(type(value), name) or name in own for name in members)
 
 
 def _shown(value: object) -> str:
