@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import optuna
 
-from search.study.errors import UserError, machine_fault
-from spaces.network.messages import first_line
+from objectives.runtimes.errors import ExportError
+from search.study.errors import StorageFault, UserError, machine_fault
 
 if TYPE_CHECKING:
     import argparse
@@ -26,10 +26,10 @@ def carry_out(options: argparse.Namespace) -> int:
     try:
         answers = (pkgutil.resolve_name(act)(options) for act in options.acts)
         return int(next(answer for answer in answers if answer is not None))
-    except optuna.exceptions.StorageInternalError as error:
-        raise UserError(f"the storage failed: {first_line(error)}; run the command again") from error
-    except (MemoryError, OSError, RuntimeError) as error:
-        fault = machine_fault(error)
-        if fault is None:
+    except Exception as error:
+        fault = error if isinstance(error, UserError | ExportError) else machine_fault(error)
+        if isinstance(fault, StorageFault):
+            raise StorageFault(f"{fault}; continue with: {options.command_line}") from error
+        if fault is None or fault is error:
             raise
         raise fault from error

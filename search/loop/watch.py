@@ -18,7 +18,7 @@ from search.loop.board import Board
 from search.loop.schedule import FRONT_SHARE, approach, expected_seconds, prolong
 from search.proposals.proxy_correlation import is_misleading
 from search.study.console import console
-from search.study.errors import Diverged, UserError, reason_of
+from search.study.errors import Diverged, MachineFault, UserError, reason_of
 from search.study.failed_plans import FIRST_FAILURES
 from search.study.queue import QUEUE, give_back
 from search.study.records import ASKED, PLAN, REASON, REPLAY
@@ -83,6 +83,8 @@ class Watch:
             raise
         try:
             self.study.tell(trial, values, state)
+        except MachineFault:
+            raise
         except (UpdateFinishedTrialError, ValueError):
             console.print(f"trial {trial.number} was given to another worker, since this one had stalled too long")
 

@@ -2,47 +2,117 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import TYPE_CHECKING
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import sqlalchemy
-from sqlalchemy.exc import ArgumentError
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from search.study.errors import UserError
+from search.study.errors import UserError, causes
+from search.study.passwords import shown
+from search.study.patience import LONGEST_OUTAGE_AT_START, Patient, Wait, failed, unavailable
 from search.study.quick_database import QuickCache, QuickRDB
+from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from sqlalchemy import URL
 
 POSTGRESQL = ("postgresql", "postgres")  # what users type; SQLAlchemy names a driver, too
+# seconds, and ms in the last one, after which a server that no longer answers counts as lost (chosen)
+NOTICE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 40_000,
+}
+EXISTS = ("42P07", "42710", "23505")  # SQLSTATE of a table, a type and a row that exist
+MOST_COLLISIONS, LONGEST_PAUSE = 50, 0.2  # with processes that create the same tables; seconds between two attempts
 
 
-def database_storage(text: str) -> BaseStorage:
-    """Return the storage in the database at a URL; its tables are created if they do not exist.
+def database_storage(text: str, *, create: bool) -> BaseStorage:
+    """Return the storage in the database at a URL, whose operations wait while it cannot be reached.
+
+    Parameters
+    ----------
+    text
+        The URL.
+    create
+        Whether a file of SQLite is created if it does not exist; missing tables always are.
 
     Raises
     ------
     UserError
-        If the URL cannot be read, or the driver of the database is not installed.
+        If the URL cannot be read, the driver of the database is not installed, or there is no file.
+    StorageFault
+        If the database cannot be reached for long.
     """
     url = database_url(text)
+    where = shown(text)
+    if not create and not _exists(url):
+        raise UserError(f"no study in {where}; start it with: slimfront run")
+    wait, collisions = Wait(where, LONGEST_OUTAGE_AT_START), 0
+    while True:
+        try:
+            backend = _opened(url, where)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            words = unavailable(error, known=False)
+            if words:
+                wait(words)
+            elif _created_meanwhile(error) and collisions < MOST_COLLISIONS:
+                collisions += 1
+                time.sleep(random.uniform(0.0, LONGEST_PAUSE))  # noqa: S311 - the other processes go on
+            else:
+                raise failed(error, where) from error
+        else:
+            wait.over()
+            return backend
+
+
+def _opened(url: URL, where: str) -> BaseStorage:
+    """Return the storage, with its tables.
+
+    Raises
+    ------
+    UserError
+        If the driver of the database is unknown, or not installed.
+    """
+    options = {name: value for name, value in NOTICE.items() if name not in url.query}
+    options = options if url.drivername.startswith(POSTGRESQL) else {}
+    written = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna fills a template
     try:
-        engine = sqlalchemy.create_engine(url)
+        backend = QuickRDB(written, engine_kwargs={"connect_args": options})
     except ImportError as error:
-        postgresql = url.drivername.startswith(POSTGRESQL)
-        remedy = 'pip install "slimfront[postgresql]"' if postgresql else f"install the driver of {url.drivername}"
-        raise UserError(f"the storage {shown(url)} needs a package that is missing ({error}): {remedy}") from error
-    except sqlalchemy.exc.NoSuchModuleError as error:
+        missing = 'pip install "slimfront[postgresql]"' if options else f"install the driver of {url.drivername}"
+        *_, cause = causes(error)
         raise UserError(
-            f"--storage must name a database that SQLAlchemy knows, such as postgresql://user@host/name or "
-            f"sqlite:///file.db, but got {shown(url)}"
+            f"the storage {where} needs a package that is missing ({first_line(cause)}): {missing}"
         ) from error
-    engine.dispose()
-    written = url.render_as_string(hide_password=False)
-    backend = QuickRDB(written.replace("{", "{{").replace("}", "}}"))  # Optuna fills a template
-    weakref.finalize(backend, backend.engine.dispose)  # closes its connections
-    return QuickCache(backend)
+    except NoSuchModuleError as error:
+        raise UserError(
+            "--storage must name a database that SQLAlchemy knows, such as postgresql://user@host/name or "
+            f"sqlite:///file.db, but got {where}"
+        ) from error
+    return QuickCache(cast("QuickRDB", Patient(backend, where)))
+
+
+def _exists(url: URL) -> bool:
+    """Return whether there is a database; without asking a server."""
+    in_file = url.drivername.startswith("sqlite") and url.database and not url.database.startswith((":", "file:"))
+    return not in_file or Path(str(url.database)).exists()
+
+
+def _created_meanwhile(error: BaseException) -> bool:
+    """Return whether an error says that another process creates the same tables at this moment."""
+    for cause in causes(error):
+        if isinstance(cause, DBAPIError):
+            state = getattr(cause.orig, "sqlstate", None) or getattr(cause.orig, "pgcode", None)
+            return isinstance(cause, IntegrityError) or state in EXISTS or "already exists" in str(cause.orig)
+    return False
 
 
 def database_url(text: str) -> URL:
@@ -61,8 +131,3 @@ def database_url(text: str) -> URL:
             f"got {text.partition(':')[0]}:..."  # the rest may hold a password
         ) from error
     return url.set(drivername="postgresql+psycopg") if url.drivername in POSTGRESQL else url
-
-
-def shown(url: URL) -> str:
-    """Return a URL as it may be printed: without its password."""
-    return url.render_as_string(hide_password=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from spaces.network.messages import first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # words in the messages of libraries that report a full disk or missing memory by an exception of their own
 MACHINE_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "No space left on device", "CUDA error")
@@ -36,12 +41,28 @@ class MachineFault(UserError):
     """Missing memory, a full disk or a fault of a device: no plan is to blame, and the run ends."""
 
 
+class StorageFault(MachineFault):
+    """The storage of the trials is lost, locked or damaged: no plan is to blame, and the run ends."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def machine_fault(error: BaseException) -> MachineFault | None:
-    """Return the fault of the machine that an exception, or what caused it, reports; None if it reports none."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MachineFault):
-            return cause
+    """Return the fault of the machine that an exception, or what caused it, reports; None if it reports none.
+
+    A fault that was found before counts also where its handling raised another exception.
+    """
+    before: BaseException | None = error
+    while before is not None:
+        if isinstance(before, MachineFault):
+            return before
+        before = before.__cause__ or before.__context__
+    for cause in causes(error):
         if type(cause).__name__ == NOT_FINITE:
             return MachineFault(str(cause))
         words = str(cause).partition("\n")[0]
@@ -51,7 +72,6 @@ def machine_fault(error: BaseException) -> MachineFault | None:
                 f"the machine failed, not a plan: {type(cause).__name__}{': ' * bool(words)}{words}; all finished work "
                 "is kept; free memory or disk, and run the command again"
             )
-        cause = cause.__cause__
     return None
 
 

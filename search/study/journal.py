@@ -6,7 +6,7 @@ import json
 import os
 import pkgutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from filelock import FileLock
 from optuna.storages.journal._file import BaseJournalFileLock  # its public module lacks the base of its locks
@@ -92,8 +92,8 @@ def storage_at(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
         return journal_storage(path)
     if url.startswith("journal://"):
         return journal_storage(Path(url.removeprefix("journal://")))
-    storage: BaseStorage = pkgutil.resolve_name("search.study.database:database_storage")(url)  # late: loads SQLAlchemy
-    return storage
+    opened = pkgutil.resolve_name("search.study.database:database_storage")  # late: loads SQLAlchemy
+    return cast("BaseStorage", opened(url, create=create))
 
 
 def unusable(error: Exception, folder: Path, url: str | None) -> UserError:

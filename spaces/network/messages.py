@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 NAMED = 3  # names in a sentence, at most (chosen)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class where the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
