@@ -76,7 +76,7 @@ def simulated(
     torch.set_num_threads(1)
     spec = spec_of(17)
     context = Context(spec, Subject(spec, torch.device("cpu")))
-    _study(database_storage(url), 0)
+    _study(database_storage(url, create=True), 0)
     processes = min(count, MOST_PROCESSES)
     shares = [count // processes + (at < count % processes) for at in range(processes)]
     forked = multiprocessing.get_context("fork")
@@ -132,7 +132,7 @@ def _process(
     results: Any,  # noqa: ANN401
 ) -> None:
     """Be some of the workers, and put what they did into a queue."""
-    storage = database_storage(url)
+    storage = database_storage(url, create=True)
     done: dict[str, Any] = {"ends": [], "between": [], "asks": [], "errors": 0}
 
     def work(number: int) -> None:

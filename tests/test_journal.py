@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from search.study.journal import KernelLock, cut_incomplete_record, journal_storage
+from search.study.journal import KernelLock, journal_storage
+from search.study.journal_file import mend_end
 
 HOLD = """
 import sys, time
@@ -46,7 +47,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.Mon
         assert owner.stdout.readline() == b"held\n"
         owner.kill()
     started = time.monotonic()
-    cut_incomplete_record(journal)
+    mend_end(journal, KernelLock(journal))
     assert len(journal_storage(journal).get_all_studies()) == 0
     assert time.monotonic() - started < 5
 
@@ -56,7 +57,7 @@ def test_a_lock_that_an_older_version_left_is_no_obstacle(tmp_path: Path, monkey
     journal = Path("journal.log")
     journal.write_bytes(b"incomplete")
     Path("journal.log.lock").symlink_to(journal)  # as Optuna's own lock, with a relative path
-    cut_incomplete_record(journal)
+    mend_end(journal, KernelLock(journal))
     assert journal.read_bytes() == b""
 
 

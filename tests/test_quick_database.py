@@ -26,7 +26,7 @@ def url(tmp_path: Path) -> str:
 
 def opened(url: str, seed: int = 0) -> optuna.Study:
     sampler = optuna.samplers.RandomSampler(seed=seed)
-    return optuna.create_study(storage=database_storage(url), study_name="s", load_if_exists=True, sampler=sampler)
+    return optuna.create_study(storage=database_storage(url, create=True), study_name="s", load_if_exists=True, sampler=sampler)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_it_says_what_optunas_storage_says(url: str, seed: int, monkeypatch: pyt
         worker._storage.remove_session()
     expected = said(get_storage(url))
     assert [said(worker._storage) for worker in workers] == [expected, expected]
-    assert said(database_storage(url)) == expected
+    assert said(database_storage(url, create=True)) == expected
 
 
 def test_the_parameters_of_a_trial_are_one_statement(url: str, statements: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ray.cluster_utils import Cluster
-
 LOOPBACK = {"node_ip_address": "127.0.0.1", "include_dashboard": False}
 
 
@@ -28,12 +26,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Yield a cluster of two machines of one core each, on loopback."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from ray.cluster_utils import Cluster  # noqa: PLC0415 - takes a second
+    cluster_utils: Any = pytest.importorskip("ray.cluster_utils")
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **LOOPBACK})
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **LOOPBACK})
     for _ in range(2):
         found.add_node(num_cpus=1, **LOOPBACK)
     monkeypatch.setenv("RAY_ADDRESS", found.address)
@@ -41,7 +39,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     found.shutdown()
 
 
-def test_the_workers_of_a_cluster_share_a_database(folder: Path, cluster: Cluster, postgresql: str) -> None:
+def test_the_workers_of_a_cluster_share_a_database(folder: Path, cluster: Any, postgresql: str) -> None:
     words = "run", "my_study.py:study", "--workers", "2", "--engine", "ray", "--trials", "6", "--storage", postgresql
     printed = finished(started(folder, *words))
     assert "Ray cluster of 3 machines, 2 cores" in printed
@@ -50,7 +48,7 @@ def test_the_workers_of_a_cluster_share_a_database(folder: Path, cluster: Cluste
 
 
 @pytest.mark.slow
-def test_a_lost_machine_loses_no_trial(folder: Path, cluster: Cluster, postgresql: str) -> None:
+def test_a_lost_machine_loses_no_trial(folder: Path, cluster: Any, postgresql: str) -> None:
     words = (
         "run", "my_study.py:study", "--workers", "2", "--engine", "ray", "--trials", "7", "--storage", postgresql,
         "--set", "epochs=25", "--unverified",
@@ -64,7 +62,7 @@ def test_a_lost_machine_loses_no_trial(folder: Path, cluster: Cluster, postgresq
 
 
 @pytest.mark.slow
-def test_workers_without_a_free_machine_are_not_waited_for(folder: Path, cluster: Cluster, postgresql: str) -> None:
+def test_workers_without_a_free_machine_are_not_waited_for(folder: Path, cluster: Any, postgresql: str) -> None:
     words = "run", "my_study.py:study", "--workers", "5", "--engine", "ray", "--trials", "4", "--storage", postgresql
     finished(started(folder, *words, "--unverified"))
     assert len(trained(opened(folder, postgresql))) == 4

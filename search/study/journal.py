@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,6 +12,8 @@ from filelock import FileLock
 from optuna.storages.journal._file import BaseJournalFileLock  # its public module lacks the base of its locks
 
 from search.study.errors import UserError
+from search.study.journal_file import mend_end
+from search.study.journal_repair import repair
 from search.study.passwords import shown, without_passwords
 from search.study.quick_journal import QuickJournal
 
@@ -62,17 +64,18 @@ def is_journal(path: Path) -> bool:
         return False
 
 
-def cut_incomplete_record(journal: Path) -> None:
-    """Remove a last record that a power cut or a full disk left incomplete; the next record would be appended to it."""
-    lock = KernelLock(journal)
-    lock.acquire()
+def _journal_at(path: Path, *, create: bool) -> QuickJournal:
+    """Return the storage in a file; what a power cut, a full disk or another program left in it is set aside."""
+    lock = KernelLock(path)
+    if path.exists():
+        with contextlib.nullcontext() if create else contextlib.suppress(OSError):  # one may read without writing
+            mend_end(path, lock)
     try:
-        content = journal.read_bytes()
-        complete = content.rfind(b"\n") + 1  # bytes
-        if complete < len(content):
-            os.truncate(journal, complete)
-    finally:
-        lock.release()
+        return journal_storage(path)
+    except (ValueError, LookupError, TypeError, AssertionError):
+        if not repair(path, lock):
+            raise
+        return journal_storage(path)
 
 
 def storage_at(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
@@ -87,11 +90,9 @@ def storage_at(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
         path = folder / JOURNAL
         if not create and not path.exists():
             raise UserError(f"no study in {folder}; start it with: slimfront run")
-        if create and path.exists():
-            cut_incomplete_record(path)
-        return journal_storage(path)
+        return _journal_at(path, create=create)
     if url.startswith("journal://"):
-        return journal_storage(Path(url.removeprefix("journal://")))
+        return _journal_at(Path(url.removeprefix("journal://")), create=create)
     opened = pkgutil.resolve_name("search.study.database:database_storage")  # late: loads SQLAlchemy
     return cast("BaseStorage", opened(url, create=create))
 

@@ -11,7 +11,6 @@ import gc
 import hashlib
 import itertools
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import distribution_to_json
@@ -19,6 +18,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.storages.journal._storage import JournalOperation
 
+from search.study.errors import StorageFault
+from search.study.journal_file import append_whole
 from search.study.journal_replay import Replay
 from search.study.journal_snapshot import Snapshot, load, save
 
@@ -156,7 +157,7 @@ class _Lines(BaseJournalBackend):
 
         Raises
         ------
-        ValueError
+        StorageFault
             If a record that is not the last one cannot be decoded.
         """
         assert log_number_from == self.number, "a record is read once"
@@ -164,23 +165,22 @@ class _Lines(BaseJournalBackend):
             file.seek(self.offset)
             whole = (line for line in file if line.endswith(b"\n"))  # another process may be writing the last one
             while lines := list(itertools.islice(whole, DECODED_TOGETHER)):
-                for line, record in zip(lines, _decoded(lines), strict=False):
-                    self.number += 1
-                    self.offset += len(line)
-                    self.digest.update(line)
-                    yield record
+                try:
+                    for line, record in zip(lines, _decoded(lines), strict=False):
+                        self.number += 1
+                        self.offset += len(line)
+                        self.digest.update(line)
+                        yield record
+                except ValueError as error:
+                    raise StorageFault(
+                        f"the journal {self._path} is damaged ({error}); all whole records are kept, and the next run "
+                        "sets aside what is none"
+                    ) from error
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append records in one write."""
+        """Append records, all of them or, without space, none."""
         text = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs)
-        self._lock.acquire()
-        try:
-            with self._path.open("ab") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            self._lock.release()
+        append_whole(self._path, self._lock, text.encode())
 
 
 def _decoded(lines: list[bytes]) -> Iterator[dict[str, Any]]:

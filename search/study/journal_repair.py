@@ -1,0 +1,160 @@
+"""Repairs a journal with garbage between its records, so that every whole record means what it meant before."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from search.study.console import console
+from search.study.errors import StorageFault
+from search.study.files import whole
+from search.study.journal_file import ASIDE, record_of, salvaged, set_aside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna.storages.journal._file import BaseJournalFileLock
+
+CREATE_STUDY, CREATE_TRIAL, WAITING = 0, 4, 4  # Optuna's numbers of two kinds of records, and of a state
+MOST_NAMED = 5  # lines that the message names
+
+
+IMPOSSIBLE = 1000.0  # penalty of numbers that cannot be (chosen: above any sum of the others)
+
+Record: TypeAlias = dict[str, Any]
+
+
+class Gap(NamedTuple):
+    """Lines between two records that hold none.
+
+    Attributes
+    ----------
+    at
+        Number of records before it.
+    lines
+        Number of these lines.
+    """
+
+    at: int
+    lines: int
+
+
+def repair(path: Path, lock: BaseJournalFileLock) -> bool:
+    """Set aside the lines of a journal that are no records; return False if there are none.
+
+    Trials are numbered in the order of the records that create them. So where such a record was lost, a trial without
+    result takes its place. How many were lost shows in the numbers by which later records name their trials.
+
+    Raises
+    ------
+    StorageFault
+        If a record was lost that creates a study.
+    """
+    lock.acquire()
+    try:
+        lines: list[bytes] = []
+        numbers: list[int] = []
+        gaps: list[Gap] = []
+        dropped = b""
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+            kept = line if record_of(line) else salvaged(line)
+            if kept != line:
+                numbers.append(number)
+                dropped += line[: len(line) - len(kept)].rstrip(b"\n") + b"\n"
+                if gaps and gaps[-1].at == len(lines):
+                    gaps[-1] = Gap(len(lines), gaps[-1].lines + 1)
+                else:
+                    gaps.append(Gap(len(lines), 1))
+            if kept:
+                lines.append(kept.rstrip(b"\n") + b"\n")
+        if not numbers:
+            return False
+        records = [json.loads(line) for line in lines]
+        filled = _filled(records, gaps, path)
+        set_aside(path, dropped)
+        with whole(path) as unfinished:
+            unfinished.write_bytes(
+                b"".join(b"".join(filled.get(at, [])) + line for at, line in enumerate([*lines, b""]))
+            )
+    finally:
+        lock.release()
+    named = ", ".join(map(str, numbers[:MOST_NAMED])) + (", ..." if len(numbers) > MOST_NAMED else "")
+    trials = sum(map(len, filled.values()))
+    lost = f"; {trials} trial(s) whose beginning was lost are run again" if trials else ""
+    console.print(
+        f"the journal {path} was damaged: {len(numbers)} of {len(lines) + len(numbers)} lines held no record and are "
+        f"left out ({named}){lost}; they are in {path.name}{ASIDE}"
+    )
+    return True
+
+
+def _filled(records: list[Record], gaps: list[Gap], path: Path) -> dict[int, list[bytes]]:
+    """Return the records that stand for those that created trials, by the number of the record before which they are.
+
+    Raises
+    ------
+    StorageFault
+        If a record was lost that creates a study.
+    """
+    studies = len({record["study_name"] for record in records if record["op_code"] == CREATE_STUDY})
+    if any(record.get("study_id", 0) >= studies for record in records):
+        raise StorageFault(
+            f"the journal {path} is damaged where it creates a study; restore a copy of it, or start again with "
+            "another --folder"
+        )
+    created = [at for at, record in enumerate(records) if record["op_code"] == CREATE_TRIAL]
+    ends = [*(gap.at for gap in gaps[1:]), len(records)]
+    places = {number: at for number, at in enumerate(created) if at < gaps[0].at}  # where each trial is created
+    lost: dict[int, list[int]] = {}  # the trials whose beginning was in a gap
+    for gap, end in zip(gaps, ends, strict=True):
+        segment = [at for at in created if gap.at <= at < end]
+        next_one = len(places) + sum(map(len, lost.values()))
+        tried = [dict(enumerate(segment, next_one + more)) for more in range(gap.lines + 1)]
+        fits = [_fit(records, gap.at, end, next_one + more, trials) for more, trials in enumerate(tried)]
+        more = fits.index(max(fits))
+        lost[gap.at] = list(range(next_one, next_one + more))
+        places |= tried[more]
+    return {at: [_stand_in(records, places, number) for number in numbers] for at, numbers in lost.items() if numbers}
+
+
+def _fit(records: list[Record], start: int, end: int, first: int, trials: dict[int, int]) -> float:
+    """Return how well a part of the records fits to the numbers of the trials that it creates.
+
+    Parameters
+    ----------
+    records, start, end
+        The records, and the part.
+    first
+        The number of the first trial that is created in the part.
+    trials
+        Number of each of them, and its record.
+    """
+    score = 0.0
+    named: dict[int, int] = {}  # the first record that names a trial
+    for at, record in enumerate(records):
+        if "trial_id" in record:
+            named.setdefault(record["trial_id"], at)
+            if start <= at < end and record["trial_id"] >= first + len(trials):
+                score -= IMPOSSIBLE
+    for number, at in trials.items():
+        if named.get(number, at) < at:
+            score -= IMPOSSIBLE
+        elif number in named and records[at].get("state") != WAITING:  # its worker is usually the first to name it
+            score += 1 if records[named[number]]["worker_id"] == records[at]["worker_id"] else -1
+    return score
+
+
+def _stand_in(records: list[Record], places: dict[int, int], number: int) -> bytes:
+    """Return a record that creates a trial, in the study whose trials have such records as this one has."""
+    kinds: dict[int, set[str]] = {records[at]["study_id"]: set() for at in places.values()}
+    own: set[str] = set()
+    for record in records:
+        words = {str(record["op_code"]), *record.get("user_attr", {})}
+        if record.get("trial_id") == number:
+            own |= words
+        elif record.get("trial_id") in places:
+            kinds[records[places[record["trial_id"]]]["study_id"]] |= words
+    fits = {one: (len(own & known) - len(own - known), -len(known)) for one, known in kinds.items()}
+    study = max(fits, key=fits.__getitem__, default=0)
+    content = {"op_code": CREATE_TRIAL, "worker_id": "repaired", "study_id": study, "datetime_start": None}
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
