@@ -39,6 +39,9 @@ class Gap(NamedTuple):
     lines: int
 
 
+START = Gap(0, 0)
+
+
 def repair(path: Path, lock: BaseJournalFileLock) -> bool:
     """Set aside the lines of a journal that are no records; return False if there are none.
 
@@ -103,39 +106,60 @@ def _filled(records: list[Record], gaps: list[Gap], path: Path) -> dict[int, lis
             "another --folder"
         )
     created = [at for at, record in enumerate(records) if record["op_code"] == CREATE_TRIAL]
-    ends = [*(gap.at for gap in gaps[1:]), len(records)]
-    places = {number: at for number, at in enumerate(created) if at < gaps[0].at}  # where each trial is created
-    lost: dict[int, list[int]] = {}  # the trials whose beginning was in a gap
-    for gap, end in zip(gaps, ends, strict=True):
-        segment = [at for at in created if gap.at <= at < end]
-        next_one = len(places) + sum(map(len, lost.values()))
-        tried = [dict(enumerate(segment, next_one + more)) for more in range(gap.lines + 1)]
-        fits = [_fit(records, gap.at, end, next_one + more, trials) for more, trials in enumerate(tried)]
-        more = fits.index(max(fits))
-        lost[gap.at] = list(range(next_one, next_one + more))
-        places |= tried[more]
-    return {at: [_stand_in(records, places, number) for number in numbers] for at, numbers in lost.items() if numbers}
+    places = {}  # where each trial is created, by its number
+    filled = {}  # the numbers of those that were lost, by the gap
+    losses = _losses(records, gaps, created)
+    for order, at in enumerate(created):
+        places[order + max(after for gap, after in [(START, 0), *losses] if gap.at <= at)] = at
+    for (gap, after), (_, before) in zip(losses, [(START, 0), *losses], strict=False):
+        known = sum(at < gap.at for at in created)
+        filled[gap.at] = range(known + before, known + after)
+    return {at: [_stand_in(records, places, number) for number in numbers] for at, numbers in filled.items() if numbers}
 
 
-def _fit(records: list[Record], start: int, end: int, first: int, trials: dict[int, int]) -> float:
-    """Return how well a part of the records fits to the numbers of the trials that it creates.
+def _losses(records: list[Record], gaps: list[Gap], created: list[int]) -> list[tuple[Gap, int]]:
+    """Return for each gap how many records that created trials were lost before its end.
 
-    Parameters
-    ----------
-    records, start, end
-        The records, and the part.
-    first
-        The number of the first trial that is created in the part.
-    trials
-        Number of each of them, and its record.
+    The numbers that fit best to all records, by dynamic programming; of equal ones the smallest.
     """
-    score = 0.0
+    ends = [*(gap.at for gap in gaps[1:]), len(records)]
     named: dict[int, int] = {}  # the first record that names a trial
     for at, record in enumerate(records):
         if "trial_id" in record:
             named.setdefault(record["trial_id"], at)
-            if start <= at < end and record["trial_id"] >= first + len(trials):
-                score -= IMPOSSIBLE
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}  # by all that were lost so far
+    for gap, end in zip(gaps, ends, strict=True):
+        segment = [at for at in created if gap.at <= at < end]
+        first = sum(at < gap.at for at in created)
+        following: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for lost in range(max(best) + gap.lines + 1):
+            before = max((best[one][0], -one) for one in best if one <= lost <= one + gap.lines)
+            fit = _fit(records, named, range(gap.at, end), dict(enumerate(segment, first + lost)), first + lost)
+            following[lost] = before[0] + fit, (*best[-before[1]][1], lost)
+        best = following
+    _, chain = max(best.values(), key=lambda one: (one[0], -one[1][-1]))
+    return list(zip(gaps, chain[1:], strict=True))
+
+
+def _fit(records: list[Record], named: dict[int, int], part: range, trials: dict[int, int], first: int) -> float:
+    """Return how well a part of the records fits to the numbers of the trials that it creates.
+
+    Parameters
+    ----------
+    records, named
+        The records, and the first one that names each trial.
+    part
+        The part of the records.
+    trials
+        Number of each trial that is created in it, and its record.
+    first
+        The number of the first one.
+    """
+    score = 0.0
+    number = first
+    for at in part:
+        number += records[at]["op_code"] == CREATE_TRIAL
+        score -= IMPOSSIBLE * (records[at].get("trial_id", -1) >= number)
     for number, at in trials.items():
         if named.get(number, at) < at:
             score -= IMPOSSIBLE
