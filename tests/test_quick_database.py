@@ -26,7 +26,9 @@ def url(tmp_path: Path) -> str:
 
 def opened(url: str, seed: int = 0) -> optuna.Study:
     sampler = optuna.samplers.RandomSampler(seed=seed)
-    return optuna.create_study(storage=database_storage(url, create=True), study_name="s", load_if_exists=True, sampler=sampler)
+    return optuna.create_study(
+        storage=database_storage(url, create=True), study_name="s", load_if_exists=True, sampler=sampler
+    )
 
 
 @pytest.fixture
