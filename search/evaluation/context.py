@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from search.study.spec import Recipe, StudySpec
     from search.study.weights import Store
     from search.study.workers import Workers
+    from search.training.checkpoint import Checkpoint
     from search.training.learning_rate import Rate
     from spaces import Plan, Recovery
     from spaces.plan import Step
@@ -176,12 +177,17 @@ class Context:
         return {cost.name: known[cost.name] for cost in requested}
 
     def train(
-        self, model: nn.Module, plan: Plan, recipe: Recipe, seed: int, progress: Callable[[float], None] | None = None
+        self,
+        model: nn.Module,
+        plan: Plan,
+        recipe: Recipe,
+        seed: int,
+        progress: Callable[[float], None] = lambda _: None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        """Train the network of a plan in place; `progress` is called with the share that is done."""
-        calls = () if progress is None else (progress,)
+        """Train the network of a plan in place; see `search.training.fine_tuning.fine_tune`."""
         with self.cpu_profile.charge(TRAINING):
-            fine_tune(model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, *calls)
+            fine_tune(model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, progress, checkpoint)
 
     def with_rate(self, recipe: Recipe, model: nn.Module, rate: Rate | None) -> Recipe:
         """Return the recipe with a learning rate for a network: the recipe's own, or `rate` scaled to the network."""

@@ -67,7 +67,8 @@ class EarlyStopping:
             if not x.is_cost
         ]
         self._costs = {at: values[x.name] for at, x in enumerate(context.spec.objectives) if x.is_cost}
-        self._done = not (self._objectives and self._costs)
+        # a trial that is run again may have passed the check before
+        self._done = EARLY_CHECK in trial.user_attrs or not (self._objectives and self._costs)
 
     def __call__(self, share: float) -> None:
         """Report the progress, and measure the network once, when a quarter of the training is done.

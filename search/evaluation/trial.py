@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from search.costs.cost_model import inexact
 from search.evaluation.early_stopping import EarlyStopping
+from search.evaluation.trial_checkpoint import TrialCheckpoint
 from search.study import machine
 from search.study.console import console
 from search.study.errors import Diverged
@@ -151,11 +152,18 @@ def _trained(
     recipe = context.with_rate(recipe, model, rate)
     trial.set_user_attr(RATE, recipe.learning_rate)
     stopping = EarlyStopping(trial, context, model, values, recipe.epochs, progress, strict=strict)
+    checkpoint = TrialCheckpoint(
+        trial, context.store, folder, (key, seed_of(spec, key), recipe.epochs, recipe.batch_size)
+    )
     try:
-        context.train(model, plan, recipe, seed_of(spec, key), stopping)
+        context.train(model, plan, recipe, seed_of(spec, key), stopping, checkpoint.here)
     except TrialPruned:
         _constrain(trial, spec, _excess(spec, values) | known)
         trial.set_user_attr(SECONDS, time.process_time() - started)
+        checkpoint.remove()
+        raise
+    except Diverged:
+        checkpoint.remove()
         raise
     values |= context.measure(model, [objective for objective in spec.measured if not objective.is_cost])
     _constrain(trial, spec, _record(trial, spec, values, known))
@@ -166,6 +174,7 @@ def _trained(
         trial.set_user_attr(STORE, context.store.url)
     if (loss := context.validation_loss_of(model)) is not None:
         trial.set_user_attr(TRAINED_LOSS, loss)
+    checkpoint.remove()
     return tuple(values[objective.name] for objective in spec.objectives)
 
 

@@ -14,7 +14,8 @@ from search.study.definition import define_value, differences
 from search.study.errors import Diverged, reason_of
 from search.study.files import Damaged, check_digest, load_or_nothing, save_json
 from search.study.records import RATE, VALUES, WEIGHTS
-from search.study.weights import CONFIRMED, save_state, state_path
+from search.study.weights import CHECKPOINTS, CONFIRMED, save_state, state_path
+from search.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,10 +128,11 @@ def _confirmation_run(
     for old in (path, weights):  # the record first: without it, weights of an earlier recipe are not exported
         old.unlink(missing_ok=True)
     plan = context.plan(trial.params)
+    seed = seed_of(context.spec, key_of(plan), seed_number + 1)  # the search used 0
+    checkpoint = Checkpoint(folder / CHECKPOINTS / path.with_suffix(".safetensors").name, f"{seed} {recipe_definition}")
     try:
         model = context.build(plan)
-        seed = seed_of(context.spec, key_of(plan), seed_number + 1)  # the search used 0
-        context.train(model, plan, context.with_rate(recipe, model, rate), seed, progress)
+        context.train(model, plan, context.with_rate(recipe, model, rate), seed, progress, checkpoint)
         values = metrics(context.spec, context.subject.finish(model))
         saved = {WEIGHTS: save_state(model, weights)}
     except Exception as error:  # noqa: BLE001 - a training may diverge, and a plan may fail in any way
@@ -139,6 +141,7 @@ def _confirmation_run(
         values, saved = {}, {}
     record = {"trial": trial.number, "seed": seed_number, "recipe": recipe_definition, "values": values} | saved
     save_json(path, record)
+    checkpoint.remove()
     return record
 
 

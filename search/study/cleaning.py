@@ -12,7 +12,7 @@ from search.study.console import console
 from search.study.front import front
 from search.study.queue import params_of
 from search.study.records import KEEP, KEY
-from search.study.weights import CANDIDATES, CONFIRMED, state_path, store_of_trial
+from search.study.weights import CANDIDATES, CHECKPOINTS, CONFIRMED, state_path, store_of_trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,7 +83,7 @@ class Cleaning:
 
     def _remove_leftovers(self) -> None:
         """Remove files that a process left unfinished when it was killed."""
-        for name in (CANDIDATES, CONFIRMED):
+        for name in (CANDIDATES, CONFIRMED, CHECKPOINTS):
             for path in (self._folder / name).glob(".*.safetensors"):
                 if LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                     path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState, create_trial
 
-from search.study.records import ASKED, RERUN, WORKER
+from search.study.records import ASKED, CHECKPOINT, EARLY_CHECK, RERUN, WORKER
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Tasks that one worker does at a time: adding to the queue, and giving back the trial of another worker
 QUEUE = "the queue"
+KEPT = ASKED, EARLY_CHECK, CHECKPOINT  # attributes of an unfinished trial that the one which runs it again needs
 RERUNNING = "run trial {} again"
 
 
@@ -56,9 +57,8 @@ def give_back(study: Study, number: int, workers: Workers | Alone) -> bool:
         if trial.state != TrialState.RUNNING:
             return False
         if all(other.user_attrs.get(RERUN) != number for other in trials[number + 1 :]):
-            attributes = {RERUN: number} | {
-                name: trial.user_attrs[name] for name in (ASKED,) if name in trial.user_attrs
-            }
+            kept = {name: trial.user_attrs[name] for name in KEPT if name in trial.user_attrs}
+            attributes = {RERUN: number} | kept
             _enqueue(study, params_of(trial), attributes)
         with contextlib.suppress(UpdateFinishedTrialError):
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # noqa: SLF001

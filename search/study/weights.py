@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CANDIDATES, CONFIRMED = "candidates", "confirmed"  # folders in that of a study: weights of the search and of `confirm`
+CHECKPOINTS = "checkpoints"  # the same: of trainings under way
 # Optuna's backends, which import the libraries of clouds; so they are named, and imported where they are used
 ON_DISK = "optuna.artifacts:FileSystemArtifactStore"
 IN_CLOUDS = {"s3": "optuna.artifacts:Boto3ArtifactStore", "gs": "optuna.artifacts:GCSArtifactStore"}

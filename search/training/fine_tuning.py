@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from objectives import Data
     from objectives.trees import Tree
     from search.study.spec import Recipe
+    from search.training.checkpoint import Checkpoint
     from spaces import Recovery
 
 WARM_UP_SHARE = 0.05  # share of the steps over which the learning rate rises (chosen)
@@ -36,6 +37,7 @@ def fine_tune(
     recipe: Recipe,
     seed: int,
     progress: Callable[[float], None] = lambda done: None,  # noqa: ARG005
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Train `student` in place with the recovery's loss, on the student's device.
 
@@ -55,6 +57,8 @@ def fine_tune(
         Seed of the order of the examples, the augmentation and the dropout.
     progress
         Called after each step with the share of the steps that is done.
+    checkpoint
+        Where a long training is saved now and then, and from where it goes on.
 
     Raises
     ------
@@ -66,10 +70,9 @@ def fine_tune(
     count = recipe.steps(examples)
     losses: list[Tensor] = []
     steps_per_pass = examples.steps(recipe.batch_size)
-    steps = training_steps(
-        student, teacher, examples, recovery, recipe, seed, [rate * warmed(step, count) for step in range(count)]
-    )
-    for step, loss in enumerate(steps, 1):
+    rates = [rate * warmed(step, count) for step in range(count)]
+    steps = training_steps(student, teacher, examples, recovery, recipe, seed, rates, checkpoint)
+    for step, loss in steps:
         losses.append(loss)
         progress(step / count)
         if step % steps_per_pass == 0 or step == count:  # reading every loss would wait for the device
@@ -88,8 +91,12 @@ def training_steps(
     recipe: Recipe,
     seed: int,
     rates: Sequence[float],
-) -> Iterator[Tensor]:
-    """Train `student` in place, one step for each learning rate; yield the loss of each step."""
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Train `student` in place, one step for each learning rate; yield the number of each step, from 1, and its loss.
+
+    The steps that a checkpoint holds are left out.
+    """
     device = device_of(student)
     generator = torch.Generator().manual_seed(seed)
     seed_all(seed)  # for dropout, and the transforms and the order of a loader
@@ -98,7 +105,18 @@ def training_steps(
     )
     precision = Precision(device)
     precision.prepare(student.train())
-    for rate, batch in zip(rates, examples.training_batches(recipe.batch_size, generator), strict=False):
+    resumed = checkpoint.load() if checkpoint is not None else None
+    done = 0 if resumed is None else resumed.steps
+    if resumed is not None:
+        resumed.restore(student, optimizer)
+    batches = examples.training_batches(recipe.batch_size, generator)
+    for step, (rate, batch) in enumerate(zip(rates, batches, strict=False), 1):
+        if step <= done:  # drawn again, as the order of the examples and the augmentation follow from it
+            if recipe.augment is not None:
+                recipe.augment(batch.inputs, generator)
+            continue
+        if resumed is not None and step == done + 1:
+            resumed.restore_random_numbers()
         for group in optimizer.param_groups:
             group["lr"] = rate
         given = batch.inputs if recipe.augment is None else recipe.augment(batch.inputs, generator)
@@ -109,7 +127,9 @@ def training_steps(
             output = run(student, inputs)
         loss = loss_of(recovery, map_tensors(output, precision.full), teacher_outputs, labels)
         precision.step(loss, student, optimizer, MAX_GRADIENT_NORM)
-        yield loss.detach()
+        if checkpoint is not None:
+            checkpoint.after(step, student, optimizer)
+        yield step, loss.detach()
     precision.finish(student)
 
 

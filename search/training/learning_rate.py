@@ -92,7 +92,8 @@ def range_test(
 
     def final_loss(rate: float) -> float:
         rates = [rate * warmed(step, steps) for step in range(steps)]
-        losses = list(training_steps(copy.deepcopy(student), teacher, examples, recovery, recipe, seed, rates))
+        taken = training_steps(copy.deepcopy(student), teacher, examples, recovery, recipe, seed, rates)
+        losses = [loss for _, loss in taken]
         mean = statistics.fmean(float(loss) for loss in losses[-round(SCORED_STEPS_SHARE * steps) :])
         return mean if math.isfinite(mean) else math.inf
 
