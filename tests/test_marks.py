@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +20,16 @@ from search.results.file_records import with_records
 from search.results.report import report
 from search.study.errors import UserError
 from search.study.front import front
-from search.study.marks import MARK, digests_of, mark_of, put_files, recover, replace_folder, set_mark
+from search.study.marks import (
+    MARK,
+    digests_of,
+    mark_of,
+    put_files,
+    recover,
+    replace_folder,
+    set_mark,
+    unfinished_folder,
+)
 from search.study.stored import claim
 from tests.small_study import context, searched, study
 
@@ -227,3 +240,45 @@ def test_the_folder_of_a_study_is_marked_also_if_an_earlier_version_wrote_it(tmp
     assert all(mark_of(tmp_path / name) is not None for name in ("old", "new"))
     with pytest.raises(UserError, match="was written by slimfront export; name another folder with --folder"):
         claim(folder_with(tmp_path / "export", writer="export"))
+
+
+def test_unfinished_folders_of_killed_processes_are_removed_after_a_day(tmp_path: Path) -> None:
+    names = {"old": ".out-0a1b2c3d", "new": ".out-1a1b2c3d", "unmarked": ".out-2a1b2c3d", "other": ".out-mine"}
+    for kind, name in names.items():
+        folder_with(tmp_path / name, "model.onnx", writer="" if kind == "unmarked" else "unfinished")
+        if kind != "new":
+            os.utime(tmp_path / name, (time.time() - 100_000,) * 2)
+    with unfinished_folder(tmp_path, "out") as folder:
+        assert mark_of(folder) is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(set(names.values()) - {names["old"]})
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from search.cli import main
+def kill():
+    time.sleep(float(sys.argv[1]))
+    os.kill(os.getpid(), signal.SIGKILL)
+main(["front", "tests.small_study:study"])  # imports
+threading.Thread(target=kill, daemon=True).start()
+main(["export", "tests.small_study:study", "--out", "out", "--replace"])
+"""
+
+
+@pytest.mark.slow
+def test_an_export_that_is_killed_at_any_moment_leaves_a_whole_one(
+    found: Study, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(home, tmp_path / "runs" / "small")
+    monkeypatch.chdir(tmp_path)
+    out, command = tmp_path / "out", [sys.executable, "-c", KILLED]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    subprocess.run([*command, "1000"], check=True, capture_output=True)
+    for seconds in (0.1, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6):
+        subprocess.run([*command, str(seconds)], check=False, capture_output=True)
+        recover(out)
+        mark = mark_of(out)
+        assert mark is not None
+        assert mark.files == digests_of(out)
+        assert sorted(contents(out)) == sorted([*EXPORT, MARK])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -22,6 +23,8 @@ from spaces.plan import architectures_of
 from tests.small_study import Net, context, study
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
     from torch import Tensor
 
@@ -106,6 +109,22 @@ def test_measured_parts_are_read_as_they_were_written() -> None:
     assert found.tolist() == [work(parts.of_layers(at), Ends(5, 6))[0].tolist() for at in ((0,), (0, 2))]
     other = PartsFile.of(Delay(delay.inputs, "another runtime"))  # type: ignore[attr-defined]
     assert other.path != file.path
+
+
+def test_damaged_lines_of_measured_parts_are_left_out(tmp_path: Path) -> None:
+    file = PartsFile(tmp_path / "parts.jsonl")
+    parts = architectures_of(context(spec()).cost_model.frame, [None]).parts()
+    file.add(parts.of_layers((0,)), Ends(1, 2), 3.0)
+    whole = json.loads(file.path.read_text())
+    damaged: list[object] = [{}, [], {"ms": "a"}, whole | {"ms": -1}, whole | {"ms": np.nan}, whole | {"ms": np.inf},
+               whole | {"ends": 3}, whole | {"layers": 3},
+               whole | {"layers": {name: ["wide"] for name in whole["layers"]}},
+               whole | {"layers": {name: [np.nan] for name in whole["layers"]}}]  # fmt: skip
+    lines = [*(json.dumps(one).encode() for one in damaged), b"", b"{", b"\xff\xfe\x00", b"[" * 99_999]
+    with file.path.open("ab") as opened:
+        opened.write(b"\n".join(lines) + b"\n")
+    file.add(parts.of_layers((0,)), Ends(1, 2), 4.0)
+    assert file.read()[1].tolist() == [3.0, 4.0]
 
 
 def test_parts_and_networks_are_measured_and_reported(capsys: pytest.CaptureFixture[str]) -> None:

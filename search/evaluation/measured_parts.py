@@ -53,7 +53,7 @@ class PartsFile:
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the work of the measured parts, shape (S, F), and their milliseconds, shape (S,)."""
-        lines = self.path.read_text().splitlines()[-MOST_PARTS:] if self.path.exists() else []
+        lines = self.path.read_text(errors="replace").splitlines()[-MOST_PARTS:] if self.path.exists() else []
         rows = [row for row in map(_row, lines) if row is not None]
         if not rows:
             return np.zeros((0, 0)), np.zeros(0)
@@ -61,11 +61,12 @@ class PartsFile:
 
 
 def _row(line: str) -> tuple[np.ndarray, float] | None:
-    """Return the work of a part and its milliseconds; None for a line that another process has not written yet."""
+    """Return the work of a part and its milliseconds; None for a line that is damaged, or not written yet."""
     try:
         content: dict[str, Any] = json.loads(line)
         layers = {name: np.array(content["layers"][name])[:, None] for name in OF_LAYERS}
         nothing = {field.name: np.zeros(1) for field in fields(Parts) if field.name not in OF_LAYERS}
-        return work(Parts(**layers, **nothing), Ends(*content["ends"])), float(content["ms"])
-    except (ValueError, KeyError, TypeError, IndexError):
+        found, milliseconds = work(Parts(**layers, **nothing), Ends(*content["ends"])), float(content["ms"])
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
         return None
+    return (found, milliseconds) if np.isfinite(found).all() and 0 < milliseconds < np.inf else None

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from search.study.console import console
 from search.study.front import front
+from search.study.marks import LEFT_SECONDS
 from search.study.queue import params_of
 from search.study.records import KEEP, KEY
 from search.study.weights import CANDIDATES, CHECKPOINTS, CONFIRMED, state_path, store_of_trial
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 GIGABYTE = 10**9
 LEFTOVER = re.compile(r"\..+-[0-9a-f]{8}\.safetensors")  # names of unfinished files (`search.study.files.whole`)
-LEFTOVER_SECONDS = 86_400.0  # age from which an unfinished file belongs to a process that is gone (chosen)
 CONFIRMATION = re.compile(r"(\d+)-seed(\d+)")
 
 
@@ -85,7 +85,7 @@ class Cleaning:
         """Remove files that a process left unfinished when it was killed."""
         for name in (CANDIDATES, CONFIRMED, CHECKPOINTS):
             for path in (self._folder / name).glob(".*.safetensors"):
-                if LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                if LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFT_SECONDS:
                     path.unlink(missing_ok=True)
 
     def _shrink(self, excess: float) -> None:

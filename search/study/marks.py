@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from search.study.errors import UserError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MARK = "slimfront.json"  # the file that marks a folder of ours
 RUN, REPORT, EXPORT = "run", "report", "export"  # the commands that write folders
+NOBODY = "unfinished"  # in place of a command, as long as a folder is not finished
+LEFT_SECONDS = 86_400.0  # age from which an unfinished folder belongs to a process that is gone (chosen)
 WRITTEN_BY, LISTED = "written_by", "files"  # keys of a mark: the command, and for each file its possible SHA-256
 REPLACED = "replaced"  # in the name of a folder that is being replaced
 
@@ -67,11 +70,19 @@ def foreign(folder: Path, names: Iterable[str]) -> list[Path]:
 
 @contextlib.contextmanager
 def unfinished_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Yield a new folder, which is removed at the end unless it was renamed."""
+    """Yield a new folder, which is removed at the end unless it was renamed.
+
+    Also removed are those of the same name that processes left when they were killed, once they are a day old.
+    """
     parent.mkdir(parents=True, exist_ok=True)
+    for path in parent.glob(f".{name}-{'[0-9a-f]' * 8}"):
+        mark = mark_of(path)
+        if mark is not None and mark.writer == NOBODY and time.time() - path.stat().st_mtime > LEFT_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
     folder = parent / f".{name}-{secrets.token_hex(4)}"
     folder.mkdir()
     try:
+        set_mark(folder, NOBODY)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
