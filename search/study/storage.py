@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import TrialState
 
 from search.study.definition import define, differences
-from search.study.errors import UserError
+from search.study.errors import UserError, machine_fault
 from search.study.goal import with_stored_goal
 from search.study.journal import storage_at, unusable
 from search.study.outline import outline_record
@@ -56,7 +56,7 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
     except UserError:
         raise
     except Exception as error:
-        raise unusable(error, folder, url) from error
+        raise machine_fault(error) or unusable(error, folder, url) from error
     if changed and spec.goal and all(words.startswith("limits") for words in changed):
         stored = study.user_attrs.get(GOAL)
         before = f"the goal {stored['text']!r}" if stored else "no goal"
