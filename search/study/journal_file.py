@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from optuna.storages.journal._file import BaseJournalFileLock
 
-START = b'{"op_code":'  # of every record
-CHUNK = 1 << 16  # bytes that are read at once from the end (chosen)
+RECORD_START = b'{"op_code":'  # of every record
+READ_AT_ONCE = 1 << 16  # bytes that are read at once from the end (chosen)
 ASIDE = ".dropped"  # suffix of the file of what was set aside
 # Names that a record of each kind has, by Optuna's number of the kind
 NAMES: tuple[frozenset[str], ...] = tuple(
@@ -49,7 +49,7 @@ def record_of(line: bytes) -> dict[str, Any] | None:
 
 def salvaged(line: bytes) -> bytes:
     """Return the last part of a line that is a whole record, as after one that a killed process left unfinished."""
-    start = line.rfind(START)
+    start = line.rfind(RECORD_START)
     return line[start:] if start >= 0 and record_of(line[start:]) else b""
 
 
@@ -121,7 +121,7 @@ def _last_line(path: Path, end: int | None = None) -> tuple[bytes, int]:
         end = file.seek(0, os.SEEK_END) if end is None else end
         found, start = b"", end
         while start > 0 and b"\n" not in found[:-1]:
-            step = min(CHUNK, start)
+            step = min(READ_AT_ONCE, start)
             start -= step
             file.seek(start)
             found = file.read(step) + found

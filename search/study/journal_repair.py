@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optuna.storages.journal._file import BaseJournalFileLock
 
 CREATE_STUDY, CREATE_TRIAL, WAITING = 0, 4, 4  # Optuna's numbers of two kinds of records, and of a state
-MOST_NAMED = 5  # lines that the message names
+LINES_NAMED = 5  # lines that the message names
 
 
 IMPOSSIBLE = 1000.0  # penalty of numbers that cannot be (chosen: above any sum of the others)
@@ -39,7 +39,7 @@ class Gap(NamedTuple):
     lines: int
 
 
-START = Gap(0, 0)
+NO_GAP = Gap(0, 0)
 
 
 def repair(path: Path, lock: BaseJournalFileLock) -> bool:
@@ -81,7 +81,7 @@ def repair(path: Path, lock: BaseJournalFileLock) -> bool:
             )
     finally:
         lock.release()
-    named = ", ".join(map(str, numbers[:MOST_NAMED])) + (", ..." if len(numbers) > MOST_NAMED else "")
+    named = ", ".join(map(str, numbers[:LINES_NAMED])) + (", ..." if len(numbers) > LINES_NAMED else "")
     trials = sum(map(len, filled.values()))
     lost = f"; {trials} trial(s) whose beginning was lost are run again" if trials else ""
     console.print(
@@ -110,8 +110,8 @@ def _filled(records: list[Record], gaps: list[Gap], path: Path) -> dict[int, lis
     filled = {}  # the numbers of those that were lost, by the gap
     losses = _losses(records, gaps, created)
     for order, at in enumerate(created):
-        places[order + max(after for gap, after in [(START, 0), *losses] if gap.at <= at)] = at
-    for (gap, after), (_, before) in zip(losses, [(START, 0), *losses], strict=False):
+        places[order + max(after for gap, after in [(NO_GAP, 0), *losses] if gap.at <= at)] = at
+    for (gap, after), (_, before) in zip(losses, [(NO_GAP, 0), *losses], strict=False):
         known = sum(at < gap.at for at in created)
         filled[gap.at] = range(known + before, known + after)
     return {at: [_stand_in(records, places, number) for number in numbers] for at, numbers in filled.items() if numbers}

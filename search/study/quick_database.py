@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 ATTRIBUTES_EVERY = 2.0  # seconds after which attributes of other workers' running trials are read again (chosen)
-MOST_NAMED = 500  # trials that a query names one by one (chosen)
+IDS_NAMED = 500  # trials that a query names one by one (chosen)
 
 
 class QuickRDB(RDBStorage):
@@ -69,7 +69,7 @@ class QuickRDB(RDBStorage):
         """Return trials of a study by their ids."""
         found: list[FrozenTrial] = []
         with _create_scoped_session(self.scoped_session) as session:
-            if len(wanted) > MOST_NAMED:
+            if len(wanted) > IDS_NAMED:
                 between = models.TrialModel.trial_id.between(min(wanted), max(wanted))
                 found += [trial for trial in self._loaded(session, study_id, between) if trial._trial_id in wanted]  # noqa: SLF001
             else:
@@ -277,5 +277,5 @@ def _local(time_: datetime | None) -> datetime | None:
 
 def _parts(ids: list[int]) -> Iterator[list[int]]:
     """Yield the ids in lists that a query can name."""
-    for start in range(0, len(ids), MOST_NAMED):
-        yield ids[start : start + MOST_NAMED]
+    for start in range(0, len(ids), IDS_NAMED):
+        yield ids[start : start + IDS_NAMED]
