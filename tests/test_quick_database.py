@@ -46,7 +46,7 @@ def statements() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_it_says_what_optunas_storage_says(url: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick_database, "ATTRIBUTES_EVERY", 0.0)
+    monkeypatch.setattr(quick_database, "LONGEST_OLD", 0.0)
     rng = random.Random(seed)  # noqa: S311 - of a test
     workers, running = [opened(url, seed) for _ in range(2)], ([], [])  # type: ignore[var-annotated]
     for _ in range(60):

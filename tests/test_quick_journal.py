@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from search.study import quick_journal
+from search.study.errors import UserError
 from search.study.journal import journal_storage
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def test_a_snapshot_is_read_in_place_of_the_records(journal: Path, monkeypatch: 
     decoded: list[int] = []
     decode = quick_journal._decoded
 
-    def counted(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    def counted(lines: list[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
         decoded.append(len(lines))
         return decode(lines)
 
@@ -303,3 +304,30 @@ def test_a_last_line_that_another_process_is_writing_is_left_for_later(journal: 
     assert len(reader.trials) == 2
     journal.write_bytes(content)
     assert [trial.state.name for trial in reader.trials] == ["COMPLETE", "COMPLETE"]
+
+
+GARBAGE = {
+    "noise": b"\x00\xff\n",
+    "two records": b'{"op_code":0},{"op_code":0}\n',
+    "a part": b'{"op_code":4,"worker_id"\n',
+    "an empty line": b"\n",
+    "a number": b"7\n",
+    "deep": b'{"a":' + b"[" * 100_000 + b"}\n",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("together", [1, 2, 7, 1000])
+def test_a_line_that_holds_no_record_is_noticed_wherever_it_is(
+    journal: Path, garbage: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick_journal, "DECODED_TOGETHER", together)
+    study = optuna.create_study(storage=journal_storage(journal), study_name="s")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), 2)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for at in (1, 2, len(lines) - 1):
+        journal.write_bytes(b"".join([*lines[:at], GARBAGE[garbage], *lines[at:]]))
+        with pytest.raises(UserError, match=f"line {at + 1} holds no record"):
+            journal_storage(journal)
+    journal.write_bytes(b"".join([*lines, GARBAGE[garbage]]))  # the last line may be one that is being written
+    assert len(journal_storage(journal).get_all_trials(0)) == 2

@@ -118,20 +118,20 @@ def test_a_worker_that_had_stalled_joins_again(study: Study, tmp_path: Path, mon
     monkeypatch.setattr(search.study.workers, "PULSE_SECONDS", 0.2)
     without_locks(monkeypatch, lease=0.05)
     with Workers(study, tmp_path) as one, Workers(study, tmp_path) as two:
-        assert not two.gone(one.name)  # seen for the first time
+        assert one.name in two.living()  # seen for the first time
         time.sleep(0.1)
-        assert two.gone(one.name)
+        assert one.name not in two.living()
         monkeypatch.setattr(search.study.workers, "LEASE", 5.0)
         time.sleep(0.4)
-        assert not two.gone(one.name)
+        assert one.name in two.living()
 
 
 def test_a_worker_that_has_left_is_gone(study: Study, tmp_path: Path) -> None:
     with Workers(study, tmp_path) as one, Workers(study, tmp_path) as two:
         one.__exit__()
-        assert two.gone(one.name)
-        assert not two.gone(two.name)
-        assert two.gone("host:1")  # as version 0.1 named workers
+        assert one.name not in two.living()
+        assert two.name in two.living()
+        assert "host:1" not in two.living()  # as version 0.1 named workers
     assert not list((tmp_path / "workers").iterdir())
 
 

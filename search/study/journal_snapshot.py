@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT_SUFFIX = ".snapshot"  # to the name of the journal
 FORMAT = 1  # of the snapshot; another one is not read
-CHUNK = 2**20  # bytes of the journal that are checked at a time
+CHECKED_AT_ONCE = 2**20  # bytes of the journal that are checked at a time
 
 
 class Snapshot(NamedTuple):
@@ -128,7 +128,7 @@ def _digest(journal: Path, length: int) -> _Hash:
     """Return the hash of the first bytes of a journal."""
     digest = hashlib.sha256()
     with journal.open("rb") as file:
-        while length > 0 and (chunk := file.read(min(length, CHUNK))):
+        while length > 0 and (chunk := file.read(min(length, CHECKED_AT_ONCE))):
             digest.update(chunk)
             length -= len(chunk)
     return digest

@@ -68,8 +68,9 @@ def give_back(study: Study, number: int, workers: Workers | Alone) -> bool:
 def rerun_abandoned(study: Study, workers: Workers) -> int:
     """Give back the trials whose workers are gone; return their number."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    living = workers.living() if running else set()  # once: each look asks for all workers
     return sum(
-        give_back(study, trial.number, workers) for trial in running if workers.gone(trial.user_attrs.get(WORKER, ""))
+        give_back(study, trial.number, workers) for trial in running if trial.user_attrs.get(WORKER, "") not in living
     )
 
 

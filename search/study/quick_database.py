@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from sqlalchemy.orm import Session
 
-ATTRIBUTES_EVERY = 2.0  # seconds after which attributes of other workers' running trials are read again (chosen)
+# seconds after which the attributes of other workers' running trials are read again: at least, and at most, which is
+# the time between two pulses of a worker; for each of many trials a little longer (chosen)
+ATTRIBUTES_EVERY, LONGEST_OLD, LONGER_FOR_EACH = 2.0, 15.0, 0.02
 IDS_NAMED = 500  # trials that a query names one by one (chosen)
 
 
@@ -234,7 +236,8 @@ class QuickCache(_CachedStorage):
             study = self._studies.setdefault(study_id, _StudyInfo())
             rows = self._backend._states_after(study_id, study.unfinished_trial_ids, study.last_finished_trial_id)  # type: ignore[attr-defined]  # noqa: SLF001
             now = time.monotonic()
-            again = now - self._refreshed.get(study_id, 0.0) > ATTRIBUTES_EVERY
+            old = min(ATTRIBUTES_EVERY + LONGER_FOR_EACH * len(study.unfinished_trial_ids), LONGEST_OLD)
+            again = now - self._refreshed.get(study_id, 0.0) > old
             wanted = {trial_id for trial_id, state in rows if self._is_news(trial_id, state, again=again)}
             if again:
                 self._refreshed[study_id] = now

@@ -165,17 +165,18 @@ class _Lines(BaseJournalBackend):
             file.seek(self.offset)
             whole = (line for line in file if line.endswith(b"\n"))  # another process may be writing the last one
             while lines := list(itertools.islice(whole, DECODED_TOGETHER)):
-                try:
-                    for line, record in zip(lines, _decoded(lines), strict=False):
-                        self.number += 1
-                        self.offset += len(line)
-                        self.digest.update(line)
-                        yield record
-                except ValueError as error:
-                    raise StorageFault(
-                        f"the journal {self._path} is damaged ({error}); all whole records are kept, and the next run "
-                        "sets aside what is none"
-                    ) from error
+                for line, record in _decoded(lines):
+                    if record is None and line is lines[-1] and next(whole, None) is None:
+                        return  # as with Optuna, the next record shows whether this one is still being written
+                    if record is None:
+                        raise StorageFault(
+                            f"the journal {self._path} is damaged (line {self.number + 1} holds no record); all whole "
+                            "records are kept, and the next run sets aside what is none"
+                        )
+                    self.number += 1
+                    self.offset += len(line)
+                    self.digest.update(line)
+                    yield record
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append records, all of them or, without space, none."""
@@ -183,25 +184,22 @@ class _Lines(BaseJournalBackend):
         append_whole(self._path, self._lock, text.encode())
 
 
-def _decoded(lines: list[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the records of these lines; a last one that cannot be decoded is left out.
-
-    Raises
-    ------
-    ValueError
-        If another one cannot be decoded.
-    """
-    try:
-        yield from json.loads(b"[" + b",".join(lines) + b"]")
-    except ValueError:
-        for at, line in enumerate(lines):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                if at + 1 == len(lines):
-                    return
-                raise
-            yield record
+def _decoded(lines: list[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Yield lines with their records, None for a line that holds none."""
+    if all(line.startswith(b"{") and line.endswith(b"}\n") for line in lines):
+        try:
+            records = json.loads(b"[" + b",".join(lines) + b"]")
+        except (ValueError, RecursionError):
+            records = []
+        if len(records) == len(lines):
+            yield from zip(lines, records, strict=True)
+            return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        yield line, record if isinstance(record, dict) else None
 
 
 @contextlib.contextmanager

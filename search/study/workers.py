@@ -189,9 +189,9 @@ class Workers:
                 break
         return self._results(tasks)
 
-    def gone(self, name: str) -> bool:
-        """Return whether a worker has left or has died."""
-        return name != self.name and all(trial.user_attrs[WORKER] != name for trial in self.held(PRESENT))
+    def living(self) -> set[str]:
+        """Return the names of the workers that have not left or died."""
+        return {self.name, *(trial.user_attrs[WORKER] for trial in self.held(PRESENT))}
 
     def held(self, task: str) -> list[FrozenTrial]:
         """Return the tickets for a task that living workers hold; the tickets of others are taken from them."""
