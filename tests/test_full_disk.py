@@ -87,7 +87,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
     yield sized
     if folder.is_mount():
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 @ROOT
@@ -136,7 +136,7 @@ def _runs_full(
         assert not [path for path in folder.rglob(".*") if path.is_file()]
         assert main(words) == 0
         assert _values(folder, url) == expected
-        subprocess.run(["umount", folder.parent], check=True)
+        subprocess.run(["umount", "-l", folder.parent], check=True)
 
 
 def _values(folder: Path, url: str | None) -> dict[str, list[float]]:
