@@ -434,3 +434,16 @@ def test_different_objectives_of_the_same_name_are_rejected() -> None:
     data = splits()
     with pytest.raises(ValueError, match="objectives of one name must be the same, but 'top1' is"):
         dataclasses.replace(study(), objectives=(Top1(data.validation), SizeBytes()), reported=(Top1(data.train),))
+
+
+def test_an_interrupted_initial_design_leaves_the_front_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = without_limits(12, sampler=quick(startup=4))
+    once = searched(spec, tmp_path / "once")
+    watched(monkeypatch, raising(KeyboardInterrupt(), 2, 5, 6, 10))
+    for _ in range(5):
+        again = searched(spec, tmp_path / "again")
+    assert len([trial for trial in again.trials if RERUN in trial.user_attrs]) == 4
+    assert [outcome(trial) for trial in trained(again)] == [outcome(trial) for trial in trained(once)]
+    assert [outcome(trial) for trial in front(again)] == [outcome(trial) for trial in front(once)]

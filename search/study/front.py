@@ -9,7 +9,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from search.study.errors import UserError
-from search.study.history import Trained, read
+from search.study.history import Trained, place, read
 from search.study.records import EXCESS, REPLAY
 from search.study.unmet import no_candidate
 
@@ -55,7 +55,7 @@ class Front:
         values = tuple(sign * value for sign, value in zip(self._signs, trial.values, strict=True))
         for at, (others, other) in enumerate(self._members):
             if others == values:
-                if trial.number < other.number:
+                if place(trial) < place(other):
                     self._members[at] = values, trial
                 return
             if all(map(operator.le, others, values)):
@@ -68,7 +68,7 @@ class Front:
     @property
     def members(self) -> list[FrozenTrial]:
         """The trials, the best in the first objective first."""
-        return [trial for _, trial in sorted(self._members, key=lambda member: (member[0][0], member[1].number))]
+        return [trial for _, trial in sorted(self._members, key=lambda member: (member[0][0], place(member[1])))]
 
 
 def front(study: Study) -> list[FrozenTrial]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from optuna.trial import TrialState
 
-from search.study.records import INEXACT, KEY, REASON, RELATIVE, REPLAY, RERUN, STOPPED
+from search.study.records import INEXACT, KEY, PLACE, REASON, RELATIVE, REPLAY, STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -104,7 +104,7 @@ class Finished:
 
     def add(self, trial: FrozenTrial) -> None:
         """Keep the trial."""
-        bisect.insort(self.trials, trial, key=_number)
+        bisect.insort(self.trials, trial, key=place)
 
 
 class Trained:
@@ -118,7 +118,7 @@ class Trained:
         """Keep the trial if it was trained."""
         if REPLAY not in trial.user_attrs:
             if trial.state == TrialState.COMPLETE:
-                bisect.insort(self.trials, trial, key=_number)
+                bisect.insort(self.trials, trial, key=place)
             elif trial.state == TrialState.PRUNED and STOPPED in trial.user_attrs:
                 self.stopped += 1
 
@@ -132,7 +132,7 @@ class ByPlan:
     def add(self, trial: FrozenTrial) -> None:
         """Keep the trial with those of its plan."""
         if KEY in trial.user_attrs:
-            bisect.insort(self._trials.setdefault(trial.user_attrs[KEY], []), trial, key=_number)
+            bisect.insort(self._trials.setdefault(trial.user_attrs[KEY], []), trial, key=place)
 
     def of(self, key: str) -> list[FrozenTrial]:
         """Return the trials of a plan."""
@@ -140,25 +140,19 @@ class ByPlan:
 
 
 class Interrupted:
-    """Which trials were interrupted, so that they failed without a reason, and which trials run them again."""
+    """Which trials were interrupted, so that they failed without a reason."""
 
     def __init__(self) -> None:
         self._numbers: list[int] = []
-        self._origins: dict[int, int] = {}
 
     def add(self, trial: FrozenTrial) -> None:
-        """Keep the number of an interrupted trial, and of the one that it ran again."""
-        if trial.state == TrialState.FAIL:
-            if REASON not in trial.user_attrs:
-                bisect.insort(self._numbers, trial.number)
-            if RERUN in trial.user_attrs:
-                self._origins[trial.number] = trial.user_attrs[RERUN]
+        """Keep the number of an interrupted trial."""
+        if trial.state == TrialState.FAIL and REASON not in trial.user_attrs:
+            bisect.insort(self._numbers, trial.number)
 
-    def position(self, number: int, rerun: int | None) -> int:
+    def position(self, trial: FrozenTrial) -> int:
         """Return the position of a trial, or of the one that it runs again, among those that were not interrupted."""
-        while rerun is not None:
-            number, rerun = rerun, self._origins.get(rerun)
-        return number - bisect.bisect_left(self._numbers, number)
+        return place(trial) - bisect.bisect_left(self._numbers, place(trial))
 
 
 class _Measured:
@@ -172,7 +166,7 @@ class _Measured:
         """Keep what the trial measured."""
         self.inexact |= dict.fromkeys(trial.user_attrs.get(INEXACT, ()))
         if RELATIVE in trial.user_attrs:
-            bisect.insort(self.trials, trial, key=_number)
+            bisect.insort(self.trials, trial, key=place)
 
 
 def measured_trials(study: Study) -> tuple[list[str], list[FrozenTrial]]:
@@ -186,5 +180,6 @@ def measured_trials(study: Study) -> tuple[list[str], list[FrozenTrial]]:
     return inexact, finished.trials + [trial for trial in running if RELATIVE in trial.user_attrs]
 
 
-def _number(trial: FrozenTrial) -> int:
-    return trial.number
+def place(trial: FrozenTrial) -> int:
+    """Return the number of a trial, or of the one that it runs again: so the order is as if nothing was interrupted."""
+    return int(trial.user_attrs.get(PLACE, trial.number))

@@ -10,7 +10,8 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState, create_trial
 
-from search.study.records import ASKED, CHECKPOINT, EARLY_CHECK, RERUN, WORKER
+from search.study.history import place
+from search.study.records import ASKED, CHECKPOINT, EARLY_CHECK, PLACE, RERUN, WORKER
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -58,7 +59,7 @@ def give_back(study: Study, number: int, workers: Workers | Alone) -> bool:
             return False
         if all(other.user_attrs.get(RERUN) != number for other in trials[number + 1 :]):
             kept = {name: trial.user_attrs[name] for name in KEPT if name in trial.user_attrs}
-            attributes = {RERUN: number} | kept
+            attributes = {RERUN: number, PLACE: place(trial)} | kept
             _enqueue(study, params_of(trial), attributes)
         with contextlib.suppress(UpdateFinishedTrialError):
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # noqa: SLF001

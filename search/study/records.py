@@ -31,6 +31,7 @@ PULSE = "pulse"  # of a worker: a number that changes as long as it is alive
 # attributes of a trial: the request
 WORKER = "worker"  # name of the worker that runs it; in 0.1 its host and process
 CHECKPOINT = "checkpoint"  # SHA-256 of the last checkpoint of its training in the store
+PLACE = "in_place_of"  # number of the first of these trials, if several workers left it unfinished one after the other
 RERUN = "rerun_of"  # number of the trial that a worker left unfinished, and that this one runs again
 ASKED = "asked_epochs"  # epochs that it is to be trained for, if it was enqueued with a number
 

@@ -11,7 +11,6 @@ from optuna.samplers import BaseSampler
 from optuna.samplers._ga import BaseGASampler
 
 from search.study.history import Interrupted, read
-from search.study.records import RERUN
 from search.study.seen_trials import seen_by_sampler
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class SeededSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Create the sampler of this trial, and what it sees; one that runs a trial again draws as that one did."""
-        position = read(study, Interrupted).position(trial.number, trial.user_attrs.get(RERUN))
+        position = read(study, Interrupted).position(trial)
         self._inner = self._sampler_at(position)
         self._seen = seen_by_sampler(study, whole=isinstance(self._inner, BaseGASampler))
         self._inner.before_trial(self._seen, trial)

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from search.study.console import console
 from search.study.front import front
-from search.study.history import Finished, read
+from search.study.history import Finished, place, read
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -72,7 +72,7 @@ class _Seen:
     def _chosen(self) -> list[FrozenTrial]:
         finished = read(self._study, Finished).trials
         if self._whole or len(finished) <= MOST_SEEN:
-            return self._study.get_trials(deepcopy=False)
+            return sorted(self._study.get_trials(deepcopy=False), key=place)
         if self._study.study_name not in _said:
             _said.add(self._study.study_name)
             console.print(
@@ -85,7 +85,7 @@ class _Seen:
         for at in _spread(len(before), MOST_SEEN - len(chosen)):
             chosen.setdefault(before[at].number, before[at])
         unfinished = self._study.get_trials(deepcopy=False, states=UNFINISHED)
-        return sorted([*chosen.values(), *unfinished], key=lambda trial: trial.number)
+        return sorted([*chosen.values(), *unfinished], key=place)
 
 
 def _spread(length: int, count: int) -> list[int]:
