@@ -12,7 +12,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from search.study.errors import UserError, causes
-from search.study.passwords import shown
+from search.study.passwords import is_ambiguous, shown
 from search.study.patience import LONGEST_OUTAGE_AT_START, Patient, Wait, failed, unavailable
 from search.study.quick_database import QuickCache, QuickRDB
 from spaces.network.messages import first_line
@@ -53,6 +53,8 @@ def database_storage(text: str, *, create: bool) -> BaseStorage:
     """
     url = database_url(text)
     where = shown(text)
+    if is_ambiguous(text):
+        raise UserError(f"an @ in the password of a storage URL must be written as %40, but got {where}")
     if not create and not _exists(url):
         raise UserError(f"no study in {where}; start it with: slimfront run")
     wait, collisions = Wait(where, LONGEST_OUTAGE_AT_START), 0

@@ -29,6 +29,12 @@ def shown(word: str) -> str:
     return IN_QUERY.sub(rf"\1={HIDDEN}", IN_AUTHORITY.sub(rf"\1:{HIDDEN}", word))
 
 
+def is_ambiguous(url: str) -> bool:
+    """Return whether a password in a URL holds an @ that is not encoded: the rest is taken for the host, and shown."""
+    found = IN_AUTHORITY.search(url)
+    return found is not None and "@" in found[2]
+
+
 def without_passwords(text: str, url: str | None) -> str:
     """Return a text with the passwords of a URL hidden, in every form in which a library may quote them.
 
