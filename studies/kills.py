@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-import pandas as pd
 from optuna.trial import TrialState
 
 from search.proposals.draft_records import draft_of
@@ -159,7 +158,7 @@ def soak(minutes: float, seed: int, workers: int, every: float) -> dict[str, Any
         "worker files a minute": slope(lives, "files") * 60,
         "run MB a minute": slope([seen[run.pid]], "resident") * 60 / MEGABYTE,
         "largest worker MB": max((one.resident for life in lives for one in life), default=0) / MEGABYTE,
-        "last lines": " | ".join(tail),
+        "last lines": "\n".join(["", *tail]),
     }
 
 
@@ -208,7 +207,8 @@ def main() -> None:
         found = equal(options.kills, options.seed, options.trials)
     else:
         found = soak(options.minutes, options.seed, options.workers, options.every)
-    print(pd.Series(found).to_string())  # noqa: T201
+    for name, value in found.items():
+        print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")  # noqa: T201
 
 
 if __name__ == "__main__":

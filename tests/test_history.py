@@ -87,9 +87,9 @@ def check(study: Study) -> None:
     interrupted = [
         trial.number for trial in finished if trial.state == TrialState.FAIL and REASON not in trial.user_attrs
     ]
-    for number in range(0, 60, 7):
-        position = number - sum(other < number for other in interrupted)
-        assert read(study, Interrupted).position(number, None) == position
+    for trial in everything:
+        position = trial.number - sum(other < trial.number for other in interrupted)
+        assert read(study, Interrupted).position(trial) == position
     by_choice: dict[tuple[object, ...], FrozenTrial] = {}
     for trial in sorted(everything, key=lambda trial: trial.state == TrialState.COMPLETE):
         by_choice[(trial.params.get("x", trial.system_attrs.get("fixed_params", {}).get("x")),)] = trial

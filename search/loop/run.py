@@ -13,8 +13,8 @@ from search.evaluation.profiling import fit_before_search, refit
 from search.loop.schedule import affordable, promote, range_tested
 from search.loop.watch import Watch
 from search.proposals.draft_start import DraftStart
-from search.proposals.gaps import fill_widest_gap
-from search.proposals.refusals import turn_after_refusals
+from search.proposals.gaps import fill_widest_gap, widest_gap
+from search.proposals.refusals import are_due, turn_after_refusals
 from search.study.budget_clock import BudgetClock
 from search.study.cleaning import Cleaning
 from search.study.console import console
@@ -134,12 +134,19 @@ def _rerun_abandoned(study: Study, workers: Workers) -> None:
 
 
 def _propose(study: Study, context: Context) -> None:
-    """Enqueue a plan if one is better than what the sampler would propose; one worker at a time does."""
+    """Enqueue a plan if one is better than what the sampler would propose; one worker at a time does.
+
+    Workers that have nothing to enqueue do not wait for their turn: there may be hundreds.
+    """
     start = context.spec.start
+    further = isinstance(start, DraftStart) and bool(start.further)
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    if waiting or not (are_due(study, context) or (further and widest_gap(study, context) is not None)):
+        return
     with context.workers.turn(QUEUE), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         turn_after_refusals(study, context)
-        if isinstance(start, DraftStart) and start.further:
+        if further:
             fill_widest_gap(study, context)
 
 

@@ -26,7 +26,14 @@ MARGINS = 1.0, 0.0, -1.0  # by how many times their error predictions are raised
 
 
 def fill_widest_gap(study: Study, context: Context) -> None:
-    """Enqueue the plan of the draft that is farthest from all of its tried ones, if no trial waits; else do nothing.
+    """Enqueue the plan of `widest_gap`, if there is one and no trial waits; else do nothing."""
+    found = None if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)) else widest_gap(study, context)
+    if found is not None:
+        enqueue(study, found)
+
+
+def widest_gap(study: Study, context: Context) -> dict[str, float] | None:
+    """Return the parameters of the plan of the draft that is farthest from all of its tried ones; None if none is left.
 
     Only plans of the draft's front are considered that the refitted cost models allow, and that are likely to meet
     limits on trained objectives. Plans whose answers are closer to one answer for all inputs than to the teacher's can
@@ -36,15 +43,15 @@ def fill_widest_gap(study: Study, context: Context) -> None:
     """
     draft = draft_of(study)
     plans = read(draft, Drafted) if draft is not None else Drafted()
-    if draft is None or not plans.trials or study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        return
+    if draft is None or not plans.trials:
+        return None
     drafted, trials = plans.trials, tried(study, plans.names)
     results = [trials.get(choices) for choices in plans.choices]
     losses, logs_NC, front, failed = read(draft, _Arrays).of(drafted)
     done = np.array([trial is not None for trial in results]) | failed
     met, missed = _losses_of_trained(losses, results)
     if not done.any():
-        return
+        return None
     if missed and not met:
         considered, scores = ~done, -losses
     else:
@@ -56,8 +63,7 @@ def fill_widest_gap(study: Study, context: Context) -> None:
     trusted = allowed[losses[allowed] <= DOUBTFUL_LOSS]
     doubtful = 1 + int((losses[done] > DOUBTFUL_LOSS).sum())
     chosen = trusted if len(trusted) and doubtful * DOUBTFUL_SHARE > 1 + int(done.sum()) else allowed
-    if len(chosen):
-        enqueue(study, dict(drafted[chosen[scores[chosen].argmax()]].params))
+    return dict(drafted[chosen[scores[chosen].argmax()]].params) if len(chosen) else None
 
 
 class _Arrays:

@@ -40,6 +40,12 @@ def refused_in_a_row(study: Study, context: Context) -> int:
     return count
 
 
+def are_due(study: Study, context: Context) -> bool:
+    """Whether the latest refusals are as many in a row as call for another plan."""
+    count = refused_in_a_row(study, context)
+    return bool(count) and not count % REFUSALS
+
+
 def excess_of(context: Context, plans: Sequence[Mapping[str, float]], margins: float) -> np.ndarray:
     """Return by how much the worst limit on a cost is exceeded, shape (plans,), zero or less where all are met.
 
@@ -67,8 +73,7 @@ def turn_after_refusals(study: Study, context: Context) -> None:
     allowed, it is the mixture of uniform plans that compresses least, or the one that exceeds the limits least.
     """
     count = refused_in_a_row(study, context)
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    if not count or count % REFUSALS or waiting:
+    if not are_due(study, context) or study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         return
     margins = count / REFUSALS
     draft = draft_of(study)
