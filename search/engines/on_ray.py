@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LOOPBACK = "127.0.0.1"
+LONGEST_ANSWER = 10.0  # seconds in which the cluster must answer (chosen)
 LOST = 1  # exit code of a worker that Ray has lost
 
 
@@ -83,6 +85,7 @@ class OnRay:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._ray.is_initialized():
             return
+        _check_reachable(os.environ.get("RAY_ADDRESS", ""))
         try:
             self._ray.init(address="auto", **quiet)
         except ConnectionError:
@@ -101,6 +104,23 @@ class OnRay:
         """Start a worker as soon as a machine is free."""
         del number
         return Placed(self._ray, self._actor.remote(list(arguments), environment, str(Path.cwd())))
+
+
+def _check_reachable(address: str) -> None:
+    """Check that somebody listens at `host:port`; Ray would try for minutes.
+
+    Raises
+    ------
+    ConnectionError
+        If nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=LONGEST_ANSWER).close()
+    except OSError as error:
+        raise ConnectionError(f"nobody answers at {address} ({error.strerror or error})") from error
 
 
 class Placed:
