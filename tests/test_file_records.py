@@ -83,7 +83,7 @@ def test_modules_of_the_user_do_not_replace_those_of_slimfront(
     for name in ("objectives", "search", "torch"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(5)")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])  # as the loader of studies adds folders
     with IsolatedProcess(OnnxRuntime(), file) as fresh:
         assert len(fresh(example(teacher(Plain))[:2])) == 2
 

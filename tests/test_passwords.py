@@ -66,6 +66,11 @@ def test_no_form_of_any_password_stays_in_a_message(password: str) -> None:
         assert written.strip("*") not in left or set(password) <= {"*"}
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.study.database.LONGEST_OUTAGE_AT_START", 0.3)
+
+
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(small_study.__file__, tmp_path / "my_study.py")

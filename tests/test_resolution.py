@@ -29,6 +29,7 @@ from search.results.file_records import with_records
 from search.results.inspection import inspection
 from search.results.recorded import restored
 from search.results.report import report
+from search.study.cleaning import Cleaning
 from search.study.records import INEXACT, VALUES
 from search.study.weights import state_path
 from spaces import (
@@ -450,7 +451,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, in_file: bool) -> Path:  # no
 
 @pytest.fixture(scope="module")
 def found(home: Path, in_file: bool) -> Study:  # noqa: FBT001 - a fixture
-    return searched(spec(in_file=in_file), home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cleaning, "clean", lambda _: None)  # the tests take members that are not on the front
+        return searched(spec(in_file=in_file), home)
 
 
 def test_a_study_searches_it_jointly_with_exact_costs(found: Study) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import subprocess
 import sys
@@ -53,7 +54,10 @@ def test_several_create_a_study_at_once(workers: int, times: int, tmp_path: Path
         folder.mkdir()
     start = multiprocessing.get_context("spawn")
     barrier, failures = start.Barrier(workers), start.Queue()
-    processes = [start.Process(target=_opens, args=(urls, barrier, failures)) for _ in range(workers)]
+    processes = [
+        start.Process(target=importlib.import_module(__name__)._opens, args=(urls, barrier, failures))
+        for _ in range(workers)
+    ]
     for process in processes:
         process.start()
     for process in processes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import multiprocessing
 import subprocess
@@ -265,7 +266,10 @@ def test_no_two_workers_take_the_same_trial(study: Study, tmp_path: Path) -> Non
         enqueue(study, {"x": number / 20})
     spawn = multiprocessing.get_context("spawn")
     barrier, found = spawn.Barrier(3), spawn.Queue()
-    processes = [spawn.Process(target=take, args=(str(tmp_path), barrier, found)) for _ in range(3)]
+    processes = [
+        spawn.Process(target=importlib.import_module(__name__).take, args=(str(tmp_path), barrier, found))
+        for _ in range(3)
+    ]
     for process in processes:
         process.start()
     numbers = [found.get(timeout=60) for _ in range(30)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Protocol
 
 from spaces.axes.grids import Grid, Uniform
@@ -229,9 +230,12 @@ def _ascending(widths: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted({*widths, FLOAT_BITS}))
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)  # numpy's are, too
+
+
 def _check(kind: str, bits: int, lowest: int, where: str) -> None:
-    whole = isinstance(bits, int) and not isinstance(bits, bool)
-    if not whole or (bits != FLOAT_BITS and not lowest <= bits <= 8):  # noqa: PLR2004 - codes are stored in a byte
+    if not _is_whole(bits) or (bits != FLOAT_BITS and not lowest <= bits <= 8):  # noqa: PLR2004 - codes are stored in a byte
         raise ValueError(f"{kind} bits must be from {lowest} to 8, or 32 for off, but got {bits} for {where}")
 
 
