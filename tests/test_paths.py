@@ -8,6 +8,7 @@ import pkgutil
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,10 @@ def named_as_all_modules(folder: Path) -> Path:
     marks.mkdir()
     known = {module.name for module in pkgutil.iter_modules()} | set(sys.stdlib_module_names)
     for name in known - OURS - {path.stem for path in folder.glob("*.py")}:
-        if not name.startswith("_") and importlib.util.find_spec(name) is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # setuptools warns of distutils
+            is_found = not name.startswith("_") and importlib.util.find_spec(name) is not None
+        if is_found:
             (folder / f"{name}.py").write_text(MARKED.format(marks=str(marks), name=name))
     assert {"onnx.py", "torch.py", "optuna.py", "random.py", "lazy_loader.py"} <= {
         path.name for path in folder.iterdir()
