@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -331,3 +332,27 @@ def test_a_line_that_holds_no_record_is_noticed_wherever_it_is(
             journal_storage(journal)
     journal.write_bytes(b"".join([*lines, GARBAGE[garbage]]))  # the last line may be one that is being written
     assert len(journal_storage(journal).get_all_trials(0)) == 2
+
+
+def test_a_record_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    study = optuna.create_study(study_name="s", storage=journal_storage(path))
+    study.set_user_attr("first", 1)
+    line = path.read_bytes().splitlines(keepends=True)[-1]
+    stopped = threading.Event()
+
+    def write() -> None:
+        with path.open("ab", buffering=0) as file:
+            while not stopped.is_set():
+                for part in (line[:20], line[20:50], line[50:]):
+                    file.write(part)
+
+    reader = journal_storage(path)
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert len(reader.get_all_studies()) == 1
+    finally:
+        stopped.set()
+        writer.join()

@@ -163,7 +163,8 @@ class _Lines(BaseJournalBackend):
         assert log_number_from == self.number, "a record is read once"
         with self._path.open("rb") as file:
             file.seek(self.offset)
-            whole = (line for line in file if line.endswith(b"\n"))  # another process may be writing the last one
+            # another process may be writing the last line; what follows its first part is no line of its own
+            whole = itertools.takewhile(lambda line: line.endswith(b"\n"), file)
             while lines := list(itertools.islice(whole, DECODED_TOGETHER)):
                 for line, record in _decoded(lines):
                     if record is None and line is lines[-1] and next(whole, None) is None:
