@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -13,9 +10,10 @@ from search.command_line import EXIT_STOPPED
 from search.loop.board import Board
 from search.study.console import console
 from search.study.errors import UserError
+from search.study.stop_signals import handled_by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from optuna import Study
 
@@ -73,7 +71,7 @@ class Crew:
             If an error ends a worker, or workers die one after the other; the others are stopped before.
         """
         try:
-            with Board(self._study, self._clock) as board, self._stopping_together():
+            with Board(self._study, self._clock) as board, handled_by(self._stop):
                 for number in self._numbers:
                     self._start(number)
                 while self._running:
@@ -140,25 +138,12 @@ class Crew:
             console.print(f"worker {number + 1} {how}: it is started again, and its trial is run again")
             self._start(number)
 
-    @contextlib.contextmanager
-    def _stopping_together(self) -> Iterator[None]:
-        """Handle Ctrl-C and SIGTERM: the first lets the workers finish their trials, the next stops them at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(*_: object) -> None:
-            self._asked_to_stop += 1
-            if self._asked_to_stop == 1:
-                console.print(
-                    "stopping after the trials under way (interrupt again to stop now; they will be rerun on resume)"
-                )
-            for started in self._running.values():
-                started.stop()
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, *_: object) -> None:
+        """Handle Ctrl-C or SIGTERM: the first lets the workers finish their trials, the next stops them at once."""
+        self._asked_to_stop += 1
+        if self._asked_to_stop == 1:
+            console.print(
+                "stopping after the trials under way (interrupt again to stop now; they will be rerun on resume)"
+            )
+        for started in self._running.values():
+            started.stop()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -22,10 +20,11 @@ from search.study.errors import Diverged, MachineFault, UserError, reason_of
 from search.study.failed_plans import FIRST_FAILURES
 from search.study.queue import QUEUE, give_back
 from search.study.records import ASKED, PLAN, REASON, REPLAY
+from search.study.stop_signals import handled_by
 from search.study.workers import waits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from optuna import Study, Trial
@@ -60,7 +59,7 @@ class Watch:
     def __enter__(self) -> Self:
         """Show the progress bar and handle Ctrl-C."""
         self.board = self.exits.enter_context(Board(self.study, self.clock, quiet=self.clock.workers > 1))
-        self.exits.enter_context(_gentle_stop(self))
+        self.exits.enter_context(handled_by(self._stop))
         self.failing.read(self.study, self.context, before=True)
         return self
 
@@ -185,25 +184,11 @@ class Watch:
                     f"{count}"
                 )
 
-
-@contextlib.contextmanager
-def _gentle_stop(watch: Watch) -> Iterator[None]:
-    """Handle Ctrl-C: the first finishes the trial under way, the second stops at once and repeats it on resume."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        if watch.stopped:
+    def _stop(self, *_: object) -> None:
+        """Handle Ctrl-C: the first finishes the trial under way, the second stops at once and repeats it on resume."""
+        if self.stopped:
             raise KeyboardInterrupt
-        watch.stopped = True
+        self.stopped = True
         console.print(
             "stopping after the trial under way (interrupt again to stop now; the trial will be rerun on resume)"
         )
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
