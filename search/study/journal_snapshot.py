@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +15,8 @@ from optuna.distributions import CategoricalDistribution, distribution_to_json, 
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
+
+from search.study.files import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,15 +78,8 @@ def save(journal: Path, snapshot: Snapshot) -> None:
         "journal_sha256": snapshot.digest.hexdigest(),
         "sha256": hashlib.sha256(text).hexdigest(),
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(json.dumps(head).encode() + b"\n" + text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as unfinished:
+        unfinished.write_bytes(json.dumps(head).encode() + b"\n" + text)
 
 
 def load(journal: Path) -> Snapshot | None:

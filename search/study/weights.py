@@ -25,6 +25,8 @@ from search.study.records import ARTIFACTS, STORE, WEIGHTS
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from optuna import Study
     from optuna.artifacts._protocol import ArtifactStore
     from optuna.trial import FrozenTrial
@@ -44,10 +46,14 @@ def state_path(folder: Path, number: int) -> Path:
 
 def save_state(model: nn.Module, path: Path) -> str:
     """Write the tensors of a network to a safetensors file, whole or not at all; return its SHA-256."""
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with whole(path) as unfinished:
-        safetensors.torch.save_file(tensors, unfinished)
+        safetensors.torch.save_file(writable(model.state_dict()), unfinished)
         return sha256(unfinished)
+
+
+def writable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors takes them: on the CPU, each with memory of its own."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def load_state(path: Path, digest: str | None = None) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from search.study.console import console
 from search.study.files import whole
+from search.study.weights import writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,7 @@ class Checkpoint:
                     return
         with whole(self.path) as unfinished:
             save_file(
-                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+                writable(tensors),
                 unfinished,
                 {"steps": str(steps), "numbers": json.dumps(numbers), "training": self.training},
             )
