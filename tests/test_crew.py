@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from search import Budget
+from search.engines.crew import Crew
+from search.study.budget_clock import BudgetClock
 from search.study.errors import UserError
 from search.study.front import front, trained, trained_count
 from search.study.records import REASON
@@ -27,8 +31,10 @@ from tests.several import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from search.engines.engine import Started
 
 
 @pytest.fixture
@@ -38,15 +44,37 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_two_workers_share_draft_trials_and_budget(folder: Path) -> None:
-    printed = finished(started(folder, "run", "variants.py:drafted", "--workers", "2", "--trials", "7"))
+    words = "run", "variants.py:drafted", "--workers", "2", "--trials", "7", "--set", "epochs=25"
+    printed = finished(started(folder, *words))
     study = check(folder, 7)
     assert len({trial.user_attrs["worker"] for trial in trained(study)}) == 2
     assert printed.count("entries of the sensitivity table: done") == 1
     assert printed.count("teacher's file: ") == 1
     assert all((folder / f"runs/small/verified/onnx/{member.number}.json").exists() for member in front(study))
-    again = finished(started(folder, "run", "variants.py:drafted", "--workers", "2", "--trials", "7"))
+    again = finished(started(folder, *words))
     assert "7 of 7 trials are done" in again
     check(folder, 7)
+
+
+def test_what_every_worker_could_say_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    first = "the draft: 40 plans were scored", "measuring 12 entries: done in 3 s", "trial 4 failed: no memory"
+    second = "the draft: 41 plans were scored", "measuring 12 entries: done in 5 s", "trial 5 failed: no memory"
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    crew = Crew(Told([first, second]), 2, lambda _: (), {}, study, BudgetClock(Budget(trials=1)))
+    assert crew.work()
+    assert capsys.readouterr().err.splitlines()[:4] == [*first, second[-1]]
+
+
+class Told:
+    """An engine whose workers print given lines and end."""
+
+    def __init__(self, lines: Sequence[Sequence[str]]) -> None:
+        self._lines = lines
+
+    def start(self, number: int, arguments: Sequence[str], environment: dict[str, str]) -> Started:
+        return mock.Mock(
+            lines=lambda: list(self._lines[number]), ended=lambda: 0, waits=False, end_in_words=lambda: "ended"
+        )
 
 
 def test_a_killed_worker_is_started_again_and_its_trial_is_run_again(folder: Path) -> None:

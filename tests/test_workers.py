@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import optuna
 import pytest
@@ -24,6 +25,8 @@ from search.study.records import ASKED, PULSE, RERUN, WORKER
 from search.study.workers import Alone, Workers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from optuna import Study
     from optuna.storages import BaseStorage
 
@@ -66,11 +69,12 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def without_locks(monkeypatch: pytest.MonkeyPatch, lease: float) -> None:
-    """Let workers of this process see all others as if they were on other machines."""
+def without_locks(monkeypatch: pytest.MonkeyPatch, lease: int, pulse_seconds: float = 0.1) -> None:
+    """Let workers of this process see all others as if they were on other machines, and have quick pulses."""
     calls = itertools.count()
     monkeypatch.setattr(search.study.workers, "running_system", lambda: str(next(calls)))
     monkeypatch.setattr(search.study.workers, "LEASE", lease)
+    monkeypatch.setattr(search.study.workers, "PULSE_SECONDS", pulse_seconds)
 
 
 def test_a_task_belongs_to_the_first_who_asks_until_it_gives_it_back(study: Study, tmp_path: Path) -> None:
@@ -93,20 +97,31 @@ def test_a_worker_on_another_machine_is_gone_once_its_pulse_stops(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = other(tmp_path, "ticket = workers.ticket('a'); ticket.__enter__()")
-    without_locks(monkeypatch, lease=0.5)
+    without_locks(monkeypatch, lease=5)
     with Workers(study, tmp_path) as workers, workers.ticket("a") as ticket:
-        assert ticket.ahead() == 1
         kill(process)
         assert ticket.ahead() == 1
-        time.sleep(0.6)
+        time.sleep(1.0)
         assert ticket.ahead() == 0
+
+
+def test_nobody_is_gone_because_the_storage_cannot_be_reached(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_locks(monkeypatch, lease=3)
+    with Workers(study, tmp_path) as one, Workers(study, tmp_path) as two:
+        assert one.name in two.living()
+        with monkeypatch.context() as patch:
+            patch.setattr(study._storage, "set_trial_user_attr", mock.Mock(side_effect=OSError("unreachable")))
+            time.sleep(1.0)
+        assert one.name in two.living()
+        assert two.name in one.living()
 
 
 def test_a_worker_with_a_pulse_is_alive_however_the_clocks_jump(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search.study.workers, "PULSE_SECONDS", 0.05)
-    without_locks(monkeypatch, lease=0.4)
+    without_locks(monkeypatch, lease=8, pulse_seconds=0.05)
     day = 86400.0
     with Workers(study, tmp_path) as one, Workers(study, tmp_path) as two, one.ticket("a"), two.ticket("a") as ticket:
         for jump in (0.0, day, -day, 0.0):
@@ -115,15 +130,26 @@ def test_a_worker_with_a_pulse_is_alive_however_the_clocks_jump(
             assert ticket.ahead() == 1
 
 
+def refused_for(worker: Workers, act: Callable[[int, str, Any], None]) -> Callable[[int, str, Any], None]:
+    """Return an act of the storage that fails for one worker."""
+
+    def refused(trial_id: int, key: str, value: Any) -> None:
+        if trial_id == worker._own:
+            raise OSError("unreachable")
+        act(trial_id, key, value)
+
+    return refused
+
+
 def test_a_worker_that_had_stalled_joins_again(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search.study.workers, "PULSE_SECONDS", 0.2)
-    without_locks(monkeypatch, lease=0.05)
+    without_locks(monkeypatch, lease=3)
     with Workers(study, tmp_path) as one, Workers(study, tmp_path) as two:
-        assert one.name in two.living()  # seen for the first time
-        time.sleep(0.1)
-        assert one.name not in two.living()
-        monkeypatch.setattr(search.study.workers, "LEASE", 5.0)
-        time.sleep(0.4)
+        assert one.name in two.living()
+        with monkeypatch.context() as patch:
+            patch.setattr(one._storage, "set_trial_user_attr", refused_for(one, one._storage.set_trial_user_attr))
+            time.sleep(1.0)
+            assert one.name not in two.living()
+        time.sleep(0.5)
         assert one.name in two.living()
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from search.command_line import EXIT_STOPPED
 from search.loop.board import Board
-from search.study.console import console
+from search.proposals.draft_start import DRAFT_SAYS
+from search.study.console import DONE_IN, console
 from search.study.errors import UserError
 from search.study.stop_signals import handled_by
 
@@ -101,14 +102,14 @@ class Crew:
         self._running[number] = self._engine.start(number, self._arguments(number), self._environment)
 
     def _look(self) -> None:
-        """Print what the workers say, once each; start those that have died again."""
+        """Print what the workers say, each kind of line once; start those that have died again."""
         for number, started in list(self._running.items()):
             code = started.ended()
             for line in started.lines():
                 if line.startswith(ERROR):
                     self._errors[number] = line
-                elif line not in self._said:
-                    self._said.add(line)
+                elif (kind := _kind(line)) not in self._said:
+                    self._said.add(kind)
                     console.print(line, markup=False)
             if code is None:
                 continue
@@ -147,3 +148,8 @@ class Crew:
             )
         for started in self._running.values():
             started.stop()
+
+
+def _kind(line: str) -> str:
+    """Return what is the same in the lines of all workers; they took part in common work, each for another time."""
+    return DRAFT_SAYS if line.startswith(DRAFT_SAYS) else line.partition(DONE_IN)[0]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MIN_SCORED, MAX_SCORED = 100, 1000  # plans in the draft, unless the user gives a number (chosen)
 SCORED_PER_TRIAL = 12  # plans in the draft for each trained trial of the budget (chosen)
 PROMISING_SHARE = 0.05  # share of the budget's time: the most that measuring promising plans may take (chosen)
+DRAFT_SAYS = "the draft: "
 MIN_DRAFT_SHARE = 0.1  # share of the budget's time that the draft gets at least (chosen)
 
 
@@ -93,8 +94,7 @@ class DraftStart:
         draft.failed.ensure_some_work(len(draft) - draft.failed.reasons.total())
         if not best:
             return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
-        if console.leads:
-            console.print(words)
+        console.print(DRAFT_SAYS + words)
         return best
 
     def _target(self, clock: BudgetClock) -> int:

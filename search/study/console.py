@@ -23,7 +23,7 @@ class _Console(Console):
     Attributes
     ----------
     leads
-        Whether this process prints what every worker of a run could print, such as the progress of common work.
+        Whether this process prints the progress of work that it shares with the other workers of a run.
     """
 
     leads = True
@@ -33,6 +33,7 @@ class _Console(Console):
 console = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 results_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 SHARE_BEFORE_TIME = 0.05  # of an activity, after which the time that is left is shown (chosen)
+DONE_IN = ": done in "  # stands between an activity and its duration
 EVERY_SECONDS = 20.0  # seconds between two progress lines where there is no terminal
 
 
@@ -74,8 +75,7 @@ def track(activity: str) -> Iterator[Callable[[float], None]]:
                 console.print(f"{activity}: {done:.0%}{left}")
 
         yield progress
-    if console.leads:
-        console.print(f"{activity}: done in {duration(time.monotonic() - started)}")
+    console.print(f"{activity}{DONE_IN}{duration(time.monotonic() - started)}")
 
 
 def duration(seconds: float) -> str:

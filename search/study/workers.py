@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 PULSE_SECONDS = 15.0  # seconds between two pulses of a worker (chosen)
-LEASE = 4 * PULSE_SECONDS  # seconds without a pulse after which a worker counts as gone (chosen)
+LEASE = 4  # pulses that a worker stores while another one stores none; then that one counts as gone (chosen)
 POLL_SECONDS = 0.05, 1.0  # shortest and longest wait for another worker, before looking again (chosen)
 PRESENT = "present"  # the task of being a worker
 
@@ -88,9 +88,10 @@ class Ticket:
 class Workers:
     """The workers of a study, as seen by one of them.
 
-    A worker counts as gone once its pulse has not changed for a minute, by the clock of the worker that looks: no two
-    clocks are compared, so none of them can be wrong. On the same machine it counts as gone at once: each worker holds
-    a lock of the operating system on a file in the folder of the study, which ends with its process.
+    A worker counts as gone once its pulse has not changed for a minute, counted in the pulses of the worker that looks:
+    no clock is read, so none can be wrong, and while the storage cannot be reached nobody counts. On the same machine
+    it counts as gone at once: each worker holds a lock of the operating system on a file in the folder of the study,
+    which ends with its process.
 
     Parameters
     ----------
@@ -112,7 +113,8 @@ class Workers:
         self._study = optuna.create_study(
             storage=self._storage, study_name=study.study_name + WORKERS, load_if_exists=True
         )
-        self._seen: dict[str, tuple[int, float]] = {}  # pulse of each worker, and since when it is the same
+        self._stored = 0  # own pulses that reached the storage
+        self._seen: dict[str, tuple[int, int]] = {}  # pulse of each worker, and own ones when it was first seen
         self._lock = FileLock(self._folder / self.name, thread_local=False)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -234,7 +236,7 @@ class Workers:
 
     def _is_alive(self, present: FrozenTrial) -> bool:
         """Return whether a worker is alive, from its ticket of being present."""
-        name, pulse, now = present.user_attrs[WORKER], present.user_attrs[PULSE], time.monotonic()
+        name, pulse = present.user_attrs[WORKER], present.user_attrs[PULSE]
         path = self._folder / name
         if present.user_attrs[LOCKED_ON] == running_system() and path.exists():
             lock = FileLock(path, thread_local=False)
@@ -245,9 +247,9 @@ class Workers:
             lock.release()
             path.unlink(missing_ok=True)
             return False
-        last, since = self._seen.get(name, (None, now))
-        self._seen[name] = (pulse, since if pulse == last else now)
-        return now - self._seen[name][1] < LEASE
+        if self._seen.get(name, (None,))[0] != pulse:
+            self._seen[name] = pulse, self._stored
+        return self._stored - self._seen[name][1] < LEASE
 
     def _beat(self) -> None:
         """Record a pulse now and then, until this worker leaves."""
@@ -260,6 +262,7 @@ class Workers:
                 self._own = self.draw(PRESENT)
             except Exception:  # noqa: BLE001, S112 - the main thread uses the same storage and reports its faults
                 continue
+            self._stored += 1
 
 
 def waits() -> Iterator[None]:
