@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -447,3 +448,25 @@ def test_an_interrupted_initial_design_leaves_the_front_bit_for_bit(
     assert len([trial for trial in again.trials if RERUN in trial.user_attrs]) == 4
     assert [outcome(trial) for trial in trained(again)] == [outcome(trial) for trial in trained(once)]
     assert [outcome(trial) for trial in front(again)] == [outcome(trial) for trial in front(once)]
+
+
+def _breaks(*_: object) -> list[dict[str, float]]:
+    raise ZeroDivisionError("my own start")
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (_breaks, "the start of the study, _breaks, failed: ZeroDivisionError: my own start"),
+        (
+            lambda *_: 3,
+            "the start of the study, <lambda>, must return a list of dicts of parameters, but returned a int",
+        ),
+        (lambda *_: [{"prune/frist": 0.5}], "returned a wrong parameter: no parameter is called 'prune/frist'"),
+    ],
+)
+def test_a_start_of_the_user_that_fails_is_one_line(
+    start: Callable[..., list[dict[str, float]]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        searched(dataclasses.replace(study(2), start=start), tmp_path)

@@ -18,11 +18,13 @@ from search.proposals.refusals import are_due, turn_after_refusals
 from search.study.budget_clock import BudgetClock
 from search.study.cleaning import Cleaning
 from search.study.console import console
+from search.study.errors import UserError, reason_of
 from search.study.front import trained_count
 from search.study.queue import QUEUE, ask, enqueue, rerun_abandoned
 from search.study.records import AHEAD, DESIGNS, RANGES, STARTED
 from search.study.weights import store_of
 from search.study.workers import Alone, Workers
+from spaces.network.messages import unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,8 +117,7 @@ def _start(study: Study, context: Context, clock: BudgetClock) -> None:
     workers = context.workers
     study.set_user_attr(RANGES, _ranges(context))
     if DESIGNS not in study.user_attrs:
-        assert context.spec.start is not None, "search.proposals.defaults.resolved sets it"
-        plans = context.spec.start(context, study, clock)
+        plans = _designs(study, context, clock)
         with workers.turn(QUEUE):
             if DESIGNS not in study.user_attrs:
                 study.set_user_attr(DESIGNS, plans)
@@ -125,6 +126,32 @@ def _start(study: Study, context: Context, clock: BudgetClock) -> None:
             for params in study.user_attrs[DESIGNS][len(study.get_trials(deepcopy=False)) :]:
                 enqueue(study, params)
             study.set_user_attr(STARTED, value=True)
+
+
+def _designs(study: Study, context: Context, clock: BudgetClock) -> list[dict[str, float]]:
+    """Return the parameters of the initial designs.
+
+    Raises
+    ------
+    UserError
+        If a start that is not ours fails, or returns something else.
+    """
+    start = context.spec.start
+    assert start is not None, "search.proposals.defaults.resolved sets it"
+    name = f"the start of the study, {getattr(start, '__name__', type(start).__name__)},"
+    try:
+        plans = start(context, study, clock)
+    except Exception as error:
+        if isinstance(error, UserError) or start.__module__.startswith(f"{__name__.partition('.')[0]}."):
+            raise
+        raise UserError(f"{name} failed: {reason_of(error)}") from error
+    if not isinstance(plans, list) or not all(isinstance(plan, dict) for plan in plans):
+        raise UserError(f"{name} must return a list of dicts of parameters, but returned a {type(plans).__name__}")
+    space, anatomy = context.spec.space, context.subject.anatomy
+    known = space.uniform(anatomy, (0.0,) * len(space.steps))
+    if unknown := {each for plan in plans for each in plan} - known.keys():
+        raise UserError(f"{name} returned a wrong parameter: {unknown_name('parameter', min(unknown), known)}")
+    return plans
 
 
 def _rerun_abandoned(study: Study, workers: Workers) -> None:
