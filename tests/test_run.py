@@ -460,7 +460,7 @@ def _breaks(*_: object) -> list[dict[str, float]]:
         (_breaks, "the start of the study, _breaks, failed: ZeroDivisionError: my own start"),
         (
             lambda *_: 3,
-            "the start of the study, <lambda>, must return a list of dicts of parameters, but returned a int",
+            "the start of the study, <lambda>, must return a list of dicts of parameters, but returned int",
         ),
         (lambda *_: [{"prune/frist": 0.5}], "returned a wrong parameter: no parameter is called 'prune/frist'"),
     ],

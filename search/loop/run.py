@@ -146,7 +146,7 @@ def _designs(study: Study, context: Context, clock: BudgetClock) -> list[dict[st
             raise
         raise UserError(f"{name} failed: {reason_of(error)}") from error
     if not isinstance(plans, list) or not all(isinstance(plan, dict) for plan in plans):
-        raise UserError(f"{name} must return a list of dicts of parameters, but returned a {type(plans).__name__}")
+        raise UserError(f"{name} must return a list of dicts of parameters, but returned {type(plans).__name__}")
     space, anatomy = context.spec.space, context.subject.anatomy
     known = space.uniform(anatomy, (0.0,) * len(space.steps))
     if unknown := {each for plan in plans for each in plan} - known.keys():
