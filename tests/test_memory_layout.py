@@ -32,16 +32,23 @@ def images(layout: str) -> Tensor:
     return torch.rand(16, 1, 12, 12, generator=generator).expand(16, 3, 12, 12)
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "litert", "executorch"])
-@pytest.mark.parametrize("layout", ["permuted", "every second column", "expanded"])
+@pytest.mark.parametrize(
+    ("layout", "runtime"),
+    [
+        ("permuted", "onnx"),
+        ("permuted", "litert"),
+        ("permuted", "executorch"),
+        ("every second column", "executorch"),
+        ("expanded", "onnx"),
+    ],
+)
 def test_images_of_any_layout(layout: str, runtime: str) -> None:
     given = images(layout)
     model = deployed(network(), given)
     torch.testing.assert_close(export_and_load(named(runtime), model, given)(given), model(given).detach())
 
 
-@pytest.mark.parametrize("bits", [8, 32])
-@pytest.mark.parametrize("runtime", ["onnx", "litert", "executorch"])
+@pytest.mark.parametrize(("runtime", "bits"), [("onnx", 32), ("litert", 32), ("executorch", 32), ("executorch", 8)])
 def test_weights_of_channels_last(runtime: str, bits: int) -> None:
     given = images("permuted")
     changed = network().to(memory_format=torch.channels_last)
