@@ -78,14 +78,6 @@ def read_trials(
     return found
 
 
-def read_attributes(connection: Connection, model: Any, trial_id: int) -> dict[str, Any]:  # noqa: ANN401 - of Optuna
-    """Return the attributes of a trial."""
-    found: dict[str, Any] = {}
-    for _, keys, texts in _columns(connection, model, [trial_id], "key", "value_json"):
-        found |= zip(keys, _values(texts), strict=True)
-    return found
-
-
 class _Shared:
     """What trials with the same parameters share: the names, and the dictionary of the distributions."""
 

@@ -18,7 +18,7 @@ from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study.database_reading import IDS_NAMED, read_attributes, read_trials, states_after
+from search.study.database_reading import IDS_NAMED, read_trials, states_after
 from search.study.database_writing import INSERTS, add_params, create, is_plain, set_attributes, set_state
 
 if TYPE_CHECKING:
@@ -62,11 +62,6 @@ class QuickRDB(RDBStorage):
             return
         with self.engine.begin() as connection:
             set_attributes(connection, models.TrialSystemAttributeModel, trial_id, {key: value})
-
-    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
-        """Return the attributes of a trial that Optuna reads."""
-        with self.engine.begin() as connection:
-            return read_attributes(connection, models.TrialSystemAttributeModel, trial_id)
 
     def _is_known(self) -> bool:
         """Return whether we write ourselves to this kind of database."""
