@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class FlatNetwork(NamedTuple):
     module
         Takes the input tensors one after another, and returns one output tensor or a tuple of them.
     example
-        The input tensors of an example.
+        The input tensors of an example, contiguous: an exporter may fix the order of dimensions in memory in the file.
     inputs, outputs
         Their names: `x` and `y`, the keys of a dict, or `x1`, `x2`, ...
     """
@@ -67,8 +68,11 @@ class Flat(nn.Module):
 def flat(model: nn.Module, example: Tree) -> FlatNetwork:
     """Return a network in evaluation mode as a function of tensors; one of one tensor stays as it is.
 
-    Unless its forward pass decides on values of constants: then the module repeats these decisions.
+    Unless its forward pass decides on values of constants: then the module repeats these decisions. A network whose
+    weights are not contiguous, such as those of ``channels_last``, is copied.
     """
+    if not all(weight.is_contiguous() for weight in model.state_dict().values() if isinstance(weight, Tensor)):
+        model = _contiguous(copy.deepcopy(model))
     one = moved(at(example, slice(1)), device_of(model))
     with torch.no_grad():
         output = run(model, one)
@@ -78,7 +82,15 @@ def flat(model: nn.Module, example: Tree) -> FlatNetwork:
     inputs, outputs = _names("x", example), _names("y", output)
     if set(inputs) & set(outputs):  # in a file, a name belongs to one tensor
         outputs = [f"y_{name}" for name in outputs]
-    return FlatNetwork(module, tuple(leaves(example)), inputs, outputs)
+    return FlatNetwork(module, tuple(tensor.contiguous() for tensor in leaves(example)), inputs, outputs)
+
+
+def _contiguous(model: nn.Module) -> nn.Module:
+    """Return a network after changing the order of its weights in memory to that of their dimensions."""
+    with torch.no_grad():
+        for weight in (*model.parameters(), *model.buffers()):
+            weight.data = weight.contiguous()
+    return model
 
 
 def _names(letter: str, tree: Tree) -> list[str]:

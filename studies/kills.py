@@ -6,7 +6,7 @@
 `equal` runs a small study of the digits to its end, then again in another folder with a kill -9 after a random time,
 until as many kills were survived as asked; each run goes on where the one before was killed. `soak` lets a run of
 several workers go on for the time, kills a random worker at random intervals, and follows memory and open files of
-each process; a slope is fitted to what each process held after its first minute.
+each process: what the workers held at several ages, and a slope of what each process held after its first minutes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from search.study.records import KEY, PLAN
 
 STUDY = "digits"
 ROOT = Path(__file__).resolve().parent.parent
-WARM_UP = 60.0  # seconds of a process before its memory is followed: imports, the table, the first trainings
+WARM_UP = 240.0  # seconds of a process before the slope of its memory: imports, the table, the largest networks
+LEAST_FOLLOWED = 120.0  # seconds after these for which a slope is fitted
+AGES = 1, 2, 4, 8, 16  # minutes at which the memory of workers is told
 LOOK_SECONDS = 2.0
 LONGEST_RUN = 3600.0  # seconds
 MEGABYTE = 2**20
@@ -154,6 +156,7 @@ def soak(minutes: float, seed: int, workers: int, every: float) -> dict[str, Any
         "exit code": run.returncode,
         **found,
         "lives of workers": len(lives),
+        "worker MB at ages": "".join(f" {age} min {at_age(lives, 60 * age):.0f}," for age in AGES),
         "worker MB a minute": slope(lives, "resident") * 60 / MEGABYTE,
         "worker files a minute": slope(lives, "files") * 60,
         "run MB a minute": slope([seen[run.pid]], "resident") * 60 / MEGABYTE,
@@ -179,12 +182,18 @@ def held(pid: int, age: float) -> Seen:
     return Seen(age, resident, len(list(Path(f"/proc/{pid}/fd").iterdir())))
 
 
+def at_age(lives: list[list[Seen]], age: float) -> float:
+    """Return the median memory in MB of the processes that reached an age in seconds, at that age."""
+    held_then = [next(one.resident for one in life if one.age >= age) for life in lives if life[-1].age >= age]
+    return statistics.median(held_then) / MEGABYTE if held_then else float("nan")
+
+
 def slope(lives: list[list[Seen]], of: str) -> float:
-    """Return the median over the lives of processes of a fitted slope, per second, after the first minute of each."""
+    """Return the median over the lives of processes of a fitted slope, per second, after the warm-up of each."""
     slopes = []
     for life in lives:
         later = [one for one in life if one.age > WARM_UP]
-        if len(later) > 10 and later[-1].age > 2 * WARM_UP:  # noqa: PLR2004
+        if life[-1].age > WARM_UP + LEAST_FOLLOWED:
             slopes.append(float(np.polyfit([one.age for one in later], [getattr(one, of) for one in later], 1)[0]))
     return statistics.median(slopes) if slopes else float("nan")
 

@@ -6,7 +6,8 @@
 Everything that a worker does with the storage is done as in a run, of a network with 73 parameters: tickets, proposals
 by the default sampler, attributes, results, the front. Without `--url` a server of its own is started, as by the tests.
 Workers are threads of several processes; the threads of a process share a connection pool and a cache, as the workers
-of a machine could. Each size starts with an empty database and ends by itself.
+of a machine could. Each size starts with an empty database and ends by itself. With `--proxy` (it needs grpcio, of the
+extra `peers`) all processes reach the database through one gRPC proxy of Optuna.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import multiprocessing
 import os
 import pkgutil
 import random
+import socket
 import statistics
 import sys
 import tempfile
 import threading
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +38,7 @@ from search.evaluation.context import Context
 from search.evaluation.subject import Subject
 from search.evaluation.trial import key_of
 from search.proposals.joint_tpe import JointTPE
-from search.study.database import database_storage
+from search.study.database import database_storage, database_url
 from search.study.front import front, trained_count
 from search.study.history import ByPlan, read
 from search.study.queue import QUEUE, ask, rerun_abandoned
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from optuna import Study
+    from optuna.storages import BaseStorage
 
 NAME = "simulated"
 MOST_PROCESSES = 16  # in which workers are threads (chosen)
@@ -54,7 +59,7 @@ GRACE = 10.0  # seconds that a trial under way may take at the end (chosen)
 
 
 def simulated(
-    url: str, count: int, seconds: float, minutes: float, *, queue: bool, server: int | None
+    url: str, count: int, seconds: float, minutes: float, *, queue: bool, server: int | None, proxy: bool = False
 ) -> dict[str, Any]:
     """Return what so many workers do together.
 
@@ -72,6 +77,8 @@ def simulated(
         Whether each proposal takes a turn at the queue, as in a run.
     server
         Process of the server, None if it is unknown.
+    proxy
+        Whether the workers reach the database through a gRPC proxy.
     """
     torch.set_num_threads(1)
     spec = spec_of(17)
@@ -81,11 +88,12 @@ def simulated(
     shares = [count // processes + (at < count % processes) for at in range(processes)]
     forked = multiprocessing.get_context("fork")
     results = forked.SimpleQueue()
-    started, until = _server_seconds(server), time.monotonic() + 60 * minutes
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _proxy(url) if proxy else contextlib.nullcontext() as port:
+        started, until = _server_seconds(server), time.monotonic() + 60 * minutes
+        reached = url if port is None else port
         workers = [
             forked.Process(
-                target=_process, args=(url, Path(folder), context, share, at, seconds, until, queue, results)
+                target=_process, args=(reached, Path(folder), context, share, at, seconds, until, queue, results)
             )
             for at, share in enumerate(shares)
         ]
@@ -113,15 +121,45 @@ def simulated(
     }
 
 
-def _study(storage: optuna.storages.BaseStorage, seed: int) -> Study:
+def _study(storage: BaseStorage, seed: int) -> Study:
     return optuna.create_study(
         storage=storage, study_name=NAME, directions=["maximize", "minimize"], load_if_exists=True,
         sampler=SeededSampler(JointTPE, seed),
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _proxy(url: str) -> Iterator[int]:
+    """Yield the port of a proxy of the database, which is a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+
+    def serve() -> None:
+        # Optuna's own cache: ours writes what one thread drew, and here any thread answers the next request of a worker
+        storage = optuna.storages.get_storage(database_url(url).render_as_string(hide_password=False))
+        optuna.storages.run_grpc_proxy_server(storage, host="127.0.0.1", port=port, thread_pool=ThreadPoolExecutor(64))
+
+    process = multiprocessing.get_context("fork").Process(target=serve, daemon=True)
+    process.start()
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.join()
+
+
+def _reached(where: str | int) -> BaseStorage:
+    """Return the storage at a URL, or behind the proxy at a port."""
+    if isinstance(where, str):
+        return database_storage(where, create=True)
+    storage = optuna.storages.GrpcStorageProxy(host="127.0.0.1", port=where)
+    storage.wait_server_ready(timeout=60)
+    return storage
+
+
 def _process(
-    url: str,
+    where: str | int,
     folder: Path,
     context: Context,
     share: int,
@@ -132,7 +170,7 @@ def _process(
     results: Any,  # noqa: ANN401
 ) -> None:
     """Be some of the workers, and put what they did into a queue."""
-    storage = database_storage(url, create=True)
+    storage = _reached(where)
     done: dict[str, Any] = {"ends": [], "between": [], "asks": [], "errors": 0}
 
     def work(number: int) -> None:
@@ -238,15 +276,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--queue", action="store_true", help="take a turn at the queue for each proposal, as a run does"
     )
+    parser.add_argument("--proxy", action="store_true", help="reach the database through a gRPC proxy")
     parser.add_argument("--url", help="an empty database; by default that of a server that is started")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     rows = []
     with _server(options.url) as (database, process):
         for count in options.workers:
-            rows.append(
-                simulated(database(), count, options.seconds, options.minutes, queue=options.queue, server=process)
-            )
+            how = {"queue": options.queue, "server": process, "proxy": options.proxy}
+            rows.append(simulated(database(), count, options.seconds, options.minutes, **how))
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
     sys.stdout.write(pd.DataFrame(rows).round(3).to_string(index=False) + "\n")

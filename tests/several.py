@@ -31,15 +31,26 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 VARIANTS = """
 import dataclasses
+import itertools
+import sys
 from search import Budget, DraftStart
 from my_study import study
 
 def drafted(trials=8, epochs=1, scored=40):
     return dataclasses.replace(study(trials, epochs=epochs), start=DraftStart(scored=scored))
 
+def elsewhere(trials=8):
+    if "--crew" in sys.argv:
+        raise OSError("no such data on this machine")
+    return study(trials)
+
 def failing(trials=8):
-    def broken(inputs, generator):
-        raise ValueError("this transform is broken")
+    calls = itertools.count()
+
+    def broken(inputs, generator):  # in trainings, and not where it is tried before
+        if next(calls):
+            raise ValueError("this transform is broken")
+        return inputs
     spec = study(trials)
     return dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, augment=broken))
 """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives.runtimes import named
-from search.results.comparison import Comparison, RoundsEverything
+from search.evaluation.comparison import Comparison, RoundsEverything
 from spaces import Distill, Plan, Quantize, deployed, trace
 from spaces.network.statistics import subsample
 

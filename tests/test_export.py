@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from objectives.runtimes import OnnxRuntime, Precision
+from objectives.runtimes import ExportError, OnnxRuntime, Precision
 from search import Budget
 from search.evaluation.reference import teacher_file
 from search.evaluation.trial import key_of
@@ -114,6 +114,17 @@ def test_the_file_of_the_teacher_computes_what_the_teacher_does(shared: Context,
     )
     written = path.stat().st_mtime_ns
     assert teacher_file(shared.subject, shared.spec.runtime, home).stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("change", [lambda y: 1.1 * y, lambda y: y.flip(1), lambda y: y * torch.nan])
+def test_a_runtime_that_computes_something_else_is_found_before_the_search(
+    change: Callable[[Tensor], Tensor], shared: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = OnnxRuntime.load
+    monkeypatch.setattr(OnnxRuntime, "load", lambda self, path: lambda x: change(load(self, path)(x)))
+    with pytest.raises(ExportError, match="the file of the teacher must answer as the network does, but onnx computes"):
+        teacher_file(shared.subject, shared.spec.runtime, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_plan_and_weights_rebuild_the_network_bit_for_bit(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
 
 from search.study.journal import storage_at
+
+if TYPE_CHECKING:
+    from tests.postgresql_server import Server
 
 # Each look at the time of day is up to a day before or after the last one.
 JUMPING = """
@@ -33,12 +36,13 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["journal", "sqlite"])
-def test_a_study_is_the_same_with_a_clock_that_jumps(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["journal", "sqlite", "postgresql"])
+def test_a_study_is_the_same_with_a_clock_that_jumps(tmp_path: Path, kind: str, postgresql_session: Server) -> None:
     (tmp_path / "small.py").write_text((Path(__file__).parent / "small_study.py").read_text())
     found = []
     for name, start in (("steady", ["-m", "search"]), ("jumping", ["-c", JUMPING])):
-        url = f"sqlite:///{tmp_path}/{name}.db" if kind == "sqlite" else None
+        databases = {"sqlite": f"sqlite:///{tmp_path}/{name}.db", "postgresql": postgresql_session.database()}
+        url = databases.get(kind)
         words = ["small.py:study", "--folder", name, *(["--storage", url] if url else [])]
         for trials in ("2", "3"):  # the second run goes on
             run = [sys.executable, *start, "run", *words, "--trials", trials, "--unverified"]

@@ -23,8 +23,10 @@ def command(options: argparse.Namespace) -> int:
         threading.Thread(target=_stop_with_the_run, daemon=True).start()
         console.quiet = True  # the run has checked the study, and has said what there is to say
     run_name, number, count = options.crew or ("", 0, 1)
-    search = opened_search(options, int(count), run_name)
-    console.quiet = False
+    try:
+        search = opened_search(options, int(count), run_name)
+    finally:
+        console.quiet = False  # an error that only this machine has is said
     console.leads = not in_crew or int(number) == 0
     if not search.run(unverified=not in_crew or options.unverified):
         return EXIT_STOPPED

@@ -10,9 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from objectives import SizeBytes
+from objectives.layers import inputs_of_file
 from objectives.objective import Foreseeable, Referenced
 from objectives.runtimes import ExportError
+from objectives.trees import at, leaves, moved, run
+from search.evaluation.comparison import Comparison
 from search.evaluation.context import Context
 from search.evaluation.first_checks import check_split
 from search.evaluation.subject import Subject
@@ -24,13 +29,15 @@ from search.study.records import TEACHER
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
-    import torch
     from optuna import Study
     from torch import nn
 
     from objectives import Limit, Objective
     from objectives.runtimes import Runtime
     from search.study.spec import StudySpec
+
+COMPARED = 8  # inputs with which the teacher's file is compared with the teacher (chosen)
+EXACT_DB = 60.0  # signal-to-noise ratio of rounding to 32-bit floats, at least; more is never asked for (chosen)
 
 
 def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Context, Path]:
@@ -67,12 +74,38 @@ def teacher_file(subject: Subject, runtime: Runtime, folder: Path) -> Path:
     Raises
     ------
     ExportError
-        If the runtime does not support the teacher.
+        If the runtime does not support the teacher, or its file does not answer as it does.
     """
     stem, suffix = f"teacher-{subject.fingerprint}", f".{runtime.suffix}"
     return named_by_content(folder, stem, suffix) or save_named_by_content(
-        folder, stem, suffix, functools.partial(subject.export, runtime)
+        folder, stem, suffix, functools.partial(_checked_export, subject, runtime)
     )
+
+
+def _checked_export(subject: Subject, runtime: Runtime, path: Path) -> None:
+    """Write the teacher's file, and compare its answers to a few inputs with those of the network.
+
+    Raises
+    ------
+    ExportError
+        If they differ; those of all candidates would, and that would be found after the search.
+    """
+    subject.export(runtime, path)
+    model, inputs = copy.deepcopy(subject.finished).cpu(), moved(at(subject.example, slice(COMPARED)), "cpu")
+    with torch.no_grad():
+        expected = run(model, inputs)
+    if not all(bool(tensor.isfinite().all()) for tensor in leaves(expected)):
+        return
+    comparison = Comparison(model)
+    comparison.add(inputs, expected, runtime.load(path)(inputs_of_file(model, inputs)), None)
+    found = comparison.record()
+    bound = min(found["allowed_sqnr_db"], EXACT_DB)
+    if not found["sqnr_db"] >= bound:
+        raise ExportError(
+            f"the file of the teacher must answer as the network does, but {runtime.name} computes a signal-to-noise "
+            f"ratio of {found['sqnr_db']:.1f} dB, of at least {bound:.1f}, so would it for all candidates; use another "
+            "--runtime, and please report the network"
+        )
 
 
 def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:

@@ -13,7 +13,7 @@ from objectives import Agreement, Loss, Metric, Top1, TopK
 from objectives.layers import inputs_of_file
 from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.trees import at, leaves, rebuilt, run, shapes_of
-from search.results.comparison import Comparison, Rounded
+from search.evaluation.comparison import Comparison, Rounded
 from search.study import machine
 from search.study.errors import UserError
 from spaces import Imitations
