@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
 import sqlalchemy
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import get_storage
+from optuna.trial import TrialState
 
-from search.study import quick_database
-from search.study.database import database_storage
+from search.study import database_reading, quick_database
+from search.study.database import database_storage, database_url
 from tests.test_quick_journal import act, said
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from optuna.storages import BaseStorage
+
+
+@pytest.fixture(params=("sqlite", "postgresql"))
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    typed = f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else request.getfixturevalue("postgresql")
+    return database_url(typed).render_as_string(hide_password=False)
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/study.db"
+def by_optuna(url: str) -> Iterator[Callable[[], Any]]:
+    """Open Optuna's own storage."""
+    storages: list[Any] = []
+
+    def opened_by_optuna() -> Any:
+        storages.append(get_storage(url))
+        return storages[-1]
+
+    yield opened_by_optuna
+    for storage in storages:
+        storage._backend.engine.dispose()
 
 
 def opened(url: str, seed: int = 0) -> optuna.Study:
@@ -45,7 +66,9 @@ def statements() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_it_says_what_optunas_storage_says(url: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_what_optunas_storage_says(
+    url: str, by_optuna: Callable[[], Any], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quick_database, "LONGEST_OLD", 0.0)
     rng = random.Random(seed)  # noqa: S311 - of a test
     workers, running = [opened(url, seed) for _ in range(2)], ([], [])  # type: ignore[var-annotated]
@@ -56,12 +79,14 @@ def test_it_says_what_optunas_storage_says(url: str, seed: int, monkeypatch: pyt
             workers[rng.randrange(2)].get_trials(deepcopy=False)
     for worker in workers:
         worker._storage.remove_session()
-    expected = said(get_storage(url))
+    expected = said(by_optuna())
     assert [said(worker._storage) for worker in workers] == [expected, expected]
     assert said(database_storage(url, create=True)) == expected
 
 
-def test_the_parameters_of_a_trial_are_one_statement(url: str, statements: list[str]) -> None:
+def test_the_parameters_of_a_trial_are_one_statement(
+    url: str, by_optuna: Callable[[], Any], statements: list[str]
+) -> None:
     study = opened(url)
     study.optimize(lambda trial: sum(trial.suggest_float(f"p{at}", 0, 1) for at in range(30)), 1)
     trial = study.ask()
@@ -71,7 +96,7 @@ def test_the_parameters_of_a_trial_are_one_statement(url: str, statements: list[
     assert not statements
     trial.set_user_attr("plan_key", "k")
     assert sum(one.startswith("INSERT INTO trial_params") for one in statements) == 1
-    assert len(get_storage(url).get_trial(trial._trial_id).params) == 30
+    assert len(by_optuna().get_trial(trial._trial_id).params) == 30
 
 
 def test_a_finished_trial_is_read_once(url: str, statements: list[str]) -> None:
@@ -120,3 +145,129 @@ def test_a_finished_trial_is_refused_changes(url: str) -> None:
     trial.suggest_float("x", 0, 1)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         study.get_trials()
+
+
+DISTRIBUTIONS: dict[str, list[Any]] = {
+    "ratio": [FloatDistribution(0.0, 1.0), FloatDistribution(0.0, 2.0, step=0.25)],
+    "rate": [FloatDistribution(1e-6, 1.0, log=True)],
+    "bits": [IntDistribution(2, 32), IntDistribution(1, 64)],
+    "kind {a, b}": [CategoricalDistribution(["a", None, True, 0.5, 'quoted "NULL", {x}'])],
+}
+
+
+def add_mixed_trials(storage: BaseStorage, study_id: int, rng: random.Random) -> dict[int, list[str]]:
+    """Add trials of all kinds; return the names of their parameters, as they were written."""
+    ids = [storage.create_new_trial(study_id) for _ in range(30)]
+    params = [(at, name) for at in ids for name in DISTRIBUTIONS if rng.random() < 0.8]
+    rng.shuffle(params)  # the rows of the trials alternate, and parameters come in any order
+    for at, name in params:
+        distribution = rng.choice(DISTRIBUTIONS[name])
+        if isinstance(distribution, CategoricalDistribution):
+            stored: float = rng.randrange(5)
+        else:
+            stored = rng.choice((1.0, 2.0, rng.random() / 3 if name in {"ratio", "rate"} else 17.0))
+        if name == "rate" and rng.random() < 0.2:
+            stored = rng.choice((math.nan, math.inf, 5e-324, 0.1 + 0.2))
+        storage.set_trial_param(at, name, stored, distribution)
+    for at in ids:
+        for step in rng.sample(range(9), rng.randrange(4)):
+            storage.set_trial_intermediate_value(at, step, rng.choice((math.nan, math.inf, -math.inf, rng.random())))
+        for key in rng.sample("abcd", rng.randrange(4)):
+            storage.set_trial_user_attr(at, key, rng.choice((math.nan, [1, None], {"é": "\n,"}, rng.random())))
+            storage.set_trial_system_attr(at, key, rng.choice((-math.inf, "8 bit", True)))
+        values = [rng.choice((math.inf, -math.inf, rng.random())) for _ in range(2)]
+        state = rng.choice((TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
+        if state != TrialState.RUNNING:
+            storage.set_trial_state_values(at, state, values if state == TrialState.COMPLETE else None)
+    return {at: [name for other, name in params if other == at] for at in ids}
+
+
+@pytest.mark.parametrize("named", [100, 3], ids=["named one by one", "whole tables"])
+@pytest.mark.parametrize("seed", range(2))
+def test_mixed_trials_are_read_as_optuna_reads_them(
+    url: str, by_optuna: Callable[[], Any], seed: int, named: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (database_reading, quick_database):
+        monkeypatch.setattr(module, "IDS_NAMED", named)
+    rng, optunas = random.Random(seed), by_optuna()  # noqa: S311 - of a test
+    orders: dict[int, list[str]] = {}
+    for name in ("s", "t"):
+        orders |= add_mixed_trials(optunas, optuna.create_study(storage=optunas, study_name=name)._study_id, rng)
+    ours, optunas = database_storage(url, create=True), by_optuna()
+    expected = as_text(optunas)
+    assert as_text(ours) == expected
+    assert "nan" in expected
+    found = [trial for study in ours.get_all_studies() for trial in ours.get_all_trials(study._study_id)]
+    assert {one._trial_id: list(one.params) for one in found} == orders
+    assert all(list(one.distributions) == list(one.params) for one in found)
+
+
+def as_text(storage: BaseStorage) -> str:
+    """Return all trials as a text, in which floats have every bit and NaNs are equal; Optuna's order is by name."""
+    lines = []
+    for study in storage.get_all_studies():
+        for trial in storage.get_all_trials(study._study_id):
+            parts = trial.params, trial.distributions, trial.user_attrs, trial.system_attrs, trial.intermediate_values
+            rest = trial.number, trial.state, trial.values, trial.datetime_start, trial.datetime_complete
+            lines.append(repr(([sorted(part.items()) for part in parts], rest)))
+    return "\n".join(lines)
+
+
+def test_trials_with_the_same_parameters_share_their_distributions(url: str) -> None:
+    opened(url).optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 0, 9), 3)
+    first, *others = opened(url).get_trials(deepcopy=False)
+    assert all(trial._distributions is first._distributions for trial in others)
+
+
+def test_a_finished_trial_is_read_once_somebody_asks_for_its_state(url: str, statements: list[str]) -> None:
+    first, second = opened(url), opened(url)
+    for state in (TrialState.FAIL, TrialState.PRUNED):
+        trial = first.ask()
+        assert second.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        trial.set_user_attr("a", state.name)
+        first.tell(trial, state=state)
+    statements.clear()
+    assert not second.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+    assert not second.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    assert not any("attributes" in one for one in statements)
+    (seen,) = second.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    assert seen.user_attrs == {"a": "FAIL"}
+    assert [trial.user_attrs["a"] for trial in second.get_trials(deepcopy=False)] == ["FAIL", "PRUNED"]
+
+
+def test_new_trials_are_numbered_without_gaps_however_many_create_them(url: str) -> None:
+    studies = [opened(url) for _ in range(4)]
+
+    def create(study: optuna.Study) -> list[int]:
+        return [study.ask().number for _ in range(10)]
+
+    with ThreadPoolExecutor(4) as pool:
+        numbers = [number for several in pool.map(create, studies) for number in several]
+    assert sorted(numbers) == list(range(40))
+
+
+def test_one_of_two_processes_takes_a_waiting_trial(url: str) -> None:
+    studies = [opened(url) for _ in range(4)]
+    for _ in range(10):
+        studies[0].enqueue_trial({"x": 0.5})
+    ids = [trial._trial_id for trial in studies[0].get_trials(deepcopy=False)]
+
+    def take(study: optuna.Study) -> list[bool]:
+        return [study._storage.set_trial_state_values(at, TrialState.RUNNING) for at in ids]
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = list(pool.map(take, studies))
+    assert [sum(several) for several in zip(*taken, strict=True)] == [1] * 10
+
+
+def test_what_does_not_exist_is_a_key_error(url: str) -> None:
+    storage = opened(url)._storage
+    for act_ in (
+        lambda: storage.create_new_trial(99, optuna.trial.create_trial(state=TrialState.RUNNING)),
+        lambda: storage.get_all_trials(99),
+        lambda: storage.get_trial(99),
+        lambda: storage.set_trial_user_attr(99, "a", 1),
+        lambda: storage.set_trial_state_values(99, TrialState.FAIL),
+    ):
+        with pytest.raises(KeyError):
+            act_()

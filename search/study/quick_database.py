@@ -8,127 +8,85 @@ are written together.
 from __future__ import annotations
 
 import copy
-import json
-import sys
 import threading
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy
-from optuna.distributions import check_distribution_compatibility, distribution_to_json, json_to_distribution
+from optuna.distributions import check_distribution_compatibility, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
+from search.study.database_reading import IDS_NAMED, read_trials, states_after
+from search.study.database_writing import INSERTS, add_params, create, is_plain, set_attributes, set_state
+
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Container, Sequence
 
     from optuna.distributions import BaseDistribution
-    from sqlalchemy.orm import Session
 
 # seconds after which the attributes of other workers' running trials are read again: at least, and at most, which is
 # the time between two pulses of a worker; for each of many trials a little longer (chosen)
 ATTRIBUTES_EVERY, LONGEST_OLD, LONGER_FOR_EACH = 2.0, 15.0, 0.02
-IDS_NAMED = 500  # trials that a query names one by one (chosen)
 
 
 class QuickRDB(RDBStorage):
     """Optuna's storage in a database, with operations on several parameters or trials at once."""
 
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        if template_trial is None or not is_plain(template_trial) or not self._is_known():
+            return super()._create_new_trial(study_id, template_trial)
+        with self.engine.begin() as connection:
+            return create(connection, study_id, template_trial)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Set the state of a trial, and the values of a complete one; return False if another process has taken it."""
+        if not self._is_known():
+            return super().set_trial_state_values(trial_id, state, values)
+        with self.engine.begin() as connection:
+            return set_state(connection, trial_id, state, values)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
+        """Set an attribute of a trial."""
+        if not self._is_known():
+            super().set_trial_user_attr(trial_id, key, value)
+            return
+        with self.engine.begin() as connection:
+            set_attributes(connection, models.TrialUserAttributeModel, trial_id, {key: value})
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
+        """Set an attribute of a trial that Optuna reads."""
+        if not self._is_known():
+            super().set_trial_system_attr(trial_id, key, value)
+            return
+        with self.engine.begin() as connection:
+            set_attributes(connection, models.TrialSystemAttributeModel, trial_id, {key: value})
+
+    def _is_known(self) -> bool:
+        """Return whether we write ourselves to this kind of database."""
+        return self.engine.dialect.name in INSERTS
+
     def _set_trial_params(self, trial_id: int, params: list[tuple[str, float, str]]) -> None:
         """Add parameters to a trial: names, internal values and distributions; those that are there already stay."""
-        with _create_scoped_session(self.scoped_session) as session:
-            trial = models.TrialModel.find_or_raise_by_id(trial_id, session)
-            self.check_trial_is_updatable(trial_id, trial.state)  # type: ignore[arg-type]  # a column, and its value
-            table = models.TrialParamModel
-            known = set(
-                session.execute(sqlalchemy.select(table.param_name).where(table.trial_id == trial_id)).scalars()
-            )
-            rows = [
-                {"trial_id": trial_id, "param_name": name, "param_value": value, "distribution_json": text}
-                for name, value, text in params
-                if name not in known
-            ]
-            if rows:
-                session.execute(sqlalchemy.insert(table), rows)
+        with self.engine.begin() as connection:
+            add_params(connection, trial_id, params)
 
     def _states_after(self, study_id: int, known: set[int], last: int) -> list[tuple[int, TrialState]]:
         """Return the states of known trials, and of all with an id above the last one, by id."""
-        table = models.TrialModel
-        with _create_scoped_session(self.scoped_session) as session:
-            models.StudyModel.find_or_raise_by_id(study_id, session)
-            query = sqlalchemy.select(table.trial_id, table.state).where(table.study_id == study_id)
-            rows: list[tuple[int, TrialState]] = []
-            for ids in [*_parts([one for one in known if one <= last]), None]:
-                chosen = table.trial_id > last if ids is None else table.trial_id.in_(ids)
-                rows += [(trial_id, state) for trial_id, state in session.execute(query.where(chosen))]
-        return sorted(rows)
+        with self.engine.begin() as connection:
+            return states_after(connection, study_id, known, last)
 
-    def _load_trials(self, study_id: int, wanted: set[int]) -> list[FrozenTrial]:
-        """Return trials of a study by their ids."""
-        found: list[FrozenTrial] = []
-        with _create_scoped_session(self.scoped_session) as session:
-            if len(wanted) > IDS_NAMED:
-                between = models.TrialModel.trial_id.between(min(wanted), max(wanted))
-                found += [trial for trial in self._loaded(session, study_id, between) if trial._trial_id in wanted]  # noqa: SLF001
-            else:
-                for ids in _parts(sorted(wanted)):
-                    found += self._loaded(session, study_id, models.TrialModel.trial_id.in_(ids))
-        return found
+    def _load_trials(self, wanted: set[int]) -> list[FrozenTrial]:
+        """Return trials by their ids."""
+        with self.engine.begin() as connection:
+            return read_trials(connection, wanted, vars(self).setdefault("_distributions", {}))
 
-    def _loaded(self, session: Session, study_id: int, chosen: sqlalchemy.ColumnElement[bool]) -> list[FrozenTrial]:
-        """Return the trials of a study for which a condition holds."""
-        table, columns = models.TrialModel, models.TrialModel.__table__.c
-        query = sqlalchemy.select(
-            table.trial_id, table.number, table.state, columns.datetime_start, columns.datetime_complete
-        ).where(table.study_id == study_id, chosen)
-        trials = {
-            at: FrozenTrial(number, state, None, _local(start), _local(end), {}, {}, {}, {}, {}, at)
-            for at, number, state, start, end in session.execute(query.order_by(table.trial_id))
-        }
-
-        def rows(model: Any, order: Any, *columns: Any) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401 - of SQLAlchemy
-            """Yield the rows of a table, each with its trial; one that was created meanwhile is not among them."""
-            query = sqlalchemy.select(model.trial_id, *columns).join(table).where(table.study_id == study_id, chosen)
-            for at, *row in session.execute(query.order_by(order)):
-                if at in trials:
-                    yield trials[at], *row
-
-        model: Any = models.TrialParamModel
-        for trial, name, number, text in rows(
-            model, model.param_id, model.param_name, model.param_value, model.distribution_json
-        ):
-            distribution = self._distribution(text)
-            trial.params[sys.intern(name)] = distribution.to_external_repr(number)
-            trial.distributions[sys.intern(name)] = distribution
-        model = models.TrialValueModel
-        for trial, *stored in rows(model, model.objective, model.value, model.value_type):
-            trial.values = [*(trial.values or ()), model.stored_repr_to_value(*stored)]
-        for model, name in (
-            (models.TrialUserAttributeModel, "user_attrs"),
-            (models.TrialSystemAttributeModel, "system_attrs"),
-        ):
-            for trial, key, text in rows(model, next(iter(model.__table__.primary_key)), model.key, model.value_json):
-                getattr(trial, name)[sys.intern(key)] = json.loads(text)
-        model = models.TrialIntermediateValueModel
-        kind = model.intermediate_value, model.intermediate_value_type
-        for trial, step, *stored in rows(model, model.trial_intermediate_value_id, model.step, *kind):
-            trial.intermediate_values[step] = model.stored_repr_to_intermediate_value(*stored)
-        shared: dict[tuple[tuple[str, ...], tuple[int, ...]], dict[str, BaseDistribution]] = {}
-        for trial in trials.values():
-            same = tuple(trial.distributions), tuple(map(id, trial.distributions.values()))
-            trial._distributions = shared.setdefault(same, trial.distributions)  # noqa: SLF001
-        return list(trials.values())
-
-    def _distribution(self, text: str) -> BaseDistribution:
-        """Return a distribution; equal ones are kept once."""
-        known: dict[str, BaseDistribution] = vars(self).setdefault("_distributions", {})
-        if text not in known:
-            known[text] = json_to_distribution(text)
-        return known[text]
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """Return a trial."""
+        for trial in self._load_trials({trial_id}):
+            return trial
+        raise KeyError(models.NOT_FOUND_MSG)
 
 
 class QuickCache(_CachedStorage):
@@ -145,6 +103,8 @@ class QuickCache(_CachedStorage):
         self._lists: dict[int, list[FrozenTrial | None]] = {}  # by number; None of those that are not read yet
         self._open: dict[int, set[int]] = {}  # numbers of the trials of each study that have not finished
         self._refreshed: dict[int, float] = {}  # since when the attributes of each study's running trials are known
+        # finished trials that nobody has asked for yet, by study and id: those of other workers, and all tickets
+        self._unread: dict[int, dict[int, TrialState]] = {}
         self._written: set[int] = set()  # trials that this process has written to
         self._drawn = threading.local()  # parameters of a trial that this thread has not written yet
 
@@ -210,7 +170,7 @@ class QuickCache(_CachedStorage):
         """Delete a study."""
         super().delete_study(study_id)
         with self._lock:
-            for kept in (self._lists, self._open, self._refreshed):
+            for kept in (self._lists, self._open, self._refreshed, self._unread):
                 kept.pop(study_id, None)
 
     def get_all_trials(
@@ -221,7 +181,7 @@ class QuickCache(_CachedStorage):
     ) -> list[FrozenTrial]:
         """Return the trials of a study in these states, by number."""
         self._write_drawn()
-        self._read_trials_from_remote_storage(study_id)
+        self._read_trials_from_remote_storage(study_id, states)
         with self._lock:
             trials = self._lists.get(study_id, [])
             if states is not None and not any(state in states for state in TrialState if state.is_finished()):
@@ -231,26 +191,45 @@ class QuickCache(_CachedStorage):
         chosen = [trial for trial in found if trial is not None and (states is None or trial.state in states)]
         return copy.deepcopy(chosen) if deepcopy else chosen
 
-    def _read_trials_from_remote_storage(self, study_id: int) -> None:
+    def _read_trials_from_remote_storage(self, study_id: int, states: Container[TrialState] | None = None) -> None:
+        """Read what is new of the trials; of finished ones only those in these states."""
         with self._lock:
             study = self._studies.setdefault(study_id, _StudyInfo())
+            unread = self._unread.setdefault(study_id, {})
             rows = self._backend._states_after(study_id, study.unfinished_trial_ids, study.last_finished_trial_id)  # type: ignore[attr-defined]  # noqa: SLF001
             now = time.monotonic()
             old = min(ATTRIBUTES_EVERY + LONGER_FOR_EACH * len(study.unfinished_trial_ids), LONGEST_OLD)
             again = now - self._refreshed.get(study_id, 0.0) > old
-            wanted = {trial_id for trial_id, state in rows if self._is_news(trial_id, state, again=again)}
+            news = {trial_id: state for trial_id, state in rows if self._is_news(trial_id, state, again=again)}
             if again:
                 self._refreshed[study_id] = now
+            finished = {trial_id: state for trial_id, state in news.items() if state.is_finished()}
+            self._forget(study_id, finished)
+            unread |= finished
+            wanted = {trial_id for trial_id, state in unread.items() if states is None or state in states}
+            if len(wanted) > IDS_NAMED:  # whole tables are read, and the others with them
+                wanted |= unread.keys()
+            wanted |= news.keys() - finished.keys()
             if wanted:
-                self._add_trials_to_cache(study_id, self._backend._load_trials(study_id, wanted))  # type: ignore[attr-defined]  # noqa: SLF001
+                self._add_trials_to_cache(study_id, self._backend._load_trials(wanted))  # type: ignore[attr-defined]  # noqa: SLF001
                 self._written -= wanted
-            for trial_id, _ in rows:
-                _, number = self._trial_id_to_study_id_and_number[trial_id]
-                if study.trials[number].state.is_finished():
+            for trial_id in wanted & unread.keys():
+                del unread[trial_id]
+            for trial_id, state in rows:
+                if state.is_finished():
                     study.unfinished_trial_ids.discard(trial_id)
                     study.last_finished_trial_id = max(study.last_finished_trial_id, trial_id)
                 else:
                     study.unfinished_trial_ids.add(trial_id)
+
+    def _forget(self, study_id: int, finished: Container[int]) -> None:
+        """Take trials that have finished from those of which it was known that they had not."""
+        trials, unfinished = self._lists.get(study_id, []), self._open.get(study_id, set())
+        for number in list(unfinished):
+            trial = trials[number]
+            if trial is not None and trial._trial_id in finished:  # noqa: SLF001
+                trials[number] = None
+                unfinished.discard(number)
 
     def _is_news(self, trial_id: int, state: TrialState, *, again: bool) -> bool:
         """Return whether a trial is to be read: it is new, its state is, or its attributes may be."""
@@ -271,14 +250,3 @@ class QuickCache(_CachedStorage):
             if trial.distributions.keys() - first.keys():
                 for name, distribution in trial.distributions.items():
                     first.setdefault(name, distribution)
-
-
-def _local(time_: datetime | None) -> datetime | None:
-    """Return the local time of a stored one, which is UTC, both without a zone."""
-    return None if time_ is None else time_.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
-
-
-def _parts(ids: list[int]) -> Iterator[list[int]]:
-    """Yield the ids in lists that a query can name."""
-    for start in range(0, len(ids), IDS_NAMED):
-        yield ids[start : start + IDS_NAMED]

@@ -1,0 +1,225 @@
+"""Read trials from the tables of Optuna's storage, many at once: the rows of a trial are handled together, not each."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import operator
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy
+from optuna.distributions import FloatDistribution, IntDistribution, json_to_distribution
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.exc import DBAPIError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from optuna.distributions import BaseDistribution
+    from sqlalchemy import Connection
+
+IDS_NAMED = 500  # trials that a query names one by one (chosen)
+
+
+def states_after(connection: Connection, study_id: int, known: set[int], last: int) -> list[tuple[int, TrialState]]:
+    """Return the states of known trials, and of all with an id above the last one, by id.
+
+    Raises
+    ------
+    KeyError
+        If there is no such study.
+    """
+    table = models.TrialModel.__table__.c
+    query = sqlalchemy.select(table.trial_id, table.state).where(table.study_id == study_id)
+    rows: list[tuple[int, TrialState]] = []
+    for ids in [*_parts(sorted(one for one in known if one <= last)), None]:
+        chosen = table.trial_id > last if ids is None else table.trial_id.in_(ids)
+        rows += [(trial_id, state) for trial_id, state in connection.execute(query.where(chosen))]
+    if not rows:  # a trial has a study
+        require_study(connection, study_id)
+    return sorted(rows)
+
+
+def require_study(connection: Connection, study_id: int, *, lock: bool = False) -> None:
+    """Check that a study exists; keep others from creating trials in it until the transaction ends.
+
+    Raises
+    ------
+    KeyError
+        If it does not.
+    """
+    column = models.StudyModel.__table__.c.study_id
+    query = sqlalchemy.select(column).where(column == study_id)
+    if connection.scalar(query.with_for_update() if lock else query) is None:
+        raise KeyError(models.NOT_FOUND_MSG)
+
+
+def read_trials(
+    connection: Connection, wanted: set[int], distributions: dict[str, BaseDistribution]
+) -> list[FrozenTrial]:
+    """Return trials by their ids.
+
+    Parameters
+    ----------
+    connection
+        A connection to the database.
+    wanted
+        The ids.
+    distributions
+        Distributions by their texts, to which new ones are added, so that equal ones are kept once.
+    """
+    found: list[FrozenTrial] = []
+    for ids in [sorted(wanted)] if len(wanted) > IDS_NAMED else _parts(sorted(wanted)):
+        found += _read(connection, ids, _Shared(distributions))
+    return found
+
+
+class _Shared:
+    """What trials with the same parameters share: the names, and the dictionary of the distributions."""
+
+    def __init__(self, known: dict[str, BaseDistribution]) -> None:
+        self._known = known
+        self._kinds: dict[Any, tuple[tuple[str, ...], dict[str, BaseDistribution], list[tuple[int, Any]]]] = {}
+        self._merged: dict[tuple[Any, ...], dict[str, BaseDistribution]] = {}
+
+    def add(self, trial: FrozenTrial, names: Sequence[str], numbers: Sequence[float], texts: Sequence[str]) -> None:
+        """Add parameters to a trial, of which the internal values and the texts of the distributions are given."""
+        key = tuple(names), tuple(texts)
+        if key not in self._kinds:
+            self._kinds[key] = self._kind(*key)
+        interned, distributions, converted = self._kinds[key]
+        if converted:
+            values: list[Any] = list(numbers)
+            for at, convert in converted:
+                values[at] = convert(values[at])
+            trial.params.update(zip(interned, values, strict=True))
+        else:
+            trial.params.update(zip(interned, numbers, strict=True))
+        if trial.distributions:  # the rows of several trials alternate
+            distributions = trial.distributions | distributions
+            same = tuple(distributions), tuple(map(id, distributions.values()))
+            distributions = self._merged.setdefault(same, distributions)
+        trial._distributions = distributions  # noqa: SLF001 - Optuna has no other way to share it
+
+    def _kind(
+        self, names: tuple[str, ...], texts: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], dict[str, BaseDistribution], list[tuple[int, Any]]]:
+        """Return the names, the distributions, and the positions of those values that are not stored as they are."""
+        for text in texts:
+            if text not in self._known:
+                self._known[text] = json_to_distribution(text)
+        interned = tuple(map(sys.intern, names))
+        distributions = {name: self._known[text] for name, text in zip(interned, texts, strict=True)}
+        converted = [
+            (at, int if isinstance(one, IntDistribution) else one.to_external_repr)
+            for at, one in enumerate(distributions.values())
+            if not isinstance(one, FloatDistribution)
+        ]
+        same = tuple(distributions), tuple(map(id, distributions.values()))
+        return interned, self._merged.setdefault(same, distributions), converted
+
+
+def _read(connection: Connection, ids: list[int], shared: _Shared) -> list[FrozenTrial]:
+    """Return the trials with these sorted ids."""
+    table = models.TrialModel.__table__.c
+    query = sqlalchemy.select(table.trial_id, table.number, table.state, table.datetime_start, table.datetime_complete)
+    wanted = set(ids)
+    trials = {
+        at: FrozenTrial(number, state, None, _local(start), _local(end), {}, {}, {}, {}, {}, at)
+        for at, number, state, start, end in connection.execute(query.where(_chosen(connection, table.trial_id, ids)))
+        if at in wanted
+    }
+
+    def columns(model: Any, *names: str) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401 - of Optuna
+        """Yield the columns of a table, each with its trial; one that was created meanwhile is not among them."""
+        for at, *found in _columns(connection, model, ids, *names):
+            if at in trials:
+                yield trials[at], *found
+
+    for trial, *found in columns(models.TrialParamModel, "param_name", "param_value", "distribution_json"):
+        shared.add(trial, *found)
+    objectives: dict[int, dict[int, float]] = {}
+    values: Any = models.TrialValueModel
+    for trial, places, numbers, kinds in columns(values, "objective", "value", "value_type"):
+        stored = map(values.stored_repr_to_value, numbers, map(values.TrialValueType.__getitem__, kinds))
+        objectives.setdefault(trial._trial_id, {}).update(zip(places, stored, strict=True))  # noqa: SLF001
+    for at, by_place in objectives.items():
+        trials[at].values = [by_place[place] for place in sorted(by_place)]
+    for trial, keys, texts in columns(models.TrialUserAttributeModel, "key", "value_json"):
+        trial.user_attrs.update(zip(map(sys.intern, keys), _values(texts), strict=True))
+    for trial, keys, texts in columns(models.TrialSystemAttributeModel, "key", "value_json"):
+        trial.system_attrs.update(zip(map(sys.intern, keys), _values(texts), strict=True))
+    values = models.TrialIntermediateValueModel
+    kind = "intermediate_value", "intermediate_value_type"
+    for trial, steps, numbers, kinds in columns(values, "step", *kind):
+        types = map(values.TrialIntermediateValueType.__getitem__, kinds)
+        stored = map(values.stored_repr_to_intermediate_value, numbers, types)
+        trial.intermediate_values.update(zip(steps, stored, strict=True))
+    return [trials[at] for at in sorted(trials)]
+
+
+def _columns(connection: Connection, model: Any, ids: list[int], *names: str) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401
+    """Yield trials, by id, each with columns of the rows that it has in a table, in the order of the keys.
+
+    A trial comes again if its rows alternate with those of others.
+    """
+    table = model.__table__
+    (key,), at = table.primary_key, table.c.trial_id
+    chosen = _chosen(connection, at, ids)
+    wanted = [_plain(table.c[name]) for name in names]
+    if connection.dialect.name == "postgresql":  # the driver decodes arrays in C
+        arrays = [
+            sqlalchemy.func.array_agg(aggregate_order_by(one, key), type_=sqlalchemy.types.NullType()) for one in wanted
+        ]
+        yield from map(tuple, connection.execute(sqlalchemy.select(at, *arrays).where(chosen).group_by(at)))
+        return
+    query = sqlalchemy.select(at, *wanted).where(chosen).order_by(key)
+    result = connection.execute(query)
+    cursor: Any = result.cursor  # the driver's: SQLAlchemy's rows would cost more than all the rest
+    try:
+        for trial_id, rows in itertools.groupby(cursor, operator.itemgetter(0)):
+            _, *found = zip(*rows, strict=True)
+            yield trial_id, *found
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise DBAPIError.instance(str(query), None, error, connection.dialect.loaded_dbapi.Error) from error
+    finally:
+        result.close()
+
+
+def _plain(column: sqlalchemy.Column[Any]) -> sqlalchemy.ColumnElement[Any]:
+    """Return a column as the driver gives it; of an enumeration the name, which in PostgreSQL is no text."""
+    text = isinstance(column.type, sqlalchemy.Enum)
+    return sqlalchemy.type_coerce(
+        sqlalchemy.cast(column, sqlalchemy.Text) if text else column, sqlalchemy.types.NullType()
+    )
+
+
+def _chosen(
+    connection: Connection, column: sqlalchemy.ColumnElement[int], ids: list[int]
+) -> sqlalchemy.ColumnElement[bool]:
+    """Return the condition that a row belongs to one of these trials, or to others of this range if they are many."""
+    if len(ids) <= IDS_NAMED:
+        return column.in_(ids)
+    # SQLite would go through an index and sort all rows by their keys, which costs more than reading a whole table
+    return (column + 0 if connection.dialect.name == "sqlite" else column).between(ids[0], ids[-1])
+
+
+def _values(texts: Sequence[str]) -> list[Any]:
+    """Return the values of several JSON texts."""
+    found: list[Any] = json.loads(f"[{','.join(texts)}]")
+    return found
+
+
+def _local(time_: datetime | None) -> datetime | None:
+    """Return the local time of a stored one, which is UTC, both without a zone."""
+    return None if time_ is None else time_.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+
+
+def _parts(ids: list[int]) -> Iterator[list[int]]:
+    """Yield the ids in lists that a query can name."""
+    for start in range(0, len(ids), IDS_NAMED):
+        yield ids[start : start + IDS_NAMED]
