@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_two_workers_share_draft_trials_and_budget(folder: Path) -> None:
-    words = "run", "variants.py:drafted", "--workers", "2", "--trials", "7", "--set", "epochs=25"
+    words = "run", "variants.py:drafted", "--workers", "2", "--trials", "7", "--set", "epochs=10"
     printed = finished(started(folder, *words))
     study = check(folder, 7)
     assert len({trial.user_attrs["worker"] for trial in trained(study)}) == 2

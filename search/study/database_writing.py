@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy.dialects import postgresql, sqlite
 
 from search.study.database_reading import require_study
+from search.study.history import UNFINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from sqlalchemy import Connection
 
-UNFINISHED = [state for state in TrialState if not state.is_finished()]
 INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # that can replace rows
 
 

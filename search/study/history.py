@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
+UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+
+
 class Reader(Protocol):
     """Keeps what it needs of the finished trials of a study."""
 

@@ -6,22 +6,20 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from optuna.trial import TrialState
 
 from search.study.console import console
 from search.study.front import front
-from search.study.history import Finished, place, read
+from search.study.history import UNFINISHED, Finished, place, read
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from optuna import Study
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, TrialState
 
 MOST_SEEN = 400  # finished trials that a sampler sees (chosen)
 OF_FRONT, OF_LATEST = 100, 150  # of these, members of the front and latest trials; the others are spread (chosen)
-UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 _said: set[str] = set()  # names of studies for which a line said that the sampler sees a part
 
 
