@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
 import time
 import uuid
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 PULSE_SECONDS = 15.0  # seconds between two pulses of a worker (chosen)
 LEASE = 4  # pulses that a worker stores while another one stores none; then that one counts as gone (chosen)
+KNOWN_SECONDS = 0.002  # for each worker: how long it is known of one on this machine that it lives (chosen)
 POLL_SECONDS = 0.05, 1.0  # shortest and longest wait for another worker, before looking again (chosen)
 PRESENT = "present"  # the task of being a worker
 
@@ -115,6 +117,7 @@ class Workers:
         )
         self._stored = 0  # own pulses that reached the storage
         self._seen: dict[str, tuple[int, int]] = {}  # pulse of each worker, and own ones when it was first seen
+        self._living: dict[str, float] = {}  # when the lock of each worker on this machine was last seen to be held
         self._lock = FileLock(self._folder / self.name, thread_local=False)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -203,7 +206,7 @@ class Workers:
         held = []
         for trial in wanted:
             owner = trial.user_attrs[WORKER]
-            if owner == self.name or (owner in present and self._is_alive(present[owner])):
+            if owner == self.name or (owner in present and self._is_alive(present[owner], len(present))):
                 held.append(trial)
             else:
                 for taken in (trial, *([present[owner]] if owner in present else [])):
@@ -234,15 +237,18 @@ class Workers:
         known = {trial.user_attrs[TASK]: trial.user_attrs[RESULT] for trial in reversed(done)}
         return {task: known[task] for task in tasks if task in known}
 
-    def _is_alive(self, present: FrozenTrial) -> bool:
-        """Return whether a worker is alive, from its ticket of being present."""
+    def _is_alive(self, present: FrozenTrial, count: int) -> bool:
+        """Return whether a worker is alive, from its ticket of being present and the number of workers."""
         name, pulse = present.user_attrs[WORKER], present.user_attrs[PULSE]
+        if time.monotonic() - self._living.get(name, -math.inf) < KNOWN_SECONDS * count:
+            return True
         path = self._folder / name
         if present.user_attrs[LOCKED_ON] == running_system() and path.exists():
             lock = FileLock(path, thread_local=False)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
+                self._living[name] = time.monotonic()
                 return True
             lock.release()
             path.unlink(missing_ok=True)
