@@ -163,7 +163,7 @@ def test_with_space_the_same_command_goes_on(
 @ROOT
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("kind", "sizes"), [("journal", [*range(4, 60, 4)]), ("sqlite", [*range(20, 240, 16)])])
+@pytest.mark.parametrize(("kind", "sizes"), [("journal", [*range(4, 60, 4)]), ("sqlite", [*range(20, 190, 16)])])
 def test_with_space_the_same_command_goes_on_whichever_write_failed(
     kind: str,
     sizes: list[int],
