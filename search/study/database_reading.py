@@ -58,26 +58,6 @@ def require_study(connection: Connection, study_id: int, *, lock: bool = False) 
         raise KeyError(models.NOT_FOUND_MSG)
 
 
-def read_trials(
-    connection: Connection, wanted: set[int], distributions: dict[str, BaseDistribution]
-) -> list[FrozenTrial]:
-    """Return trials by their ids.
-
-    Parameters
-    ----------
-    connection
-        A connection to the database.
-    wanted
-        The ids.
-    distributions
-        Distributions by their texts, to which new ones are added, so that equal ones are kept once.
-    """
-    found: list[FrozenTrial] = []
-    for ids in [sorted(wanted)] if len(wanted) > IDS_NAMED else _parts(sorted(wanted)):
-        found += _read(connection, ids, _Shared(distributions))
-    return found
-
-
 class _Shared:
     """What trials with the same parameters share: the names, and the dictionary of the distributions."""
 
@@ -92,17 +72,12 @@ class _Shared:
         if key not in self._kinds:
             self._kinds[key] = self._kind(*key)
         interned, distributions, converted = self._kinds[key]
-        if converted:
-            values: list[Any] = list(numbers)
-            for at, convert in converted:
-                values[at] = convert(values[at])
-            trial.params.update(zip(interned, values, strict=True))
-        else:
-            trial.params.update(zip(interned, numbers, strict=True))
+        values: list[Any] = list(numbers)
+        for at, convert in converted:
+            values[at] = convert(values[at])
+        trial.params.update(zip(interned, values, strict=True))
         if trial.distributions:  # the rows of several trials alternate
-            distributions = trial.distributions | distributions
-            same = tuple(distributions), tuple(map(id, distributions.values()))
-            distributions = self._merged.setdefault(same, distributions)
+            distributions = self._once(trial.distributions | distributions)
         trial._distributions = distributions  # noqa: SLF001 - Optuna has no other way to share it
 
     def _kind(
@@ -119,15 +94,31 @@ class _Shared:
             for at, one in enumerate(distributions.values())
             if not isinstance(one, FloatDistribution)
         ]
+        return interned, self._once(distributions), converted
+
+    def _once(self, distributions: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+        """Return the dictionary that is kept of equal ones."""
         same = tuple(distributions), tuple(map(id, distributions.values()))
-        return interned, self._merged.setdefault(same, distributions), converted
+        return self._merged.setdefault(same, distributions)
 
 
-def _read(connection: Connection, ids: list[int], shared: _Shared) -> list[FrozenTrial]:
-    """Return the trials with these sorted ids."""
+def read_trials(
+    connection: Connection, wanted: set[int], distributions: dict[str, BaseDistribution]
+) -> list[FrozenTrial]:
+    """Return trials by their ids.
+
+    Parameters
+    ----------
+    connection
+        A connection to the database.
+    wanted
+        The ids.
+    distributions
+        Distributions by their texts, to which new ones are added, so that equal ones are kept once.
+    """
     table = models.TrialModel.__table__.c
     query = sqlalchemy.select(table.trial_id, table.number, table.state, table.datetime_start, table.datetime_complete)
-    wanted = set(ids)
+    ids, shared = sorted(wanted), _Shared(distributions)
     trials = {
         at: FrozenTrial(number, state, None, _local(start), _local(end), {}, {}, {}, {}, {}, at)
         for at, number, state, start, end in connection.execute(query.where(_chosen(connection, table.trial_id, ids)))

@@ -19,7 +19,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from search.study.database_reading import IDS_NAMED, read_trials, states_after
-from search.study.database_writing import INSERTS, add_params, create, is_plain, set_attributes, set_state
+from search.study.database_writing import INSERTS, add_params, create, is_plain, set_attribute, set_state
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -53,7 +53,7 @@ class QuickRDB(RDBStorage):
             super().set_trial_user_attr(trial_id, key, value)
             return
         with self.engine.begin() as connection:
-            set_attributes(connection, models.TrialUserAttributeModel, trial_id, {key: value})
+            set_attribute(connection, models.TrialUserAttributeModel, trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
         """Set an attribute of a trial that Optuna reads."""
@@ -61,7 +61,7 @@ class QuickRDB(RDBStorage):
             super().set_trial_system_attr(trial_id, key, value)
             return
         with self.engine.begin() as connection:
-            set_attributes(connection, models.TrialSystemAttributeModel, trial_id, {key: value})
+            set_attribute(connection, models.TrialSystemAttributeModel, trial_id, key, value)
 
     def _is_known(self) -> bool:
         """Return whether we write ourselves to this kind of database."""
