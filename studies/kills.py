@@ -116,7 +116,10 @@ def equal(kills: int, seed: int, trials: int) -> dict[str, Any]:
                     survived += 1
             assert process.returncode == 0, f"run {number} ended with {process.returncode}"
             study = opened(folder)
-            differing += outcome(study) != expected
+            found = outcome(study)
+            differing += found != expected
+            for one in [member for member in found if member not in expected]:
+                print(f"  only after kills: {one}", flush=True)  # noqa: T201
             lost += trials - trained_count(study)
             print(f"study {number}: {survived} kills so far, {differing} fronts differ", flush=True)  # noqa: T201
     return {"kills": survived, "studies": number, "fronts that differ": differing, "lost trials": lost}

@@ -85,9 +85,8 @@ def _opened(url: URL, where: str) -> BaseStorage:
     """
     options = {name: value for name, value in NOTICE.items() if name not in url.query}
     options = options if url.drivername.startswith(POSTGRESQL) else {}
-    written = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna fills a template
     try:
-        backend = QuickRDB(written, engine_kwargs={"connect_args": options})
+        backend = QuickRDB.of(url, options)
     except ImportError as error:
         missing = 'pip install "slimfront[postgresql]"' if options else f"install the driver of {url.drivername}"
         *_, cause = causes(error)

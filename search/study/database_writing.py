@@ -52,20 +52,39 @@ def create(connection: Connection, study_id: int, template: FrozenTrial) -> Froz
         "datetime_start": _stored(template.datetime_start),
         "datetime_complete": _stored(template.datetime_complete),
     }
-    key: Any = connection.execute(sqlalchemy.insert(table).values(row)).inserted_primary_key
-    trial_id = int(key.trial_id)
-    for model, attributes in (
-        (models.TrialUserAttributeModel, template.user_attrs),
-        (models.TrialSystemAttributeModel, template.system_attrs),
-    ):
-        if attributes:
-            connection.execute(sqlalchemy.insert(model.__table__), _rows(trial_id, attributes))
+    insert = sqlalchemy.insert(table).values(row)
+    attributes = [
+        (model.__table__, values)
+        for model, values in (
+            (models.TrialUserAttributeModel, template.user_attrs),
+            (models.TrialSystemAttributeModel, template.system_attrs),
+        )
+        if values
+    ]
+    if connection.dialect.name == "postgresql":  # one statement: all others that create a trial wait meanwhile
+        new = insert.returning(table.c.trial_id, table.c.number).cte("new")
+        query = sqlalchemy.select(new.c.trial_id, new.c.number)
+        query = query.add_cte(*(_beside(new, table, values) for table, values in attributes))
+        trial_id, number = connection.execute(query).one()
+    else:
+        key: Any = connection.execute(insert).inserted_primary_key  # SQLite has RETURNING since 3.35
+        trial_id = key.trial_id
+        for attribute, values in attributes:
+            connection.execute(sqlalchemy.insert(attribute), _rows(trial_id, values))
+        number = connection.scalar(sqlalchemy.select(table.c.number).where(table.c.trial_id == trial_id))
     created = copy.deepcopy(template)
-    created.number = connection.execute(
-        sqlalchemy.select(table.c.number).where(table.c.trial_id == trial_id)
-    ).scalar_one()
-    created._trial_id = trial_id  # noqa: SLF001 - as Optuna does
+    created.number = int(number)
+    created._trial_id = int(trial_id)  # noqa: SLF001 - as Optuna does
     return created
+
+
+def _beside(new: sqlalchemy.CTE, table: Any, values: Mapping[str, Any]) -> sqlalchemy.CTE:  # noqa: ANN401 - of Optuna
+    """Return the part of a statement that inserts the attributes of the trial that another part creates."""
+    text = sqlalchemy.Text()
+    rows = sqlalchemy.values(sqlalchemy.column("key", text), sqlalchemy.column("value_json", text), name="attribute")
+    rows = rows.data([(key, json.dumps(value)) for key, value in values.items()])
+    chosen = sqlalchemy.select(new.c.trial_id, rows.c.key, rows.c.value_json).join(rows, sqlalchemy.true())
+    return sqlalchemy.insert(table).from_select(["trial_id", "key", "value_json"], chosen).cte(f"of_{table.name}")
 
 
 def set_state(connection: Connection, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:

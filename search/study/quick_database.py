@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
     from optuna.distributions import BaseDistribution
+    from sqlalchemy import URL
 
 # seconds after which the attributes of other workers' running trials are read again: at least, and at most, which is
 # the time between two pulses of a worker; for each of many trials a little longer (chosen)
@@ -32,40 +33,22 @@ ATTRIBUTES_EVERY, LONGEST_OLD, LONGER_FOR_EACH = 2.0, 15.0, 0.02
 
 
 class QuickRDB(RDBStorage):
-    """Optuna's storage in a database, with operations on several parameters or trials at once."""
+    """Optuna's storage in a database, which reads many trials, and writes the parameters of one, at once."""
 
-    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        if template_trial is None or not is_plain(template_trial) or not self._is_known():
-            return super()._create_new_trial(study_id, template_trial)
-        with self.engine.begin() as connection:
-            return create(connection, study_id, template_trial)
+    @classmethod
+    def of(cls, url: URL, options: dict[str, Any]) -> QuickRDB:
+        """Return the storage of a database, which also writes what else there is if we know how to write to its kind.
 
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Set the state of a trial, and the values of a complete one; return False if another process has taken it."""
-        if not self._is_known():
-            return super().set_trial_state_values(trial_id, state, values)
-        with self.engine.begin() as connection:
-            return set_state(connection, trial_id, state, values)
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
-        """Set an attribute of a trial."""
-        if not self._is_known():
-            super().set_trial_user_attr(trial_id, key, value)
-            return
-        with self.engine.begin() as connection:
-            set_attribute(connection, models.TrialUserAttributeModel, trial_id, key, value)
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
-        """Set an attribute of a trial that Optuna reads."""
-        if not self._is_known():
-            super().set_trial_system_attr(trial_id, key, value)
-            return
-        with self.engine.begin() as connection:
-            set_attribute(connection, models.TrialSystemAttributeModel, trial_id, key, value)
-
-    def _is_known(self) -> bool:
-        """Return whether we write ourselves to this kind of database."""
-        return self.engine.dialect.name in INSERTS
+        Parameters
+        ----------
+        url
+            The database.
+        options
+            Options of its driver.
+        """
+        kind = WritingRDB if url.get_backend_name() in INSERTS else cls
+        written = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna: a template
+        return kind(written, engine_kwargs={"connect_args": options})
 
     def _set_trial_params(self, trial_id: int, params: list[tuple[str, float, str]]) -> None:
         """Add parameters to a trial: names, internal values and distributions; those that are there already stay."""
@@ -87,6 +70,31 @@ class QuickRDB(RDBStorage):
         for trial in self._load_trials({trial_id}):
             return trial
         raise KeyError(models.NOT_FOUND_MSG)
+
+
+class WritingRDB(QuickRDB):
+    """The same, in which states and attributes take few statements, too."""
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        if template_trial is None or not is_plain(template_trial):
+            return super()._create_new_trial(study_id, template_trial)
+        with self.engine.begin() as connection:
+            return create(connection, study_id, template_trial)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Set the state of a trial, and the values of a complete one; return False if another process has taken it."""
+        with self.engine.begin() as connection:
+            return set_state(connection, trial_id, state, values)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
+        """Set an attribute of a trial."""
+        with self.engine.begin() as connection:
+            set_attribute(connection, models.TrialUserAttributeModel, trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
+        """Set an attribute of a trial that Optuna reads."""
+        with self.engine.begin() as connection:
+            set_attribute(connection, models.TrialSystemAttributeModel, trial_id, key, value)
 
 
 class QuickCache(_CachedStorage):
