@@ -67,6 +67,10 @@ class Data(Protocol):
         """Yield batches without end; every pass has a new order. A loader has its own order and size."""
         ...
 
+    def keyed(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tree]]:
+        """Yield the keys of all examples that have one, shape (B,), and their inputs, once and in a fixed order."""
+        ...
+
     def batch_size(self, wanted: int) -> int:
         """Return the number of examples in a batch for training, given the wanted number."""
         ...

@@ -131,6 +131,11 @@ class Examples:
                 if len(chosen) == size:  # BatchNorm statistics of a short batch are poor
                     yield Batch(at(self.inputs, chosen), at(self.labels, chosen), chosen)
 
+    def keyed(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tree]]:
+        """Yield the keys and the inputs of all examples in order, in batches of at most `size` examples."""
+        for keys in torch.arange(len(self)).split(size):
+            yield keys, at(self.inputs, keys)
+
     def batch_size(self, wanted: int) -> int:
         """Return the wanted number of examples in a batch, or all if they are fewer."""
         return min(wanted, len(self))
@@ -254,6 +259,11 @@ class Stream:
                 yield Batch(inputs, labels, keys if keep_keys else None)
             if not read:
                 raise ValueError(EMPTY.format(self._source.name))
+
+    def keyed(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tree]]:
+        """Yield the keys and the inputs of the examples of a dataset, those that the loader's sampler chooses."""
+        for keys, batch in self._source.keyed(size):
+            yield keys, self._split(batch, keys=keys)[0]
 
     def batch_size(self, wanted: int) -> int:
         """Return the batch size of the loader, or the wanted one."""

@@ -116,6 +116,13 @@ class Source:
             else:
                 yield ((None, batch) for batch in loader)
 
+    def keyed(self, size: int) -> Iterator[tuple[Tensor, Any]]:
+        """Yield keys and batches of the examples that a pass may give, each once, in the order of the keys."""
+        settings: dict[str, Any] = {} if self.loader is None else self._workers(self.loader)
+        settings |= {"generator": torch.Generator(), "collate_fn": _CollatePlaced(self._collate())}  # as in `once`
+        for keys, batch in DataLoader(_Placed(self.dataset), size, sampler=self._pool(), **settings):
+            yield torch.tensor(keys), batch
+
     def drawn(self, count: int, seed: int, noise: int | None = None) -> Iterator[Any]:
         """Yield batches of at most `count` examples in all, drawn with a seed; their transforms draw from `noise`."""
         generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from objectives import Loss, Top1
+from objectives import Examples, Loss, Top1
 from search import Recipe, trained
 from search.study.errors import Diverged
 from search.training.fine_tuning import TeacherOutputs, fine_tune
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Generator
+
+    from objectives import Data
 
 TRAIN = splits().train
 RECIPE = Recipe(epochs=2, batch_size=32, learning_rate=5e-3)
@@ -98,6 +100,31 @@ def test_cached_outputs_belong_to_the_chosen_examples() -> None:
     chosen = torch.tensor([5, 3, 190])
     cached = TeacherOutputs(teacher(), TRAIN).outputs_of(TRAIN.inputs[chosen], chosen)
     torch.testing.assert_close(cached, teacher()(TRAIN.inputs[chosen]).detach())
+
+
+class BatchDependent(nn.Module):
+    """A teacher whose outputs depend on the other examples of a batch, as rounding makes them do, but more so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = teacher()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images) + images.mean()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("data", [TRAIN, Examples.of(list(zip(TRAIN.inputs, TRAIN.labels.tolist(), strict=True)))])
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=0.5, batch_size=32, learning_rate=5e-3)])
+def test_a_training_does_not_depend_on_those_before_it(data: Data, recipe: Recipe) -> None:
+    def weights_after(*seeds: int) -> dict[str, Tensor]:
+        shared = TeacherOutputs(BatchDependent(), data)
+        for seed in seeds:
+            network = student()
+            fine_tune(network, shared, data, Distill(), recipe, seed)
+        return network.state_dict()
+
+    alone, second = weights_after(5), weights_after(4, 5)
+    assert all(alone[name].equal(second[name]) for name in alone)
 
 
 def test_teacher_outputs_are_computed_again_for_augmented_inputs() -> None:

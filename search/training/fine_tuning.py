@@ -110,6 +110,7 @@ def training_steps(
     if resumed is not None:
         resumed.restore(student, optimizer)
     batches = examples.training_batches(recipe.batch_size, generator)
+    keeps = recipe.augment is None and len(rates) >= examples.steps(recipe.batch_size)
     for step, (rate, batch) in enumerate(zip(rates, batches, strict=False), 1):
         if step <= done:  # drawn again, as the order of the examples and the augmentation follow from it
             if recipe.augment is not None:
@@ -121,7 +122,7 @@ def training_steps(
             group["lr"] = rate
         given = batch.inputs if recipe.augment is None else recipe.augment(batch.inputs, generator)
         inputs = map_tensors(moved(given, device), precision.laid_out)
-        teacher_outputs = teacher.outputs_of(inputs, batch.keys if recipe.augment is None else None)
+        teacher_outputs = teacher.outputs_of(inputs, batch.keys if keeps else None)
         labels = moved(batch.labels, device)
         with precision.forward():
             output = run(student, inputs)
@@ -170,7 +171,8 @@ class TeacherOutputs:
     """A teacher whose outputs for the training set are computed once, as far as they fit in memory.
 
     They are kept if an example is the same at every reading, and if all of them take at most a quarter of the memory of
-    the machine.
+    the machine. Outputs depend a little on which examples are in a batch (in the last bits), so all are computed in a
+    fixed order: a training gives the same weights, whatever its process has trained before.
 
     Parameters
     ----------
@@ -184,39 +186,37 @@ class TeacherOutputs:
         self.model = model
         self.examples = examples
         self._kept: Tree = None
-        self._is_kept: Tensor | None = None  # for each example; empty if there is too little memory
+        self._is_kept = torch.zeros(0, dtype=torch.bool)  # for each example; empty if there is too little memory
+        self._fits: bool | None = None
 
     def outputs_of(self, inputs: Tree, keys: Tensor | None) -> Tree:
-        """Return the outputs for a batch, such as (B, classes): those kept for its keys, new ones without keys."""
-        device = leaves(inputs)[0].device
-        missing = torch.ones(0, dtype=torch.bool) if keys is None else self._missing(keys)
-        if keys is None or missing.all():
-            with torch.no_grad():
-                new = run(self.model, inputs)
-            if keys is not None:
-                self._keep(new, keys)
-            return new
-        if missing.any():
-            self._keep(outputs(self.model, at(inputs, missing.to(device))), keys[missing])
-        return moved(at(self._kept, keys), device)
+        """Return the outputs for a batch, such as (B, classes): those kept for its keys, new ones without keys.
 
-    def _missing(self, keys: Tensor) -> Tensor:
-        """Return for each key whether its outputs are not kept."""
-        if self._is_kept is None or not len(self._is_kept):
-            return torch.ones(len(keys), dtype=torch.bool)
-        return ~self._is_kept[keys]
+        A training of less than one pass gives no keys: to compute all outputs would take longer than the training.
+        """
+        if keys is not None:
+            self._keep_all()
+            if len(self._is_kept) and self._is_kept[keys].all():
+                return moved(at(self._kept, keys), leaves(inputs)[0].device)
+        with torch.no_grad():
+            return run(self.model, inputs)
 
-    def _keep(self, new: Tree, keys: Tensor) -> None:
-        """Keep the outputs of examples; the first ones tell how much memory all of them need."""
-        if self._is_kept is None:
-            bytes_each = sum(tensor.nbytes for tensor in leaves(new)) / len(keys)
-            fits = self.examples.places * bytes_each <= KEPT_SHARE * machine.memory_bytes()
-            count = self.examples.places if fits else 0
-            self._is_kept = torch.zeros(count, dtype=torch.bool)
-            self._kept = map_tensors(new, lambda tensor: tensor.new_zeros(count, *tensor.shape[1:], device="cpu"))
-        if len(self._is_kept):
+    def _keep_all(self) -> None:
+        """Compute and keep the outputs of all examples, unless it is done; the first tell how much memory all need."""
+        if self._fits is not None:
+            return
+        count = self.examples.places
+        for keys, inputs in self.examples.keyed():
+            new = outputs(self.model, inputs)
+            if self._fits is None:
+                bytes_each = sum(tensor.nbytes for tensor in leaves(new)) / len(keys)
+                self._fits = count * bytes_each <= KEPT_SHARE * machine.memory_bytes()
+                if not self._fits:
+                    return
+                self._is_kept = torch.zeros(count, dtype=torch.bool)
+                self._kept = map_tensors(new, lambda tensor: tensor.new_zeros(count, *tensor.shape[1:]))
             for kept, computed in zip(leaves(self._kept), leaves(new), strict=True):
-                kept[keys] = computed.cpu()
+                kept[keys] = computed
             self._is_kept[keys] = True
 
 
