@@ -38,7 +38,7 @@ $(READY): pyproject.toml
 	touch $@
 
 $(EVERY): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[onnx,litert,executorch,openvino,tasks,postgresql,distributed,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[onnx,litert,micro,executorch,openvino,tasks,postgresql,distributed,dev]"
 	touch $@
 
 clean:

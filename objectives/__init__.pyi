@@ -1,4 +1,5 @@
 from .accuracy import Agreement, Loss, Top1, TopK
+from .arena import ArenaBytes
 from .bops import Bops
 from .data import Data
 from .examples import Examples
@@ -13,6 +14,7 @@ from .size import SizeBytes
 
 __all__ = [
     "Agreement",
+    "ArenaBytes",
     "Bops",
     "Data",
     "Examples",

@@ -64,7 +64,7 @@ def study(trials: int = 30, runtime: str = "onnx") -> StudySpec:
     trials
         Number of candidates to train.
     runtime
-        The runtime that executes the files: onnx, litert, executorch or openvino.
+        The runtime that executes the files: onnx, litert, tflite-micro, executorch or openvino.
     """
     file_runtime = named(runtime)
     data = splits()

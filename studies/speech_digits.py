@@ -2,6 +2,7 @@
 
 slimfront run studies/speech_digits.py:study --set data=FOLDER_OF_THE_RECORDINGS
 slimfront run studies/speech_digits.py:crnn --set data=FOLDER_OF_THE_RECORDINGS
+slimfront run studies/speech_digits.py:board --set data=FOLDER_OF_THE_RECORDINGS
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's usual name
 
-from objectives import Examples, Latency, LatencyShare, Limit, Macs, SizeBytes, Top1
+from objectives import ArenaBytes, Examples, Latency, LatencyShare, Limit, Macs, SizeBytes, Top1
 from objectives.runtimes import named
 from search import Budget, Recipe, Splits, StudySpec, trained
 from search.study.errors import UserError
@@ -118,7 +119,7 @@ def study(data: str = "", trials: int = 30, runtime: str = "onnx") -> StudySpec:
     trials
         Number of candidates to train.
     runtime
-        The runtime that executes the files: onnx, litert, executorch or openvino.
+        The runtime that executes the files: onnx, litert, tflite-micro, executorch or openvino.
     """
     return _study("speech-digits", DsCnn, data, trials, runtime)
 
@@ -153,6 +154,28 @@ def _study(name: str, network: Callable[[], nn.Module], data: str, trials: int, 
         confirmation=Recipe(epochs=12, batch_size=64),
         budget=Budget(trials=trials),
         runtime=file_runtime,
+    )
+
+
+def board(data: str = "", trials: int = 20, network: str = "ds-cnn") -> StudySpec:
+    """Search for little flash and RAM on a microcontroller, with at most 1 point of top-1 lost.
+
+    Parameters
+    ----------
+    data, trials
+        See `study`.
+    network
+        ds-cnn or crnn.
+    """
+    spec = (crnn if network == "crnn" else study)(data, trials, "tflite-micro")
+    accuracy, size, _ = spec.objectives
+    arena = ArenaBytes(spec.example())
+    return replace(
+        spec,
+        name=f"speech-board-{network}",
+        objectives=(accuracy, size, arena),
+        limits=(Limit(accuracy, lose_at_most=1.0),),
+        confirmation=Recipe(epochs=40, batch_size=64),
     )
 
 

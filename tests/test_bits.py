@@ -141,6 +141,8 @@ class Kernels:
 
     pairs: tuple[tuple[int, int], ...] = ((4, 32), (8, 32), (8, 8))
 
+    integers_only = False
+
     def precisions(self, kind: str, groups: int) -> tuple[tuple[int, int], ...]:
         """Return the pairs for a convolution, none for other layers."""
         return self.pairs if kind == "Conv2d" else ()

@@ -204,6 +204,8 @@ class Tampering:
     channels: int = 8
     layout: FileLayout = dataclasses.field(default_factory=lambda: OnnxRuntime().layout)
 
+    integers_only = False
+
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
         return self.honest.precisions(kind, groups)
 

@@ -25,6 +25,8 @@ class Sleeping:
     channels = 1
     layout = OnnxRuntime().layout
 
+    integers_only = False
+
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
         """Return no precisions."""
         return ()

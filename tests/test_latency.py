@@ -41,6 +41,8 @@ class Recording:
         path.write_text(str(len(self.exported)))
         self.exported.append(model)
 
+    integers_only = False
+
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
         """Return no precisions."""
         return ()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime, OpenVino, Runtime
+from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime, OpenVino, Runtime, TfliteMicro
 from spaces import Quantize, deployed, trace, unfuse_attention
 from spaces.testing import RuntimeContract
 from spaces.testing.networks import CLASSES, Net, Plain, Residual, Separable, example, run, teacher
@@ -107,6 +107,16 @@ class TestLiteRt(RuntimeContract):
         used = {node.opcodeIndex for node in graph.operators}
         assert used == set(range(len(model.operatorCodes)))
         assert not [x for x in graph.operators if x.opcodeIndex in maxima and x.inputs[0] in integers]
+
+
+class TestTfliteMicro(RuntimeContract):
+    needs = ("litert_torch", "tflite_micro")
+    loads = "tflite_micro.python.tflite_micro.runtime"
+    extra = "micro"
+    lacks = ("Conv3d",)
+
+    def make(self) -> Runtime:
+        return TfliteMicro()
 
 
 class TestExecuTorch(RuntimeContract):

@@ -1,5 +1,6 @@
 from .errors import ExportError
 from .executorch.runtime import ExecuTorch
+from .litert.micro import TfliteMicro
 from .litert.runtime import LiteRt
 from .names import RUNTIMES, named
 from .onnx.openvino import OpenVino
@@ -15,5 +16,6 @@ __all__ = [
     "OpenVino",
     "Precision",
     "Runtime",
+    "TfliteMicro",
     "named",
 ]

@@ -12,6 +12,7 @@ RUNTIMES = {
     "onnx": "objectives.runtimes.onnx.runtime:OnnxRuntime",
     "litert": "objectives.runtimes.litert.runtime:LiteRt",
     "executorch": "objectives.runtimes.executorch.runtime:ExecuTorch",
+    "tflite-micro": "objectives.runtimes.litert.micro:TfliteMicro",
     "openvino": "objectives.runtimes.onnx.openvino:OpenVino",
 }
 

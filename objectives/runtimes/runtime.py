@@ -65,6 +65,11 @@ class Runtime(Protocol):
         ...
 
     @property
+    def integers_only(self) -> bool:
+        """Whether layers for which it has precisions are never offered floating point."""
+        ...
+
+    @property
     def layout(self) -> FileLayout:
         """The bytes that its files spend on layers, from which `SizeBytes` predicts the size of a file."""
         ...
@@ -82,8 +87,9 @@ class Runtime(Protocol):
         Returns
         -------
         tuple of Precision
-            Floating point for weight and input is always possible and not listed. Other precisions can be exported
-            too, but are stored at the next one that the runtime has: wider codes or floating point.
+            Floating point for weight and input is always possible and not listed; `integers_only` says whether it is
+            offered. Other precisions can be exported too, but are stored at the next one that the runtime has: wider
+            codes or floating point.
         """
         ...
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from objectives.arena import HasSource
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from objectives.trees import moved, shapes_of
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
 
+SOURCE_FILE = "model.cc"  # beside the file, for devices without a file system
 VERIFICATION_SECONDS = "verification_seconds"  # key of a record: wall and CPU seconds of export and verification
 
 
@@ -200,6 +202,8 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
     ensure_as_recorded(trial, weights, model, finished, spec)
     with unfinished_folder(folder.parent, folder.name) as unfinished:
         spec.runtime.export(finished, inputs_of_file(model, example), unfinished / name)
+        if isinstance(spec.runtime, HasSource):
+            (unfinished / SOURCE_FILE).write_text(spec.runtime.c_source(unfinished / name))
         record = verify(model, unfinished / name, spec, reference)
         values = trial.user_attrs[VALUES]
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}

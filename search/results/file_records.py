@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from search.study.outline import Named, Outline
 
 # Names of the objectives that a file measures, besides metrics
-SIZE, LATENCY, SHARE = "size_bytes", "latency_ms", "latency_share"
-MEASURED_ON_FILES = (SIZE, LATENCY, SHARE)
+SIZE, LATENCY, SHARE, ARENA = "size_bytes", "latency_ms", "latency_share", "arena_bytes"
+MEASURED_ON_FILES = (SIZE, LATENCY, SHARE, ARENA)
 TIMES = ("cpu_ms", "ratio")  # keys of the latency in a record
 
 
@@ -92,4 +92,5 @@ def file_value(record: dict[str, Any], trial: FrozenTrial, objective: Objective)
     if isinstance(objective, Metric):
         return float(record[f"{objective.name}_file"])
     measured = {SIZE: record["file_bytes"], LATENCY: record["latency"]["cpu_ms"], SHARE: record["latency"]["ratio"]}
+    measured |= {ARENA: record[ARENA]} if ARENA in record else {}
     return float(measured[objective.name] if objective.name in measured else trial.user_attrs[VALUES][objective.name])

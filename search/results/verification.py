@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from objectives import Agreement, Loss, Metric, Top1, TopK
+from objectives.arena import HasArena
 from objectives.layers import inputs_of_file
 from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.trees import at, leaves, rebuilt, run, shapes_of
@@ -111,6 +112,7 @@ def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySp
     record |= {
         **comparison.record(),
         "file_bytes": path.stat().st_size,
+        **({"arena_bytes": spec.runtime.arena_bytes(path)} if isinstance(spec.runtime, HasArena) else {}),
         "teacher_file_bytes": reference.stat().st_size,
         "file_input_shape": shapes_of(taken),
         "latency": dataclasses.asdict(file.compare(reference, first, own=taken)),
@@ -129,6 +131,7 @@ def _has_classes(spec: StudySpec) -> bool:
 def record_words(record: dict[str, Any]) -> str:
     """Describe a verification record in one line."""
     latency = record["latency"]
+    arena = f"{record['arena_bytes']:,} bytes of RAM, " if "arena_bytes" in record else ""
     names = [name.removesuffix("_file") for name in record if name.endswith("_file")]
     names = ["top1"] if "top1" in names else names
     shown = ", ".join(
@@ -137,7 +140,7 @@ def record_words(record: dict[str, Any]) -> str:
         for name in names
     )
     return (
-        f"{shown}, {record['file_bytes']:,} bytes (teacher {record['teacher_file_bytes']:,}), latency "
+        f"{shown}, {record['file_bytes']:,} bytes (teacher {record['teacher_file_bytes']:,}), {arena}latency "
         f"{latency['ratio']:.2f}x the teacher's ({latency['cpu_ms']:.3f} ms, batch {latency['batch']}, "
         f"{latency['threads']} thread){', on a noisy machine' if latency['noisy'] else ''}"
     )

@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from objectives import Bops, FrameTime, Latency, LatencyShare, Limit, Macs, Parameters, SizeBytes, Top1, TopK
+from objectives import (
+    ArenaBytes,
+    Bops,
+    FrameTime,
+    Latency,
+    LatencyShare,
+    Limit,
+    Macs,
+    Parameters,
+    SizeBytes,
+    Top1,
+    TopK,
+)
+from objectives.arena import HasArena
 from objectives.runtimes import named
 from search.study.errors import UserError
 from search.study.goal_phrases import wishes
@@ -23,6 +36,7 @@ if TYPE_CHECKING:
 TIMED_FRAMES = 256  # most frames that are timed (chosen)
 KINDS_OF_OBJECTIVES = {
     "size": SizeBytes,
+    "arena": ArenaBytes,
     "macs": Macs,
     "flops": Macs,
     "bops": Bops,
@@ -112,12 +126,23 @@ def _objective(wish: Wish, spec: StudySpec, earlier: list[Objective], *, in_mill
         return (on_runtime or same)[0]
     new_objectives: dict[type, Callable[[], Objective]] = {  # functions, since a stream reads its examples for them
         SizeBytes: lambda: SizeBytes(spec.runtime),
+        ArenaBytes: lambda: _arena(wish, spec),
         Macs: lambda: Macs(validation.example()),
         Bops: lambda: Bops(validation.example()),
         Parameters: Parameters,
         FrameTime: lambda: FrameTime(spec.runtime, validation.example(TIMED_FRAMES)),
     }
     return new_objectives[kind]()
+
+
+def _arena(wish: Wish, spec: StudySpec) -> ArenaBytes:
+    """Return the objective that measures RAM."""
+    if not isinstance(spec.runtime, HasArena):
+        raise UserError(
+            f"{wish.phrase!r} needs a runtime that tells the RAM of a file, which {spec.runtime.name} does not; add "
+            "--runtime tflite-micro"
+        )
+    return ArenaBytes(spec.example(), spec.runtime)
 
 
 def _metric(wish: Wish, spec: StudySpec, known: list[Objective]) -> Objective:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Relation = Literal["of_teacher", "lose_at_most", "at_most", "at_least"]
 
 EXAMPLES = (
-    "4x smaller", "half the size", "at most 20 kB", "2x faster", "under 5 ms", "at least 30 fps",
+    "4x smaller", "half the size", "at most 20 kB", "at most 64 kB RAM", "2x faster", "under 5 ms", "at least 30 fps",
     "5x fewer multiply-adds", "2x fewer parameters",
     "lose at most 1 point", "1% accuracy drop", "at least 92% accuracy",
 )  # fmt: skip
@@ -58,7 +58,8 @@ WORDS = {
     r"than|teacher's|teacher|original|has|have|keep|number)(?!\w)|[.:!]",
 }
 QUANTITIES = {
-    "size": r"(?:(?:file|model) sizes?|sizes?|files?|memory|storage|disk)(?!\w)",
+    "size": r"(?:(?:file|model) sizes?|sizes?|files?|memory|storage|disk|flash)(?!\w)",
+    "arena": r"(?:ram|arena)(?!\w)",
     "latency": r"(?:latency|inference time|run ?time|time)(?!\w)",
     "frames": r"(?:fps|frames (?:per|a) second)(?!\w)",
     "bops": r"(?:bops|bit[- ]operations)(?!\w)",
@@ -68,7 +69,8 @@ QUANTITIES = {
     "metric": r"(?:accuracy|top[- ]?1|quality|score)(?!\w)",
 }
 IMPLIED = {"smaller": "size", "large": "size", "bytes": "size", "faster": "latency", "milliseconds": "latency"}
-NEED_A_UNIT = ("size", "latency", "flops")  # some count a multiply-add as one FLOP and some as two
+IN_BYTES = "size", "arena"
+NEED_A_UNIT = ("size", "arena", "latency", "flops")  # some count a multiply-add as one FLOP and some as two
 
 
 class Wish(NamedTuple):
@@ -187,12 +189,17 @@ def _wish(phrase: str, objectives: Sequence[Objective]) -> Wish | None:
         needed = set(rule.needed.split())
         if number.kind in rule.numbers.split(" ") and needed <= words <= needed | set(rule.allowed.split()):
             known = number.kind != "count" or quantity not in NEED_A_UNIT
-            fitting = number.kind not in IMPLIED or quantity not in QUANTITIES or quantity == IMPLIED[number.kind]
+            fitting = number.kind not in IMPLIED or quantity not in QUANTITIES or quantity in _measured_in(number.kind)
             positive = not numbers or number.number > 0 or rule.relation == "lose_at_most"
             value = rule.value(number.number) if positive else 0.0
             said = Wish(phrase, quantity, rule.relation, value, number.kind)
             return said if known and fitting and (value > 0 or rule.relation == "lose_at_most") else None
     return None
+
+
+def _measured_in(unit: str) -> tuple[str, ...]:
+    """Return the quantities that are given in a unit."""
+    return IN_BYTES if unit == "bytes" else (IMPLIED[unit],)
 
 
 def _tokens(phrase: str, objectives: Sequence[Objective]) -> Iterator[_Token | None]:

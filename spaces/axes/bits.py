@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WEIGHT_BITS = Setting("weight_bits_NL", FLOAT_BITS)  # bits of a weight
 INPUT_BITS = Setting("activation_bits_NL", FLOAT_BITS)  # bits of an input
+FLOAT = (FLOAT_BITS, FLOAT_BITS)  # a layer that is not quantized
 CODEBOOK_LEVELS = Setting("levels_NL", 0)  # entries of the codebook; 0 where the codes are integers
 
 
@@ -107,6 +108,11 @@ class Quantize:
 class HasPrecisions(Protocol):
     """A runtime that reports at which widths it packs and computes, such as those of `objectives.runtimes`."""
 
+    @property
+    def integers_only(self) -> bool:
+        """Whether layers for which it has precisions are never offered floating point."""
+        ...
+
     def precisions(self, kind: str, groups: int) -> tuple[tuple[int, int], ...]:
         """Return pairs of (bits of weights, bits of inputs) for a layer of this class and number of groups."""
         ...
@@ -114,7 +120,10 @@ class HasPrecisions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BitWidths:
-    """Which bit widths the weights and the inputs of each layer may have; 32, not quantized, is always offered.
+    """Which bit widths the weights and the inputs of each layer may have.
+
+    Floating point, 32 bits, is offered too, except with a runtime of integers alone, such as TFLite Micro: there each
+    layer has one of its widths, and if it is the only one, there is nothing to search.
 
     Parameters
     ----------
@@ -158,7 +167,9 @@ class BitWidths:
         for layer in self._layers(anatomy):
             if self.runtime is not None:
                 pairs = self._pairs(layer)
-                widths.append((layer.name, *pairs[trial.suggest_int(f"precision/{layer.name}", 0, len(pairs) - 1)]))
+                last = len(pairs) - 1
+                index = trial.suggest_int(f"precision/{layer.name}", 0, last) if last else 0
+                widths.append((layer.name, *pairs[index]))
                 continue
             drawn = []
             for kind, offered in self._offered_widths():
@@ -171,7 +182,8 @@ class BitWidths:
         """Return the same widths for every layer; with a runtime, the same relative index into its pairs."""
         layers = self._layers(anatomy)
         if self.runtime is not None:
-            return {f"precision/{x.name}": round(strength * (len(self._pairs(x)) - 1)) for x in layers}
+            lasts = {layer.name: len(self._pairs(layer)) - 1 for layer in layers}
+            return {f"precision/{name}": round(strength * last) for name, last in lasts.items() if last}
         params: dict[str, float] = {}
         for kind, offered in self._offered_widths():
             value = offered[::-1][round(strength * (len(offered) - 1))]
@@ -191,7 +203,7 @@ class BitWidths:
 
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         selected = select("layer", anatomy.layers, self.only)
-        return tuple(layer for layer in selected if not _refusal_reason(layer) and len(self._pairs(layer)) > 1)
+        return tuple(layer for layer in selected if not _refusal_reason(layer) and self._pairs(layer) != (FLOAT,))
 
     def _offered_widths(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return ("weight_bits", _ascending(self.weights)), ("activation_bits", _ascending(self.activations))
@@ -205,8 +217,16 @@ class BitWidths:
         offered = itertools.product(weights[::-1], inputs[::-1])
         if self.runtime is None:
             return tuple(offered)
-        supported = {(FLOAT_BITS, FLOAT_BITS), *self.runtime.precisions(layer.kind, layer.groups)}
-        return tuple(pair for pair in offered if pair in supported)
+        supported = {*self.runtime.precisions(layer.kind, layer.groups)}
+        if not supported or not self.runtime.integers_only:
+            supported.add(FLOAT)
+        found = tuple(pair for pair in offered if pair in supported)
+        if not found:
+            raise ValueError(
+                f"BitWidths must offer a precision of {type(self.runtime).__name__} for {layer.kind}, which are "
+                f"{', '.join(f'{weights}/{inputs}' for weights, inputs in sorted(supported))} (bits of weights/inputs)"
+            )
+        return found
 
 
 def _choice(bits: int) -> Choice:
@@ -214,9 +234,10 @@ def _choice(bits: int) -> Choice:
 
 
 def _pair_words(pairs: tuple[tuple[int, int], ...]) -> str:
+    """Describe the widths of a layer in a few words."""
     weights, inputs = (sorted({bits for bits in column if bits != FLOAT_BITS}) for column in zip(*pairs, strict=True))
     parts = [f"{kind} {'/'.join(map(str, bits))}" for kind, bits in (("weights", weights), ("inputs", inputs)) if bits]
-    return f"{', '.join(parts)}, or 32"
+    return ", ".join(parts) + ", or 32" * (FLOAT in pairs)
 
 
 def _refusal_reason(layer: Layer) -> str:

@@ -64,6 +64,11 @@ class ExecuTorch:
         return 8
 
     @property
+    def integers_only(self) -> bool:
+        """False."""
+        return False
+
+    @property
     def layout(self) -> FileLayout:
         """Bytes (fitted): layers and their rounding from files of stacked layers, the rest from 48 files of plans.
 

@@ -21,6 +21,7 @@ from litert_torch.quantize.quant_config import QuantConfig
 from objectives.flat import flat
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import pack_bits
+from objectives.runtimes.litert.concatenations import split_concatenations
 from objectives.runtimes.passes.flatbuffers import serialize
 from objectives.runtimes.passes.integers import (
     DEQUANTIZE_WEIGHT,
@@ -50,19 +51,54 @@ _DIMENSION_ORDERS = {4: ((0, 2, 3, 1), (1, 2, 3, 0))}
 _UNPACKING_OPERATORS = {schema.BuiltinOperator.DEQUANTIZE}
 _LAYER_OPERATORS = {schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D,
                     schema.BuiltinOperator.FULLY_CONNECTED}  # fmt: skip
-# types of fewer than 8 bits: the type, its bits, and the operators that can read it
-_PACKED_TYPES = (
-    (schema.TensorType.INT2, 2, _UNPACKING_OPERATORS),
-    (schema.TensorType.INT4, 4, _UNPACKING_OPERATORS | _LAYER_OPERATORS),
+
+
+class Storage(NamedTuple):
+    """How an interpreter takes weights.
+
+    Attributes
+    ----------
+    packed
+        The types of fewer than 8 bits: the type, its bits, and the operators that can read it.
+    unpacks
+        Whether it unpacks integer weights for layers that compute in floating point; they are stored as floats
+        otherwise.
+    alignment
+        Constants begin at multiples of so many bytes.
+    concatenated
+        The most tensors that one operator concatenates; None for any number.
+    """
+
+    packed: tuple[tuple[int, int, set[int]], ...]
+    unpacks: bool
+    alignment: int
+    concatenated: int | None
+
+
+LITERT = Storage(
+    packed=(
+        (schema.TensorType.INT2, 2, _UNPACKING_OPERATORS),
+        (schema.TensorType.INT4, 4, _UNPACKING_OPERATORS | _LAYER_OPERATORS),
+    ),
+    unpacks=True,
+    alignment=1,
+    concatenated=None,
+)
+# its DEQUANTIZE reads one scale where a weight has one for each channel, and its linear layers take 8 bits alone
+MICRO = Storage(
+    packed=((schema.TensorType.INT4, 4, _LAYER_OPERATORS - {schema.BuiltinOperator.FULLY_CONNECTED}),),
+    unpacks=False,
+    alignment=16,
+    concatenated=10,  # kMaxInputNum of its kernel
 )
 
 
-def convert(model: nn.Module, example: Tree) -> bytes:
-    """Return the bytes of the LiteRT file; see `Runtime.export`."""
+def convert(model: nn.Module, example: Tree, storage: Storage = LITERT) -> bytes:
+    """Return the bytes of a file for an interpreter; see `Runtime.export`."""
     network = flat(model, example)
     with silence(), torch.no_grad():
         try:
-            graph_module = integer_graph(network.module, network.example, mixed=True)
+            graph_module = integer_graph(network.module, network.example, mixed=True, unpacks=storage.unpacks)
             _isolate_input_resize(graph_module)
             weights = _quantize_weights(graph_module)
             config = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
@@ -76,7 +112,7 @@ def convert(model: nn.Module, example: Tree) -> bytes:
             raise
         except Exception as error:  # the converter raises exceptions of any type
             raise export_error(model, "a LiteRT", error) from error
-    return _pack(content, weights)
+    return _pack(content, weights, storage)
 
 
 def _isolate_input_resize(graph_module: fx.GraphModule) -> None:
@@ -122,13 +158,16 @@ def _quantize_weights(graph_module: fx.GraphModule) -> list[Weight]:
     return weights
 
 
-def _pack(content: bytes, weights: list[Weight]) -> bytes:
+def _pack(content: bytes, weights: list[Weight], storage: Storage) -> bytes:
     """Return the file with weights of 2 or 4 bits where the codes fit, and without all that no runtime reads."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     (graph,) = model.subgraphs
     _remove_barriers(model)
     _separate_buffers(model)
-    _restore_integer_weights(model, weights)
+    if storage.unpacks:
+        _restore_integer_weights(model, weights)
+    if storage.concatenated is not None:
+        split_concatenations(model, storage.concatenated)
     users: dict[int, set[int]] = {}
     for node in graph.operators:
         code = model.operatorCodes[node.opcodeIndex].builtinCode
@@ -141,7 +180,7 @@ def _pack(content: bytes, weights: list[Weight]) -> bytes:
         if data is None or tensor.type != schema.TensorType.INT8:
             continue
         codes = np.frombuffer(bytes(data), np.int8)
-        for kind, bits, readers in _PACKED_TYPES:
+        for kind, bits, readers in storage.packed:
             if users.get(index, set()) <= readers and np.abs(codes.astype(np.int16)).max() < 2 ** (bits - 1):
                 model.buffers[tensor.buffer].data = pack_bits(codes, bits)
                 tensor.type = kind
@@ -149,7 +188,9 @@ def _pack(content: bytes, weights: list[Weight]) -> bytes:
     model.metadata = []
     model.description = b""
     _drop_empty(model)
-    return serialize(model, _TFLITE_IDENTIFIER)  # shares vectors such as the zero points, 8 bytes of 0 a channel
+    return serialize(
+        model, _TFLITE_IDENTIFIER, storage.alignment
+    )  # shares vectors such as the zero points, 8 bytes of 0 a channel
 
 
 def _drop_empty(model: schema.ModelT) -> None:

@@ -65,6 +65,11 @@ class LiteRt:
         return 8
 
     @property
+    def integers_only(self) -> bool:
+        """False."""
+        return False
+
+    @property
     def layout(self) -> FileLayout:
         """Bytes (fitted): layers and their rounding from files of stacked layers, the rest from 72 files of plans.
 
@@ -126,21 +131,21 @@ class LiteRt:
 
         def run(x: Tree) -> Tree:
             given = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in leaves(x)]
-            columns = [_quantized(values, source) for values, source in zip(given, sources, strict=True)]
+            columns = [quantized(values, source) for values, source in zip(given, sources, strict=True)]
             results: list[list[NDArray[Any]]] = [[] for _ in targets]
             for row in zip(*columns, strict=True):
                 for one, source in zip(row, sources, strict=True):
                     interpreter.set_tensor(source["index"], one[None])
                 interpreter.invoke()
                 for found, target in zip(results, targets, strict=True):
-                    found.append(_dequantized(interpreter.get_tensor(target["index"]), target))
+                    found.append(dequantized(interpreter.get_tensor(target["index"]), target))
             tensors = [torch.from_numpy(np.concatenate(found)) for found in results]
             return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
         return run
 
 
-def _quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
+def quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
     """Return the values as the type of an input tensor of the file, which may be 8-bit integers."""
     if tensor["dtype"] != np.int8 or values.dtype == np.int8:
         return values.astype(tensor["dtype"], copy=False)  # the converter makes 32-bit integers of 64-bit ones
@@ -149,7 +154,7 @@ def _quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
     return codes
 
 
-def _dequantized(codes: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
+def dequantized(codes: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
     """Return the values of an output tensor of the file as floats."""
     if tensor["dtype"] != np.int8:
         return codes

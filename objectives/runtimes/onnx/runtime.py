@@ -57,6 +57,11 @@ class OnnxRuntime:
         return 8
 
     @property
+    def integers_only(self) -> bool:
+        """False."""
+        return False
+
+    @property
     def layout(self) -> FileLayout:
         """Bytes (fitted): layers from files of stacked layers, the rest from 80 files of plans for four networks.
 

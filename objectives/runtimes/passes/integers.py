@@ -48,7 +48,9 @@ _ATEN_LAYERS = {*INTEGER_LAYERS, ATEN.conv1d.default, ATEN.conv1d.padding, ATEN.
                 ATEN.conv_transpose1d.default, ATEN.conv_transpose2d.input, ATEN.conv_transpose3d.input}  # fmt: skip
 
 
-def integer_graph(model: nn.Module, example: tuple[Tensor, ...], *, mixed: bool) -> fx.GraphModule:
+def integer_graph(
+    model: nn.Module, example: tuple[Tensor, ...], *, mixed: bool, unpacks: bool | None = None
+) -> fx.GraphModule:
     """Return the graph of a finished network for one input at a time, with signed grids after all integer operators.
 
     Parameters
@@ -58,8 +60,9 @@ def integer_graph(model: nn.Module, example: tuple[Tensor, ...], *, mixed: bool)
     example
         The calibration inputs.
     mixed
-        Whether the runtime can mix integers and floating point: a layer that computes in floating point may store its
-        weight as integers, and a sum may have terms of both kinds.
+        Whether the runtime can mix integers and floating point in a sum, which may have terms of both kinds.
+    unpacks
+        Whether a layer that computes in floating point may store its weight as integers; by default `mixed`.
 
     Raises
     ------
@@ -85,7 +88,8 @@ def integer_graph(model: nn.Module, example: tuple[Tensor, ...], *, mixed: bool)
         for node in layers:
             if node not in integer:
                 _isolate_float_layer(node)
-    kept = {node for node in graph.nodes if node.target == DEQUANTIZE_WEIGHT and (mixed or _reader(node) in integer)}
+    unpacks = mixed if unpacks is None else unpacks
+    kept = {node for node in graph.nodes if node.target == DEQUANTIZE_WEIGHT and (unpacks or _reader(node) in integer)}
     _fold(graph_module, kept)
     _drop_unused(graph_module)
     graph.lint()

@@ -1,0 +1,243 @@
+"""TFLite Micro, the interpreter of microcontrollers: .tflite files of integers, and the memory that they need."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from objectives.runtimes.file_layout import FileLayout
+from objectives.runtimes.litert.runtime import dequantized, quantized
+from objectives.runtimes.runtime import Precision, export_error, import_extra, require_eval_mode, require_threads
+from objectives.trees import leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from objectives.trees import Tree
+
+FIRST_ARENA, LARGEST_ARENA = 2**22, 2**30  # bytes that are tried: more than boards have, since teachers are larger
+ARENA_STEP = 16  # bytes
+TOO_SMALL = "missing:", "Too many buffers"  # what the interpreter says of an arena
+_INTERPRETER = "tflite_micro.python.tflite_micro.runtime"
+
+
+@dataclass(frozen=True, slots=True)
+class TfliteMicro:
+    """TFLite Micro, whose own interpreter executes the files here, with its reference kernels.
+
+    Convolutions and linear layers take integers alone: inputs of 8 bits, and weights of 8 bits, or of 4 in
+    convolutions, with a scale for each output channel. A file with integer weights and inputs in floating point would
+    load and be wrong, so such weights are stored as floats. If the network begins and ends with a layer of integers, so
+    do the inputs and outputs of the file, whose scales it contains. Operators that have no integer form here, such as
+    LayerNorm, compute in floating point between layers of integers.
+
+    Parameters
+    ----------
+    threads
+        Number of threads of one inference; the interpreter has one.
+    """
+
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number of threads."""
+        require_threads(self.threads)
+        if self.threads != 1:
+            raise ValueError(f"TFLite Micro computes with one thread, but got threads={self.threads}")
+
+    @property
+    def name(self) -> str:
+        """``tflite-micro``."""
+        return "tflite-micro"
+
+    @property
+    def suffix(self) -> str:
+        """``tflite``."""
+        return "tflite"
+
+    @property
+    def channels(self) -> int:
+        """4: the kernels of Arm (CMSIS-NN) multiply four 8-bit numbers at once."""
+        return 4
+
+    @property
+    def integers_only(self) -> bool:
+        """True: boards compute with integers, and many have no unit for floating point."""
+        return True
+
+    @property
+    def layout(self) -> FileLayout:
+        """Bytes (fitted, from 48 files of plans for four networks: `studies.file_sizes`)."""
+        return FileLayout(
+            graph=1500,
+            convolution=206,
+            linear=12,
+            factor=-66,
+            linear_factor=-12,
+            grouped_factor=49,
+            strided=86,
+            apart=86,
+            sum=141,
+            resize=220,
+            floating=88,
+            integer=112,
+            integer_scale=8,
+            zeros=11,
+            mixed=189,
+            ends=28,
+            integer_bits=(4, 8),
+        )
+
+    def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
+        """Return the precisions of two-dimensional convolutions and of linear layers; see `Runtime`."""
+        del groups
+        linear = (Precision(8, 8),)
+        return {"Conv2d": (Precision(4, 8), *linear), "Linear": linear}.get(kind, ())
+
+    def export(self, model: nn.Module, example: Tree, path: Path) -> None:
+        """Write ``model`` to one .tflite file that takes one input at a time; see `Runtime`.
+
+        Raises
+        ------
+        ExportError
+            If there is no operator of LiteRT for one of the model's, or TFLite Micro does not have it.
+        ImportError
+            If the ``litert`` or the ``micro`` extra is not installed.
+        """
+        require_eval_mode(model)
+        packing = import_extra("litert", "objectives.runtimes.litert.packing")
+        content = packing.convert(model, example, packing.MICRO)
+        try:
+            _interpreter(content)
+        except RuntimeError as error:
+            raise export_error(model, "a TFLite Micro", error) from error
+        path.write_bytes(content)
+
+    def load(self, path: Path) -> Callable[[Tree], Tree]:
+        """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
+
+        Raises
+        ------
+        ImportError
+            If the ``micro`` extra is not installed.
+        """
+        interpreter, inputs, outputs = _interpreter(path.read_bytes())
+
+        def run(x: Tree) -> Tree:
+            given = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in leaves(x)]
+            columns = [quantized(values, source) for values, source in zip(given, inputs, strict=True)]
+            results: list[list[NDArray[Any]]] = [[] for _ in outputs]
+            for row in zip(*columns, strict=True):
+                for place, one in enumerate(row):
+                    interpreter.set_input(one[None], place)
+                interpreter.invoke()
+                for place, (found, target) in enumerate(zip(results, outputs, strict=True)):
+                    found.append(dequantized(interpreter.get_output(place), target))
+            tensors = [torch.from_numpy(np.concatenate(found)) for found in results]
+            return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+        return run
+
+    def arena_bytes(self, path: Path) -> int:
+        """Return the bytes of RAM that the interpreter needs for a file, its tensors and its own tables.
+
+        It is the smallest arena, to 16 bytes, in which the interpreter starts here. Its tables hold pointers of 8
+        bytes; a board with pointers of 4 bytes needs somewhat less.
+        """
+        content = path.read_bytes()
+        low, high = 0, FIRST_ARENA // ARENA_STEP
+        while _starts(content, high * ARENA_STEP) is None and high * ARENA_STEP < LARGEST_ARENA:
+            low, high = high, 4 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if _starts(content, middle * ARENA_STEP) is not None else (middle, high)
+        return high * ARENA_STEP
+
+    def c_source(self, path: Path) -> str:
+        """Return a file as C++ source, an aligned array, for programs without a file system."""
+        content = path.read_bytes()
+        rows = [content[start : start + 12] for start in range(0, len(content), 12)]
+        numbers = "\n".join("    " + " ".join(f"0x{byte:02x}," for byte in row) for row in rows)
+        return (
+            "// A network for TFLite Micro: tflite::GetModel(model_tflite).\n"
+            "#include <cstdint>\n\n"
+            f"extern const unsigned int model_tflite_len = {len(content)};\n"
+            f"alignas(16) extern const uint8_t model_tflite[] = {{\n{numbers}\n}};\n"
+        )
+
+
+def _interpreter(content: bytes) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the interpreter of a file, and what its inputs and outputs are.
+
+    Raises
+    ------
+    RuntimeError
+        If it does not take the file; the message is what it says.
+    """
+    arena = FIRST_ARENA
+    while (interpreter := _starts(content, arena)) is None:
+        arena *= 4
+        if arena > LARGEST_ARENA:
+            raise RuntimeError(f"its tensors take more than {LARGEST_ARENA:,} bytes")
+    graph = import_extra("micro", _INTERPRETER).convert_bytearray_to_object(content).subgraphs[0]
+    inputs = [_described(interpreter.get_input_details(place)) for place in range(len(graph.inputs))]
+    outputs = [_described(interpreter.get_output_details(place)) for place in range(len(graph.outputs))]
+    return interpreter, inputs, outputs
+
+
+def _starts(content: bytes, arena: int) -> Any:  # noqa: ANN401 - the interpreter's class is in the extra
+    """Return an interpreter of a file with an arena of so many bytes; None if it is too small.
+
+    Raises
+    ------
+    RuntimeError
+        If it does not take the file for another reason; the message is what it says.
+    """
+    module = import_extra("micro", _INTERPRETER)
+    with _errors() as said:
+        try:
+            return module.Interpreter.from_bytes(content, arena_size=arena)
+        except RuntimeError as error:
+            words = said() or str(error)
+    if any(sign in words for sign in TOO_SMALL):
+        return None
+    lines = [line for line in words.splitlines() if line.strip()]
+    raise RuntimeError("; ".join(lines))
+
+
+def _described(tensor: dict[str, Any]) -> dict[str, Any]:
+    """Return what an input or an output is, as LiteRT's interpreter tells it."""
+    parameters = tensor["quantization_parameters"]
+    if not len(parameters["scales"]):
+        return {"dtype": tensor["dtype"]}
+    return {"dtype": tensor["dtype"], "quantization": (parameters["scales"][0], parameters["zero_points"][0])}
+
+
+@contextmanager
+def _errors() -> Iterator[Callable[[], str]]:
+    """Take what compiled code writes to the error output; yield a function that returns it."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+
+        def said() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield said
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

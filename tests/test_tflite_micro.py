@@ -1,0 +1,179 @@
+"""TFLite Micro: files of integers that its own interpreter executes, the memory that they need, and their C++ form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from optuna.trial import FixedTrial
+from torch import Tensor, nn
+
+from objectives import ArenaBytes, Limit, SizeBytes, Top1
+from objectives.runtimes import LiteRt, TfliteMicro
+from search.cli import main
+from search.study.errors import UserError
+from search.study.goal import with_goal
+from spaces import BitWidths, Distill, Plan, PruneRatios, Quantize, Space, Temperatures, deployed, trace
+from spaces.testing.networks import Plain, example, teacher
+from spaces.testing.runtime_contract import sqnr
+from tests import small_study
+
+if TYPE_CHECKING:
+    from search import StudySpec
+
+runtime = pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
+pytest.importorskip("litert_torch")
+
+MICRO = TfliteMicro()
+STUDY = "tests.test_tflite_micro:small"
+MOST_RAM = 12_000  # bytes
+
+
+def unlike() -> nn.Module:
+    """Return a network whose output channels have ranges of a factor of 1,000, as folded norms may leave them."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(1, 8, 3)
+    with torch.no_grad():
+        first.weight *= torch.logspace(-2, 1, 8)[:, None, None, None]
+    return nn.Sequential(first, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (8, 32), (4, 8), (4, 32), (2, 32), (32, 32)], ids=str)
+def test_a_file_of_any_precision_is_right_and_loads(bits: tuple[int, int], tmp_path: Path) -> None:
+    """A scale for each channel was read as one for all, and 4 bits of a linear layer did not load."""
+    net, inputs, path = unlike(), torch.randn(256, 1, 8, 8), tmp_path / "model.tflite"
+    steps = (Quantize((("0", *bits), ("3", *bits))),)
+    finished = deployed(Plan(steps, Distill()).apply(net, inputs).eval(), inputs)
+    MICRO.export(finished, inputs, path)
+    found, expected = MICRO.load(path)(inputs[:100]), finished(inputs[:100]).detach()
+    assert sqnr(expected, found) > (30 if bits[1] == 8 else 80)
+
+
+def test_a_study_asks_for_integers_alone() -> None:
+    net = teacher(Plain)
+    anatomy = trace(net, example(net))
+    axis = BitWidths(runtime=MICRO)
+    assert axis.acts_on(anatomy) == {
+        "first": "weights 4/8, inputs 8", "second": "weights 4/8, inputs 8", "head": "weights 8, inputs 8"
+    }  # fmt: skip
+    assert axis.uniform(anatomy, 0.0) == {"precision/first": 0, "precision/second": 0}
+    step = axis.suggest(FixedTrial({"precision/first": 1, "precision/second": 0}), anatomy)
+    assert step.widths == (("first", 4, 8), ("second", 8, 8), ("head", 8, 8))
+    with pytest.raises(ValueError, match=r"a precision of TfliteMicro for Linear, which are 8/8 \(bits of weights/in"):
+        BitWidths(weights=(4,), runtime=MICRO).uniform(anatomy, 0.0)
+
+
+def integers(tmp_path: Path) -> tuple[Path, nn.Module, Tensor]:
+    """Return the file of a network of integers, the network, and inputs."""
+    net, inputs, path = small_study.teacher(), small_study.splits().train.inputs, tmp_path / "model.tflite"
+    widths = tuple((name, 8, 8) for name in ("first", "second", "head"))
+    finished = deployed(Quantize(widths).apply(net, inputs[:64]).eval(), inputs[:64])
+    MICRO.export(finished, inputs[:64], path)
+    return path, finished, inputs
+
+
+def test_inputs_and_outputs_are_integers_and_no_operator_computes_in_floating_point(tmp_path: Path) -> None:
+    path, *_ = integers(tmp_path)
+    graph = runtime.convert_bytearray_to_object(path.read_bytes()).subgraphs[0]
+    assert {int(tensor.type) for tensor in graph.tensors} <= {2, 9}  # 32-bit and 8-bit integers
+
+
+def test_the_arena_is_the_smallest_in_which_the_interpreter_starts(tmp_path: Path) -> None:
+    path, finished, inputs = integers(tmp_path)
+    needed, content = MICRO.arena_bytes(path), path.read_bytes()
+    assert ArenaBytes(inputs[:64])(finished) == needed
+    interpreter = runtime.Interpreter.from_bytes(content, arena_size=needed)
+    details = interpreter.get_input_details(0)
+    scale, zero = (details["quantization_parameters"][name][0] for name in ("scales", "zero_points"))
+    codes = ((inputs[:1] / float(scale)).round() + int(zero)).clamp(-128, 127).to(torch.int8)
+    interpreter.set_input(codes.numpy(), 0)
+    interpreter.invoke()
+    assert int(interpreter.get_output(0).argmax()) == int(finished(inputs[:1]).argmax())
+    with pytest.raises(RuntimeError):
+        runtime.Interpreter.from_bytes(content, arena_size=needed - 16)
+
+
+def test_constants_are_aligned_as_boards_need_them(tmp_path: Path) -> None:
+    path, *_ = integers(tmp_path)
+    content = path.read_bytes()
+    model = runtime.schema_fb.Model.GetRootAsModel(content, 0)
+    buffers = [model.Buffers(at) for at in range(model.BuffersLength())]
+    starts = [buffer._tab.Vector(buffer._tab.Offset(4)) for buffer in buffers if buffer.DataLength()]
+    assert len(starts) > 3
+    assert all(start % 16 == 0 for start in starts)
+
+
+def test_the_source_holds_the_bytes_of_the_file(tmp_path: Path) -> None:
+    path, *_ = integers(tmp_path)
+    source = MICRO.c_source(path)
+    assert bytes(int(number, 16) for number in re.findall(r"0x[0-9a-f]{2}", source)) == path.read_bytes()
+    assert f"model_tflite_len = {path.stat().st_size};" in source
+
+
+class Joined(nn.Module):
+    """A network that joins more tensors than the interpreter takes at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(nn.Conv2d(1, 2, 3, padding=1) for _ in range(23))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([step(x) for step in self.steps], 1)
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (32, 32)], ids=str)
+def test_many_tensors_are_joined_in_parts(bits: tuple[int, int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, inputs, path = Joined().eval(), torch.randn(32, 1, 6, 6), tmp_path / "model.tflite"
+    quantized = Quantize(tuple((f"steps.{at}", *bits) for at in range(23))).apply(net, inputs)
+    finished = deployed(quantized, inputs)
+    MICRO.export(finished, inputs, path)
+    assert sqnr(finished(inputs).detach(), MICRO.load(path)(inputs)) > (30 if bits[1] == 8 else 80)
+
+
+def small(runtime: str = "tflite-micro") -> StudySpec:
+    """Return a study of two trials for TFLite Micro."""
+    spec = small_study.study(2)
+    given = TfliteMicro() if runtime == "tflite-micro" else LiteRt()
+    data = spec.splits
+    arena = ArenaBytes(data.validation.inputs[:32])
+    return dataclasses.replace(
+        spec,
+        name="micro",
+        runtime=given,
+        space=Space((PruneRatios(), BitWidths(runtime=given)), Temperatures()),
+        objectives=(Top1(data.validation), SizeBytes(given), arena),
+        limits=(Limit(arena, at_most=MOST_RAM),),
+    )
+
+
+def test_a_study_ends_with_a_file_for_boards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(root)
+    assert main(["run", STUDY, "--seed", "1"]) == 0
+    assert main(["export", STUDY, "--seed", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "bytes of RAM" in printed.out, printed
+    folder = tmp_path / "runs/micro/export"
+    assert {path.name for path in folder.iterdir()} >= {"model.tflite", "model.cc", "verification.json"}
+    record = json.loads((folder / "verification.json").read_text())
+    assert record["arena_bytes"] == MICRO.arena_bytes(folder / "model.tflite") <= MOST_RAM
+    assert record["agreement_percent"] >= 99
+
+
+def test_a_goal_can_limit_the_ram() -> None:
+    spec = dataclasses.replace(small(), limits=(), objectives=small().objectives[:2])
+    (limit,) = with_goal(dataclasses.replace(spec, goal="at most 64 kB RAM")).limits
+    assert (limit.objective.name, limit.bound) == ("arena_bytes", 64_000)
+    (flash,) = with_goal(dataclasses.replace(spec, goal="at most 1 MB flash")).limits
+    assert (flash.objective.name, flash.bound) == ("size_bytes", 1e6)
+    with pytest.raises(UserError, match="needs a runtime that tells the RAM of a file, which litert does not; add --r"):
+        with_goal(dataclasses.replace(spec, runtime=LiteRt(), goal="at most 64 kB RAM"))
