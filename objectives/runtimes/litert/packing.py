@@ -22,6 +22,7 @@ from objectives.flat import flat
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.litert.concatenations import split_concatenations
+from objectives.runtimes.litert.folded_weights import Weight, restore_integer_weights
 from objectives.runtimes.passes.flatbuffers import serialize
 from objectives.runtimes.passes.integers import (
     DEQUANTIZE_WEIGHT,
@@ -44,10 +45,6 @@ _QUANTIZE_WEIGHT = torch.ops.quantized_decomposed.quantize_per_channel.default
 _TFLITE_IDENTIFIER = b"TFL3"
 _ALMOST_ONE = 1 + 2.0**-23  # a factor that the converter keeps
 _NO_INPUT = -1  # index of an optional input that an operator does not have
-_PRODUCT_ERROR = 2.0**-22  # relative error of a product of two float32
-_DEQUANTIZE_VERSION = 6  # first version of the operator that reads 4 bits
-# orders of the dimensions of a weight in a file, by their number: of convolutions, of depthwise convolutions
-_DIMENSION_ORDERS = {4: ((0, 2, 3, 1), (1, 2, 3, 0))}
 _UNPACKING_OPERATORS = {schema.BuiltinOperator.DEQUANTIZE}
 _LAYER_OPERATORS = {schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D,
                     schema.BuiltinOperator.FULLY_CONNECTED}  # fmt: skip
@@ -132,13 +129,6 @@ def _isolate_input_resize(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-class Weight(NamedTuple):
-    """An integer weight: its codes, and the axis of its output channels, which have a scale each."""
-
-    codes: np.ndarray
-    axis: int
-
-
 def _quantize_weights(graph_module: fx.GraphModule) -> list[Weight]:
     """Write every integer weight as a float and a quantizer, which the converter can read; return the weights."""
     graph, weights = graph_module.graph, []
@@ -165,7 +155,7 @@ def _pack(content: bytes, weights: list[Weight], storage: Storage) -> bytes:
     _remove_barriers(model)
     _separate_buffers(model)
     if storage.unpacks:
-        _restore_integer_weights(model, weights)
+        restore_integer_weights(model, weights)
     if storage.concatenated is not None:
         split_concatenations(model, storage.concatenated)
     users: dict[int, set[int]] = {}
@@ -254,72 +244,3 @@ def _separate_buffers(model: schema.ModelT) -> None:
             model.buffers.append(copy.deepcopy(model.buffers[tensor.buffer]))
             tensor.buffer = len(model.buffers) - 1
         seen.add(tensor.buffer)
-
-
-def _restore_integer_weights(model: schema.ModelT, weights: list[Weight]) -> None:
-    """Replace each weight that the converter has folded to floats by integers and a DEQUANTIZE, in place.
-
-    The converter also folds factors of a layer's output into the weight, such as the scale of attention scores. The
-    scales then differ from those of the network.
-    """
-    (graph,) = model.subgraphs
-    known: dict[tuple[int, ...], list[tuple[np.ndarray, int]]] = {}
-    for weight in weights:
-        for axes in (range(weight.codes.ndim), *_DIMENSION_ORDERS.get(weight.codes.ndim, ())):
-            codes = np.ascontiguousarray(weight.codes.transpose(axes))
-            known.setdefault(codes.shape, []).append((codes, axes.index(weight.axis)))
-    for index, tensor in enumerate(list(graph.tensors)):
-        data = model.buffers[tensor.buffer].data
-        if tensor.type != schema.TensorType.FLOAT32 or data is None:
-            continue
-        values = np.frombuffer(bytes(data), np.float32).reshape(tensor.shape)
-        match = _match(values, known.get(values.shape, []))
-        if match is None:
-            continue
-        codes, scale, axis = match
-        integers = copy.deepcopy(tensor)
-        integers.type, integers.buffer = schema.TensorType.INT8, len(model.buffers)
-        integers.quantization = schema.QuantizationParametersT()
-        integers.quantization.scale = scale.tolist()
-        integers.quantization.zeroPoint = [0] * len(scale)
-        integers.quantization.quantizedDimension = axis
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(codes.tobytes(), np.uint8)
-        model.buffers.append(buffer)
-        graph.tensors.append(integers)
-        model.buffers[tensor.buffer].data = None
-        tensor.buffer = 0  # the empty buffer
-        node = schema.OperatorT()
-        node.opcodeIndex, node.inputs, node.outputs = _dequantize_index(model), [len(graph.tensors) - 1], [index]
-        graph.operators.insert(0, node)
-
-
-def _match(values: np.ndarray, known: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """Return the codes that equal the values up to a scale for each channel, with the scales and their axis."""
-    for codes, axis in known:
-        scales = _scales(values, codes, axis)
-        if scales is not None:
-            return codes, scales, axis
-    return None
-
-
-def _scales(values: np.ndarray, codes: np.ndarray, axis: int) -> np.ndarray | None:
-    """Return the scale of each channel by least squares; None if the codes do not reproduce the values."""
-    floats, integers = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64) for x in (values, codes))
-    squares = (integers**2).sum(1)
-    scales = np.where(squares > 0, (floats * integers).sum(1) / np.maximum(squares, 1), 1.0)
-    exact = np.abs(floats - scales[:, None] * integers).max() <= _PRODUCT_ERROR * np.abs(floats).max()
-    return scales.astype(np.float32) if exact and (scales > 0).all() else None
-
-
-def _dequantize_index(model: schema.ModelT) -> int:
-    """Return the index of DEQUANTIZE in the operator codes of the file; add it if it is missing."""
-    wanted = schema.BuiltinOperator.DEQUANTIZE
-    for index, code in enumerate(model.operatorCodes):
-        if code.builtinCode == wanted:
-            return index
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = wanted
-    code.version = _DEQUANTIZE_VERSION
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
