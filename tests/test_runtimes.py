@@ -109,6 +109,7 @@ class TestLiteRt(RuntimeContract):
         assert not [x for x in graph.operators if x.opcodeIndex in maxima and x.inputs[0] in integers]
 
 
+@pytest.mark.slow  # as LiteRT's, whose converter it shares; tests/test_tflite_micro.py has what is its own
 class TestTfliteMicro(RuntimeContract):
     needs = ("litert_torch", "tflite_micro")
     loads = "tflite_micro.python.tflite_micro.runtime"
