@@ -68,7 +68,15 @@ class Data(Protocol):
         ...
 
     def keyed(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tree]]:
-        """Yield the keys of all examples that have one, shape (B,), and their inputs, once and in a fixed order."""
+        """Yield the keys of all examples that have one, shape (B,), and their inputs, once and in a fixed order.
+
+        Batches have the size of a loader, if there is one.
+        """
+        ...
+
+    @property
+    def keyed_count(self) -> int:
+        """The number of examples that `keyed` yields."""
         ...
 
     def batch_size(self, wanted: int) -> int:

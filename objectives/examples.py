@@ -99,7 +99,7 @@ class Examples:
     @property
     def classified(self) -> bool:
         """Whether the labels are integers, that is classes."""
-        return classes_only(self.labels)
+        return isinstance(self.labels, Tensor) and not self.labels.is_floating_point()
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -135,6 +135,11 @@ class Examples:
         """Yield the keys and the inputs of all examples in order, in batches of at most `size` examples."""
         for keys in torch.arange(len(self)).split(size):
             yield keys, at(self.inputs, keys)
+
+    @property
+    def keyed_count(self) -> int:
+        """The number of examples."""
+        return len(self)
 
     def batch_size(self, wanted: int) -> int:
         """Return the wanted number of examples in a batch, or all if they are fewer."""
@@ -265,6 +270,11 @@ class Stream:
         for keys, batch in self._source.keyed(size):
             yield keys, self._split(batch, keys=keys)[0]
 
+    @property
+    def keyed_count(self) -> int:
+        """The number of examples that the loader's sampler chooses of a dataset; 0 if they have no keys."""
+        return len(self._source.pool)
+
     def batch_size(self, wanted: int) -> int:
         """Return the batch size of the loader, or the wanted one."""
         return self._source.batch_size or min(wanted, len(self))
@@ -307,8 +317,3 @@ class Stream:
         places = None if start is None else range(start, start + (length(inputs) or 0))
         ensure_finite(inputs, self._source.name, places if keys is None else keys.tolist())
         return inputs, labels
-
-
-def classes_only(labels: Tree) -> bool:
-    """Return whether labels are one tensor of integers."""
-    return isinstance(labels, Tensor) and not labels.is_floating_point()

@@ -40,6 +40,11 @@ class Source:
     given
         A map-style dataset, an iterable dataset, a loader, or another iterable of batches.
 
+    Attributes
+    ----------
+    pool
+        The keys of the examples that training may give, in order; empty if they have none.
+
     Raises
     ------
     ValueError
@@ -57,6 +62,8 @@ class Source:
                 f"got {type(given).__name__}"
             )
         self.name = type(given).__name__
+        with seeded(0):  # a sampler may draw of the global random numbers, which are those of a training later
+            self.pool = self._pool()
 
     @property
     def _usual(self) -> BatchSampler | None:
@@ -108,7 +115,12 @@ class Source:
             yield from DataLoader(self.dataset, self.batch_size, collate_fn=self._collate(), **settings)
 
     def passes(self, size: int, generator: torch.Generator) -> Iterator[Iterator[tuple[Tensor | None, Any]]]:
-        """Yield passes for training, each of which yields places and batches; the places are None where unknown."""
+        """Yield passes for training, each of which yields places and batches; the places are None where unknown.
+
+        Generators of the loader's own are seeded anew, so that a training does not depend on those before it.
+        """
+        for own in self._generators():
+            own.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         loader = self._own if self.loader is not None and self.by_index else self._training_loader(size, generator)
         while True:
             if isinstance(loader, DataLoader) and isinstance(loader.dataset, _Placed):
@@ -117,26 +129,31 @@ class Source:
                 yield ((None, batch) for batch in loader)
 
     def keyed(self, size: int) -> Iterator[tuple[Tensor, Any]]:
-        """Yield keys and batches of the examples that a pass may give, each once, in the order of the keys."""
+        """Yield keys and batches of the examples of `pool`, each once, in order; batches as large as the loader's."""
+        if not self.pool:
+            return
         settings: dict[str, Any] = {} if self.loader is None else self._workers(self.loader)
         settings |= {"generator": torch.Generator(), "collate_fn": _CollatePlaced(self._collate())}  # as in `once`
-        for keys, batch in DataLoader(_Placed(self.dataset), size, sampler=self._pool(), **settings):
-            yield torch.tensor(keys), batch
+        size = self.batch_size or size
+        with seeded(0):
+            for keys, batch in DataLoader(_Placed(self.dataset), size, sampler=self.pool, **settings):
+                yield torch.tensor(keys), batch
 
     def drawn(self, count: int, seed: int, noise: int | None = None) -> Iterator[Any]:
         """Yield batches of at most `count` examples in all, drawn with a seed; their transforms draw from `noise`."""
         generator = torch.Generator().manual_seed(seed)
         with seeded(seed if noise is None else noise):
             if self.by_index and (self.loader is None or self.loader.batch_sampler is not None):
-                pool = self._pool()
-                chosen = torch.randperm(len(pool), generator=generator)[:count].tolist()
+                chosen = torch.randperm(len(self.pool), generator=generator)[:count].tolist()
                 if chosen:
-                    yield self._collate()([self.dataset[pool[index]] for index in chosen])
+                    yield self._collate()([self.dataset[self.pool[index]] for index in chosen])
                 return
             yield from _drawn_of(self.once(count), count, generator)
 
     def _pool(self) -> Sequence[Any]:
-        """Return the keys of the examples that the source may give: all, or those that the loader's sampler chooses."""
+        """Return the keys of the examples that training may give: all, or those that the loader's sampler chooses."""
+        if not self.by_index or (self.loader is not None and self.loader.batch_sampler is None):
+            return ()
         if self.loader is None:
             return range(len(self.dataset))
         if self._usual is None:
@@ -145,6 +162,13 @@ class Source:
         if isinstance(self._usual.sampler, RandomSampler | SequentialSampler):
             return range(len(self.dataset))
         return sorted(set(self._usual.sampler))
+
+    def _generators(self) -> list[torch.Generator]:
+        """Return the generators that the user gave to the loader and its samplers, each once."""
+        batches = getattr(self.loader, "batch_sampler", None)
+        holders = (self.loader, batches, getattr(self.loader, "sampler", None), getattr(batches, "sampler", None))
+        found = [getattr(holder, "generator", None) for holder in holders]
+        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
 
     def _collate(self) -> Callable[[list[Any]], Any]:
         own = None if self.loader is None else self.loader.collate_fn

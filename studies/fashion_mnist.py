@@ -183,7 +183,7 @@ def deployed(
     trials
         Number of candidates to train.
     runtime
-        The runtime that executes the files: onnx, litert, executorch or openvino.
+        The runtime that executes the files: onnx, litert, tflite-micro, executorch or openvino.
     share
         The limit on latency, as a share of the teacher's; batch 1, one thread.
     highest

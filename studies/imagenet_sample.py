@@ -98,7 +98,7 @@ def efficientnet(data: str = "", trials: int = 40, runtime: str = "onnx") -> Stu
     trials
         Number of candidates to train.
     runtime
-        The runtime that executes the files: onnx, litert, executorch or openvino.
+        The runtime that executes the files: onnx, litert, tflite-micro, executorch or openvino.
     """
     file_runtime, net, labelled = named(runtime), teacher(), splits(data)
     data_splits = Splits(*(_answered(part, net) for part in (labelled.train, labelled.validation, labelled.test)))

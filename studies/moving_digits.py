@@ -75,7 +75,7 @@ def study(trials: int = 20, runtime: str = "onnx", rate: float = 200.0, *, volum
     trials
         Number of candidates to train.
     runtime
-        The runtime that executes the files: onnx, litert, executorch or openvino.
+        The runtime that executes the files: onnx, litert, tflite-micro, executorch or openvino.
     rate
         Clips per second. 95% of the clips must be answered before the next one comes; a camera completes one clip with
         every frame.

@@ -84,7 +84,7 @@ def mobilenet(data: str = "", trials: int = 40, runtime: str = "onnx") -> StudyS
     trials
         Number of candidates to train.
     runtime
-        The runtime that executes the files: onnx, litert, executorch or openvino.
+        The runtime that executes the files: onnx, litert, tflite-micro, executorch or openvino.
     """
     file_runtime = named(runtime)
     data_splits = splits(data)

@@ -157,6 +157,9 @@ def _study(name: str, network: Callable[[], nn.Module], data: str, trials: int, 
     )
 
 
+BOARD_STUDIES = {"ds-cnn": study, "crnn": crnn}
+
+
 def board(data: str = "", trials: int = 20, network: str = "ds-cnn") -> StudySpec:
     """Search for little flash and RAM on a microcontroller, with at most 1 point of top-1 lost.
 
@@ -167,7 +170,9 @@ def board(data: str = "", trials: int = 20, network: str = "ds-cnn") -> StudySpe
     network
         ds-cnn or crnn.
     """
-    spec = (crnn if network == "crnn" else study)(data, trials, "tflite-micro")
+    if network not in BOARD_STUDIES:
+        raise UserError(f"network must be {' or '.join(BOARD_STUDIES)}, but got {network!r}")
+    spec = BOARD_STUDIES[network](data, trials, "tflite-micro")
     accuracy, size, _ = spec.objectives
     arena = ArenaBytes(spec.example())
     return replace(

@@ -59,7 +59,7 @@ def keypoints(runtime: str = "onnx", pictures: int = PICTURES) -> StudySpec:
     Parameters
     ----------
     runtime
-        The runtime that executes the files: onnx, litert, executorch or openvino.
+        The runtime that executes the files: onnx, litert, tflite-micro, executorch or openvino.
     pictures
         Number of training pictures.
     """

@@ -148,6 +148,19 @@ class Kernels:
         return self.pairs if kind == "Conv2d" else ()
 
 
+class Older:
+    """A runtime of an earlier version."""
+
+    def precisions(self, kind: str, groups: int) -> tuple[tuple[int, int], ...]:
+        """Return no pairs."""
+        return ()
+
+
+def test_a_runtime_that_lacks_a_member_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the runtime of BitWidths must have integers_only, as .* but Older has not"):
+        BitWidths(runtime=Older())  # type: ignore[arg-type]
+
+
 def test_only_the_pairs_that_the_runtime_supports_are_offered() -> None:
     """Each layer has one parameter, from floating point to the narrowest weights; none if it has no pair."""
     anatomy = trace(teacher(Plain), example(teacher(Plain)))

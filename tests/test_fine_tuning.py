@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler
 
 from objectives import Examples, Loss, Top1
 from search import Recipe, trained
@@ -18,6 +19,7 @@ from spaces import Distill
 from tests.small_study import Net, splits, teacher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Generator
@@ -113,18 +115,72 @@ class BatchDependent(nn.Module):
         return self.network(images) + images.mean()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("data", [TRAIN, Examples.of(list(zip(TRAIN.inputs, TRAIN.labels.tolist(), strict=True)))])
+SAMPLES = list(zip(TRAIN.inputs, TRAIN.labels.tolist(), strict=True))
+SOURCES: dict[str, Callable[[], Data]] = {
+    "tensors": lambda: TRAIN,
+    "dataset": lambda: Examples.of(SAMPLES),
+    "sampler without a generator": lambda: of_loader(sampler=SubsetRandomSampler(range(20, 120))),
+    "sampler with a generator": lambda: of_loader(sampler=SubsetRandomSampler(range(20, 120), torch.Generator())),
+    "loader with a generator": lambda: of_loader(shuffle=True, generator=torch.Generator()),
+    "batch sampler": lambda: Examples.of(
+        DataLoader(SAMPLES, batch_sampler=BatchSampler(RandomSampler(SAMPLES), 16, drop_last=False))  # type: ignore[arg-type]
+    ),
+}
+
+
+def of_loader(**settings: Any) -> Data:
+    return Examples.of(DataLoader(SAMPLES, batch_size=16, **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=0.5, batch_size=32, learning_rate=5e-3)])
-def test_a_training_does_not_depend_on_those_before_it(data: Data, recipe: Recipe) -> None:
+def test_a_training_does_not_depend_on_those_before_it(source: str, recipe: Recipe) -> None:
     def weights_after(*seeds: int) -> dict[str, Tensor]:
+        data = SOURCES[source]()
         shared = TeacherOutputs(BatchDependent(), data)
         for seed in seeds:
-            network = student()
+            network = nn.Sequential(student(), nn.Dropout())  # draws of the global random numbers
             fine_tune(network, shared, data, Distill(), recipe, seed)
         return network.state_dict()
 
     alone, second = weights_after(5), weights_after(4, 5)
     assert all(alone[name].equal(second[name]) for name in alone)
+
+
+class Interrupted(CountingTeacher):
+    """A teacher whose second batch is interrupted once."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if 0 < self.seen < 100:
+            self.seen = 100
+            raise KeyboardInterrupt
+        return super().forward(images)
+
+
+def test_an_interrupted_computation_of_the_teachers_outputs_starts_anew() -> None:
+    interrupted = Interrupted()
+    shared = TeacherOutputs(interrupted, of_loader())
+    keys = torch.tensor([5, 3, 190])
+    with pytest.raises(KeyboardInterrupt):
+        shared.outputs_of(TRAIN.inputs[keys], keys)
+    torch.testing.assert_close(shared.outputs_of(TRAIN.inputs[keys], keys), teacher()(TRAIN.inputs[keys]).detach())
+    assert interrupted.seen == 100 + len(TRAIN)
+
+
+def test_a_pass_of_few_drawn_examples_does_not_compute_the_teacher_on_all() -> None:
+    counting = CountingTeacher()
+    data = of_loader(sampler=RandomSampler(SAMPLES, num_samples=32))
+    fine_tune(student(), TeacherOutputs(counting, data), data, Distill(), RECIPE, 0)
+    assert counting.seen == 2 * 32
+
+
+def test_the_teachers_kept_outputs_are_computed_in_the_loaders_batches() -> None:
+    sizes: list[int] = []
+    network = teacher()
+    network.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    data = of_loader()
+    fine_tune(student(), TeacherOutputs(network, data), data, Distill(), RECIPE, 0)
+    assert max(sizes) == 16
 
 
 def test_teacher_outputs_are_computed_again_for_augmented_inputs() -> None:

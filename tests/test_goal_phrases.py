@@ -47,6 +47,9 @@ SAID: dict[str, tuple[str, str, float]] = {
     "20 KB or less": ("size", "at_most", 20_000),
     "a file of at most 20,000 bytes": ("size", "at_most", 20_000),
     "fits in 32 KiB": ("size", "at_most", 32_768),
+    "fits 256 kB RAM": ("arena", "at_most", 256_000),
+    "at most 64 KiB of SRAM": ("arena", "at_most", 65_536),
+    "at most 64 kB RAM memory": ("arena", "at_most", 64_000),
     # time
     "2x faster": ("latency", "of_teacher", 1 / 2),
     "twice as fast": ("latency", "of_teacher", 1 / 2),

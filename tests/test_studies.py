@@ -105,6 +105,11 @@ def test_the_error_for_a_folder_without_recordings_names_the_setting(tmp_path: P
         speech_digits.splits(str(tmp_path))
 
 
+def test_a_network_that_the_study_for_boards_does_not_have_is_named() -> None:
+    with pytest.raises(UserError, match="network must be ds-cnn or crnn, but got 'rnn'"):
+        speech_digits.board(network="rnn")
+
+
 def test_recordings_are_split_by_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = os.environ.get(speech_digits.FOLDER_VARIABLE)
     if not folder:

@@ -14,7 +14,8 @@ from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
 from objectives import ArenaBytes, Limit, SizeBytes, Top1
-from objectives.runtimes import LiteRt, TfliteMicro
+from objectives.runtimes import ExportError, LiteRt, TfliteMicro
+from objectives.runtimes.litert import arena_tries
 from search.cli import main
 from search.study.errors import UserError
 from search.study.goal import with_goal
@@ -64,7 +65,7 @@ def test_a_study_asks_for_integers_alone() -> None:
     assert axis.uniform(anatomy, 0.0) == {"precision/first": 0, "precision/second": 0}
     step = axis.suggest(FixedTrial({"precision/first": 1, "precision/second": 0}), anatomy)
     assert step.widths == (("first", 4, 8), ("second", 8, 8), ("head", 8, 8))
-    with pytest.raises(ValueError, match=r"a precision of TfliteMicro for Linear, which are 8/8 \(bits of weights/in"):
+    with pytest.raises(ValueError, match=r"of TfliteMicro for layer 'head', a Linear: 8/8 \(bits of weights/inp"):
         BitWidths(weights=(4,), runtime=MICRO).uniform(anatomy, 0.0)
 
 
@@ -96,6 +97,38 @@ def test_the_arena_is_the_smallest_in_which_the_interpreter_starts(tmp_path: Pat
     assert int(interpreter.get_output(0).argmax()) == int(finished(inputs[:1]).argmax())
     with pytest.raises(RuntimeError):
         runtime.Interpreter.from_bytes(content, arena_size=needed - 16)
+
+
+def test_an_arena_whose_use_ends_the_interpreter_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "dying.py"
+    program.write_text(
+        "import os, sys\n"
+        "for line in sys.stdin:\n"
+        "    int(line) < 1_000_000 and os.kill(os.getpid(), 11)\n"
+        "    print('starts', flush=True)\n"
+    )
+    monkeypatch.setattr(arena_tries, "PROGRAM", program)
+    with arena_tries.ArenaTries(b"") as tries:
+        assert tries.smallest() == 1_000_000
+
+
+def test_a_file_that_starts_in_no_arena_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "dying.py"
+    program.write_text("raise SystemExit(1)")
+    monkeypatch.setattr(arena_tries, "PROGRAM", program)
+    with arena_tries.ArenaTries(b"") as tries, pytest.raises(ExportError, match="does not start with 1,073,741,824 by"):
+        tries.sufficient()
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"not a network")
+    for reads in (MICRO.load, MICRO.arena_bytes):
+        with pytest.raises(ValueError, match=r"model\.tflite is not a \.tflite file"):
+            reads(path)
+    path.write_bytes(b"    TFL3" + bytes(8))
+    with pytest.raises(ExportError):
+        MICRO.load(path)
 
 
 def test_constants_are_aligned_as_boards_need_them(tmp_path: Path) -> None:
@@ -175,5 +208,5 @@ def test_a_goal_can_limit_the_ram() -> None:
     assert (limit.objective.name, limit.bound) == ("arena_bytes", 64_000)
     (flash,) = with_goal(dataclasses.replace(spec, goal="at most 1 MB flash")).limits
     assert (flash.objective.name, flash.bound) == ("size_bytes", 1e6)
-    with pytest.raises(UserError, match="needs a runtime that tells the RAM of a file, which litert does not; add --r"):
+    with pytest.raises(UserError, match="which litert does not; search for TFLite Micro: --set runtime=tfl"):
         with_goal(dataclasses.replace(spec, runtime=LiteRt(), goal="at most 64 kB RAM"))

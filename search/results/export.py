@@ -168,7 +168,9 @@ class VerificationTime:
 
 
 def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, reference: Path) -> dict[str, Any]:
-    """Write the model, plan.json, state.safetensors and verification.json; the folder appears once all is verified.
+    """Write the model and what describes it; the folder appears once all is verified.
+
+    It holds the model, plan.json, state.safetensors, verification.json and, for devices without files, model.cc.
 
     Parameters
     ----------
@@ -177,7 +179,7 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
     weights
         The path of its trained weights.
     folder
-        The folder of the four files and their mark; replaced as a whole.
+        The folder of the files and their mark; replaced as a whole.
     reference
         The teacher's file, to compare the latency with.
 

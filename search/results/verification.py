@@ -15,6 +15,7 @@ from objectives.layers import inputs_of_file
 from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.trees import at, leaves, rebuilt, run, shapes_of
 from search.evaluation.comparison import Comparison, Rounded
+from search.results.file_records import ARENA
 from search.study import machine
 from search.study.errors import UserError
 from spaces import Imitations
@@ -78,8 +79,8 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
     -------
     dict
         Every metric of the study as `<name>_torch` and `<name>_file`, for class labels also `top1`; the percentage of
-        equal answers, the signal-to-quantization-noise ratio in dB, bytes, the shape of one input of the file, latency,
-        and the machine.
+        equal answers, the signal-to-quantization-noise ratio in dB, bytes, for TFLite Micro those of its RAM, the shape
+        of one input of the file, latency, and the machine.
 
     Raises
     ------
@@ -112,7 +113,7 @@ def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySp
     record |= {
         **comparison.record(),
         "file_bytes": path.stat().st_size,
-        **({"arena_bytes": spec.runtime.arena_bytes(path)} if isinstance(spec.runtime, HasArena) else {}),
+        **({ARENA: spec.runtime.arena_bytes(path)} if isinstance(spec.runtime, HasArena) else {}),
         "teacher_file_bytes": reference.stat().st_size,
         "file_input_shape": shapes_of(taken),
         "latency": dataclasses.asdict(file.compare(reference, first, own=taken)),
@@ -131,7 +132,7 @@ def _has_classes(spec: StudySpec) -> bool:
 def record_words(record: dict[str, Any]) -> str:
     """Describe a verification record in one line."""
     latency = record["latency"]
-    arena = f"{record['arena_bytes']:,} bytes of RAM, " if "arena_bytes" in record else ""
+    arena = f"{record[ARENA]:,} bytes of RAM, " if ARENA in record else ""
     names = [name.removesuffix("_file") for name in record if name.endswith("_file")]
     names = ["top1"] if "top1" in names else names
     shown = ", ".join(

@@ -139,8 +139,9 @@ def _arena(wish: Wish, spec: StudySpec) -> ArenaBytes:
     """Return the objective that measures RAM."""
     if not isinstance(spec.runtime, HasArena):
         raise UserError(
-            f"{wish.phrase!r} needs a runtime that tells the RAM of a file, which {spec.runtime.name} does not; add "
-            "--runtime tflite-micro"
+            f"{wish.phrase!r} needs a runtime that tells the RAM of a file, which {spec.runtime.name} does not; search "
+            "for TFLite Micro: --set runtime=tflite-micro if the study function takes a runtime, else "
+            "runtime=TfliteMicro() in it"
         )
     return ArenaBytes(spec.example(), spec.runtime)
 

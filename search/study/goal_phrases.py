@@ -43,7 +43,7 @@ NUMBERS = {
 # Kinds of words; those of a quantity are listed below.
 WORDS = {
     "at_most": r"<=|<|(?:at most|(?:no|not) (?:more|larger|bigger|slower|longer|higher) than|up to|within|max(?:imum)?|"
-    r"fits? in(?:to)?|or (?:less|fewer|smaller|faster))(?!\w)|"
+    r"fits?(?: in(?:to)?)?|or (?:less|fewer|smaller|faster))(?!\w)|"
     r"(?:under|below|(?:less|fewer|smaller|faster) than)(?= *[\d.])",
     "at_least": r">=|>|(?:at least|(?:no|not) (?:less|lower|worse) than|min(?:imum)?|or (?:more|better|higher))(?!\w)|"
     r"(?:over|above|more than)(?= *[\d.])",
@@ -59,7 +59,7 @@ WORDS = {
 }
 QUANTITIES = {
     "size": r"(?:(?:file|model) sizes?|sizes?|files?|memory|storage|disk|flash)(?!\w)",
-    "arena": r"(?:ram|arena)(?!\w)",
+    "arena": r"(?:s?ram(?: memory)?|arena)(?!\w)",
     "latency": r"(?:latency|inference time|run ?time|time)(?!\w)",
     "frames": r"(?:fps|frames (?:per|a) second)(?!\w)",
     "bops": r"(?:bops|bit[- ]operations)(?!\w)",

@@ -15,6 +15,8 @@ from search.study.errors import UserError
 
 # Packages that execute networks; their versions change how long a network takes.
 EXECUTING_PACKAGES = ("torch", "onnxruntime", "ai-edge-litert", "executorch", "openvino")
+# Later ones count only where they are installed, so that times measured before are still those of the same machine.
+LATER_PACKAGES = ("tflite-micro",)
 
 LEAST_MEMORY = 4 * 2**30  # bytes that a machine is taken to have if the system does not say
 
@@ -22,7 +24,7 @@ LEAST_MEMORY = 4 * 2**30  # bytes that a machine is taken to have if the system 
 @functools.cache
 def identity() -> tuple[str, str, str, int | None, tuple[str, ...]]:
     """Identify this machine: architecture, system, processor, number of cores, versions of the executing packages."""
-    versions = tuple(map(version_of, EXECUTING_PACKAGES))
+    versions = tuple(map(version_of, (*EXECUTING_PACKAGES, *filter(version_of, LATER_PACKAGES))))
     return platform.machine(), platform.system(), _processor(), os.cpu_count(), versions
 
 
@@ -39,7 +41,8 @@ def running_system() -> str:
 def words() -> str:
     """Describe this machine in one line."""
     architecture, system, processor, cores, versions = identity()
-    installed = [f"{name} {version}" for name, version in zip(EXECUTING_PACKAGES, versions, strict=True) if version]
+    names = (*EXECUTING_PACKAGES, *filter(version_of, LATER_PACKAGES))
+    installed = [f"{name} {version}" for name, version in zip(names, versions, strict=True) if version]
     return ", ".join([processor or architecture, f"{cores} cores", system, *installed])
 
 

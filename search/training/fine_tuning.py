@@ -110,7 +110,8 @@ def training_steps(
     if resumed is not None:
         resumed.restore(student, optimizer)
     batches = examples.training_batches(recipe.batch_size, generator)
-    keeps = recipe.augment is None and len(rates) >= examples.steps(recipe.batch_size)
+    one_pass = examples.keyed_count // examples.batch_size(recipe.batch_size)  # of all that `keyed` yields
+    keeps = recipe.augment is None and len(rates) >= one_pass
     for step, (rate, batch) in enumerate(zip(rates, batches, strict=False), 1):
         if step <= done:  # drawn again, as the order of the examples and the augmentation follow from it
             if recipe.augment is not None:
@@ -205,19 +206,19 @@ class TeacherOutputs:
         """Compute and keep the outputs of all examples, unless it is done; the first tell how much memory all need."""
         if self._fits is not None:
             return
-        count = self.examples.places
+        count, kept, is_kept = self.examples.places, None, torch.zeros(self.examples.places, dtype=torch.bool)
         for keys, inputs in self.examples.keyed():
             new = outputs(self.model, inputs)
-            if self._fits is None:
+            if kept is None:
                 bytes_each = sum(tensor.nbytes for tensor in leaves(new)) / len(keys)
-                self._fits = count * bytes_each <= KEPT_SHARE * machine.memory_bytes()
-                if not self._fits:
+                if count * bytes_each > KEPT_SHARE * machine.memory_bytes():
+                    self._fits = False
                     return
-                self._is_kept = torch.zeros(count, dtype=torch.bool)
-                self._kept = map_tensors(new, lambda tensor: tensor.new_zeros(count, *tensor.shape[1:]))
-            for kept, computed in zip(leaves(self._kept), leaves(new), strict=True):
-                kept[keys] = computed
-            self._is_kept[keys] = True
+                kept = map_tensors(new, lambda tensor: tensor.new_zeros(count, *tensor.shape[1:]))
+            for tensor, computed in zip(leaves(kept), leaves(new), strict=True):
+                tensor[keys] = computed
+            is_kept[keys] = True
+        self._kept, self._is_kept, self._fits = kept, is_kept, True  # at the end: what interrupts starts anew
 
 
 def warmed(step: int, steps: int) -> float:

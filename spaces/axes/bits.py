@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 WEIGHT_BITS = Setting("weight_bits_NL", FLOAT_BITS)  # bits of a weight
 INPUT_BITS = Setting("activation_bits_NL", FLOAT_BITS)  # bits of an input
 FLOAT = (FLOAT_BITS, FLOAT_BITS)  # a layer that is not quantized
+RUNTIME_MEMBERS = "precisions", "integers_only"  # of `HasPrecisions`
 CODEBOOK_LEVELS = Setting("levels_NL", 0)  # entries of the codebook; 0 where the codes are integers
 
 
@@ -156,6 +157,12 @@ class BitWidths:
             _check("weight", bits, 2, "BitWidths")
         for bits in self.activations:
             _check("activation", bits, 4, "BitWidths")
+        missing = [name for name in RUNTIME_MEMBERS if self.runtime is not None and not hasattr(self.runtime, name)]
+        if missing:
+            raise ValueError(
+                f"the runtime of BitWidths must have {' and '.join(missing)}, as `objectives.runtimes.Runtime` says, "
+                f"but {type(self.runtime).__name__} has not"
+            )
 
     def suggest(self, trial: BaseTrial, anatomy: Anatomy) -> Quantize:
         """Draw `weight_bits/<layer>` and `activation_bits/<layer>` on logarithmic scales.
@@ -223,8 +230,9 @@ class BitWidths:
         found = tuple(pair for pair in offered if pair in supported)
         if not found:
             raise ValueError(
-                f"BitWidths must offer a precision of {type(self.runtime).__name__} for {layer.kind}, which are "
-                f"{', '.join(f'{weights}/{inputs}' for weights, inputs in sorted(supported))} (bits of weights/inputs)"
+                f"BitWidths must offer a precision of {type(self.runtime).__name__} for layer {layer.name!r}, a "
+                f"{layer.kind}: {', '.join(f'{weights}/{inputs}' for weights, inputs in sorted(supported))} (bits of "
+                "weights/inputs); add these widths, or name the other layers in only="
             )
         return found
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import FileLayout
+from objectives.runtimes.litert.arena_tries import ArenaTries
 from objectives.runtimes.litert.runtime import dequantized, quantized
 from objectives.runtimes.runtime import Precision, export_error, import_extra, require_eval_mode, require_threads
 from objectives.trees import leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -26,9 +24,7 @@ if TYPE_CHECKING:
 
     from objectives.trees import Tree
 
-FIRST_ARENA, LARGEST_ARENA = 2**22, 2**30  # bytes that are tried: more than boards have, since teachers are larger
-ARENA_STEP = 16  # bytes
-TOO_SMALL = "missing:", "Too many buffers"  # what the interpreter says of an arena
+IDENTIFIER = slice(4, 8), b"TFL3"  # of a .tflite file
 _INTERPRETER = "tflite_micro.python.tflite_micro.runtime"
 
 
@@ -113,14 +109,16 @@ class TfliteMicro:
         ExportError
             If there is no operator of LiteRT for one of the model's, or TFLite Micro does not have it.
         ImportError
-            If the ``litert`` or the ``micro`` extra is not installed.
+            If the ``micro`` or the ``litert`` extra is not installed.
         """
         require_eval_mode(model)
+        import_extra("micro", _INTERPRETER)
         packing = import_extra("litert", "objectives.runtimes.litert.packing")
         content = packing.convert(model, example, packing.MICRO)
         try:
-            _interpreter(content)
-        except RuntimeError as error:
+            with ArenaTries(content) as tries:
+                tries.sufficient()
+        except ExportError as error:
             raise export_error(model, "a TFLite Micro", error) from error
         path.write_bytes(content)
 
@@ -129,10 +127,14 @@ class TfliteMicro:
 
         Raises
         ------
+        ExportError
+            If the interpreter does not take the file.
         ImportError
             If the ``micro`` extra is not installed.
+        ValueError
+            If it is not a .tflite file.
         """
-        interpreter, inputs, outputs = _interpreter(path.read_bytes())
+        interpreter, inputs, outputs = _interpreter(_content(path))
 
         def run(x: Tree) -> Tree:
             given = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in leaves(x)]
@@ -154,15 +156,15 @@ class TfliteMicro:
 
         It is the smallest arena, to 16 bytes, in which the interpreter starts here. Its tables hold pointers of 8
         bytes; a board with pointers of 4 bytes needs somewhat less.
+
+        Raises
+        ------
+        ExportError, ImportError, ValueError
+            See `load`.
         """
-        content = path.read_bytes()
-        low, high = 0, FIRST_ARENA // ARENA_STEP
-        while _starts(content, high * ARENA_STEP) is None and high * ARENA_STEP < LARGEST_ARENA:
-            low, high = high, 4 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if _starts(content, middle * ARENA_STEP) is not None else (middle, high)
-        return high * ARENA_STEP
+        import_extra("micro", _INTERPRETER)
+        with ArenaTries(_content(path)) as tries:
+            return tries.smallest()
 
     def c_source(self, path: Path) -> str:
         """Return a file as C++ source, an aligned array, for programs without a file system."""
@@ -177,43 +179,30 @@ class TfliteMicro:
         )
 
 
-def _interpreter(content: bytes) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the interpreter of a file, and what its inputs and outputs are.
+def _content(path: Path) -> bytes:
+    """Return the bytes of a .tflite file.
 
     Raises
     ------
-    RuntimeError
-        If it does not take the file; the message is what it says.
+    ValueError
+        If it is none.
     """
-    arena = FIRST_ARENA
-    while (interpreter := _starts(content, arena)) is None:
-        arena *= 4
-        if arena > LARGEST_ARENA:
-            raise RuntimeError(f"its tensors take more than {LARGEST_ARENA:,} bytes")
-    graph = import_extra("micro", _INTERPRETER).convert_bytearray_to_object(content).subgraphs[0]
+    content, (place, identifier) = path.read_bytes(), IDENTIFIER
+    if content[place] != identifier:
+        raise ValueError(f"{path} is not a .tflite file")
+    return content
+
+
+def _interpreter(content: bytes) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the interpreter of a file, and what its inputs and outputs are; errors as in `TfliteMicro.load`."""
+    module = import_extra("micro", _INTERPRETER)
+    with ArenaTries(content) as tries:
+        arena = tries.sufficient()
+    interpreter = module.Interpreter.from_bytes(content, arena_size=arena)
+    graph = module.convert_bytearray_to_object(content).subgraphs[0]
     inputs = [_described(interpreter.get_input_details(place)) for place in range(len(graph.inputs))]
     outputs = [_described(interpreter.get_output_details(place)) for place in range(len(graph.outputs))]
     return interpreter, inputs, outputs
-
-
-def _starts(content: bytes, arena: int) -> Any:  # noqa: ANN401 - the interpreter's class is in the extra
-    """Return an interpreter of a file with an arena of so many bytes; None if it is too small.
-
-    Raises
-    ------
-    RuntimeError
-        If it does not take the file for another reason; the message is what it says.
-    """
-    module = import_extra("micro", _INTERPRETER)
-    with _errors() as said:
-        try:
-            return module.Interpreter.from_bytes(content, arena_size=arena)
-        except RuntimeError as error:
-            words = said() or str(error)
-    if any(sign in words for sign in TOO_SMALL):
-        return None
-    lines = [line for line in words.splitlines() if line.strip()]
-    raise RuntimeError("; ".join(lines))
 
 
 def _described(tensor: dict[str, Any]) -> dict[str, Any]:
@@ -222,22 +211,3 @@ def _described(tensor: dict[str, Any]) -> dict[str, Any]:
     if not len(parameters["scales"]):
         return {"dtype": tensor["dtype"]}
     return {"dtype": tensor["dtype"], "quantization": (parameters["scales"][0], parameters["zero_points"][0])}
-
-
-@contextmanager
-def _errors() -> Iterator[Callable[[], str]]:
-    """Take what compiled code writes to the error output; yield a function that returns it."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
-        saved = os.dup(2)
-        os.dup2(file.fileno(), 2)
-
-        def said() -> str:
-            file.seek(0)
-            return file.read().decode(errors="replace")
-
-        try:
-            yield said
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

@@ -178,9 +178,8 @@ def _pack(content: bytes, weights: list[Weight], storage: Storage) -> bytes:
     model.metadata = []
     model.description = b""
     _drop_empty(model)
-    return serialize(
-        model, _TFLITE_IDENTIFIER, storage.alignment
-    )  # shares vectors such as the zero points, 8 bytes of 0 a channel
+    # it stores equal vectors once, such as the zero points, 8 bytes of 0 for each channel
+    return serialize(model, _TFLITE_IDENTIFIER, storage.alignment)
 
 
 def _drop_empty(model: schema.ModelT) -> None:
