@@ -8,6 +8,7 @@ from search.commands.loading import opened, with_weights
 from search.commands.showing import members_of, show_front
 from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import prepared
+from search.evaluation.tried_precisions import leave_out_failing
 from search.loop.schedule import range_tested
 from search.results.confirm import confirm
 from search.results.export import verify_front
@@ -31,6 +32,7 @@ def command(options: argparse.Namespace) -> int:
     # The runtime is tried on the teacher before any training, so that a missing operator shows early.
     context, reference = prepared(spec, device_named(options.device), folder)
     ensure_same_answers(study, context.subject)
+    leave_out_failing(study, context.subject)
     if options.seeds:
         records = confirm(trials, context, folder, options.seeds, range_tested(study, context))
         teacher = load_json(folder / CONFIRMED / "front.json")["teacher"]

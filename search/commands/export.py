@@ -9,6 +9,7 @@ from search.commands.loading import opened
 from search.commands.showing import members_of
 from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import prepared
+from search.evaluation.tried_precisions import leave_out_failing
 from search.results.confirm import weights_of
 from search.results.export import export
 from search.results.exported import ensure_replaceable
@@ -33,6 +34,7 @@ def command(options: argparse.Namespace) -> int:
     ensure_writable(out.parent)
     context, reference = prepared(spec, device_named(options.device), folder)
     ensure_same_answers(study, context.subject)
+    leave_out_failing(study, context.subject)
     record = export(trial, context, weights_of(folder, trial), out, reference)
     results_console.print(f"trial {trial.number}: {record_words(record)}")
     results_console.print(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")

@@ -13,6 +13,7 @@ from search.commands.loading import loaded
 from search.evaluation.context import Context
 from search.evaluation.reference import bounded, measure_teacher, prepared
 from search.evaluation.subject import Subject
+from search.evaluation.tried_precisions import try_precisions
 from search.proposals.limits import check_reachable, limits_need_models
 from search.results.inspection import (
     counted,
@@ -41,12 +42,13 @@ def command(options: argparse.Namespace) -> int:
         except (ExportError, ImportError) as error:
             failed, context = error, Context(spec, Subject(spec, device))
     counts, left_out = counted(context.subject.model, context.subject.example)
-    table = inspection(spec, context.subject.anatomy, counts)
     if failed is None:
         directions = [objective.direction for objective in spec.objectives]
         study = optuna.create_study(directions=directions)  # in memory
         context = bounded(study, context)
+        try_precisions(study, context)
         teacher = measure_teacher(study, context)
+    table = inspection(spec, context.subject.anatomy, counts)
     if options.format == "table" and failed is None:
         values = ", ".join(f"{name} {value:,.6g}" for name, value in teacher.items())
         results_console.print(f"teacher: {values}; its {spec.runtime.name} file has {teacher_bytes:,} bytes")

@@ -10,6 +10,7 @@ from search.commands.showing import members_of
 from search.evaluation.answers import ensure_same_answers
 from search.evaluation.context import Context
 from search.evaluation.subject import Subject
+from search.evaluation.tried_precisions import leave_out_failing
 from search.results.report import report
 from search.study.console import results_console
 from search.study.files import ensure_writable
@@ -27,6 +28,7 @@ def command(options: argparse.Namespace) -> int:
     ensure_writable(out)
     context = Context(spec, Subject(spec, device_named(options.device)))
     ensure_same_answers(study, context.subject)
+    leave_out_failing(study, context.subject)
     for path in report(study, context, members, out):
         results_console.print(str(path))
     return 0

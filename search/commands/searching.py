@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from search.commands.loading import loaded, on_runtime, with_weights
 from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import bounded, prepared
+from search.evaluation.tried_precisions import leave_out_failing
 from search.loop.run import run
 from search.results.export import VerificationTime
 from search.study.budget_clock import BudgetClock
@@ -81,6 +82,7 @@ def opened_search(options: argparse.Namespace, workers: int = 1, run_name: str =
     spec = on_runtime(options, with_stored_goal(study, spec))
     context, reference = prepared(spec, device_named(options.device), folder)
     ensure_same_answers(study, context.subject)
+    leave_out_failing(study, context.subject)
     context = bounded(study, context)
     wall, cpu = options.start
     clock = BudgetClock(context.spec.budget, wall, cpu, workers=workers, run=run_name)

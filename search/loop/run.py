@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import TrialState
 
 from search.evaluation.profiling import fit_before_search, refit
+from search.evaluation.tried_precisions import try_precisions
 from search.loop.schedule import affordable, promote, range_tested
 from search.loop.watch import Watch
 from search.proposals.draft_start import DraftStart
@@ -80,6 +81,7 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
     trials, workers = context.spec.budget.trials, context.workers
     assert isinstance(workers, Workers)
     _rerun_abandoned(study, workers)
+    try_precisions(study, context, clock)
     _start(study, context, clock)
     if AHEAD in study.user_attrs:  # the study has measurements from its start
         fit_before_search(context, 0.0)

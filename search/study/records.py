@@ -9,6 +9,7 @@ from __future__ import annotations
 DEFINITION = "definition"  # every setting that the result of a trial depends on, by its path
 ANSWERS = "teacher_answers"  # what the teacher answers to a few calibration inputs, to notice changes of its code
 DRAFT = "-draft"  # suffix: the draft of a study has the name of the study and this
+FAILING = "failing_precisions"  # for each layer, the pairs of bits at which the runtime failed before the search
 GOAL = "goal"  # text of the goal, and the name of the runtime that its objectives are measured on
 KEEP = "keep_gb"  # gigabytes that a folder of its files may take
 ARTIFACTS = "artifacts"  # URL of the store to which trained weights are uploaded

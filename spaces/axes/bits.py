@@ -18,7 +18,7 @@ from spaces.network.statistics import inputs_of
 from spaces.plan import Choice, nearest_offered, summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from optuna.trial import BaseTrial
     from torch import nn
@@ -201,12 +201,18 @@ class BitWidths:
         """Return which widths each layer may have, or the reason why it is not quantized."""
         acting = {layer.name for layer in self._layers(anatomy)}
         return {
-            layer.name: _pair_words(self._pairs(layer)) if layer.name in acting
+            layer.name: _pair_words(self._pairs(layer)) + _failing_words(layer) if layer.name in acting
             else f"no: {_refusal_reason(layer)}" if _refusal_reason(layer)
             else f"no: {layer.name} is not among only={self.only}" if self.only and layer.name not in self.only
+            else f"no: {type(self.runtime).__name__} failed here with {_listed(layer.failing)} (bits of weights/inputs)"
+            if layer.failing
             else f"no: {type(self.runtime).__name__} supports no width below 32 bits for {layer.kind}"
             for layer in anatomy.layers
         }  # fmt: skip
+
+    def offered(self, anatomy: Anatomy) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Return, by layer, the pairs of (bits of weights, bits of inputs) that it may have, narrow weights last."""
+        return {layer.name: self._pairs(layer) for layer in self._layers(anatomy)}
 
     def _layers(self, anatomy: Anatomy) -> tuple[Layer, ...]:
         selected = select("layer", anatomy.layers, self.only)
@@ -228,10 +234,12 @@ class BitWidths:
         if not supported or not self.runtime.integers_only:
             supported.add(FLOAT)
         found = tuple(pair for pair in offered if pair in supported)
+        if layer.failing:  # what was not offered before it was tried fails for another reason
+            return tuple(pair for pair in found if pair not in layer.failing) or (FLOAT,)
         if not found:
             raise ValueError(
                 f"BitWidths must offer a precision of {type(self.runtime).__name__} for layer {layer.name!r}, a "
-                f"{layer.kind}: {', '.join(f'{weights}/{inputs}' for weights, inputs in sorted(supported))} (bits of "
+                f"{layer.kind}: {_listed(sorted(supported))} (bits of "
                 "weights/inputs); add these widths, or name the other layers in only="
             )
         return found
@@ -246,6 +254,14 @@ def _pair_words(pairs: tuple[tuple[int, int], ...]) -> str:
     weights, inputs = (sorted({bits for bits in column if bits != FLOAT_BITS}) for column in zip(*pairs, strict=True))
     parts = [f"{kind} {'/'.join(map(str, bits))}" for kind, bits in (("weights", weights), ("inputs", inputs)) if bits]
     return ", ".join(parts) + ", or 32" * (FLOAT in pairs)
+
+
+def _failing_words(layer: Layer) -> str:
+    return f", not {_listed(layer.failing)}, which failed here" if layer.failing else ""
+
+
+def _listed(pairs: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(f"{weights}/{inputs}" for weights, inputs in pairs)
 
 
 def _refusal_reason(layer: Layer) -> str:

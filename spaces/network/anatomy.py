@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from spaces.network.messages import unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 Side = Literal["out", "in", "parameter", "number"]
 Joins = tuple[()] | tuple[str, str]
@@ -54,6 +54,8 @@ class Layer:
         Whether another module of the network holds the same weight too.
     stays
         Why the layer cannot be replaced by a factorized or quantized one; empty where it can.
+    failing
+        Pairs of (bits of weights, bits of inputs) at which a runtime was tried in this place, and failed.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Layer:
     runs: tuple[Run, ...]
     tied: bool
     stays: str = ""
+    failing: tuple[tuple[int, int], ...] = field(default=(), repr=False)
 
     @property
     def transposed(self) -> bool:
@@ -256,6 +259,11 @@ class Anatomy:
     products: tuple[Extent, ...]
     branches: tuple[Branch, ...] = ()
     sizes: tuple[InputSize, ...] = field(default=(), repr=False)
+
+    def without(self, failing: Mapping[str, Iterable[tuple[int, int]]]) -> Anatomy:
+        """Return the anatomy with pairs of bits that fail, by the names of their layers."""
+        layers = (replace(x, failing=tuple(failing[x.name])) if x.name in failing else x for x in self.layers)
+        return replace(self, layers=tuple(layers))
 
     def layer(self, name: str) -> Layer:
         """Return the layer with this name.

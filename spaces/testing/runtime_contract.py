@@ -35,7 +35,18 @@ from spaces.testing.networks import (
     scrambled,
     teacher,
 )
-from spaces.testing.runtime_networks import WIDE, WIDTH, Attentive, Bessel, Bottlenecks, Pair, Pooled, Row, Shortcut
+from spaces.testing.runtime_networks import (
+    WIDE,
+    WIDTH,
+    Attentive,
+    Bessel,
+    Bottlenecks,
+    Joined,
+    Pair,
+    Pooled,
+    Row,
+    Shortcut,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +56,7 @@ if TYPE_CHECKING:
 
 EXACT = 80.0  # dB: only the order of floating-point sums differs
 INTEGER = 20.0  # dB: integer kernels round more tensors than the network does; these networks are small and random
+FLOAT_PAIR = Precision(FLOAT_BITS, FLOAT_BITS)
 SIZE_ERROR = 0.03  # largest relative error of the predicted size
 
 
@@ -182,12 +194,27 @@ class RuntimeContract:
         agreement = self.agreement(finished, inputs, tmp_path / f"model.{runtime.suffix}")
         assert agreement > (INTEGER if "bits" in pair else EXACT)
 
+    @pytest.mark.parametrize("rounded", ["first", "second", "third", "first second", "first second third head"])
+    def test_rounded_layers_are_right_where_tensors_are_joined_averaged_and_shifted(
+        self, rounded: str, tmp_path: Path
+    ) -> None:
+        """Converters took the grid of one tensor for its neighbors, and the bias of a dead channel did not fit."""
+        torch.manual_seed(0)
+        net, runtime, inputs = Joined().eval(), self.make(), torch.randn(32, *Joined.shape)
+        widths = []
+        for layer in trace(net, inputs).layers:
+            pairs = runtime.precisions(layer.kind, 1) if layer.name in rounded.split() else ()
+            pair = min(pairs or (FLOAT_PAIR,), key=lambda pair: (pair.activations, -pair.weights))
+            widths.append((layer.name, *pair))
+        finished = deployed(Quantize(tuple(widths)).apply(net, inputs), inputs)
+        assert self.agreement(finished, inputs, tmp_path / f"model.{runtime.suffix}") > INTEGER
+
     def test_pooling_and_dropout_between_a_layer_and_its_relu_do_not_change_the_outputs(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
         net, runtime, inputs = Pooled().eval(), self.make(), torch.randn(32, *Pooled.shape)
         widths = []
         for layer in trace(net, inputs).layers:
-            pairs = runtime.precisions(layer.kind, 1) or (Precision(FLOAT_BITS, FLOAT_BITS),)
+            pairs = runtime.precisions(layer.kind, 1) or (FLOAT_PAIR,)
             widths.append((layer.name, *min(pairs, key=lambda pair: (pair.activations, -pair.weights))))
         finished = deployed(Quantize(tuple(widths)).apply(net, inputs), inputs)
         assert self.agreement(finished, inputs, tmp_path / f"model.{runtime.suffix}") > INTEGER

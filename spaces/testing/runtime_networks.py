@@ -119,3 +119,28 @@ class Bessel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.bessel_j0(x)  # type: ignore[no-any-return]
+
+
+class Joined(nn.Module):
+    """Layers around a concatenation of tensors of unlike ranges, an average of windows, and a sum with a constant.
+
+    One channel of the first layer is dead: its weights are zero, and its bias is not.
+    """
+
+    shape: ClassVar[tuple[int, int, int]] = (3, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.third = nn.Conv2d(16, 8, 3, padding=1)
+        self.shift = nn.Parameter(torch.randn(8, 4, 4))
+        self.head = nn.Linear(8 * 16, 6)
+        with torch.no_grad():
+            self.first.weight[2], self.first.bias[2] = 0.0, 2.0  # type: ignore[index]
+            self.second.weight *= 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return outputs of shape (B, 6) for inputs of shape (B, 3, 8, 8)."""
+        joined = torch.cat([F.relu(self.first(x)), self.second(x)], 1)
+        averaged = F.avg_pool2d(self.third(joined), 2) + self.shift
+        return self.head(averaged.flatten(1))  # type: ignore[no-any-return]

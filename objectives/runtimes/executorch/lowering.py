@@ -16,15 +16,9 @@ from torch import fx
 from objectives.flat import flat
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.executorch.packing import packing
-from objectives.runtimes.passes.integers import (
-    DEQUANTIZE,
-    DEQUANTIZE_WEIGHT,
-    INTEGER_LAYERS,
-    QUANTIZE,
-    constant,
-    first_of,
-    integer_graph,
-)
+from objectives.runtimes.passes.constants import constant
+from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
+from objectives.runtimes.passes.integers import INTEGER_LAYERS, first_of, integer_graph
 from objectives.runtimes.runtime import export_error, silence
 
 if TYPE_CHECKING:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from objectives.trees import Tree
 
+SHOWN_OPERATORS = 4  # in the message of a file that does not run (chosen)
+
 
 @dataclass(frozen=True, slots=True)
 class ExecuTorch:
@@ -113,12 +115,12 @@ class ExecuTorch:
         path.write_bytes(content)
         try:
             self.load(path)(moved(at(example, slice(1)), "cpu"))
-        except RuntimeError as error:  # a missing kernel is only reported when the file runs
+        except RuntimeError as raised:  # a missing kernel is only reported when the file runs
             path.unlink()
-            reason = (
-                f"one of {', '.join(portable)} does not run" if portable else f"XNNPACK's part does not load: {error}"
-            )
-            raise export_error(model, "an ExecuTorch", RuntimeError(reason)) from error
+            names = sorted({name for name in portable if not name.startswith("<")})  # without functions of Python
+            shown = ", ".join(names[:SHOWN_OPERATORS]) + (", ..." if len(names) > SHOWN_OPERATORS else "")
+            reason = f"one of {shown} does not run" if names else "XNNPACK's part does not load"
+            raise export_error(model, "an ExecuTorch", RuntimeError(f"{reason}: {raised}")) from raised
 
     def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.

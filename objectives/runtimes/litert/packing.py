@@ -23,16 +23,10 @@ from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.litert.concatenations import split_concatenations
 from objectives.runtimes.litert.folded_weights import Weight, restore_integer_weights
+from objectives.runtimes.passes.constants import constant, put_constant
 from objectives.runtimes.passes.flatbuffers import serialize
-from objectives.runtimes.passes.integers import (
-    DEQUANTIZE_WEIGHT,
-    NO_LOWER_BOUND,
-    QUANTIZE,
-    constant,
-    first_of,
-    integer_graph,
-    put_constant,
-)
+from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
+from objectives.runtimes.passes.integers import NO_LOWER_BOUND, first_of, integer_graph, movers, on_grid
 from objectives.runtimes.passes.zero_branches import ATEN
 from objectives.runtimes.runtime import export_error, silence
 
@@ -96,7 +90,7 @@ def convert(model: nn.Module, example: Tree, storage: Storage = LITERT) -> bytes
     with silence(), torch.no_grad():
         try:
             graph_module = integer_graph(network.module, network.example, mixed=True, unpacks=storage.unpacks)
-            _isolate_input_resize(graph_module)
+            _isolate_operators_of_one_grid(graph_module)
             weights = _quantize_weights(graph_module)
             config = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
             # the configuration only makes the converter replace the quantizers of the graph by integers
@@ -112,21 +106,44 @@ def convert(model: nn.Module, example: Tree, storage: Storage = LITERT) -> bytes
     return _pack(content, weights, storage)
 
 
-def _isolate_input_resize(graph_module: fx.GraphModule) -> None:
-    """Insert a factor of one after a resize of the input, in place.
+def _isolate_operators_of_one_grid(graph_module: fx.GraphModule) -> None:
+    """Insert a factor of one where the converter would compute floats of the network with integers, in place.
 
-    The kernel that resizes integers has one grid. The converter would take that of the resized input, whose range may
-    be narrower, and clip the input; it does not do so beyond a product.
+    Kernels that resize, concatenate and split integers have one grid. The converter would give the input of the network
+    that of the resized one, floats that are joined with integers the grid of these, and all that a tensor is made of or
+    split into that of a layer which reads a part. So it would clip values, or fail. It does not do so beyond a product.
     """
     graph = graph_module.graph
-    for resize in [node for node in graph.nodes if node.target == ATEN.upsample_bilinear2d.vec]:
-        if resize.all_input_nodes[0].op == "placeholder" and any(user.target == QUANTIZE for user in resize.users):
-            readers = list(resize.users)
-            with graph.inserting_after(resize):
-                product = graph.call_function(ATEN.mul.Tensor, (resize, _ALMOST_ONE))
-            for reader in readers:
-                reader.replace_input_with(resize, product)
+    for node in list(graph.nodes):
+        inputs = node.all_input_nodes
+        if node.target == ATEN.upsample_bilinear2d.vec:
+            if inputs[0].op == "placeholder" and any(user.target == QUANTIZE for user in node.users):
+                readers = list(node.users)
+                with graph.inserting_after(node):
+                    product = graph.call_function(ATEN.mul.Tensor, (node, _ALMOST_ONE))
+                for reader in readers:
+                    reader.replace_input_with(node, product)
+        elif node.target == ATEN.cat.default and not all(on_grid(one, mixed=True) for one in inputs):
+            for source in [one for one in inputs if on_grid(one, mixed=True)]:
+                with graph.inserting_before(node):
+                    product = graph.call_function(ATEN.mul.Tensor, (source, _ALMOST_ONE))
+                node.replace_input_with(source, product)
+        elif node.target == QUANTIZE and _is_part_of_floats(inputs[0]):
+            with graph.inserting_before(node):
+                product = graph.call_function(ATEN.mul.Tensor, (inputs[0], _ALMOST_ONE))
+            node.replace_input_with(inputs[0], product)
     graph_module.recompile()
+
+
+def _is_part_of_floats(node: fx.Node) -> bool:
+    """Return whether floats that are only moved, joined or split are also read elsewhere."""
+    shared = False
+    while node.target in movers(mixed=True):
+        shared = shared or len(node.users) > 1
+        node = node.all_input_nodes[0]
+    if node.target == ATEN.cat.default:
+        return not all(on_grid(one, mixed=True) for one in node.all_input_nodes)
+    return shared and node.target != DEQUANTIZE
 
 
 def _quantize_weights(graph_module: fx.GraphModule) -> list[Weight]:

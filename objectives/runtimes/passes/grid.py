@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 
 from objectives.runtimes.errors import ExportError
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from torch import fx
 
 INT8_MIN, INT8_MAX = -128, 127
+_OPS = torch.ops.quantized_decomposed
+QUANTIZE, DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default
+DEQUANTIZE_WEIGHT = _OPS.dequantize_per_channel.default
 
 
 class Grid(NamedTuple):

@@ -4,6 +4,7 @@ A finished network rounds the inputs of its layers, each on the grid that the se
 runtimes need more rounding: a convolution outputs integers, an addition reads and writes integers, and a tensor has one
 grid for all its readers. So the output of every operator that can compute with integers is rounded:
 
+- if it is an average of a window: on the grid of its input, since the kernels have one grid for both;
 - if only rounded inputs of layers read it, all on one grid: on that grid, which changes nothing;
 - otherwise to 8 bits that cover the range on the calibration inputs and the grids of all readers; a layer that clips
   its input then rounds it again, on its own grid. This also rounds tensors that the network does not round, such as
@@ -17,30 +18,27 @@ Legend: a `quantizer` is a `quantize_per_tensor`; the output of a `mover` lies o
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, fx, nn
 
-from objectives.runtimes.passes.grid import Grid
+from objectives.runtimes.passes.constants import drop_unused, fold
+from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, Grid
+from objectives.runtimes.passes.tiny_scales import widen_tiny_scales
 from objectives.runtimes.passes.zero_branches import ADDITIONS, ATEN, mutates, remove_zero_branches
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SCALE_RATIO = 100  # largest scale of a sum over the scale of a term (chosen; the bound of XNNPACK is 1024)
 RANGE_INPUTS = 128  # calibration inputs on which ranges are measured (chosen)
 NO_LOWER_BOUND = -3e38  # a clamp at this value changes no activation
-_OPS = torch.ops.quantized_decomposed
-QUANTIZE, DEQUANTIZE = _OPS.quantize_per_tensor.default, _OPS.dequantize_per_tensor.default
-DEQUANTIZE_WEIGHT = _OPS.dequantize_per_channel.default
 # clamps that kernels fuse, and the out-of-place variants of in-place clamps
 _FUSED_CLAMPS = {ATEN.relu.default, ATEN.relu_.default, ATEN.hardtanh.default, ATEN.hardtanh_.default,
                  ATEN.relu6.default}  # fmt: skip
 _OUT_OF_PLACE = {ATEN.relu_.default: ATEN.relu.default, ATEN.hardtanh_.default: ATEN.hardtanh.default}
 _MOVERS = {ATEN.max_pool2d.default, ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints,
            ATEN.permute.default, ATEN.transpose.int, ATEN.squeeze.dim, ATEN.unsqueeze.default}  # fmt: skip
+_SPLITS = {ATEN.split.Tensor, ATEN.split_with_sizes.default, ATEN.chunk.default, ATEN.unbind.int}  # of many outputs
+_PARTS = {operator.getitem, ATEN.slice.Tensor, ATEN.select.int, ATEN.contiguous.default, *_SPLITS}
 _INTEGER_OPERATORS = {*ADDITIONS, ATEN.mean.dim, ATEN.avg_pool2d.default,
                       ATEN.adaptive_avg_pool2d.default, ATEN.cat.default}  # fmt: skip
 INTEGER_LAYERS = {ATEN.conv2d.default, ATEN.conv2d.padding, ATEN.linear.default}  # layers with integer kernels
@@ -90,8 +88,12 @@ def integer_graph(
                 _isolate_float_layer(node)
     unpacks = mixed if unpacks is None else unpacks
     kept = {node for node in graph.nodes if node.target == DEQUANTIZE_WEIGHT and (unpacks or _reader(node) in integer)}
-    _fold(graph_module, kept)
-    _drop_unused(graph_module)
+    kept |= {node for node in graph.nodes if node.target == DEQUANTIZE}  # also of a constant that integers are added to
+    fold(graph_module, kept)
+    for node in integer:
+        output = next((user for user in _last_clamp(node).users if user.target == QUANTIZE), None)
+        widen_tiny_scales(graph_module, node, output)
+    drop_unused(graph_module)
     graph.lint()
     graph_module.recompile()
     return graph_module  # type: ignore[no-any-return]
@@ -100,13 +102,6 @@ def integer_graph(
 def first_of(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the first example of each tensor."""
     return tuple(tensor[:1] for tensor in example)
-
-
-def constant(graph_module: fx.GraphModule, node: fx.Node) -> Tensor:
-    """Return the tensor of a constant node."""
-    assert isinstance(node.target, str)
-    tensor: Tensor = operator.attrgetter(node.target)(graph_module)
-    return tensor
 
 
 def _clamp_before_movers(graph: fx.Graph) -> None:
@@ -141,6 +136,11 @@ def _clip_float_input(layer: fx.Node) -> None:
         layer.replace_input_with(source, clipped)
 
 
+def movers(*, mixed: bool) -> set[Any]:
+    """Return the operators whose output lies on the grid of their input; XNNPACK takes parts of floats."""
+    return _MOVERS | _PARTS if mixed else _MOVERS
+
+
 def _reader(node: fx.Node) -> fx.Node:
     return next(iter(node.users))
 
@@ -151,12 +151,12 @@ def _is_integer(layer: fx.Node) -> bool:
         return False
     source, weight = layer.args[:2]
     packed = isinstance(weight, fx.Node) and weight.target == DEQUANTIZE_WEIGHT
-    return packed and isinstance(source, fx.Node) and _on_grid(source)
+    return packed and isinstance(source, fx.Node) and on_grid(source, mixed=False)
 
 
-def _on_grid(node: fx.Node) -> bool:
-    """Return whether the output of a node lies on a grid."""
-    while node.target in _MOVERS:
+def on_grid(node: fx.Node, *, mixed: bool) -> bool:
+    """Return whether the output of a node lies on a grid, that is, whether integers hold it."""
+    while node.target in movers(mixed=mixed):
         node = node.all_input_nodes[0]
     return node.target == DEQUANTIZE
 
@@ -169,7 +169,7 @@ def _isolate_float_layer(layer: fx.Node) -> None:
     """
     source, weight = layer.args[:2]
     packed = isinstance(weight, fx.Node) and weight.target == DEQUANTIZE_WEIGHT
-    if packed and isinstance(source, fx.Node) and not _on_grid(source):
+    if packed and isinstance(source, fx.Node) and not on_grid(source, mixed=True):
         with layer.graph.inserting_before(layer):
             barrier = layer.graph.call_function(ATEN.clamp_min.default, (source, NO_LOWER_BOUND))
         layer.replace_input_with(source, barrier)
@@ -189,13 +189,17 @@ def _round_outputs(
         for one in zip(*(tensor[:RANGE_INPUTS].split(1) for tensor in example), strict=True):
             observer.run(*one)
     for node in list(graph_module.graph.nodes):
-        if not mixed and node.target in _INTEGER_OPERATORS and any(map(_on_grid, node.all_input_nodes)):
+        if (
+            not mixed
+            and node.target in _INTEGER_OPERATORS
+            and any(on_grid(one, mixed=mixed) for one in node.all_input_nodes)
+        ):
             for source in node.all_input_nodes:  # kernels read integers at all inputs or at none
-                if not _on_grid(source):
+                if not on_grid(source, mixed=mixed):
                     _round(graph_module.graph, source, observer.ranges, mixed=mixed)
         is_integer = (
             node in integer
-            or (node.target in _INTEGER_OPERATORS and all(map(_on_grid, node.all_input_nodes)))
+            or (node.target in _INTEGER_OPERATORS and all(on_grid(one, mixed=mixed) for one in node.all_input_nodes))
             or (node.op == "placeholder" and any(user.target == QUANTIZE for user in node.users))
         )
         if is_integer:
@@ -219,15 +223,10 @@ def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]
     others: list[fx.Node] = []
     for member in members:
         for user in member.users:
-            (old if user.target == QUANTIZE else members if user.target in _MOVERS else others).append(user)
-    grids = {Grid.of(quantizer) for quantizer in old}
-    if len(grids) == 1 and not others:
-        (grid,) = grids
-    else:  # kernels do not add terms whose grid is much finer than that of the sum
-        sums = [tuple(end / SCALE_RATIO for end in ranges[user.name]) for user in others if user.target in ADDITIONS]
-        lows, highs = zip(ranges[root.name], *sums, *(found.ends for found in grids), strict=True)
-        grid = Grid.over(min(lows), max(highs))
-    clipping = [one for one in old if Grid.of(one).is_narrower(grid)]
+            (old if user.target == QUANTIZE else members if user.target in movers(mixed=mixed) else others).append(user)
+    grid = _common_grid(root, old, others, ranges)
+    averages = _average_before(root) is not None
+    clipping = [one for one in old if Grid.of(one).is_narrower(grid) or (averages and Grid.of(one) != grid)]
     for quantizer in clipping if mixed else ():  # the converter would merge both quantizers
         source = quantizer.all_input_nodes[0]
         with graph.inserting_before(quantizer):
@@ -239,7 +238,7 @@ def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]
             dequantizer.replace_all_uses_with(quantizer.all_input_nodes[0])
             graph.erase_node(dequantizer)
         graph.erase_node(quantizer)
-    for member in members:
+    for member in (one for one in members if one.target not in _SPLITS):
         readers = list(member.users)
         with graph.inserting_after(member):
             codes = graph.call_function(QUANTIZE, (member, *grid))
@@ -247,6 +246,31 @@ def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]
             values = graph.call_function(DEQUANTIZE, (codes, *grid))
         for reader in readers:
             reader.replace_input_with(member, values)
+
+
+def _common_grid(
+    root: fx.Node, quantizers: list[fx.Node], others: list[fx.Node], ranges: dict[str, tuple[float, float]]
+) -> Grid:
+    """Return the grid of a tensor that these quantizers and others read."""
+    if (average := _average_before(root)) is not None:
+        return Grid.of(average.all_input_nodes[0])
+    grids = {Grid.of(quantizer) for quantizer in quantizers}
+    if len(grids) == 1 and not others:
+        return grids.pop()
+    # kernels do not add terms whose grid is much finer than that of the sum
+    sums = [tuple(end / SCALE_RATIO for end in ranges[user.name]) for user in others if user.target in ADDITIONS]
+    lows, highs = zip(ranges[root.name], *sums, *(found.ends for found in grids), strict=True)
+    return Grid.over(min(lows), max(highs))
+
+
+def _average_before(node: fx.Node) -> fx.Node | None:
+    """Return the average of a window of a rounded tensor whose output, maybe clamped, is this node, if there is one."""
+    while node.target in _FUSED_CLAMPS:
+        node = node.all_input_nodes[0]
+    windows = node.target == ATEN.avg_pool2d.default or (
+        node.target == ATEN.adaptive_avg_pool2d.default and set(node.args[1]) != {1}  # type: ignore[arg-type]
+    )
+    return node if windows and node.all_input_nodes[0].target == DEQUANTIZE else None
 
 
 class _RangeObserver(fx.Interpreter):
@@ -257,44 +281,10 @@ class _RangeObserver(fx.Interpreter):
         self.ranges: dict[str, tuple[float, float]] = {}
 
     def run_node(self, node: fx.Node) -> Any:  # noqa: ANN401 - any value of a graph
-        """Run one node and extend its range."""
+        """Run one node and extend its range; that of a constant is known after the first run."""
         value = super().run_node(node)
-        if node.op != "get_attr" and isinstance(value, Tensor) and value.is_floating_point():
+        known = node.op == "get_attr" and node.name in self.ranges
+        if not known and isinstance(value, Tensor) and value.is_floating_point():
             low, high = self.ranges.get(node.name, (0.0, 0.0))
             self.ranges[node.name] = min(low, float(value.min())), max(high, float(value.max()))
         return value
-
-
-def _fold(graph_module: fx.GraphModule, kept: set[fx.Node]) -> None:
-    """Replace nodes that depend on constants alone by their values, except the nodes to keep; in place."""
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        inputs = node.all_input_nodes
-        if node.op != "call_function" or node in kept or not inputs or any(one.op != "get_attr" for one in inputs):
-            continue
-        values = {one: constant(graph_module, one).detach() for one in inputs}
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-        assert callable(node.target)
-        function: Callable[..., Tensor] = node.target
-        put_constant(graph_module, node, function(*args, **kwargs))
-
-
-def put_constant(graph_module: fx.GraphModule, node: fx.Node, value: Tensor) -> fx.Node:
-    """Replace a node by a constant, and return the node of the constant."""
-    name = f"constant_{node.name}"
-    graph_module.register_buffer(name, value)
-    with graph_module.graph.inserting_before(node):
-        replacement = graph_module.graph.get_attr(name)
-    node.replace_all_uses_with(replacement)
-    graph_module.graph.erase_node(node)
-    return replacement
-
-
-def _drop_unused(graph_module: fx.GraphModule) -> None:
-    """Remove the constants that nothing reads, which the file would contain; in place."""
-    graph = graph_module.graph
-    graph.eliminate_dead_code()
-    used = {node.target for node in graph.nodes if node.op == "get_attr"}
-    for name in [name for name in graph_module.state_dict(keep_vars=True) if name not in used]:
-        owner, _, leaf = name.rpartition(".")
-        delattr(graph_module.get_submodule(owner), leaf)

@@ -1,0 +1,135 @@
+"""Export random plans for twenty networks, and compare each file with its network, and its size with the prediction.
+
+    python -m studies.random_files --runtime executorch --plans 10
+    python -m studies.random_files --runtime litert --networks U-Net DenseNet --plans 3
+
+Plans draw pruning ratios, ranks and the precisions of the runtime at random, layer by layer. The networks are not
+trained. A file counts as right if its noise is at most that which verification allows. Sizes are predicted as in a
+study, calibrated on the file of the whole network. Rows are printed as they come; `--out FILE.csv` keeps them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+import pandas as pd
+import torch
+from optuna.trial import FixedTrial
+
+from objectives import SizeBytes
+from objectives.layers import inputs_of_file
+from objectives.runtimes import RUNTIMES, named
+from objectives.runtimes.isolated_process import IsolatedProcess
+from objectives.trees import run
+from search.evaluation.comparison import Comparison
+from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures, deployed, with_plain_layers
+from spaces.network.normalizing import normalized
+from studies.unlike_networks import NETWORKS, network_and_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from objectives.runtimes import Runtime
+
+HIGHEST_RATIO = 0.75  # of pruning
+COMPARED = 8  # inputs
+SHOWN_CHARACTERS = 200  # of a reason
+
+
+def rows(name: str, runtime: Runtime, plans: int, seed: int, path: Path) -> Iterator[dict[str, Any]]:
+    """Yield what happened to the file of the whole network, and to those of each plan."""
+    network, inputs = network_and_inputs(name)
+    model = with_plain_layers(normalized(network, inputs)[0], inputs)
+    widths = BitWidths(runtime=runtime)
+    space = Space((PruneRatios(HIGHEST_RATIO, round_to=runtime.channels), Ranks(), widths), Temperatures())
+    anatomy, whole = space.trace(model, inputs), deployed(model, inputs)
+    first = _tried(whole, inputs, runtime, path)
+    yield {"network": name, "plan": "whole"} | first
+    if "bytes" not in first:
+        return
+    size = SizeBytes(runtime).calibrated(whole, lambda: first["bytes"])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    for number in range(plans):
+        trial = study.ask()
+        plan = space.suggest(trial, anatomy)
+        if number % 2:  # the same widths everywhere, as many plans have that a search finds
+            equal = widths.uniform(anatomy, 1.0 if number % 4 == 1 else 0.6)
+            plan = space.suggest(FixedTrial(trial.params | equal), anatomy)
+        finished = deployed(plan.apply(model, inputs).eval(), inputs)
+        yield {"network": name, "plan": str(number), "predicted": size(finished)} | _tried(
+            finished, inputs, runtime, path
+        )
+
+
+def _tried(finished: nn.Module, inputs: Tensor, runtime: Runtime, path: Path) -> dict[str, Any]:
+    """Return the noise of a file and its bytes, or why there is none."""
+    started, few = time.perf_counter(), inputs[:COMPARED]
+    try:
+        runtime.export(finished, inputs_of_file(finished, inputs), path)
+        comparison = Comparison(finished)
+        with torch.no_grad(), IsolatedProcess(runtime, path) as file:
+            comparison.add(few, run(finished, few), file(inputs_of_file(finished, few)), None)
+    except Exception as error:  # noqa: BLE001 - a runtime may refuse a network in any way, and that is what is counted
+        return {
+            "failed": f"{type(error).__name__}: {error}"[:SHOWN_CHARACTERS],
+            "seconds": time.perf_counter() - started,
+        }
+    found = comparison.record()
+    wrong = found["sqnr_db"] < found["allowed_sqnr_db"]
+    return {
+        "bytes": path.stat().st_size,
+        "sqnr_db": found["sqnr_db"],
+        "allowed_db": found["allowed_sqnr_db"],
+        "failed": "answers wrongly" if wrong else "",
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Return how many files failed, and the errors of predicted sizes by network."""
+    whole, planned = table[table.plan == "whole"], table[table.plan != "whole"]
+    failed, without = (int((part.failed != "").sum()) for part in (planned, whole))
+    errors = (planned.predicted / planned.bytes - 1).abs().dropna()
+    by_network = errors.groupby(planned.network).agg(["median", "max"])
+    return (
+        f"{failed} of {len(planned)} files failed, and {without} of {len(whole)} of whole networks\n"
+        f"predicted sizes: median error {errors.median():.1%}, largest {errors.max():.1%}, n = {len(errors)}\n"
+        f"{by_network.map('{:.1%}'.format).to_string()}\n"
+    )
+
+
+def main() -> int:
+    """Export, compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runtime", choices=sorted(RUNTIMES), default="onnx", help="the runtime of the files")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--plans", type=int, default=10, metavar="N", help="plans for each network")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the plans")
+    parser.add_argument("--out", type=Path, help="a .csv file for the rows")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    runtime, found = named(options.runtime), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.networks:
+            for row in rows(name, runtime, options.plans, options.seed, Path(folder) / f"model.{runtime.suffix}"):
+                found.append(row)
+                shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, float))
+                sys.stdout.write(f"{name} {row['plan']}: {shown} {row['failed']}\n")
+                sys.stdout.flush()
+                if options.out:
+                    pd.DataFrame(found).to_csv(options.out, index=False)
+    sys.stdout.write(summary(pd.DataFrame(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
