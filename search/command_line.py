@@ -271,7 +271,7 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str) -> argpar
     add("--storage", default=_usual_storage(), metavar="URL", help=stored)
     sampled = "sampler of the plans after the initial designs (default: the study's; without one the draft, then tpe)"
     add("--sampler", choices=SAMPLERS, help=sampled)
-    add("--runtime", help=f"runtime of the files: {', '.join(RUNTIMES)}, or the study's own (default)")
+    add("--runtime", help=f"runtime of the files: {', '.join(RUNTIMES)} (onnx-1.20 for a version), or the study's own")
     add("--seed", type=Number(int, 0, LARGEST_SEED), help="base seed of all random draws (default: the study's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to train on (auto: a GPU if any)")
     add(

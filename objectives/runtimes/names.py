@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,17 +16,23 @@ RUNTIMES = {
     "tflite-micro": "objectives.runtimes.litert.micro:TfliteMicro",
     "openvino": "objectives.runtimes.onnx.openvino:OpenVino",
 }
+WITH_VERSION = re.compile(r"(.+)-(\d[\d.]*)")
 
 
 def named(name: str) -> Runtime:
-    """Return the runtime with this name, with one thread.
+    """Return the runtime with this name, with one thread; ``onnx-1.20`` is one whose version 1.20 takes the files.
 
     Raises
     ------
     ValueError
-        If there is no such runtime; the message lists the names.
+        If there is no such runtime or version; the message says what there is.
     """
+    if found := WITH_VERSION.fullmatch(name):
+        name, version = found.groups()
     if name not in RUNTIMES:
         raise ValueError(f"there is no runtime {name!r}; the names are {', '.join(RUNTIMES)}")
-    runtime: Runtime = pkgutil.resolve_name(RUNTIMES[name])()
+    kind = pkgutil.resolve_name(RUNTIMES[name])
+    if found and not hasattr(kind, "oldest_version"):
+        raise ValueError(f"no older version of {name} was tried, so leave out -{version}")
+    runtime: Runtime = kind(version=version) if found else kind()
     return runtime

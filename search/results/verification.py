@@ -13,6 +13,7 @@ from objectives import Agreement, Loss, Metric, Top1, TopK
 from objectives.arena import HasArena
 from objectives.layers import inputs_of_file
 from objectives.runtimes.isolated_process import IsolatedProcess
+from objectives.runtimes.versions import HasVersions
 from objectives.trees import at, leaves, rebuilt, run, shapes_of
 from search.evaluation.comparison import Comparison, Rounded
 from search.results.file_records import ARENA
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from objectives.trees import Tree
     from search.study.spec import StudySpec
 
+OLDEST_VERSION = "oldest_version"  # key of a record: of the runtime, of those that were tried
 # Tolerances of a verification; they are chosen, not fitted.
 LARGEST_TOP1_DIFFERENCE = 0.5  # percentage points between file and torch network; one sample may always differ
 LARGEST_RELATIVE_DIFFERENCE = 0.01  # share of a metric without classes
@@ -79,8 +81,9 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
     -------
     dict
         Every metric of the study as `<name>_torch` and `<name>_file`, for class labels also `top1`; the percentage of
-        equal answers, the signal-to-quantization-noise ratio in dB, bytes, for TFLite Micro those of its RAM, the shape
-        of one input of the file, latency, and the machine.
+        equal answers, the signal-to-quantization-noise ratio in dB, bytes, for TFLite Micro those of its RAM, the
+        oldest version of the runtime that takes the file, as far as older ones were tried, the shape of one input of
+        the file, latency, and the machine.
 
     Raises
     ------
@@ -114,6 +117,7 @@ def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySp
         **comparison.record(),
         "file_bytes": path.stat().st_size,
         **({ARENA: spec.runtime.arena_bytes(path)} if isinstance(spec.runtime, HasArena) else {}),
+        **({OLDEST_VERSION: spec.runtime.oldest_version(path)} if isinstance(spec.runtime, HasVersions) else {}),
         "teacher_file_bytes": reference.stat().st_size,
         "file_input_shape": shapes_of(taken),
         "latency": dataclasses.asdict(file.compare(reference, first, own=taken)),
@@ -132,6 +136,7 @@ def _has_classes(spec: StudySpec) -> bool:
 def record_words(record: dict[str, Any]) -> str:
     """Describe a verification record in one line."""
     latency = record["latency"]
+    version = f"for {record['runtime']} {record[OLDEST_VERSION]} and newer, " if OLDEST_VERSION in record else ""
     arena = f"{record[ARENA]:,} bytes of RAM, " if ARENA in record else ""
     names = [name.removesuffix("_file") for name in record if name.endswith("_file")]
     names = ["top1"] if "top1" in names else names
@@ -141,7 +146,7 @@ def record_words(record: dict[str, Any]) -> str:
         for name in names
     )
     return (
-        f"{shown}, {record['file_bytes']:,} bytes (teacher {record['teacher_file_bytes']:,}), {arena}latency "
+        f"{shown}, {record['file_bytes']:,} bytes (teacher {record['teacher_file_bytes']:,}), {arena}{version}latency "
         f"{latency['ratio']:.2f}x the teacher's ({latency['cpu_ms']:.3f} ms, batch {latency['batch']}, "
         f"{latency['threads']} thread){', on a noisy machine' if latency['noisy'] else ''}"
     )

@@ -65,6 +65,10 @@ class Storage(NamedTuple):
     alignment: int
     concatenated: int | None
 
+    def of_widths(self, widths: tuple[int, ...]) -> Storage:
+        """Return the storage without types of other widths."""
+        return self._replace(packed=tuple(one for one in self.packed if one[1] in widths))
+
 
 LITERT = Storage(
     packed=(
@@ -197,6 +201,13 @@ def _pack(content: bytes, weights: list[Weight], storage: Storage) -> bytes:
     _drop_empty(model)
     # it stores equal vectors once, such as the zero points, 8 bytes of 0 for each channel
     return serialize(model, _TFLITE_IDENTIFIER, storage.alignment)
+
+
+def narrowest(content: bytes) -> int:
+    """Return the bits of the narrowest weights in a file."""
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    kinds = {tensor.type for tensor in model.subgraphs[0].tensors}
+    return next((bits for kind, bits, _ in LITERT.packed if kind in kinds), 8)
 
 
 def _drop_empty(model: schema.ModelT) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,10 +11,11 @@ import torch
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, require_threads, silence
+from objectives.runtimes.versions import taken_widths
 from objectives.trees import leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from objectives.trees import Tree
 
-_WEIGHTS_ONLY = tuple(Precision(bits, FLOAT_BITS) for bits in (2, 4, 8))
 _INTEGER = (Precision(4, 8), Precision(8, 8))
 _INT8 = np.iinfo(np.int8)
 
@@ -41,13 +41,19 @@ class LiteRt:
     ----------
     threads
         Number of threads of one inference.
+    version
+        The oldest version of the package `ai-edge-litert` that must take the files, such as ``1.4``: weights of 2 bits
+        are neither offered nor stored before 2.1. By default the version that is installed.
     """
 
     threads: int = 1
+    version: str = field(default="", repr=False, metadata={"added": True})
+    oldest: ClassVar[Mapping[int, str]] = {2: "2.1", 4: "1.2", 8: "1.2"}  # that takes weights of these bits
 
     def __post_init__(self) -> None:
-        """Check the number of threads."""
+        """Check the number of threads and the version."""
         require_threads(self.threads)
+        taken_widths(self.version, self.oldest)
 
     @property
     def name(self) -> str:
@@ -93,14 +99,16 @@ class LiteRt:
             zeros=10,
             mixed=189,
             ends=76,
-            floating_bits=(2, 4, 8),
+            floating_bits=taken_widths(self.version, self.oldest),
             integer_bits=(4, 8),
         )
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
         """Return the precisions of two-dimensional convolutions and of linear layers; see `Runtime`."""
         del groups
-        return (*_WEIGHTS_ONLY, *_INTEGER) if kind in {"Conv2d", "Linear"} else ()
+        taken = taken_widths(self.version, self.oldest)
+        weights_only = tuple(Precision(bits, FLOAT_BITS) for bits in taken)
+        return (*weights_only, *_INTEGER) if kind in {"Conv2d", "Linear"} else ()
 
     def export(self, model: nn.Module, example: Tree, path: Path) -> None:
         """Write ``model`` to one .tflite file that takes one input at a time; see `Runtime`.
@@ -113,7 +121,9 @@ class LiteRt:
             If the ``litert`` extra is not installed.
         """
         require_eval_mode(model)
-        path.write_bytes(import_extra("litert", "objectives.runtimes.litert.packing").convert(model, example))
+        packing = import_extra("litert", "objectives.runtimes.litert.packing")
+        storage = packing.LITERT.of_widths(taken_widths(self.version, self.oldest))
+        path.write_bytes(packing.convert(model, example, storage))
 
     def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
@@ -143,6 +153,17 @@ class LiteRt:
             return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
         return run
+
+    def oldest_version(self, path: Path) -> str:
+        """Return the oldest version of `ai-edge-litert` that takes a file, of those that were tried.
+
+        Raises
+        ------
+        ImportError
+            If the ``litert`` extra is not installed.
+        """
+        packing = import_extra("litert", "objectives.runtimes.litert.packing")
+        return self.oldest[packing.narrowest(path.read_bytes())]
 
 
 def quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:

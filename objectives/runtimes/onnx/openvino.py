@@ -1,7 +1,7 @@
 """OpenVINO: executes the same kind of .onnx file as ONNX Runtime, with integers of at least 4 bits."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,11 +23,12 @@ class OpenVino(OnnxRuntime):
 
     Parameters
     ----------
-    threads
-        Number of threads of one inference.
+    threads, version
+        See `OnnxRuntime`.
     """
 
-    bits: ClassVar[tuple[int, ...]] = (4, 8)  # OpenVINO 2026.4 does not read 2: "Unsupported data type INT2"
+    # OpenVINO 2026.4 does not read 2 bits: "Unsupported data type INT2"; 2025.2 fails with rounded inputs
+    oldest: ClassVar[Mapping[int, str]] = {4: "2025.4", 8: "2025.4"}
     loops: ClassVar[bool] = False  # nor a Scan whose body reads values outside: "num_scan_outputs can't be negative"
 
     @property

@@ -1,7 +1,7 @@
 """ONNX Runtime: one .onnx file, with integer weights packed to their bit width."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from objectives.flat import NOT_IN_NAMES
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, require_threads
+from objectives.runtimes.versions import taken_widths
 from objectives.trees import Tree, leaves
 
 
@@ -31,15 +32,25 @@ class OnnxRuntime:
     ----------
     threads
         Number of threads of one inference.
+    version
+        The oldest version of the runtime that must take the files, such as ``1.20``: integers that it does not take are
+        neither offered nor stored. By default the version that is installed.
     """
 
     threads: int = 1
-    bits: ClassVar[tuple[int, ...]] = (2, 4, 8)  # of the integers in a file, ascending
+    version: str = field(default="", repr=False, metadata={"added": True})
+    oldest: ClassVar[Mapping[int, str]] = {2: "1.24", 4: "1.23", 8: "1.19"}  # that takes integers of these bits
     loops: ClassVar[bool] = True  # whether it executes a Scan that reads weights outside of its body
 
     def __post_init__(self) -> None:
-        """Check the number of threads."""
+        """Check the number of threads and the version."""
         require_threads(self.threads)
+        taken_widths(self.version, self.oldest)
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Bits of the integers in a file, ascending."""
+        return taken_widths(self.version, self.oldest)
 
     @property
     def name(self) -> str:
@@ -150,6 +161,20 @@ class OnnxRuntime:
             return results[0] if len(results) == 1 else tuple(results)
 
         return run
+
+    def oldest_version(self, path: Path) -> str:
+        """Return the oldest version of the runtime that takes a file, of those that were tried.
+
+        Raises
+        ------
+        ImportError
+            If the extra of the runtime's name is not installed.
+        """
+        onnx = import_extra(self.name, "onnx")
+        stored = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+        kinds = onnx.TensorProto
+        narrow = {2: {kinds.INT2, kinds.UINT2}, 4: {kinds.INT4, kinds.UINT4}}
+        return self.oldest[next((bits for bits, names in narrow.items() if names & stored), 8)]
 
 
 def arrays(names: Sequence[str], inputs: Tree) -> dict[str, NDArray[Any]]:
