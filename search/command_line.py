@@ -134,8 +134,8 @@ COMMANDS = {
         "write one member of the front as a verified file",
         "Write one member of the front as a file for the runtime, and print its verification. The file is read "
         "back in a new process and compared with the network; if they disagree, nothing is written. Next to it "
-        "are plan.json, state.safetensors (from which search.export.rebuild restores the network) and "
-        "verification.json.",
+        "are plan.json, state.safetensors (from which search.export.rebuild restores the network), "
+        "verification.json and README.md, a card that says what it is and how to load it.",
         "--pick 'max top1 where size_bytes<=20000'",
     ),
 }
@@ -242,6 +242,7 @@ def parser() -> argparse.ArgumentParser:
     add("--pick", metavar="MEMBER", help=f"member: {MEMBER}; default: goal if there is one, else knee")
     add("--out", help="folder of the files (default: export/ in the folder of the study)")
     add("--replace", action="store_true", help="overwrite the folder of an earlier export")
+    add("--license", default="", metavar="NAME", help="license of the weights, for the card: such as apache-2.0")
     return whole
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from search import StudySpec
     from search.evaluation.context import Context
 
-EXPORTED_FILES = ["model.onnx", "plan.json", MARK, "state.safetensors", "verification.json"]
+EXPORTED_FILES = ["README.md", "model.onnx", "plan.json", "plan.png", MARK, "state.safetensors", "verification.json"]
 IMAGES = splits().validation.inputs
 
 
@@ -77,7 +77,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "verification.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_an_export_consists_of_four_files_and_their_mark(exported: Path) -> None:
+def test_an_export_consists_of_six_files_and_their_mark(exported: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == EXPORTED_FILES
 
 

@@ -35,7 +35,7 @@ def command(options: argparse.Namespace) -> int:
     context, reference = prepared(spec, device_named(options.device), folder)
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
-    record = export(trial, context, weights_of(folder, trial), out, reference)
+    record = export(trial, context, weights_of(folder, trial), out, reference, options.license)
     results_console.print(f"trial {trial.number}: {record_words(record)}")
     results_console.print(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
     for path in sorted(out.iterdir()):

@@ -89,6 +89,15 @@ def weights_of(folder: Path, trial: FrozenTrial) -> Path:
     return confirmed if confirmed.exists() and record.exists() else state_path(folder, trial.number)
 
 
+def confirmed_with(weights: Path, trial: FrozenTrial) -> dict[str, Any]:
+    """Return what `confirm` measured of a member, over its seeds; empty for weights that are not of `confirm`."""
+    if weights.parent.name != CONFIRMED:
+        return {}
+    paths = sorted(weights.parent.glob(f"{trial.number}-seed*.json"))
+    runs = [load_or_nothing(path, {"values": dict}, "it is left out of the card") for path in paths]
+    return _record(trial, [run for run in runs if run])
+
+
 def metrics(spec: StudySpec, finished: nn.Module) -> dict[str, float]:
     """Measure every metric of the study on the validation and the test split."""
     values = {}

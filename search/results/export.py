@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from objectives.arena import HasSource
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
-from objectives.trees import moved, shapes_of
+from objectives.trees import at, moved, shapes_of
+from search.results.confirm import confirmed_with
 from search.results.exported import PLAN_FILE, RECORD_FILE, STATE_FILE, described, ensure_replaceable
 from search.results.file_records import read_record, record_path
 from search.results.plan_json import encode
@@ -167,10 +168,13 @@ class VerificationTime:
         return statistics.median(self._seconds) * len(pending) if self._seconds else 0.0
 
 
-def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, reference: Path) -> dict[str, Any]:
+def export(
+    trial: FrozenTrial, context: Context, weights: Path, folder: Path, reference: Path, license_name: str = ""
+) -> dict[str, Any]:
     """Write the model and what describes it; the folder appears once all is verified.
 
-    It holds the model, plan.json, state.safetensors, verification.json and, for devices without files, model.cc.
+    It holds the model, plan.json, state.safetensors, verification.json, a card with a picture of the plan and, for
+    devices without files, model.cc.
 
     Parameters
     ----------
@@ -182,6 +186,8 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
         The folder of the files and their mark; replaced as a whole.
     reference
         The teacher's file, to compare the latency with.
+    license_name
+        The license of the weights, for the card.
 
     Returns
     -------
@@ -197,6 +203,8 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
     UserError
         If the folder holds what is not ours, or the weights are not what the search or `confirm` recorded.
     """
+    from search.results.model_card import write_card  # noqa: PLC0415 - only here it is worth the import of plots
+
     spec = context.spec
     plan, model = restored(trial, context, weights)
     example, name = moved(context.subject.example, "cpu"), f"model.{spec.runtime.suffix}"
@@ -214,6 +222,8 @@ def export(trial: FrozenTrial, context: Context, weights: Path, folder: Path, re
         save_json(unfinished / PLAN_FILE, content)
         save_json(unfinished / RECORD_FILE, record)
         save_state(model, unfinished / STATE_FILE)
+        first = inputs_of_file(model, at(example, slice(1)))
+        write_card(unfinished, trial, plan, context, record, first, confirmed_with(weights, trial), license_name)
         set_mark(unfinished, EXPORT, digests_of(unfinished))
         ensure_replaceable(folder, replace=True)  # much may have been put there meanwhile
         replace_folder(unfinished, folder)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from objectives.runtimes.executorch.loading import LOADING
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.runtime import (
     Precision,
@@ -20,7 +21,7 @@ from objectives.runtimes.runtime import (
 from objectives.trees import at, leaves, moved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -54,6 +55,11 @@ class ExecuTorch:
     def name(self) -> str:
         """``executorch``."""
         return "executorch"
+
+    @property
+    def loading(self) -> Mapping[str, str]:
+        """How a file is loaded, by language."""
+        return LOADING
 
     @property
     def suffix(self) -> str:

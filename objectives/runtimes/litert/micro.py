@@ -11,12 +11,13 @@ import torch
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.litert.arena_tries import ArenaTries
+from objectives.runtimes.litert.loading import MICRO_LOADING
 from objectives.runtimes.litert.runtime import dequantized, quantized
 from objectives.runtimes.runtime import Precision, export_error, import_extra, require_eval_mode, require_threads
 from objectives.trees import leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -56,6 +57,11 @@ class TfliteMicro:
     def name(self) -> str:
         """``tflite-micro``."""
         return "tflite-micro"
+
+    @property
+    def loading(self) -> Mapping[str, str]:
+        """How a file is loaded, by language."""
+        return MICRO_LOADING
 
     @property
     def suffix(self) -> str:

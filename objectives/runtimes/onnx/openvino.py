@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from objectives.runtimes.onnx.loading import OPENVINO_LOADING
 from objectives.runtimes.onnx.runtime import OnnxRuntime, arrays
 from objectives.runtimes.runtime import import_extra
 from objectives.trees import Tree
@@ -35,6 +36,11 @@ class OpenVino(OnnxRuntime):
     def name(self) -> str:
         """``openvino``."""
         return "openvino"
+
+    @property
+    def loading(self) -> Mapping[str, str]:
+        """How a file is loaded, by language."""
+        return OPENVINO_LOADING
 
     def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size.

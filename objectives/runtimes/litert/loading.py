@@ -1,0 +1,76 @@
+"""How .tflite files are loaded; the lines for Python are tested, the others follow the runtimes' documents."""
+
+PYTHON = """
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+interpreter = Interpreter("model.tflite")
+interpreter.allocate_tensors()
+for one in interpreter.get_input_details():
+    example, (scale, zero) = np.zeros(one["shape"]), one["quantization"]  # put your prepared example instead of zeros
+    values = np.clip(np.round(example / scale) + zero, -128, 127) if scale else example
+    interpreter.set_tensor(one["index"], values.astype(one["dtype"]))
+interpreter.invoke()
+print([interpreter.get_tensor(one["index"]).shape for one in interpreter.get_output_details()])
+"""
+CPP = """
+#include "tensorflow/lite/interpreter.h"
+#include "tensorflow/lite/kernels/register.h"
+#include "tensorflow/lite/model.h"
+
+auto model = tflite::FlatBufferModel::BuildFromFile("model.tflite");
+std::unique_ptr<tflite::Interpreter> interpreter;
+tflite::InterpreterBuilder(*model, tflite::ops::builtin::BuiltinOpResolver())(&interpreter);
+interpreter->AllocateTensors();
+std::copy(values.begin(), values.end(), interpreter->typed_input_tensor<float>(0));  // or int8_t
+interpreter->Invoke();
+const float *answers = interpreter->typed_output_tensor<float>(0);
+"""
+KOTLIN = """
+import org.tensorflow.lite.Interpreter
+import org.tensorflow.lite.support.common.FileUtil
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+
+val interpreter = Interpreter(FileUtil.loadMappedFile(context, "model.tflite"))
+val output = ByteBuffer.allocateDirect(interpreter.getOutputTensor(0).numBytes()).order(ByteOrder.nativeOrder())
+interpreter.run(input, output)  // a direct ByteBuffer of the values, $shape
+"""
+SWIFT = """
+import TensorFlowLite
+
+let interpreter = try Interpreter(modelPath: path)
+try interpreter.allocateTensors()
+try interpreter.copy(data, toInputAt: 0)  // the bytes of the values, $shape
+try interpreter.invoke()
+let answers = try interpreter.output(at: 0).data
+"""
+MICRO_PYTHON = """
+import numpy as np
+from tflite_micro.python.tflite_micro import runtime
+
+interpreter = runtime.Interpreter.from_file("model.tflite", arena_size=$arena)
+one = interpreter.get_input_details(0)
+example, scales = np.zeros(one["shape"]), one["quantization_parameters"]["scales"]  # put your prepared example
+zeros = one["quantization_parameters"]["zero_points"]
+values = np.clip(np.round(example / scales[0]) + zeros[0], -128, 127) if len(scales) else example
+interpreter.set_input(values.astype(one["dtype"]), 0)
+interpreter.invoke()
+print(interpreter.get_output(0).shape)
+"""
+MICRO_CPP = """
+#include "tensorflow/lite/micro/micro_interpreter.h"
+#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+#include "tensorflow/lite/schema/schema_generated.h"
+#include "model.cc"
+
+alignas(16) static uint8_t arena[$arena];
+static tflite::MicroMutableOpResolver<16> operators;  // and operators.AddConv2D() and so on, for each operator
+static tflite::MicroInterpreter interpreter(tflite::GetModel(model_tflite), operators, arena, sizeof(arena));
+interpreter.AllocateTensors();
+std::copy(values, values + interpreter.input(0)->bytes, interpreter.input(0)->data.int8);  // $shape
+interpreter.Invoke();
+const int8_t *answers = interpreter.output(0)->data.int8;
+"""
+LOADING = {"python": PYTHON, "cpp": CPP, "kotlin": KOTLIN, "swift": SWIFT}
+MICRO_LOADING = {"python": MICRO_PYTHON, "cpp": MICRO_CPP}

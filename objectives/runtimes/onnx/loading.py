@@ -1,0 +1,59 @@
+"""How .onnx files are loaded; the lines for Python are tested, the others follow ONNX Runtime's documents."""
+
+PYTHON = """
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+types = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+inputs = {}
+for one in session.get_inputs():  # put your prepared example instead of zeros
+    shape = [size if isinstance(size, int) else 1 for size in one.shape]
+    inputs[one.name] = np.zeros(shape, types[one.type])
+print([output.shape for output in session.run(None, inputs)])
+"""
+OPENVINO_PYTHON = """
+import numpy as np
+import openvino
+
+model = openvino.Core().compile_model("model.onnx", "CPU")
+inputs = {}
+for one in model.inputs:  # put your prepared example instead of zeros
+    shape = [1 if size.is_dynamic else size.get_length() for size in one.partial_shape]
+    inputs[one.any_name] = np.zeros(shape, one.element_type.to_dtype())
+print([output.shape for output in model(inputs).values()])
+"""
+CPP = """
+#include <onnxruntime_cxx_api.h>
+
+Ort::Env environment;
+Ort::Session session(environment, "model.onnx", Ort::SessionOptions());
+std::vector<int64_t> shape{$shape};
+auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+auto input = Ort::Value::CreateTensor<float>(memory, values.data(), values.size(), shape.data(), shape.size());
+const char *inputs[] = {"x"}, *outputs[] = {"y"};
+auto results = session.Run(Ort::RunOptions(), inputs, &input, 1, outputs, 1);
+const float *answers = results[0].GetTensorData<float>();
+"""
+KOTLIN = """
+import ai.onnxruntime.OnnxTensor
+import ai.onnxruntime.OrtEnvironment
+import java.nio.FloatBuffer
+
+val environment = OrtEnvironment.getEnvironment()
+val session = environment.createSession(context.assets.open("model.onnx").readBytes())
+val input = OnnxTensor.createTensor(environment, FloatBuffer.wrap(values), longArrayOf($shape))
+val answers = session.run(mapOf("x" to input))[0].value
+"""
+SWIFT = """
+import OnnxRuntimeBindings
+
+let environment = try ORTEnv(loggingLevel: .warning)
+let session = try ORTSession(env: environment, modelPath: path, sessionOptions: nil)
+let data = NSMutableData(bytes: values, length: values.count * MemoryLayout<Float>.stride)
+let input = try ORTValue(tensorData: data, elementType: .float, shape: [$shape])
+let results = try session.run(withInputs: ["x": input], outputNames: ["y"], runOptions: nil)
+let answers = try results["y"]!.tensorData()
+"""
+LOADING = {"python": PYTHON, "cpp": CPP, "kotlin": KOTLIN, "swift": SWIFT}
+OPENVINO_LOADING = {"python": OPENVINO_PYTHON}

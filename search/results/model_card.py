@@ -1,0 +1,144 @@
+"""The card beside an exported file: what it is, what it costs, how good it is, and how to load it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import scipy.stats
+
+from objectives.runtimes.loading import HasLoading, filled
+from search.results.file_records import ARENA
+from search.results.plots import draw_plan
+from search.results.verification import OLDEST_VERSION
+from search.study.files import save_text
+from search.study.machine import version_of
+from search.study.records import VALUES
+from spaces.network.copying import unwrapped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from optuna.trial import FrozenTrial
+
+    from objectives.trees import Tree
+    from search.evaluation.context import Context
+    from spaces import Plan
+
+CARD_FILE, PICTURE_FILE = "README.md", "plan.png"
+CONFIDENCE = 0.95
+LANGUAGES = {"python": "Python", "cpp": "C++", "kotlin": "Kotlin", "swift": "Swift"}
+NO_LICENSE = "unknown"
+
+
+def write_card(
+    folder: Path,
+    trial: FrozenTrial,
+    plan: Plan,
+    context: Context,
+    record: dict[str, Any],
+    inputs: Tree,
+    confirmed: dict[str, Any],
+    license_name: str,
+) -> None:
+    """Write README.md and the picture of the plan into the folder of an export.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    trial, plan, context
+        The candidate, its plan, and the context of its study.
+    record
+        The content of verification.json.
+    inputs
+        One example as the file takes it.
+    confirmed
+        What `confirm` measured with these weights and with those of other seeds; empty if it did not.
+    license_name
+        The license of the weights, empty if it was not said.
+    """
+    draw_plan(plan, context.subject.anatomy, f"{context.spec.name}, trial {trial.number}", folder / PICTURE_FILE)
+    parts = [
+        _front_matter(license_name),
+        *_description(trial, context, record),
+        *("## Plan", plan.words(), f"![the choices for each layer]({PICTURE_FILE})"),
+        *("## Costs", _costs(trial, record)),
+        *("## Accuracy", _accuracy(record, confirmed)),
+        *_loading(context, record, inputs),
+    ]
+    save_text(folder / CARD_FILE, "\n\n".join(parts) + "\n")
+
+
+def _front_matter(license_name: str) -> str:
+    """Return the fields that registries of models read."""
+    return f"---\nlicense: {' '.join(license_name.split()) or NO_LICENSE}\ntags: [slimfront, compression]\n---"
+
+
+def _description(trial: FrozenTrial, context: Context, record: dict[str, Any]) -> list[str]:
+    spec = context.spec
+    given = type(unwrapped(spec.teacher)).__name__
+    suffix, oldest = spec.runtime.suffix, record.get(OLDEST_VERSION)
+    versions = f", version {oldest} or newer (the oldest that takes it, of those that were tried)" if oldest else ""
+    goal = f" Its goal: {spec.goal}." if spec.goal else ""
+    words = (
+        f"`model.{suffix}` is {given}, made smaller by slimfront {version_of('slimfront') or '(a checkout)'} in the "
+        f"study {spec.name!r} (seed {spec.seed}).{goal} Runtime: {spec.runtime.name}{versions}. It takes examples of "
+        f"shape {record['file_input_shape']}, prepared as in training. It was verified from the file, on: "
+        f"{record['machine']}."
+    )
+    return [f"# {spec.name}, trial {trial.number}", words]
+
+
+def _costs(trial: FrozenTrial, record: dict[str, Any]) -> str:
+    latency = record["latency"]
+    measured = {name: f"{value:,.6g}" for name, value in trial.user_attrs[VALUES].items()}
+    rows = {
+        "bytes of the file": (f"{record['file_bytes']:,}", f"{record['teacher_file_bytes']:,}"),
+        f"CPU time of one example, in ms, {latency['threads']} thread": (
+            f"{latency['cpu_ms']:.3f} ({latency['ratio']:.2f} of the teacher's)", f"{latency['reference_cpu_ms']:.3f}",
+        ),
+        **({"bytes of RAM": (f"{record[ARENA]:,}", "")} if ARENA in record else {}),
+        **{f"`{name}` (of the search)": (value, "") for name, value in measured.items()},
+    }  # fmt: skip
+    lines = [f"| {name} | {own} | {teacher} |" for name, (own, teacher) in rows.items()]
+    return "\n".join(["| | this network | its teacher |", "|---|---|---|", *lines])
+
+
+def _accuracy(record: dict[str, Any], confirmed: dict[str, Any]) -> str:
+    """Return the metrics of the file with their number of examples, and what `confirm` measured."""
+    count = record["samples"]
+    sentences = []
+    for key, value in record.items():
+        if key.endswith("_file"):
+            name = key.removesuffix("_file")
+            interval = f" ({_interval(value, count)})" if name == "top1" else ""
+            sentences.append(f"- `{name}` of the file: {value:.6g}{interval}, on the validation split, n = {count}")
+    if record["agreement_percent"] is not None:
+        sentences.append(f"- same class as the network in torch: {record['agreement_percent']:.2f}%, n = {count}")
+    for name, values in confirmed.items():
+        if isinstance(values, dict) and name.startswith("test_"):
+            sentences.append(
+                f"- `{name}`: {values['mean']:.6g} ± {values['spread']:.2g} (mean and standard deviation of "
+                f"{confirmed['n']} trainings, measured in torch on the test split)"
+            )
+    if not confirmed:
+        sentences.append("- the test split was not read; `slimfront confirm` does that")
+    return "\n".join(sentences)
+
+
+def _interval(percent: float, count: int) -> str:
+    """Return the interval of a share of `count` examples (Wilson 1927, JASA 22, 209-212)."""
+    right = round(percent / 100 * count)
+    found = scipy.stats.binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
+    return f"{CONFIDENCE:.0%} interval {100 * found.low:.2f} to {100 * found.high:.2f}"
+
+
+def _loading(context: Context, record: dict[str, Any], inputs: Tree) -> list[str]:
+    runtime = context.spec.runtime
+    if not isinstance(runtime, HasLoading):
+        return []
+    codes = [
+        f"### {LANGUAGES.get(language, language)}\n\n```{language}\n{filled(code, inputs, record.get(ARENA, 0))}\n```"
+        for language, code in runtime.loading.items()
+    ]
+    return ["## Load it", *codes]
