@@ -12,7 +12,7 @@ import torch
 
 from objectives import SizeBytes, Top1
 from objectives.layers import LowPrecision
-from objectives.runtimes import ExportError, OnnxRuntime
+from objectives.runtimes import ExportError, OnnxRuntime, Precision
 from search.evaluation import tried_precisions
 from search.evaluation.tried_precisions import leave_out_failing, try_precisions
 from search.results.confirm import weights_of
@@ -21,7 +21,7 @@ from search.results.plan_json import encode
 from search.results.recorded import restored
 from search.study.budget_clock import BudgetClock
 from search.study.front import front
-from search.study.records import DESIGNS, FAILING
+from search.study.records import DESIGNS, DRAFT, FAILING, STARTED
 from search.study.spec import Budget
 from spaces import BitWidths, PruneRatios, Space, Temperatures
 from tests import small_study
@@ -140,9 +140,15 @@ def test_a_study_without_what_fails_is_restored_as_it_was(tmp_path: Path) -> Non
         assert encode(plan)
 
 
-def test_an_earlier_study_keeps_what_it_offers() -> None:
+@pytest.mark.parametrize("began", ["designs", "started", "trial", "draft"])
+def test_an_earlier_study_keeps_what_it_offers(began: str) -> None:
     shared, study = small_study.context(spec(Picky())), optuna.create_study()
-    study.set_user_attr(DESIGNS, [])
+    if began in {"designs", "started"}:
+        study.set_user_attr({"designs": DESIGNS, "started": STARTED}[began], [])
+    elif began == "trial":
+        study.add_trial(optuna.trial.create_trial(values=[0.0]))
+    else:
+        optuna.create_study(storage=study._storage, study_name=study.study_name + DRAFT)
     try_precisions(study, shared)
     assert FAILING not in study.user_attrs
     assert not any(layer.failing for layer in shared.subject.anatomy.layers)
@@ -170,7 +176,52 @@ def test_little_time_is_taken_of_a_short_budget(capsys: pytest.CaptureFixture[st
     assert "2 of 3 sets are not tried: the time is short" in capsys.readouterr().err
 
 
-def test_all_suspects_are_left_out_after_many_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tried_precisions, "MOST_TRIES", 2)
+def test_what_is_not_narrowed_down_is_offered_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tried_precisions, "MOST_TRIES", 3)
     _, study = tried(Picky())
-    assert set(study.user_attrs[FAILING]) == {"first", "second", "head"}
+    assert study.user_attrs[FAILING] == {}
+    assert "after 3 tries it is not known in which of these layers" in " ".join(capsys.readouterr().err.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlucky(OnnxRuntime):
+    """ONNX Runtime whose first export fails."""
+
+    calls: list[int] = dataclasses.field(default_factory=list)
+
+    def export(self, model: nn.Module, example: Tree, path: Path) -> None:
+        self.calls.append(1)
+        if len(self.calls) == 1:
+            raise ExportError("ended: exit code -9")
+        super().export(model, example, path)
+
+
+def test_a_fault_that_does_not_come_again_is_not_blamed_on_precisions() -> None:
+    _, study = tried(Unlucky())
+    assert study.user_attrs[FAILING] == {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(OnnxRuntime):
+    """A runtime of integers alone, which fails where one convolution is of integers and another is not."""
+
+    @property
+    def integers_only(self) -> bool:
+        return True
+
+    def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
+        return (Precision(4, 8), Precision(8, 8)) if kind == "Conv2d" else ()
+
+    def export(self, model: nn.Module, example: Tree, path: Path) -> None:
+        found = {isinstance(x, LowPrecision) for name, x in model.named_modules() if name in {"first", "second"}}
+        if len(found) > 1:
+            raise ExportError("integers beside floats")
+        super().export(model, example, path)
+
+
+def test_a_runtime_of_integers_alone_is_not_tried_with_floats_between_them() -> None:
+    shared, study = tried(Whole())
+    assert study.user_attrs[FAILING] == {}
+    assert shared.spec.space.steps[1].offered(shared.subject.anatomy)["second"] == ((8, 8), (4, 8))  # type: ignore[attr-defined]

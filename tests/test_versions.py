@@ -9,10 +9,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+import optuna
 import pytest
 import torch
 
 from objectives.runtimes import LiteRt, OnnxRuntime, OpenVino, named
+from objectives.runtimes.names import name_of
+from search.results.export import VERIFIED_FOR, _is_outdated
 from spaces import Distill, Plan, Quantize, deployed, trace
 from spaces.testing.networks import Plain, example, teacher
 from spaces.testing.runtime_contract import sqnr
@@ -101,6 +104,15 @@ def test_a_name_may_have_a_version() -> None:
     }.items():
         with pytest.raises(ValueError, match=message):
             named(name)
+
+
+def test_a_verification_for_another_version_is_done_again(tmp_path: Path) -> None:
+    trial, weights = optuna.trial.create_trial(values=[0.0]), tmp_path / "weights.safetensors"
+    assert named(name_of(OnnxRuntime(version="1.20"))) == OnnxRuntime(version="1.20")
+    assert _is_outdated({VERIFIED_FOR: "onnx"}, trial, weights, "onnx-1.20")
+    assert _is_outdated({"samples": 5}, trial, weights, "onnx-1.20")  # of an earlier version of ours
+    assert not _is_outdated({"samples": 5}, trial, weights, "onnx")
+    assert not _is_outdated({VERIFIED_FOR: "onnx-1.20"}, trial, weights, "onnx-1.20")
 
 
 @pytest.mark.slow  # downloads two packages of each runtime

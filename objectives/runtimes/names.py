@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from objectives.runtimes.runtime import Runtime
@@ -17,6 +17,12 @@ RUNTIMES = {
     "openvino": "objectives.runtimes.onnx.openvino:OpenVino",
 }
 WITH_VERSION = re.compile(r"(.+)-(\d[\d.]*)")
+
+
+def name_of(runtime: Any) -> str:  # noqa: ANN401 - also one of which only the name is stored
+    """Return the name from which `named` makes a runtime, with its version if it has one."""
+    version = getattr(runtime, "version", "")
+    return f"{runtime.name}-{version}" if version else str(runtime.name)
 
 
 def named(name: str) -> Runtime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from objectives.runtimes import named
+from objectives.runtimes.names import name_of
 from search.results.file_records import with_records
 from search.results.goal import goal_note
 from search.results.tables import files_note, front_table
@@ -31,7 +32,7 @@ def asked_runtime(options: argparse.Namespace, own: Named) -> Runtime | None:
     UserError
         If there is no such runtime.
     """
-    if options.runtime in {None, own.name}:
+    if options.runtime in {None, name_of(own)}:
         return None
     try:
         return named(options.runtime)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+import optuna
 import torch
 
 from objectives.layers import inputs_of_file
@@ -22,13 +24,13 @@ from search.evaluation.comparison import Comparison
 from search.study.console import console, track
 from search.study.cpu_profile import MEASURING
 from search.study.errors import raise_machine_fault
-from search.study.records import DESIGNS, FAILING
+from search.study.records import DESIGNS, DRAFT, FAILING, STARTED
 from spaces import BitWidths, Quantize
 from spaces.network.layers import FLOAT_BITS
 from spaces.network.messages import first_line, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
     from optuna import Study
 
@@ -41,27 +43,36 @@ if TYPE_CHECKING:
     Widths = Mapping[str, Pair]
 
 COMPARED = 8  # inputs on which a file is compared with its network (chosen)
-MOST_TRIES = 40  # files, after which all layers that may be to blame are (chosen)
+SLACK_DB = 10.0  # below what verification allows without classes: only gross faults count before training (chosen)
+MOST_TRIES, MOST_SECONDS = 40, 600.0  # files, and wall seconds without a time budget (chosen)
 TIME_SHARE = 0.1  # of a time budget that the tries may take (chosen)
 FLOAT = (FLOAT_BITS, FLOAT_BITS)
+OF_RUNTIME = "export", "load", "name", "suffix"  # what a runtime needs to be tried
 
 
 def try_precisions(study: Study, context: Context, clock: BudgetClock | None = None) -> None:
     """Try the precisions of each axis on the teacher, once per study; those that fail are not offered.
 
     Tried are: every layer at its widest precision with the narrowest inputs, at its narrowest precision, and all
-    precisions in turn, so that neighbors differ. Where a file fails, halves of the layers tell which ones are to blame.
-    A study whose designs were made without the tries keeps what it offers, since parameters are places in that list.
+    precisions in turn, so that neighbors differ. Where a file fails twice, halves of the layers tell which ones are to
+    blame. A study that began without the tries keeps what it offers, since parameters are places in that list.
     """
     with context.workers.turn("the tries of precisions"):
-        if FAILING not in study.user_attrs and DESIGNS not in study.user_attrs:
+        if FAILING not in study.user_attrs and not _has_begun(study):
             found: dict[str, list[Pair]] = {}
             for axis in context.spec.space.steps:
-                if isinstance(axis, BitWidths) and hasattr(axis.runtime, "export") and hasattr(axis.runtime, "load"):
+                if isinstance(axis, BitWidths) and all(hasattr(axis.runtime, name) for name in OF_RUNTIME):
                     with context.cpu_profile.charge(MEASURING):
-                        found |= _Tries(context.subject, axis, clock).failing()
+                        for layer, pairs in _Tries(context.subject, axis, clock).failing().items():
+                            found[layer] = list({*found.get(layer, []), *pairs})
             study.set_user_attr(FAILING, found)
     leave_out_failing(study, context.subject)
+
+
+def _has_begun(study: Study) -> bool:
+    """Return whether a study, or its draft, holds parameters already."""
+    draft = study.study_name + DRAFT in optuna.get_all_study_names(storage=study._storage)  # noqa: SLF001 - no public name
+    return draft or not {STARTED, DESIGNS}.isdisjoint(study.user_attrs) or bool(study.get_trials(deepcopy=False))
 
 
 def leave_out_failing(study: Study, subject: Subject) -> None:
@@ -70,82 +81,62 @@ def leave_out_failing(study: Study, subject: Subject) -> None:
     subject.anatomy = subject.anatomy.without({name: map(tuple, pairs) for name, pairs in stored.items()})
 
 
-class _Config(NamedTuple):
-    """Precisions of all layers that are tried in one file.
-
-    Attributes
-    ----------
-    widths
-        The pair of each layer.
-    refused
-        What a layer is not offered if it is to blame for the failure of its pair.
-    """
-
-    widths: Widths
-    refused: Callable[[str], list[Pair]]
-
-
 class _Tries:
     """The tries of one axis on the teacher."""
 
     def __init__(self, subject: Subject, axis: BitWidths, clock: BudgetClock | None) -> None:
-        self._subject, self._axis, self._clock = subject, axis, clock
-        self._runtime: Runtime = axis.runtime  # type: ignore[assignment]  # it was asked for export and load
-        self._offered = axis.offered(subject.anatomy)
-        self._tries = 0
-        self._started = clock.left if clock is not None else math.inf
+        self._subject, self._axis = subject, axis
+        self._runtime: Runtime = axis.runtime  # type: ignore[assignment]  # it was asked for what is needed
+        offered = axis.offered(subject.anatomy)
+        self._with_floats = {name for name, pairs in offered.items() if FLOAT in pairs}
+        self._offered = {name: [pair for pair in pairs if pair != FLOAT] for name, pairs in offered.items()}
+        self._rest: dict[str, Pair] = {}  # what layers have that are not tried; floats where none is given
+        self._worked: dict[str, set[Pair]] = {name: set() for name in offered}
+        self._failed: dict[str, list[Pair]] = {}
+        self._tries, self._started = 0, time.monotonic()
+        timed = clock is not None and clock.timed
+        self._most_seconds = TIME_SHARE * clock.total if clock is not None and timed else MOST_SECONDS
 
     def failing(self) -> dict[str, list[Pair]]:
         """Return for each layer the pairs that fail; say what is left out and why."""
-        configs = list(self._configs())
-        found: dict[str, list[Pair]] = {}
-        with track(f"trying {len(configs)} sets of precisions on {self._runtime.name}") as progress:
-            for done, config in enumerate(configs, 1):
+        sets = self._sets()
+        with track(f"trying {len(sets)} sets of precisions on {self._runtime.name}") as progress:
+            for done, widths in enumerate(sets, 1):
                 if self._tries and self._is_over():
-                    console.print(f"{len(configs) - done + 1} of {len(configs)} sets are not tried: the time is short")
+                    console.print(f"{len(sets) - done + 1} of {len(sets)} sets are not tried: the time is short")
                     break
                 try:
-                    self._try(config, found)
+                    if not self._try(widths):
+                        break
                 except (ExportError, ImportError) as error:
                     console.print(f"precisions are not tried: {first_line(error)}", markup=False)
                     break
-                progress(done / len(configs))
-        return found
+                if done == 1 and not self._failed and not self._with_floats:
+                    self._rest = dict(widths)  # such a runtime is never given floats
+                progress(done / len(sets))
+        return self._failed
 
-    def _configs(self) -> Iterator[_Config]:
-        """Yield what is tried: the widest integers, the narrowest ones, and all precisions in turn."""
-        offered = {name: [pair for pair in pairs if pair != FLOAT] for name, pairs in self._offered.items()}
-        offered = {name: pairs for name, pairs in offered.items() if pairs}
+    def _sets(self) -> list[dict[str, Pair]]:
+        """Return what is tried: the widest integers, the narrowest ones, and all precisions in turn."""
+        offered = {name: pairs for name, pairs in self._offered.items() if pairs}
+        widest = {name: min(pairs, key=lambda pair: (pair[1], -pair[0])) for name, pairs in offered.items()}
         narrowest = {name: pairs[-1] for name, pairs in offered.items()}
-        widest = {
-            name: next(pair for pair in pairs if pair[1] == min(inputs for _, inputs in pairs))
-            for name, pairs in offered.items()
-        }
         turns: dict[str, int] = {}  # by kind of layer, so that each kind has each of its precisions
         mixed = {}
         for name, pairs in offered.items():
             kind = self._subject.anatomy.layer(name).kind
             turn = turns[kind] = turns.get(kind, -1) + 1
-            choices = [*pairs[::-1], FLOAT]  # the narrowest and the widest first, in small networks
-            choices.insert(1, choices.pop(-2))
+            others = [pair for pair in pairs if pair not in {narrowest[name], widest[name]}]
+            choices = [narrowest[name], widest[name], *[FLOAT] * (name in self._with_floats), *others]
             mixed[name] = choices[turn % len(choices)]
+        found: list[dict[str, Pair]] = []
+        for widths in (widest, narrowest, mixed):
+            if widths and widths not in found:
+                found.append(widths)
+        return found
 
-        def with_such_inputs(widths: Widths) -> Callable[[str], list[Pair]]:
-            return lambda name: [pair for pair in offered[name] if pair[1] == widths[name][1]]
-
-        def narrow_ones(name: str) -> list[Pair]:
-            return [pair for pair in with_such_inputs(narrowest)(name) if pair != widest[name]]
-
-        tried = [_Config(widest, with_such_inputs(widest)), _Config(narrowest, narrow_ones)]
-        tried.append(_Config(mixed, with_such_inputs(mixed)))
-        seen: list[Widths] = []
-        for config in tried:
-            if config.widths and config.widths not in seen:
-                seen.append(config.widths)
-                yield config
-
-    def _try(self, config: _Config, found: dict[str, list[Pair]]) -> None:
-        """Try the precisions of all layers, without those that failed before; add those that fail.
+    def _try(self, widths: dict[str, Pair]) -> bool:
+        """Try the precisions of all layers, without those that failed before; return False if the limits stop it.
 
         Raises
         ------
@@ -154,22 +145,31 @@ class _Tries:
         ImportError
             If the runtime is not installed.
         """
-        left = {name: pair for name, pair in config.widths.items() if pair not in (*found.get(name, ()), FLOAT)}
-        while left and (reason := self._reason(left)):
-            if not found and (of_floats := self._reason({})):
+        left = {name: pair for name, pair in widths.items() if pair not in (*self._failed.get(name, ()), FLOAT)}
+        while left and self._reason(left) and (reason := self._reason(left)):  # twice: a process may end by chance
+            if not self._failed and not self._rest and (of_floats := self._reason({})):
                 raise ExportError(f"{self._runtime.name} fails with the teacher too: {of_floats}")
             blamed = self._blamed(left)
+            pairs = ", ".join(sorted({f"{bits}/{inputs}" for bits, inputs in (left[name] for name in blamed)}))
+            where = f"{self._runtime.name} fails with {pairs} bits of weights/inputs in {listed(blamed)}"
+            if self._is_over():
+                console.print(
+                    f"{where}, and after {self._tries} tries it is not known in which of these layers, so they are "
+                    f"offered: a member of the front may have no file; {reason}",
+                    markup=False,
+                )
+                return False
             for name in blamed:
-                found.setdefault(name, []).extend(pair for pair in config.refused(name) if pair not in found[name])
-            pairs = ", ".join(sorted({f"{weights}/{inputs}" for weights, inputs in map(left.get, blamed)}))  # type: ignore[misc]
-            console.print(
-                f"{self._runtime.name} fails with {pairs} bits of weights/inputs in {listed(blamed)}, so that these "
-                f"precisions are not offered there: {reason}",
-                markup=False,
-            )
+                like = [pair for pair in self._offered[name] if pair[1] == left[name][1]]
+                refused = [pair for pair in like if pair == left[name] or pair not in self._worked[name]]
+                self._failed.setdefault(name, []).extend(refused)
+            console.print(f"{where}, so that these precisions are not offered there: {reason}", markup=False)
             left = {name: pair for name, pair in left.items() if name not in blamed}
+        for name, pair in left.items():
+            self._worked[name].add(pair)
+        return True
 
-    def _blamed(self, widths: Widths) -> list[str]:
+    def _blamed(self, widths: dict[str, Pair]) -> list[str]:
         """Return few layers whose precisions fail without those of all others.
 
         References
@@ -177,7 +177,7 @@ class _Tries:
         Zeller and Hildebrandt 2002, Simplifying and isolating failure-inducing input, IEEE TSE 28(2), §3.
         """
         layers, parts = list(widths), 2
-        while len(layers) > 1 and self._tries < MOST_TRIES and not self._is_over():
+        while len(layers) > 1 and not self._is_over():
             size = math.ceil(len(layers) / parts)
             chunks = [layers[start : start + size] for start in range(0, len(layers), size)]
             rests = [[name for name in layers if name not in chunk] for chunk in chunks] if parts > 2 else []  # noqa: PLR2004
@@ -192,14 +192,14 @@ class _Tries:
         return layers
 
     def _is_over(self) -> bool:
-        """Whether the tries have taken their share of a time budget."""
-        return self._clock is not None and self._started - self._clock.left > TIME_SHARE * self._clock.total
+        """Whether the tries have taken what they may take."""
+        return self._tries >= MOST_TRIES or time.monotonic() - self._started > self._most_seconds
 
     def _reason(self, widths: Widths) -> str:
         """Return why the file of the teacher at these precisions fails; an empty string if it does not."""
         self._tries += 1
         subject, example = self._subject, moved(self._subject.example, "cpu")
-        step = Quantize(tuple((name, *pair) for name, pair in widths.items()), self._axis.grid)
+        step = Quantize(tuple((name, *pair) for name, pair in {**self._rest, **widths}.items()), self._axis.grid)
         try:
             quantized = step.apply(subject.model, subject.example).eval()
             finished = copy.deepcopy(subject.finish(quantized)).cpu()
@@ -221,6 +221,7 @@ class _Tries:
             raise_machine_fault(error)
             return first_line(error)
         found = comparison.record()
-        if found["sqnr_db"] >= found["allowed_sqnr_db"]:
+        least = found["allowed_sqnr_db"] - SLACK_DB
+        if found["sqnr_db"] >= least:
             return ""
-        return f"its signal-to-noise ratio is {found['sqnr_db']:.1f} dB, of at least {found['allowed_sqnr_db']:.1f}"
+        return f"its signal-to-noise ratio is {found['sqnr_db']:.1f} dB, of at least {least:.1f}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from objectives.arena import HasSource
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
+from objectives.runtimes.names import WITH_VERSION, name_of
 from objectives.trees import at, moved, shapes_of
 from search.results.confirm import confirmed_with
 from search.results.exported import PLAN_FILE, RECORD_FILE, STATE_FILE, described, ensure_replaceable
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from search.study.budget_clock import BudgetClock
 
 SOURCE_FILE = "model.cc"  # beside the file, for devices without a file system
+VERIFIED_FOR = "verified_for"  # key of a record: the runtime, with its version if the study names one
 VERIFICATION_SECONDS = "verification_seconds"  # key of a record: wall and CPU seconds of export and verification
 
 
@@ -93,7 +95,10 @@ def verify_front(
                     ensure_as_recorded(trial, weights, model, finished, spec)
                     spec.runtime.export(finished, inputs_of_file(model, example), path)
                     record = verify(model, path, spec, reference) | {WEIGHTS: sha256(weights)}
-                    save_json(record_file, record | {VERIFICATION_SECONDS: passed_since(started)})
+                    save_json(
+                        record_file,
+                        record | {VERIFICATION_SECONDS: passed_since(started), VERIFIED_FOR: name_of(spec.runtime)},
+                    )
                 except Disagreement as error:
                     failures.append(f"trial {trial.number}: {error}")
                 except Exception as error:  # noqa: BLE001 - a runtime may refuse a network in any way
@@ -119,12 +124,14 @@ def _unverified(
     return [
         (trial, weights)
         for trial, weights in members
-        if _is_outdated(read_record(record_path(folder, trial, runtime)), trial, weights)
+        if _is_outdated(read_record(record_path(folder, trial, runtime)), trial, weights, name_of(runtime))
     ]
 
 
-def _is_outdated(record: dict[str, Any], trial: FrozenTrial, weights: Path) -> bool:
-    """Return whether a verification record is missing, or belongs to other weights than the present ones."""
+def _is_outdated(record: dict[str, Any], trial: FrozenTrial, weights: Path, runtime: str) -> bool:
+    """Return whether a verification record is missing, or belongs to other weights, or another version of a runtime."""
+    if record and record.get(VERIFIED_FOR, runtime if WITH_VERSION.fullmatch(runtime) is None else "") != runtime:
+        return True
     if not record or not are_available(trial, weights):
         return not record
     return bool(record.get(WEIGHTS) != (recorded(trial, weights).sha256 or sha256(weights)))

@@ -20,6 +20,7 @@ from objectives import (
 )
 from objectives.arena import HasArena
 from objectives.runtimes import named
+from objectives.runtimes.names import name_of
 from search.study.errors import UserError
 from search.study.goal_phrases import wishes
 from search.study.records import GOAL
@@ -98,7 +99,7 @@ def with_stored_goal(study: Study, spec: StudySpec) -> StudySpec:
     if spec.goal or not stored:
         return spec
     try:
-        runtime = spec.runtime if spec.runtime.name == stored["runtime"] else named(stored["runtime"])
+        runtime = spec.runtime if name_of(spec.runtime) == stored["runtime"] else named(stored["runtime"])
     except ValueError as error:
         raise UserError(f"the goal of the study is for another runtime: {error}") from error
     return replace(with_goal(replace(spec, goal=stored["text"], runtime=runtime)), runtime=spec.runtime)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.trial import TrialState
 
+from objectives.runtimes.names import name_of
 from search.study.definition import define, differences
 from search.study.errors import UserError, machine_fault
 from search.study.goal import with_stored_goal
@@ -104,7 +105,7 @@ def _opened(
 
 def _goal(spec: StudySpec) -> dict[str, str] | None:
     """Return what is stored of a goal: its text, and the runtime of the files that it is about."""
-    return {"text": spec.goal, "runtime": spec.runtime.name} if spec.goal else None
+    return {"text": spec.goal, "runtime": name_of(spec.runtime)} if spec.goal else None
 
 
 def _created(

@@ -1,6 +1,6 @@
 """How .pte files are loaded; the lines for Python are tested, the others follow ExecuTorch's documents."""
 
-PYTHON = """
+EXECUTORCH_PYTHON = """
 import torch
 from executorch.runtime import Runtime
 
@@ -8,7 +8,7 @@ method = Runtime.get().load_program("model.pte").load_method("forward")
 answers = method.execute([$zeros])  # put your prepared example instead of zeros
 print([tuple(answer.shape) for answer in answers])
 """
-CPP = """
+EXECUTORCH_CPP = """
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
 using namespace executorch::extension;
@@ -18,7 +18,7 @@ auto input = from_blob(values.data(), {$shape});
 const auto results = module.forward(input);
 const float *answers = results->at(0).toTensor().const_data_ptr<float>();
 """
-KOTLIN = """
+EXECUTORCH_KOTLIN = """
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
@@ -27,7 +27,7 @@ val module = Module.load(path)
 val input = Tensor.fromBlob(values, longArrayOf($shape))
 val answers = module.forward(EValue.from(input))[0].toTensor().dataAsFloatArray
 """
-SWIFT = """
+EXECUTORCH_SWIFT = """
 import ExecuTorch
 
 let module = Module(filePath: path)
@@ -35,4 +35,9 @@ let input = Tensor<Float>(&values, shape: [$shape])
 let results = try module.forward(input)
 let answers: Tensor<Float>? = results.first?.tensor()
 """
-LOADING = {"python": PYTHON, "cpp": CPP, "kotlin": KOTLIN, "swift": SWIFT}
+EXECUTORCH_LOADING = {
+    "python": EXECUTORCH_PYTHON,
+    "cpp": EXECUTORCH_CPP,
+    "kotlin": EXECUTORCH_KOTLIN,
+    "swift": EXECUTORCH_SWIFT,
+}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from objectives.runtimes.executorch.loading import LOADING
+from objectives.runtimes.executorch.loading import EXECUTORCH_LOADING
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.runtime import (
     Precision,
@@ -59,7 +59,7 @@ class ExecuTorch:
     @property
     def loading(self) -> Mapping[str, str]:
         """How a file is loaded, by language."""
-        return LOADING
+        return EXECUTORCH_LOADING
 
     @property
     def suffix(self) -> str:

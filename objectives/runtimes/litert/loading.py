@@ -1,6 +1,6 @@
 """How .tflite files are loaded; the lines for Python are tested, the others follow the runtimes' documents."""
 
-PYTHON = """
+LITERT_PYTHON = """
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
@@ -13,7 +13,7 @@ for one in interpreter.get_input_details():
 interpreter.invoke()
 print([interpreter.get_tensor(one["index"]).shape for one in interpreter.get_output_details()])
 """
-CPP = """
+LITERT_CPP = """
 #include "tensorflow/lite/interpreter.h"
 #include "tensorflow/lite/kernels/register.h"
 #include "tensorflow/lite/model.h"
@@ -26,7 +26,7 @@ std::copy(values.begin(), values.end(), interpreter->typed_input_tensor<float>(0
 interpreter->Invoke();
 const float *answers = interpreter->typed_output_tensor<float>(0);
 """
-KOTLIN = """
+LITERT_KOTLIN = """
 import org.tensorflow.lite.Interpreter
 import org.tensorflow.lite.support.common.FileUtil
 import java.nio.ByteBuffer
@@ -36,7 +36,7 @@ val interpreter = Interpreter(FileUtil.loadMappedFile(context, "model.tflite"))
 val output = ByteBuffer.allocateDirect(interpreter.getOutputTensor(0).numBytes()).order(ByteOrder.nativeOrder())
 interpreter.run(input, output)  // a direct ByteBuffer of the values, $shape
 """
-SWIFT = """
+LITERT_SWIFT = """
 import TensorFlowLite
 
 let interpreter = try Interpreter(modelPath: path)
@@ -72,5 +72,5 @@ std::copy(values, values + interpreter.input(0)->bytes, interpreter.input(0)->da
 interpreter.Invoke();
 const int8_t *answers = interpreter.output(0)->data.int8;
 """
-LOADING = {"python": PYTHON, "cpp": CPP, "kotlin": KOTLIN, "swift": SWIFT}
+LITERT_LOADING = {"python": LITERT_PYTHON, "cpp": LITERT_CPP, "kotlin": LITERT_KOTLIN, "swift": LITERT_SWIFT}
 MICRO_LOADING = {"python": MICRO_PYTHON, "cpp": MICRO_CPP}

@@ -10,7 +10,7 @@ import torch
 
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.litert.loading import LOADING
+from objectives.runtimes.litert.loading import LITERT_LOADING
 from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, require_threads, silence
 from objectives.runtimes.versions import taken_widths
 from objectives.trees import leaves
@@ -64,7 +64,7 @@ class LiteRt:
     @property
     def loading(self) -> Mapping[str, str]:
         """How a file is loaded, by language."""
-        return LOADING
+        return LITERT_LOADING
 
     @property
     def suffix(self) -> str:

@@ -1,6 +1,6 @@
 """How .onnx files are loaded; the lines for Python are tested, the others follow ONNX Runtime's documents."""
 
-PYTHON = """
+ONNX_PYTHON = """
 import numpy as np
 import onnxruntime
 
@@ -23,7 +23,7 @@ for one in model.inputs:  # put your prepared example instead of zeros
     inputs[one.any_name] = np.zeros(shape, one.element_type.to_dtype())
 print([output.shape for output in model(inputs).values()])
 """
-CPP = """
+ONNX_CPP = """
 #include <onnxruntime_cxx_api.h>
 
 Ort::Env environment;
@@ -35,7 +35,7 @@ const char *inputs[] = {"x"}, *outputs[] = {"y"};
 auto results = session.Run(Ort::RunOptions(), inputs, &input, 1, outputs, 1);
 const float *answers = results[0].GetTensorData<float>();
 """
-KOTLIN = """
+ONNX_KOTLIN = """
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
 import java.nio.FloatBuffer
@@ -45,7 +45,7 @@ val session = environment.createSession(context.assets.open("model.onnx").readBy
 val input = OnnxTensor.createTensor(environment, FloatBuffer.wrap(values), longArrayOf($shape))
 val answers = session.run(mapOf("x" to input))[0].value
 """
-SWIFT = """
+ONNX_SWIFT = """
 import OnnxRuntimeBindings
 
 let environment = try ORTEnv(loggingLevel: .warning)
@@ -55,5 +55,5 @@ let input = try ORTValue(tensorData: data, elementType: .float, shape: [$shape])
 let results = try session.run(withInputs: ["x": input], outputNames: ["y"], runOptions: nil)
 let answers = try results["y"]!.tensorData()
 """
-LOADING = {"python": PYTHON, "cpp": CPP, "kotlin": KOTLIN, "swift": SWIFT}
+ONNX_LOADING = {"python": ONNX_PYTHON, "cpp": ONNX_CPP, "kotlin": ONNX_KOTLIN, "swift": ONNX_SWIFT}
 OPENVINO_LOADING = {"python": OPENVINO_PYTHON}

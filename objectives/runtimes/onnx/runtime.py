@@ -14,7 +14,7 @@ from torch import nn
 from objectives.flat import NOT_IN_NAMES
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.onnx.loading import LOADING
+from objectives.runtimes.onnx.loading import ONNX_LOADING
 from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, require_threads
 from objectives.runtimes.versions import taken_widths
 from objectives.trees import Tree, leaves
@@ -61,7 +61,7 @@ class OnnxRuntime:
     @property
     def loading(self) -> Mapping[str, str]:
         """How a file is loaded, by language."""
-        return LOADING
+        return ONNX_LOADING
 
     @property
     def suffix(self) -> str:
