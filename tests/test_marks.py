@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from search.evaluation.context import Context
 
-EXPORT = ("model.onnx", "plan.json", "state.safetensors", "verification.json")
+EARLIER_EXPORT = ("model.onnx", "plan.json", "state.safetensors", "verification.json")
+EXPORT = ("README.md", "model.onnx", "plan.json", "plan.png", "state.safetensors", "verification.json")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -70,7 +71,7 @@ def test_a_folder_that_we_did_not_write_is_never_replaced(tmp_path: Path, names:
 
 
 def test_an_export_of_an_earlier_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path / "export", *EXPORT)
+    folder = folder_with(tmp_path / "export", *EARLIER_EXPORT)
     with pytest.raises(UserError, match=r"is not marked as ours .* earlier version .* delete it, or name another"):
         ensure_replaceable(folder, replace=True)
 

@@ -69,10 +69,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def test_the_workers_of_a_cluster_share_a_database(folder: Path, cluster: Cluster, postgresql: str) -> None:
-    words = "run", "my_study.py:study", "--workers", "2", "--engine", "ray", "--trials", "6", "--storage", postgresql
+    # more trials than one worker does while the other starts
+    words = "run", "my_study.py:study", "--workers", "2", "--engine", "ray", "--trials", "16", "--storage", postgresql
     printed = finished(started(folder, *words))
     assert "Ray cluster of 3 machines, 2 cores" in printed
-    study = check(folder, 6, postgresql)
+    study = check(folder, 16, postgresql)
     assert len({trial.user_attrs["worker"] for trial in trained(study)}) == 2
 
 

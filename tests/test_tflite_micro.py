@@ -202,6 +202,14 @@ def test_a_study_ends_with_a_file_for_boards(
     assert record["agreement_percent"] >= 99
 
 
+def test_a_study_without_integers_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    small_study.context(small())
+    assert "floating point" not in capsys.readouterr().err
+    small_study.context(dataclasses.replace(small_study.study(2), runtime=MICRO))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no BitWidths(runtime=TfliteMicro()) is among the axes, so the files compute in floating point" in said
+
+
 def test_a_goal_can_limit_the_ram() -> None:
     spec = dataclasses.replace(small(), limits=(), objectives=small().objectives[:2])
     (limit,) = with_goal(dataclasses.replace(spec, goal="at most 64 kB RAM")).limits

@@ -17,6 +17,7 @@ from search.evaluation.label_checks import check_finite, check_labels, few
 from search.study.console import console
 from search.study.errors import UserError, raise_machine_fault
 from search.training.fine_tuning import loss_of
+from spaces import BitWidths
 from spaces.network.messages import first_line, listed
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from objectives import Data
     from objectives.data import Held
     from objectives.trees import Tree
-    from search.study.spec import Recipe
+    from search.study.spec import Recipe, StudySpec
     from spaces import Recovery
 
 TRIED_EXAMPLES = 4  # examples of the training step that is tried (chosen)
@@ -151,6 +152,18 @@ def check_recipe(recipe: Recipe, model: nn.Module, inputs: Tree) -> None:
             f"the augmentation must return inputs like those it gets, {shape_words(inputs)}, but it returned "
             f"{shape_words(changed)}"
         )
+
+
+def floats_note(spec: StudySpec) -> str:
+    """Say that no axis makes integers, where the runtime of the study computes with them alone."""
+    runtime = spec.runtime
+    of_integers = (axis for axis in spec.space.steps if isinstance(axis, BitWidths) and axis.runtime is not None)
+    if not getattr(runtime, "integers_only", False) or any(axis.runtime == runtime for axis in of_integers):
+        return ""
+    return (
+        f"no BitWidths(runtime={type(runtime).__name__}()) is among the axes, so the files compute in floating point, "
+        f"which the boards of {runtime.name} do slowly or not at all"
+    )
 
 
 def untrainable_note(model: nn.Module, examples: Held, recovery: Recovery, device: torch.device) -> str:
