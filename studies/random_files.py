@@ -11,6 +11,7 @@ study, calibrated on the file of the whole network. Rows are printed as they com
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 import time
@@ -26,8 +27,7 @@ from objectives import SizeBytes
 from objectives.layers import inputs_of_file
 from objectives.runtimes import RUNTIMES, named
 from objectives.runtimes.isolated_process import IsolatedProcess
-from objectives.trees import run
-from search.evaluation.comparison import Comparison
+from search.evaluation.comparison import COMPARED, compared
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures, deployed, with_plain_layers
 from spaces.network.normalizing import normalized
 from studies.unlike_networks import NETWORKS, network_and_inputs
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from objectives.runtimes import Runtime
 
 HIGHEST_RATIO = 0.75  # of pruning
-COMPARED = 8  # inputs
+UNKNOWN = {"sqnr_db": math.nan, "allowed_sqnr_db": math.nan}  # of a network whose answers are not finite
 SHOWN_CHARACTERS = 200  # of a reason
 
 
@@ -74,15 +74,13 @@ def _tried(finished: nn.Module, inputs: Tensor, runtime: Runtime, path: Path) ->
     started, few = time.perf_counter(), inputs[:COMPARED]
     try:
         runtime.export(finished, inputs_of_file(finished, inputs), path)
-        comparison = Comparison(finished)
-        with torch.no_grad(), IsolatedProcess(runtime, path) as file:
-            comparison.add(few, run(finished, few), file(inputs_of_file(finished, few)), None)
+        with IsolatedProcess(runtime, path) as file:
+            found = compared(finished, few, file) or UNKNOWN
     except Exception as error:  # noqa: BLE001 - a runtime may refuse a network in any way, and that is what is counted
         return {
             "failed": f"{type(error).__name__}: {error}"[:SHOWN_CHARACTERS],
             "seconds": time.perf_counter() - started,
         }
-    found = comparison.record()
     wrong = found["sqnr_db"] < found["allowed_sqnr_db"]
     return {
         "bytes": path.stat().st_size,

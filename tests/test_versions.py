@@ -109,10 +109,10 @@ def test_a_name_may_have_a_version() -> None:
 def test_a_verification_for_another_version_is_done_again(tmp_path: Path) -> None:
     trial, weights = optuna.trial.create_trial(values=[0.0]), tmp_path / "weights.safetensors"
     assert named(name_of(OnnxRuntime(version="1.20"))) == OnnxRuntime(version="1.20")
-    assert _is_outdated({VERIFIED_FOR: "onnx"}, trial, weights, "onnx-1.20")
-    assert _is_outdated({"samples": 5}, trial, weights, "onnx-1.20")  # of an earlier version of ours
-    assert not _is_outdated({"samples": 5}, trial, weights, "onnx")
-    assert not _is_outdated({VERIFIED_FOR: "onnx-1.20"}, trial, weights, "onnx-1.20")
+    assert _is_outdated({VERIFIED_FOR: "onnx"}, trial, weights, OnnxRuntime(version="1.20"))
+    assert _is_outdated({"samples": 5}, trial, weights, OnnxRuntime(version="1.20"))  # of an earlier version of ours
+    assert not _is_outdated({"samples": 5}, trial, weights, OnnxRuntime())
+    assert not _is_outdated({VERIFIED_FOR: "onnx-1.20"}, trial, weights, OnnxRuntime(version="1.20"))
 
 
 @pytest.mark.slow  # downloads two packages of each runtime

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from objectives.accuracy import has_classes
-from objectives.layers import FLOAT_BITS, LowPrecision
+from objectives.layers import FLOAT_BITS, LowPrecision, inputs_of_file
 from objectives.trees import leaves, run, shape_words
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from objectives.trees import Tree
 
+COMPARED = 8  # inputs on which a file is compared with its network before a search (chosen)
 ROUNDED_STEPS = 255  # steps between the smallest and the largest value of a tensor that is rounded to 8 bits
 ROUNDING_FACTOR = 4  # times the noise of 8-bit rounding that a file may have, as it rounds elsewhere too (chosen)
 FLOAT_ERROR = 0.01  # error of a file without rounded inputs, relative to the standard deviation of the outputs (chosen)
@@ -81,6 +84,30 @@ class Comparison:
         shares = (self._right_in_torch, self._right_in_file, self._equal)
         names = ("top1_torch", "top1_file", "agreement_percent")
         return found | {name: 100 * share / self._counted for name, share in zip(names, shares, strict=True)}
+
+
+def compared(model: nn.Module, inputs: Tree, execute: Callable[[Tree], Tree]) -> dict[str, Any] | None:
+    """Return the noise of a file's answers to a few inputs; None if those of its network are not finite.
+
+    Parameters
+    ----------
+    model, inputs
+        The finished network on the CPU, and its inputs.
+    execute
+        Returns the answers of the file to inputs as the file takes them; not called if there is nothing to compare.
+
+    Returns
+    -------
+    dict
+        As `Comparison.record` returns it, without classes.
+    """
+    with torch.no_grad():
+        expected = run(model, inputs)
+    if not all(bool(tensor.isfinite().all()) for tensor in leaves(expected)):
+        return None
+    comparison = Comparison(model)
+    comparison.add(inputs, expected, execute(inputs_of_file(model, inputs)), None)
+    return comparison.record()
 
 
 class _Power:

@@ -157,8 +157,8 @@ def check_recipe(recipe: Recipe, model: nn.Module, inputs: Tree) -> None:
 def floats_note(spec: StudySpec) -> str:
     """Say that no axis makes integers, where the runtime of the study computes with them alone."""
     runtime = spec.runtime
-    of_integers = (axis for axis in spec.space.steps if isinstance(axis, BitWidths) and axis.runtime is not None)
-    if not getattr(runtime, "integers_only", False) or any(axis.runtime == runtime for axis in of_integers):
+    makes_integers = any(isinstance(axis, BitWidths) and axis.runtime == runtime for axis in spec.space.steps)
+    if makes_integers or not getattr(runtime, "integers_only", False):
         return ""
     return (
         f"no BitWidths(runtime={type(runtime).__name__}()) is among the axes, so the files compute in floating point, "

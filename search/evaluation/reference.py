@@ -10,14 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from objectives import SizeBytes
-from objectives.layers import inputs_of_file
 from objectives.objective import Foreseeable, Referenced
 from objectives.runtimes import ExportError
-from objectives.trees import at, leaves, moved, run
-from search.evaluation.comparison import Comparison
+from objectives.trees import at, moved
+from search.evaluation.comparison import COMPARED, compared
 from search.evaluation.context import Context
 from search.evaluation.first_checks import check_split
 from search.evaluation.subject import Subject
@@ -29,14 +26,15 @@ from search.study.records import TEACHER
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
+    import torch
     from optuna import Study
     from torch import nn
 
     from objectives import Limit, Objective
     from objectives.runtimes import Runtime
+    from objectives.trees import Tree
     from search.study.spec import StudySpec
 
-COMPARED = 8  # inputs with which the teacher's file is compared with the teacher (chosen)
 EXACT_DB = 60.0  # signal-to-noise ratio of rounding to 32-bit floats, at least; more is never asked for (chosen)
 
 
@@ -90,15 +88,15 @@ def _checked_export(subject: Subject, runtime: Runtime, path: Path) -> None:
     ExportError
         If they differ; those of all candidates would, and that would be found after the search.
     """
+
+    def execute(taken: Tree) -> Tree:
+        return runtime.load(path)(taken)
+
     subject.export(runtime, path)
     model, inputs = copy.deepcopy(subject.finished).cpu(), moved(at(subject.example, slice(COMPARED)), "cpu")
-    with torch.no_grad():
-        expected = run(model, inputs)
-    if not all(bool(tensor.isfinite().all()) for tensor in leaves(expected)):
+    found = compared(model, inputs, execute)
+    if found is None:
         return
-    comparison = Comparison(model)
-    comparison.add(inputs, expected, runtime.load(path)(inputs_of_file(model, inputs)), None)
-    found = comparison.record()
     bound = min(found["allowed_sqnr_db"], EXACT_DB)
     if not found["sqnr_db"] >= bound:
         raise ExportError(

@@ -6,7 +6,6 @@ front whose file fails would show only after the whole budget was spent on its t
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 import time
@@ -14,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
-import torch
 
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from objectives.runtimes.isolated_process import IsolatedProcess
-from objectives.trees import at, leaves, moved, run
-from search.evaluation.comparison import Comparison
+from objectives.trees import at, moved
+from search.evaluation.comparison import COMPARED, compared
 from search.study.console import console, track
 from search.study.cpu_profile import MEASURING
 from search.study.errors import raise_machine_fault
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from objectives.runtimes import Runtime
+    from objectives.trees import Tree
     from search.evaluation.context import Context
     from search.evaluation.subject import Subject
     from search.study.budget_clock import BudgetClock
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     Pair = tuple[int, int]
     Widths = Mapping[str, Pair]
 
-COMPARED = 8  # inputs on which a file is compared with its network (chosen)
 SLACK_DB = 10.0  # below what verification allows without classes: only gross faults count before training (chosen)
 MOST_TRIES, MOST_SECONDS = 40, 600.0  # files, and wall seconds without a time budget (chosen)
 TIME_SHARE = 0.1  # of a time budget that the tries may take (chosen)
@@ -57,20 +55,23 @@ def try_precisions(study: Study, context: Context, clock: BudgetClock | None = N
     precisions in turn, so that neighbors differ. Where a file fails twice, halves of the layers tell which ones are to
     blame. A study that began without the tries keeps what it offers, since parameters are places in that list.
     """
-    with context.workers.turn("the tries of precisions"):
-        if FAILING not in study.user_attrs and not _has_begun(study):
-            found: dict[str, list[Pair]] = {}
-            for axis in context.spec.space.steps:
-                if isinstance(axis, BitWidths) and all(hasattr(axis.runtime, name) for name in OF_RUNTIME):
-                    with context.cpu_profile.charge(MEASURING):
-                        for layer, pairs in _Tries(context.subject, axis, clock).failing().items():
-                            found[layer] = list({*found.get(layer, []), *pairs})
-            study.set_user_attr(FAILING, found)
+    if not _is_tried(study):  # hundreds of workers would wait for their turns
+        with context.workers.turn("the tries of precisions"):
+            if not _is_tried(study):
+                found: dict[str, list[Pair]] = {}
+                for axis in context.spec.space.steps:
+                    if isinstance(axis, BitWidths) and all(hasattr(axis.runtime, name) for name in OF_RUNTIME):
+                        with context.cpu_profile.charge(MEASURING):
+                            for layer, pairs in _Tries(context.subject, axis, clock).failing().items():
+                                found[layer] = list({*found.get(layer, []), *pairs})
+                study.set_user_attr(FAILING, found)
     leave_out_failing(study, context.subject)
 
 
-def _has_begun(study: Study) -> bool:
-    """Return whether a study, or its draft, holds parameters already."""
+def _is_tried(study: Study) -> bool:
+    """Return whether the tries are done, or it is too late: the study or its draft holds parameters already."""
+    if FAILING in study.user_attrs:
+        return True
     draft = study.study_name + DRAFT in optuna.get_all_study_names(storage=study._storage)  # noqa: SLF001 - no public name
     return draft or not {STARTED, DESIGNS}.isdisjoint(study.user_attrs) or bool(study.get_trials(deepcopy=False))
 
@@ -198,30 +199,24 @@ class _Tries:
     def _reason(self, widths: Widths) -> str:
         """Return why the file of the teacher at these precisions fails; an empty string if it does not."""
         self._tries += 1
-        subject, example = self._subject, moved(self._subject.example, "cpu")
+        runtime, subject, example = self._runtime, self._subject, moved(self._subject.example, "cpu")
         step = Quantize(tuple((name, *pair) for name, pair in {**self._rest, **widths}.items()), self._axis.grid)
         try:
-            quantized = step.apply(subject.model, subject.example).eval()
-            finished = copy.deepcopy(subject.finish(quantized)).cpu()
-            inputs = at(example, slice(COMPARED))
-            with torch.no_grad():
-                expected = run(finished, inputs)
-            if not all(bool(tensor.isfinite().all()) for tensor in leaves(expected)):
-                return ""
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"model.{self._runtime.suffix}"
-                self._runtime.export(finished, inputs_of_file(finished, example), path)
-                with IsolatedProcess(self._runtime, path) as file:
-                    answers = file(inputs_of_file(finished, inputs))
-            comparison = Comparison(finished)
-            comparison.add(inputs, expected, answers, None)
+            finished = subject.finish(step.apply(subject.model, subject.example).eval()).cpu()
+
+            def execute(inputs: Tree) -> Tree:
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / f"model.{runtime.suffix}"
+                    runtime.export(finished, inputs_of_file(finished, example), path)
+                    with IsolatedProcess(runtime, path) as file:
+                        return file(inputs)
+
+            found = compared(finished, at(example, slice(COMPARED)), execute)
         except ImportError:
             raise
         except Exception as error:  # noqa: BLE001 - a runtime may refuse a network in any way
             raise_machine_fault(error)
             return first_line(error)
-        found = comparison.record()
-        least = found["allowed_sqnr_db"] - SLACK_DB
-        if found["sqnr_db"] >= least:
+        if found is None or found["sqnr_db"] >= (least := found["allowed_sqnr_db"] - SLACK_DB):
             return ""
         return f"its signal-to-noise ratio is {found['sqnr_db']:.1f} dB, of at least {least:.1f}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from objectives.arena import HasSource
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
-from objectives.runtimes.names import WITH_VERSION, name_of
+from objectives.runtimes.names import name_of
 from objectives.trees import at, moved, shapes_of
 from search.results.confirm import confirmed_with
 from search.results.exported import PLAN_FILE, RECORD_FILE, STATE_FILE, described, ensure_replaceable
@@ -32,6 +32,7 @@ from spaces import deployed
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from objectives.runtimes import Runtime
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
 
@@ -124,13 +125,13 @@ def _unverified(
     return [
         (trial, weights)
         for trial, weights in members
-        if _is_outdated(read_record(record_path(folder, trial, runtime)), trial, weights, name_of(runtime))
+        if _is_outdated(read_record(record_path(folder, trial, runtime)), trial, weights, runtime)
     ]
 
 
-def _is_outdated(record: dict[str, Any], trial: FrozenTrial, weights: Path, runtime: str) -> bool:
+def _is_outdated(record: dict[str, Any], trial: FrozenTrial, weights: Path, runtime: Runtime) -> bool:
     """Return whether a verification record is missing, or belongs to other weights, or another version of a runtime."""
-    if record and record.get(VERIFIED_FOR, runtime if WITH_VERSION.fullmatch(runtime) is None else "") != runtime:
+    if record and record.get(VERIFIED_FOR, runtime.name) != name_of(runtime):
         return True
     if not record or not are_available(trial, weights):
         return not record

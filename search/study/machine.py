@@ -24,8 +24,12 @@ LEAST_MEMORY = 4 * 2**30  # bytes that a machine is taken to have if the system 
 @functools.cache
 def identity() -> tuple[str, str, str, int | None, tuple[str, ...]]:
     """Identify this machine: architecture, system, processor, number of cores, versions of the executing packages."""
-    versions = tuple(map(version_of, (*EXECUTING_PACKAGES, *filter(version_of, LATER_PACKAGES))))
+    versions = tuple(map(version_of, _packages()))
     return platform.machine(), platform.system(), _processor(), os.cpu_count(), versions
+
+
+def _packages() -> tuple[str, ...]:
+    return *EXECUTING_PACKAGES, *filter(version_of, LATER_PACKAGES)
 
 
 @functools.cache
@@ -41,8 +45,7 @@ def running_system() -> str:
 def words() -> str:
     """Describe this machine in one line."""
     architecture, system, processor, cores, versions = identity()
-    names = (*EXECUTING_PACKAGES, *filter(version_of, LATER_PACKAGES))
-    installed = [f"{name} {version}" for name, version in zip(names, versions, strict=True) if version]
+    installed = [f"{name} {version}" for name, version in zip(_packages(), versions, strict=True) if version]
     return ", ".join([processor or architecture, f"{cores} cores", system, *installed])
 
 

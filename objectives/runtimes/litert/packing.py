@@ -129,14 +129,16 @@ def _isolate_operators_of_one_grid(graph_module: fx.GraphModule) -> None:
                     reader.replace_input_with(node, product)
         elif node.target == ATEN.cat.default and not all(on_grid(one, mixed=True) for one in inputs):
             for source in [one for one in inputs if on_grid(one, mixed=True)]:
-                with graph.inserting_before(node):
-                    product = graph.call_function(ATEN.mul.Tensor, (source, _ALMOST_ONE))
-                node.replace_input_with(source, product)
+                _isolate(node, source)
         elif node.target == QUANTIZE and _is_part_of_floats(inputs[0]):
-            with graph.inserting_before(node):
-                product = graph.call_function(ATEN.mul.Tensor, (inputs[0], _ALMOST_ONE))
-            node.replace_input_with(inputs[0], product)
+            _isolate(node, inputs[0])
     graph_module.recompile()
+
+
+def _isolate(reader: fx.Node, source: fx.Node) -> None:
+    with reader.graph.inserting_before(reader):
+        product = reader.graph.call_function(ATEN.mul.Tensor, (source, _ALMOST_ONE))
+    reader.replace_input_with(source, product)
 
 
 def _is_part_of_floats(node: fx.Node) -> bool:

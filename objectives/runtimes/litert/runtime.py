@@ -57,6 +57,11 @@ class LiteRt:
         taken_widths(self.version, self.oldest)
 
     @property
+    def bits(self) -> tuple[int, ...]:
+        """Bits of the weights in a file, ascending."""
+        return taken_widths(self.version, self.oldest)
+
+    @property
     def name(self) -> str:
         """``litert``."""
         return "litert"
@@ -105,15 +110,14 @@ class LiteRt:
             zeros=10,
             mixed=189,
             ends=76,
-            floating_bits=taken_widths(self.version, self.oldest),
+            floating_bits=self.bits,
             integer_bits=(4, 8),
         )
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
         """Return the precisions of two-dimensional convolutions and of linear layers; see `Runtime`."""
         del groups
-        taken = taken_widths(self.version, self.oldest)
-        weights_only = tuple(Precision(bits, FLOAT_BITS) for bits in taken)
+        weights_only = tuple(Precision(bits, FLOAT_BITS) for bits in self.bits)
         return (*weights_only, *_INTEGER) if kind in {"Conv2d", "Linear"} else ()
 
     def export(self, model: nn.Module, example: Tree, path: Path) -> None:
@@ -128,7 +132,7 @@ class LiteRt:
         """
         require_eval_mode(model)
         packing = import_extra("litert", "objectives.runtimes.litert.packing")
-        storage = packing.LITERT.of_widths(taken_widths(self.version, self.oldest))
+        storage = packing.LITERT.of_widths(self.bits)
         path.write_bytes(packing.convert(model, example, storage))
 
     def load(self, path: Path) -> Callable[[Tree], Tree]:
