@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from search.study.front import trained
+from search.command_line import EXIT_STOPPED
+from search.study.front import trained, trained_count
 from tests.several import check, finished, folder_of_study, has_trained, opened, started, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -69,12 +71,19 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def test_the_workers_of_a_cluster_share_a_database(folder: Path, cluster: Cluster, postgresql: str) -> None:
-    # more trials than one worker does while the other starts
-    words = "run", "my_study.py:study", "--workers", "2", "--engine", "ray", "--trials", "16", "--storage", postgresql
-    printed = finished(started(folder, *words))
-    assert "Ray cluster of 3 machines, 2 cores" in printed
-    study = check(folder, 16, postgresql)
-    assert len({trial.user_attrs["worker"] for trial in trained(study)}) == 2
+    words = "run", "my_study.py:study", "--workers", "2", "--engine", "ray", "--storage", postgresql
+    process = started(folder, *words, "--trials", "2000")  # more than one worker does while the other starts
+    wait_until(lambda: has_trained(folder, 1, postgresql)() and len(trained_by(folder, postgresql)) == 2)
+    process.send_signal(signal.SIGINT)
+    assert "Ray cluster of 3 machines, 2 cores" in finished(process, EXIT_STOPPED)
+    done = trained_count(opened(folder, postgresql))
+    finished(started(folder, *words, "--trials", str(done + 1)))
+    check(folder, done + 1, postgresql)
+
+
+def trained_by(folder: Path, url: str) -> set[str]:
+    """Return the workers that have trained a candidate."""
+    return {trial.user_attrs["worker"] for trial in trained(opened(folder, url))}
 
 
 @pytest.mark.slow
