@@ -3,8 +3,8 @@
     python -m studies.random_files --runtime executorch --plans 10
     python -m studies.random_files --runtime litert --networks U-Net DenseNet --plans 3
 
-Plans draw pruning ratios, ranks and the precisions of the runtime at random, layer by layer. The networks are not
-trained. A file counts as right if its noise is at most that which verification allows. Sizes are predicted as in a
+Plans draw pruning ratios, ranks and the precisions of the runtime at random, layer by layer, without those that a study
+finds to fail before it searches. The networks are not trained. A file counts as right if its noise is at most that which verification allows. Sizes are predicted as in a
 study, calibrated on the file of the whole network. Rows are printed as they come; `--out FILE.csv` keeps them.
 """
 
@@ -23,13 +23,16 @@ import pandas as pd
 import torch
 from optuna.trial import FixedTrial
 
-from objectives import SizeBytes
+from objectives import Examples, SizeBytes
 from objectives.layers import inputs_of_file
 from objectives.runtimes import RUNTIMES, named
 from objectives.runtimes.isolated_process import IsolatedProcess
+from search import Splits, StudySpec
 from search.evaluation.comparison import COMPARED, compared
-from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures, deployed, with_plain_layers
-from spaces.network.normalizing import normalized
+from search.evaluation.context import Context
+from search.evaluation.subject import Subject
+from search.evaluation.tried_precisions import try_precisions
+from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 from studies.unlike_networks import NETWORKS, network_and_inputs
 
 if TYPE_CHECKING:
@@ -46,27 +49,46 @@ SHOWN_CHARACTERS = 200  # of a reason
 
 def rows(name: str, runtime: Runtime, plans: int, seed: int, path: Path) -> Iterator[dict[str, Any]]:
     """Yield what happened to the file of the whole network, and to those of each plan."""
-    network, inputs = network_and_inputs(name)
-    model = with_plain_layers(normalized(network, inputs)[0], inputs)
-    widths = BitWidths(runtime=runtime)
-    space = Space((PruneRatios(HIGHEST_RATIO, round_to=runtime.channels), Ranks(), widths), Temperatures())
-    anatomy, whole = space.trace(model, inputs), deployed(model, inputs)
+    spec = _study(name, runtime)
+    subject = Subject(spec, torch.device("cpu"))
+    inputs, space, whole = subject.example, spec.space, subject.finished
     first = _tried(whole, inputs, runtime, path)
     yield {"network": name, "plan": "whole"} | first
     if "bytes" not in first:
         return
     size = SizeBytes(runtime).calibrated(whole, lambda: first["bytes"])
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    started = time.perf_counter()
+    try_precisions(study, Context(spec, subject))
+    left_out = {layer.name: layer.failing for layer in subject.anatomy.layers if layer.failing}
+    yield {"network": name, "plan": "tries", "failed": f"left out: {left_out}" if left_out else "",
+           "seconds": time.perf_counter() - started}  # fmt: skip
+    widths = next(axis for axis in space.steps if isinstance(axis, BitWidths))
     for number in range(plans):
         trial = study.ask()
-        plan = space.suggest(trial, anatomy)
+        plan = space.suggest(trial, subject.anatomy)
         if number % 2:  # the same widths everywhere, as many plans have that a search finds
-            equal = widths.uniform(anatomy, 1.0 if number % 4 == 1 else 0.6)
-            plan = space.suggest(FixedTrial(trial.params | equal), anatomy)
-        finished = deployed(plan.apply(model, inputs).eval(), inputs)
+            equal = widths.uniform(subject.anatomy, 1.0 if number % 4 == 1 else 0.6)
+            plan = space.suggest(FixedTrial(trial.params | equal), subject.anatomy)
+        finished = subject.finish(subject.build(plan).eval())
         yield {"network": name, "plan": str(number), "predicted": size(finished)} | _tried(
             finished, inputs, runtime, path
         )
+
+
+def _study(name: str, runtime: Runtime) -> StudySpec:
+    """Return a study of the network, whose labels nothing reads."""
+    network, inputs = network_and_inputs(name)
+    examples = Examples(inputs, torch.zeros(len(inputs), dtype=torch.long))
+    axes = PruneRatios(HIGHEST_RATIO, round_to=runtime.channels), Ranks(), BitWidths(runtime=runtime)
+    return StudySpec(
+        name=name,
+        teacher=network,
+        splits=Splits(examples, examples, examples),
+        space=Space(axes, Temperatures()),
+        objectives=(SizeBytes(runtime),),
+        runtime=runtime,
+    )
 
 
 def _tried(finished: nn.Module, inputs: Tensor, runtime: Runtime, path: Path) -> dict[str, Any]:
@@ -93,7 +115,7 @@ def _tried(finished: nn.Module, inputs: Tensor, runtime: Runtime, path: Path) ->
 
 def summary(table: pd.DataFrame) -> str:
     """Return how many files failed, and the errors of predicted sizes by network."""
-    whole, planned = table[table.plan == "whole"], table[table.plan != "whole"]
+    whole, planned = table[table.plan == "whole"], table[~table.plan.isin(["whole", "tries"])]
     failed, without = (int((part.failed != "").sum()) for part in (planned, whole))
     errors = (planned.predicted / planned.bytes - 1).abs().dropna()
     by_network = errors.groupby(planned.network).agg(["median", "max"])
