@@ -77,9 +77,9 @@ def rows(name: str, runtime: Runtime, plans: int, seed: int, path: Path) -> Iter
 
 
 def _study(name: str, runtime: Runtime) -> StudySpec:
-    """Return a study of the network, whose labels nothing reads."""
+    """Return a study of the network, without labels."""
     network, inputs = network_and_inputs(name)
-    examples = Examples(inputs, torch.zeros(len(inputs), dtype=torch.long))
+    examples = Examples(inputs, None)
     axes = PruneRatios(HIGHEST_RATIO, round_to=runtime.channels), Ranks(), BitWidths(runtime=runtime)
     return StudySpec(
         name=name,
