@@ -9,6 +9,7 @@ from .macs import Macs
 from .objective import Limit, Metric, Objective
 from .outputs import answers
 from .parameters import Parameters
+from .preprocessing import LogMel, Preprocessing
 from .scores import Score
 from .size import SizeBytes
 
@@ -22,11 +23,13 @@ __all__ = [
     "Latency",
     "LatencyShare",
     "Limit",
+    "LogMel",
     "Loss",
     "Macs",
     "Metric",
     "Objective",
     "Parameters",
+    "Preprocessing",
     "Score",
     "SizeBytes",
     "Top1",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from objectives.decisions import Decision, Repeat, decisions_of
 from objectives.outputs import device_of
 from objectives.trees import Tree, at, leaves, moved, rebuilt, run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NOT_IN_NAMES = re.compile(r"\W+")  # what names of tensors in files cannot hold
 
@@ -83,6 +87,11 @@ def flat(model: nn.Module, example: Tree) -> FlatNetwork:
     if set(inputs) & set(outputs):  # in a file, a name belongs to one tensor
         outputs = [f"y_{name}" for name in outputs]
     return FlatNetwork(module, tuple(tensor.contiguous() for tensor in leaves(example)), inputs, outputs)
+
+
+def by_argument(module: nn.Module, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return one value for each tensor as `torch.export` takes them; those of ``*tensors`` are one argument."""
+    return tuple(inspect.signature(module.forward).bind(*values).arguments.values())
 
 
 def _contiguous(model: nn.Module) -> nn.Module:

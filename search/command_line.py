@@ -42,6 +42,10 @@ MEMBER = (
 GOAL_HELP = (
     "limits in words, separated by commas, such as '4x smaller, 2x faster, lose at most 1 point'; kept with the study"
 )
+IO_HELP = (
+    "inputs and outputs of the file: float32, int8 or uint8, and nchw or nhwc, such as uint8,nhwc (default: what "
+    "network and runtime have); scales and zero points are in verification.json"
+)
 ENGINES = "processes", "ray"
 WORKERS_HELP = "processes that search together (default: 1)"
 KEEP_HELP = "gigabytes that the study's folder may take; weights are removed for it, never those of the front; kept too"
@@ -136,7 +140,7 @@ COMMANDS = {
         "back in a new process and compared with the network; if they disagree, nothing is written. Next to it "
         "are plan.json, state.safetensors (from which search.export.rebuild restores the network), "
         "verification.json and README.md, a card that says what it is and how to load it.",
-        "--pick 'max top1 where size_bytes<=20000'",
+        "--pick 'max top1 where size_bytes<=20000' --io uint8,nhwc",
     ),
 }
 
@@ -242,6 +246,9 @@ def parser() -> argparse.ArgumentParser:
     add("--pick", metavar="MEMBER", help=f"member: {MEMBER}; default: goal if there is one, else knee")
     add("--out", help="folder of the files (default: export/ in the folder of the study)")
     add("--replace", action="store_true", help="overwrite the folder of an earlier export")
+    add("--io", default="", metavar="WORDS", help=IO_HELP)
+    add("--dynamic-size", action="store_true", help="let the file take images of any height and width")
+    add("--preprocessing", action="store_true", help="let the file do the preprocessing that the study names")
     add("--license", default="", metavar="NAME", help="license of the weights, for the card: such as apache-2.0")
     return whole
 

@@ -4,8 +4,9 @@
     python -m studies.random_files --runtime litert --networks U-Net DenseNet --plans 3
 
 Plans draw pruning ratios, ranks and the precisions of the runtime at random, layer by layer, without those that a study
-finds to fail before it searches. The networks are not trained. A file counts as right if its noise is at most that which verification allows. Sizes are predicted as in a
-study, calibrated on the file of the whole network. Rows are printed as they come; `--out FILE.csv` keeps them.
+finds to fail before it searches. The networks are not trained. A file counts as right if its noise is at most that
+which verification allows. Sizes are predicted as in a study, calibrated on the file of the whole network. Rows are
+printed as they come; `--out FILE.csv` keeps them.
 """
 
 from __future__ import annotations

@@ -7,36 +7,22 @@ slimfront run studies/speech_digits.py:board --set data=FOLDER_OF_THE_RECORDINGS
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
-import wave
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's usual name
 
-from objectives import ArenaBytes, Examples, Latency, LatencyShare, Limit, Macs, SizeBytes, Top1
+from objectives import ArenaBytes, Latency, LatencyShare, Limit, Macs, SizeBytes, Top1
 from objectives.runtimes import named
-from search import Budget, Recipe, Splits, StudySpec, trained
+from search import Budget, Recipe, StudySpec, trained
 from search.study.errors import UserError
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
+from studies.recordings import MELS, preprocessing, splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FOLDER_VARIABLE = "FSDD"  # environment variable with the folder of the .wav files
-CACHE = Path("runs/features")
-SAMPLE_RATE, CLIP_SECONDS = 8000, 1.0  # Hz, and the length to which a recording is cut or padded
-LARGEST_SAMPLE = 32768  # absolute value in a 16-bit recording
-WINDOW, HOP = 320, 160  # samples: 40 ms and 20 ms, which give 49 frames, as in MLPerf Tiny
-MELS = 20  # bands
-TEST_BELOW, VALIDATION_BELOW = 5, 10  # indices of a speaker's recordings: 0-4 are the test set of the data's authors
 MOST_SHIFT = 5  # frames, in the augmentation
 WIDEST_MASKS = 8, 4  # frames and bands, in the augmentation
 
@@ -154,6 +140,7 @@ def _study(name: str, network: Callable[[], nn.Module], data: str, trials: int, 
         confirmation=Recipe(epochs=12, batch_size=64),
         budget=Budget(trials=trials),
         runtime=file_runtime,
+        preprocessing=preprocessing(data),
     )
 
 
@@ -223,90 +210,3 @@ def deployed(
         limits=(Limit(latency, at_most=share), Limit(spec.objectives[0], at_least=least)),
         confirmation=Recipe(epochs=60, batch_size=64),
     )
-
-
-def splits(data: str = "") -> Splits[Examples]:
-    """Return recordings 10-49 of every speaker and digit for training, 5-9 for validation, 0-4 for test.
-
-    Inputs are log-mel features (B, 1, 49, 20), standardized with the mean and the deviation of the training set.
-
-    Raises
-    ------
-    UserError
-        If the folder holds no recordings.
-    """
-    inputs, labels, indices = _features(_folder(data))
-    train = indices >= VALIDATION_BELOW
-    validation = (indices >= TEST_BELOW) & ~train
-    inputs = (inputs - inputs[train].mean()) / inputs[train].std()
-    return Splits(*(Examples(inputs[part], labels[part]) for part in (train, validation, indices < TEST_BELOW)))
-
-
-def _folder(data: str) -> Path:
-    given = data or os.environ.get(FOLDER_VARIABLE, "")
-    folder = Path(given) / "recordings" if (Path(given) / "recordings").is_dir() else Path(given)
-    if not given or not any(folder.glob("*_*_*.wav")):
-        raise UserError(
-            f"no recordings such as 0_george_0.wav in {given or 'the current folder'}; clone the Free Spoken Digit "
-            f"Dataset and give its folder with --set data=FOLDER or the environment variable {FOLDER_VARIABLE}"
-        )
-    return folder
-
-
-def _features(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log-mel features (N, 1, T, M), digits (N,) and indices of recordings (N,); all are cached on disk."""
-    paths = sorted(folder.glob("*_*_*.wav"))
-    stamp = (
-        "".join(f"{path.name}{path.stat().st_size}" for path in paths)
-        + f"{SAMPLE_RATE}{CLIP_SECONDS}{WINDOW}{HOP}{MELS}"
-    )
-    cached = CACHE / f"fsdd-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.safetensors"
-    if not cached.exists():
-        signals = torch.stack([_signal(path) for path in paths])
-        names = [path.stem.split("_") for path in paths]
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        features = {
-            "inputs": log_mel(signals)[:, None].contiguous(),
-            "labels": torch.tensor([int(digit) for digit, _, _ in names]),
-            "indices": torch.tensor([int(index) for _, _, index in names]),
-        }
-        unfinished = cached.with_suffix(f".{os.getpid()}")
-        save_file(features, unfinished)
-        unfinished.replace(cached)
-    features = load_file(cached)
-    return features["inputs"], features["labels"], features["indices"]
-
-
-def _signal(path: Path) -> Tensor:
-    """Return one second of a mono 16-bit recording in [-1, 1], cut or padded by the same length at both ends."""
-    with wave.open(str(path)) as file:
-        if file.getframerate() != SAMPLE_RATE or file.getnchannels() != 1 or file.getsampwidth() != 2:  # noqa: PLR2004
-            raise UserError(f"recordings must be mono, 16 bit and {SAMPLE_RATE} Hz, but {path} is not; convert it")
-        samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-    signal = torch.from_numpy(samples.astype(np.float32)) / LARGEST_SAMPLE
-    missing = int(SAMPLE_RATE * CLIP_SECONDS) - len(signal)
-    if missing >= 0:
-        return F.pad(signal, (missing // 2, missing - missing // 2))
-    return signal[-missing // 2 : -missing // 2 + int(SAMPLE_RATE * CLIP_SECONDS)]
-
-
-def log_mel(signals: Tensor) -> Tensor:
-    """Return log-mel energies (N, frames, mels) of signals (N, samples)."""
-    spectrum = torch.stft(
-        signals, WINDOW, HOP, window=torch.hann_window(WINDOW), center=False, return_complex=True
-    ).abs()
-    return torch.log(torch.einsum("nft,fm->ntm", spectrum.square(), mel_filters()) + 1e-6)
-
-
-def mel_filters() -> Tensor:
-    """Return triangular filters (frequencies, mels), evenly spaced on the mel scale from 20 Hz to half of the rate."""
-    edges = torch.linspace(_mel(20.0), _mel(SAMPLE_RATE / 2), MELS + 2)
-    hertz = 700 * (10 ** (edges / 2595) - 1)
-    frequencies = torch.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]
-    rising = (frequencies - hertz[:-2]) / (hertz[1:-1] - hertz[:-2])
-    falling = (hertz[2:] - frequencies) / (hertz[2:] - hertz[1:-1])
-    return torch.minimum(rising, falling).clamp_min(0)
-
-
-def _mel(hertz: float) -> float:
-    return 2595 * math.log10(1 + hertz / 700)

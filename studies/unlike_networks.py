@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 
-from studies.speech_digits import MELS, Crnn
+from studies.recordings import MELS
+from studies.speech_digits import Crnn
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,6 +22,7 @@ from search.results.confirm import weights_of
 from search.results.export import VerificationTime, export, verify_front
 from search.results.exported import rebuild
 from search.results.file_records import record_path
+from search.results.interface import Interface
 from search.results.recorded import restored
 from search.results.verification import Disagreement, record_words, verify
 from search.study.budget_clock import BudgetClock
@@ -190,7 +191,12 @@ def test_a_changed_file_fails_its_verification(
         r"agree on .*% of 100 samples; nothing was written"
     )
     with pytest.raises(Disagreement, match=message):
-        verify(network, path, shared.spec, teacher_file(shared.subject, shared.spec.runtime, home))
+        verify(
+            Interface(network, shared.spec.splits.validation),
+            path,
+            shared.spec,
+            teacher_file(shared.subject, shared.spec.runtime, home),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from objectives.runtimes import named
 from search.evaluation.reference import teacher_file
 from search.results.confirm import confirm, weights_of
-from search.results.export import export
+from search.results.export import Asked, export
 from search.study.front import front
 from tests.small_study import context, searched, study
 
@@ -39,7 +39,7 @@ def card_of(found: Study, home: Path, out: Path, runtime: str = "onnx", license_
     shared = context(dataclasses.replace(study(3), runtime=named(runtime)))
     trial = front(found)[0]
     reference = teacher_file(shared.subject, shared.spec.runtime, home)
-    export(trial, shared, weights_of(home, trial), out, reference, license_name)
+    export(trial, shared, weights_of(home, trial), out, reference, Asked(license_name=license_name))
     return (out / "README.md").read_text()
 
 

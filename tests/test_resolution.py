@@ -483,12 +483,12 @@ def test_a_member_is_shown_exported_verified_and_rebuilt(found: Study, home: Pat
     assert home / "report" / f"plan-{member.number}.png" in written
     record = export(member, context, state_path(home, member.number), home / "out", reference)
     assert record["agreement_percent"] >= 99
-    assert record["file_input_shape"] == [1, *((8, 8) if in_file else size.size)]
+    assert record["file_inputs"][0]["shape"] == [1, *((8, 8) if in_file else size.size)]
     inputs = splits().validation.inputs
     again = rebuild(Pooled(), home / "out")
     with torch.no_grad():
         assert torch.equal(again(inputs), network(inputs))
         taken = inputs_of_file(again, inputs)
-        assert list(taken.shape[1:]) == record["file_input_shape"]
+        assert list(taken.shape[1:]) == record["file_inputs"][0]["shape"]
         answers = OnnxRuntime().load(home / "out" / "model.onnx")(taken)
     assert (answers.argmax(1) == network(inputs).argmax(1)).double().mean() >= 0.99

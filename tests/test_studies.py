@@ -13,7 +13,7 @@ from objectives import Examples, Macs, Parameters
 from search import Splits
 from search.study.errors import UserError
 from spaces import with_plain_layers
-from studies import digits, fashion_mnist, moving_digits, speech_digits
+from studies import digits, fashion_mnist, moving_digits, recordings, speech_digits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,16 +75,16 @@ def test_fashion_mnist_is_standardized_and_split() -> None:
 
 
 def test_a_tone_lies_in_the_mel_band_of_its_frequency() -> None:
-    seconds = torch.arange(speech_digits.SAMPLE_RATE) / speech_digits.SAMPLE_RATE
+    seconds = torch.arange(recordings.SAMPLE_RATE) / recordings.SAMPLE_RATE
     hertz = 1000.0
-    mels = speech_digits.log_mel(torch.sin(2 * torch.pi * hertz * seconds)[None])
-    assert mels.shape == (1, 49, speech_digits.MELS)
-    band = speech_digits.mel_filters()[round(hertz / speech_digits.SAMPLE_RATE * speech_digits.WINDOW)].argmax()
+    mels = recordings.log_mel(torch.sin(2 * torch.pi * hertz * seconds)[None])
+    assert mels.shape == (1, 49, recordings.MELS)
+    band = recordings.mel_filters()[round(hertz / recordings.SAMPLE_RATE * recordings.WINDOW)].argmax()
     assert (mels[0].argmax(1) == band).all()
 
 
 def test_mel_filters_add_up_to_about_one_at_every_frequency() -> None:
-    filters = speech_digits.mel_filters()
+    filters = recordings.mel_filters()
     middle = filters[4:-12].sum(1)
     assert ((middle > 0.5) & (middle <= 1.001)).all()
 
@@ -102,7 +102,7 @@ def test_the_error_for_a_folder_without_recordings_names_the_setting(tmp_path: P
         "with --set data=FOLDER or the environment variable FSDD"
     )
     with pytest.raises(UserError, match=re.escape(expected)):
-        speech_digits.splits(str(tmp_path))
+        recordings.splits(str(tmp_path))
 
 
 def test_a_network_that_the_study_for_boards_does_not_have_is_named() -> None:
@@ -111,17 +111,18 @@ def test_a_network_that_the_study_for_boards_does_not_have_is_named() -> None:
 
 
 def test_recordings_are_split_by_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = os.environ.get(speech_digits.FOLDER_VARIABLE)
+    folder = os.environ.get(recordings.FOLDER_VARIABLE)
     if not folder:
         pytest.skip("the environment variable FSDD does not name the folder of the recordings")
-    monkeypatch.setattr(speech_digits, "CACHE", tmp_path)
-    data_splits = speech_digits.splits(folder)
+    monkeypatch.setattr(recordings, "CACHE", tmp_path)
+    data_splits = recordings.splits(folder)
     assert [len(part) for part in (data_splits.train, data_splits.validation, data_splits.test)] == [2400, 300, 300]
 
 
 def test_every_axis_acts_on_the_recurrent_layer_of_the_spoken_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = Examples(torch.randn(20, 1, 49, speech_digits.MELS), torch.arange(20) % 10)
+    some = Examples(torch.randn(20, 1, 49, recordings.MELS), torch.arange(20) % 10)
     monkeypatch.setattr(speech_digits, "splits", lambda _: Splits(some, some, some))
+    monkeypatch.setattr(speech_digits, "preprocessing", lambda _: None)
     monkeypatch.setattr(speech_digits, "trained", lambda network, *_, **__: network.eval())
     spec = speech_digits.crnn(runtime="onnx")
     anatomy = spec.space.trace(with_plain_layers(spec.teacher, some.inputs), some.inputs)

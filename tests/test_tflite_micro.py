@@ -104,7 +104,7 @@ def test_an_arena_whose_use_ends_the_interpreter_is_too_small(tmp_path: Path, mo
     program.write_text(
         "import os, sys\n"
         "for line in sys.stdin:\n"
-        "    int(line) < 1_000_000 and os.kill(os.getpid(), 11)\n"
+        "    int(line.split()[0]) < 1_000_000 and os.kill(os.getpid(), 11)\n"
         "    print('starts', flush=True)\n"
     )
     monkeypatch.setattr(arena_tries, "PROGRAM", program)

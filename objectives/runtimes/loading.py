@@ -30,8 +30,8 @@ def filled(code: str, inputs: Tree, arena: int = 0) -> str:
     Parameters
     ----------
     code
-        The lines, in which ``$shape`` is replaced by sizes such as ``1, 3, 32, 32``, ``$zeros`` by tensors of torch,
-        and ``$arena`` by bytes of RAM.
+        The lines, in which ``$shape`` is replaced by sizes such as ``1, 3, 32, 32``, ``$shapes`` by a list of those of
+        all inputs, ``$zeros`` by tensors of torch, and ``$arena`` by bytes of RAM.
     inputs
         Inputs of the file.
     arena
@@ -39,5 +39,5 @@ def filled(code: str, inputs: Tree, arena: int = 0) -> str:
     """
     tensors = leaves(inputs)
     zeros = ", ".join(f"torch.zeros({', '.join(map(str, one.shape))}, dtype={one.dtype})" for one in tensors)
-    shape = ", ".join(map(str, tensors[0].shape))
-    return Template(code).substitute(shape=shape, zeros=zeros, arena=arena).strip()
+    shape, shapes = ", ".join(map(str, tensors[0].shape)), [list(one.shape) for one in tensors]
+    return Template(code).substitute(shape=shape, shapes=shapes, zeros=zeros, arena=arena).strip()

@@ -6,6 +6,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from objectives.trees import Tree
 
 
+PLACE_IN_CODE = re.compile(r"\S+\.py:\d+:\d+: error: ")  # of a library, which a user cannot act on
 MOST_THREADS = 1024  # of one inference (chosen); more is a slip, and may end the process
 
 
@@ -187,6 +189,7 @@ def export_error(model: nn.Module, form: str, error: BaseException) -> ExportErr
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).strip().partition("\n")[0].split())
+    text = PLACE_IN_CODE.sub("", text)
     if "data-dependent" in text:
         text = (
             "its forward pass decides on values that depend on its inputs, as in `if x.any()`, but a file computes "

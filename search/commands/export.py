@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from objectives.runtimes.ends import form_of
 from search.commands.loading import opened
 from search.commands.showing import members_of
 from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import prepared
 from search.evaluation.tried_precisions import leave_out_failing
 from search.results.confirm import weights_of
-from search.results.export import export
+from search.results.export import Asked, export
 from search.results.exported import ensure_replaceable
 from search.results.pick import pick
 from search.results.verification import record_words
 from search.study.console import results_console
+from search.study.errors import UserError
 from search.study.files import ensure_writable
 from search.study.machine import device_named
 from search.study.marks import recover
@@ -28,6 +30,10 @@ def command(options: argparse.Namespace) -> int:
     """Write one member of the front as a verified file; return the exit code."""
     study, spec, folder = opened(options)
     trial = pick(study, spec, members_of(study, spec, folder), options.pick or ("goal" if spec.goal else "knee"))
+    try:
+        form = form_of(options.io, free_size=options.dynamic_size)
+    except ValueError as error:
+        raise UserError(f"--io: {error}") from error
     out = Path(options.out) if options.out else folder / "export"
     recover(out)
     ensure_replaceable(out, replace=options.replace)
@@ -35,7 +41,8 @@ def command(options: argparse.Namespace) -> int:
     context, reference = prepared(spec, device_named(options.device), folder)
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
-    record = export(trial, context, weights_of(folder, trial), out, reference, options.license)
+    asked = Asked(form, options.preprocessing, options.license)
+    record = export(trial, context, weights_of(folder, trial), out, reference, asked)
     results_console.print(f"trial {trial.number}: {record_words(record)}")
     results_console.print(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
     for path in sorted(out.iterdir()):

@@ -7,16 +7,18 @@ import statistics
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from objectives.arena import HasSource
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
+from objectives.runtimes.ends import Form
 from objectives.runtimes.names import name_of
 from objectives.trees import at, moved, shapes_of
 from search.results.confirm import confirmed_with
 from search.results.exported import PLAN_FILE, RECORD_FILE, STATE_FILE, described, ensure_replaceable
 from search.results.file_records import read_record, record_path
+from search.results.interface import Interface, interface
 from search.results.plan_json import encode
 from search.results.recorded import ensure_as_recorded, recorded, restored
 from search.results.verification import Disagreement, verify
@@ -95,7 +97,8 @@ def verify_front(
                     finished = deployed(model, example)
                     ensure_as_recorded(trial, weights, model, finished, spec)
                     spec.runtime.export(finished, inputs_of_file(model, example), path)
-                    record = verify(model, path, spec, reference) | {WEIGHTS: sha256(weights)}
+                    used = Interface(model, spec.splits.validation)
+                    record = verify(used, path, spec, reference) | {WEIGHTS: sha256(weights)}
                     save_json(
                         record_file,
                         record | {VERIFICATION_SECONDS: passed_since(started), VERIFIED_FOR: name_of(spec.runtime)},
@@ -176,8 +179,29 @@ class VerificationTime:
         return statistics.median(self._seconds) * len(pending) if self._seconds else 0.0
 
 
+class Asked(NamedTuple):
+    """What is asked of an exported file.
+
+    Attributes
+    ----------
+    form
+        The numbers at its ends.
+    preprocessing
+        Whether it does the preprocessing of the study.
+    license_name
+        The license of the weights, for the card.
+    """
+
+    form: Form = Form()
+    preprocessing: bool = False
+    license_name: str = ""
+
+
+AS_IT_IS = Asked()
+
+
 def export(
-    trial: FrozenTrial, context: Context, weights: Path, folder: Path, reference: Path, license_name: str = ""
+    trial: FrozenTrial, context: Context, weights: Path, folder: Path, reference: Path, asked: Asked = AS_IT_IS
 ) -> dict[str, Any]:
     """Write the model and what describes it; the folder appears once all is verified.
 
@@ -194,8 +218,8 @@ def export(
         The folder of the files and their mark; replaced as a whole.
     reference
         The teacher's file, to compare the latency with.
-    license_name
-        The license of the weights, for the card.
+    asked
+        What is asked of the file.
 
     Returns
     -------
@@ -218,11 +242,12 @@ def export(
     example, name = moved(context.subject.example, "cpu"), f"model.{spec.runtime.suffix}"
     finished = deployed(model, example)
     ensure_as_recorded(trial, weights, model, finished, spec)
+    used, shipped, inputs = interface(model, finished, spec, asked.form, preprocessing=asked.preprocessing)
     with unfinished_folder(folder.parent, folder.name) as unfinished:
-        spec.runtime.export(finished, inputs_of_file(model, example), unfinished / name)
+        spec.runtime.export(shipped, inputs, unfinished / name)
         if isinstance(spec.runtime, HasSource):
             (unfinished / SOURCE_FILE).write_text(spec.runtime.c_source(unfinished / name))
-        record = verify(model, unfinished / name, spec, reference)
+        record = verify(used, unfinished / name, spec, reference)
         values = trial.user_attrs[VALUES]
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}
         content = {"plan": encode(plan), "words": plan.words(), "parameters": trial.params,
@@ -230,8 +255,8 @@ def export(
         save_json(unfinished / PLAN_FILE, content)
         save_json(unfinished / RECORD_FILE, record)
         save_state(model, unfinished / STATE_FILE)
-        first = inputs_of_file(model, at(example, slice(1)))
-        write_card(unfinished, trial, plan, context, record, first, confirmed_with(weights, trial), license_name)
+        first, confirmed = at(inputs, slice(1)), confirmed_with(weights, trial)
+        write_card(unfinished, trial, plan, context, record, first, confirmed, asked.license_name)
         set_mark(unfinished, EXPORT, digests_of(unfinished))
         ensure_replaceable(folder, replace=True)  # much may have been put there meanwhile
         replace_folder(unfinished, folder)

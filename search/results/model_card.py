@@ -82,11 +82,28 @@ def _description(trial: FrozenTrial, context: Context, record: dict[str, Any]) -
     goal = f" Its goal: {spec.goal}." if spec.goal else ""
     words = (
         f"`model.{suffix}` is {given}, made smaller by slimfront {version_of('slimfront') or '(a checkout)'} in the "
-        f"study {spec.name!r} (seed {spec.seed}).{goal} Runtime: {spec.runtime.name}{versions}. It takes examples of "
-        f"shape {record['file_input_shape']}, prepared as in training. It was verified from the file, on: "
-        f"{record['machine']}."
+        f"study {spec.name!r} (seed {spec.seed}).{goal} Runtime: {spec.runtime.name}{versions}. It was verified from "
+        f"the file, on: {record['machine']}."
     )
-    return [f"# {spec.name}, trial {trial.number}", words]
+    return [f"# {spec.name}, trial {trial.number}", words, "## Inputs and outputs", _ends(record)]
+
+
+def _ends(record: dict[str, Any]) -> str:
+    """Return what the file takes and gives."""
+    inputs, outputs = record["file_inputs"], record["file_outputs"]
+    rows = [("input", one) for one in inputs] + [("output", one) for one in outputs]
+    lines = ["| | type | shape of one example | codes |", "|---|---|---|---|"]
+    for name, one in rows:
+        shape = f"{one['shape']}{', ' + one['order'] if 'order' in one else ''}"
+        codes = f"number = (code - {one['zero_point']}) x {one['scale']:.9g}" if "scale" in one else "none"
+        lines.append(f"| {name} | {one['type']} | {shape} | {codes} |")
+    prepared = (
+        f"The file prepares its inputs itself: `{record['preprocessing']}`."
+        if "preprocessing" in record
+        else "Prepare the numbers of the inputs as in training."
+    )
+    sizes = " Images may have any height and width that the network takes." if record.get("dynamic_size") else ""
+    return "\n".join(lines) + f"\n\n{prepared}{sizes}"
 
 
 def _costs(trial: FrozenTrial, record: dict[str, Any]) -> str:

@@ -110,7 +110,7 @@ def ensure_as_recorded(
             allowed = max(LARGEST_TOP1_DIFFERENCE, FEW_EXAMPLES * 100 / len(validation))
             same = abs(value - before) <= allowed + FLOAT_TOLERANCE
         else:
-            same = is_near(metric, value, before, model, spec)
+            same = is_near(metric, value, before, model, spec.splits.validation)
         if not same:
             raise UserError(
                 f"{metric.name} of the network of trial {trial.number} is {value:.5g}, but {before:.5g} was recorded "

@@ -11,12 +11,12 @@ from torch import nn
 
 from objectives import Agreement, Loss, Metric, Top1, TopK
 from objectives.arena import HasArena
-from objectives.layers import inputs_of_file
 from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.runtimes.versions import HasVersions
-from objectives.trees import at, leaves, rebuilt, run, shapes_of
+from objectives.trees import at, leaves, rebuilt, run
 from search.evaluation.comparison import Comparison, Rounded
 from search.results.file_records import ARENA
+from search.results.interface import Interface, ensure_free_sizes
 from search.study import machine
 from search.study.errors import UserError
 from spaces import Imitations
@@ -63,13 +63,13 @@ class FromFile(nn.Module):
         return found if self.structure is None else rebuilt(self.structure, leaves(found))
 
 
-def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
+def verify(used: Interface, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
     """Load a file in a new process, run the validation split through it, and compare it with the torch network.
 
     Parameters
     ----------
-    model
-        The trained network, in evaluation mode, on the CPU.
+    used
+        The trained network, in evaluation mode, on the CPU, and what the file takes and gives.
     path
         Its exported file.
     spec
@@ -82,8 +82,8 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
     dict
         Every metric of the study as `<name>_torch` and `<name>_file`, for class labels also `top1`; the percentage of
         equal answers, the signal-to-quantization-noise ratio in dB, bytes, for TFLite Micro those of its RAM, the
-        oldest version of the runtime that takes the file, as far as older ones were tried, the shape of one input of
-        the file, latency, and the machine.
+        oldest version of the runtime that takes the file, as far as older ones were tried, types, shapes and grids of
+        the inputs and outputs of the file, latency, and the machine.
 
     Raises
     ------
@@ -94,16 +94,15 @@ def verify(model: nn.Module, path: Path, spec: StudySpec, reference: Path) -> di
         such rounding. Networks without rounded inputs may have 1% of the standard deviation of the outputs as noise.
     """
     with IsolatedProcess(spec.runtime, path) as file:
-        return _verified(model, file, path, spec, reference)
+        return _verified(used, file, path, spec, reference)
 
 
-def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
+def _verified(used: Interface, file: IsolatedProcess, path: Path, spec: StudySpec, reference: Path) -> dict[str, Any]:
     """Return the record of a file that runs in another process; see `verify`."""
-    examples: Data = spec.splits.validation
-    first = at(spec.example(), slice(1))
+    examples, model = used.examples, used.network
+    first = examples.example()
     with torch.no_grad():
-        file_model = FromFile(lambda inputs: file(inputs_of_file(model, inputs)), run(model, first))
-    taken = inputs_of_file(model, first)
+        file_model = FromFile(lambda inputs: used.give(file(used.take(inputs))), run(model, first))
     comparison = Comparison(model, of_classes=_has_classes(spec))
     for inputs, labels in examples.batches():
         with torch.no_grad():
@@ -119,11 +118,12 @@ def _verified(model: nn.Module, file: IsolatedProcess, path: Path, spec: StudySp
         **({ARENA: spec.runtime.arena_bytes(path)} if isinstance(spec.runtime, HasArena) else {}),
         **({OLDEST_VERSION: spec.runtime.oldest_version(path)} if isinstance(spec.runtime, HasVersions) else {}),
         "teacher_file_bytes": reference.stat().st_size,
-        "file_input_shape": shapes_of(taken),
-        "latency": dataclasses.asdict(file.compare(reference, first, own=taken)),
+        **used.record(path, spec.runtime, file),
+        "latency": dataclasses.asdict(file.compare(reference, at(spec.example(), slice(1)), own=used.take(first))),
         "machine": machine.words(),
     }
-    _require_agreement(record, model, spec)
+    _require_agreement(record, used, spec)
+    ensure_free_sizes(used, file)
     return record
 
 
@@ -163,7 +163,7 @@ def _agreement_words(record: dict[str, Any]) -> str:
     return f"agreement {record['agreement_percent']:.2f}% of {record['samples']}"
 
 
-def _require_agreement(record: dict[str, Any], model: nn.Module, spec: StudySpec) -> None:
+def _require_agreement(record: dict[str, Any], used: Interface, spec: StudySpec) -> None:
     """Raise `Disagreement` if the values of file and torch network differ by more than the tolerances."""
     pairs = {name.removesuffix("_file"): (value, record[name.removesuffix("_file") + "_torch"])
              for name, value in record.items() if name.endswith("_file")}  # fmt: skip
@@ -176,7 +176,9 @@ def _require_agreement(record: dict[str, Any], model: nn.Module, spec: StudySpec
     else:
         metrics = {one.name: one for one in spec.measured if isinstance(one, Metric)}
         agrees = record["sqnr_db"] >= record["allowed_sqnr_db"] - FLOAT_TOLERANCE
-        agrees = agrees and all(is_near(metrics[name], *values, model, spec) for name, values in pairs.items())
+        agrees = agrees and all(
+            is_near(metrics[name], *values, used.network, used.examples) for name, values in pairs.items()
+        )
         how = f"have a signal-to-noise ratio of {record['sqnr_db']:.1f} dB, of at least {record['allowed_sqnr_db']:.1f}"
     if not agrees:
         shown = ", ".join(f"{name} is {a:.5g} instead of {b:.5g}" for name, (a, b) in pairs.items())
@@ -186,11 +188,11 @@ def _require_agreement(record: dict[str, Any], model: nn.Module, spec: StudySpec
         )
 
 
-def is_near(metric: Metric, found: float, expected: float, model: nn.Module, spec: StudySpec) -> bool:
+def is_near(metric: Metric, found: float, expected: float, model: nn.Module, examples: Data) -> bool:
     """Return whether a metric of a network or its file is the expected one, but for what rounding to 8 bits changes."""
     difference = abs(found - expected)
     if difference <= LARGEST_RELATIVE_DIFFERENCE * abs(expected) + FLOAT_TOLERANCE:
         return True
     if not math.isfinite(difference):
         return False
-    return difference <= ROUNDING_SHARE * abs(metric.on(spec.splits.validation)(Rounded(model)) - expected)
+    return difference <= ROUNDING_SHARE * abs(metric.on(examples)(Rounded(model)) - expected)

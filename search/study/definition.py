@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
 
 # Settings that do not change the result of a trial: how long the study runs, who proposes its plans, what follows the
-# search, the test split, which only `confirm` reads, and the text of the goal, whose limits are compared.
-SETTINGS_WITHOUT_EFFECT = ("budget", "sampler", "confirmation", "runtime", "splits.test", "goal")
+# search, the test split, which only `confirm` reads, the text of the goal, whose limits are compared, and what is put
+# before the network in an exported file.
+SETTINGS_WITHOUT_EFFECT = ("budget", "sampler", "confirmation", "runtime", "splits.test", "goal", "preprocessing")
 REMOVED_SETTINGS = ("start.seconds", "sampler")  # version 0.1 stored them
 _LAZY = "no values yet"  # in place of the digest of a weight that is not initialized
 MODULE_PREFIX = re.compile(r"[A-Za-z_]\w*\.(?=[A-Za-z_])")  # version 0.1 stored it before the names of classes

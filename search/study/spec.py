@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from torch import Generator, Tensor, nn
 
-    from objectives import Data, Limit, Objective
+    from objectives import Data, Limit, Objective, Preprocessing
     from objectives.runtimes import Runtime
     from spaces import Space
 
@@ -177,6 +177,8 @@ class StudySpec:
         The base seed of all random draws; with one worker, the same seed gives the same plans and the same values.
     goal
         Further limits in words, such as "4x smaller, 2x faster, lose at most 1 point" (see `search.study.goal`).
+    preprocessing
+        What a device does with what its sensor gives; `export --preprocessing` puts it in the file.
     """
 
     name: str
@@ -195,6 +197,7 @@ class StudySpec:
     calibration: int = 256
     seed: int = 0
     goal: str = ""
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail only after the study has started."""

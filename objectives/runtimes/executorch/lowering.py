@@ -5,7 +5,7 @@ Import this module only where the ``executorch`` extra is installed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -14,31 +14,35 @@ from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_
 from torch import fx
 
 from objectives.flat import flat
+from objectives.runtimes.ends import WithEnds, free_dimensions, network_of
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.executorch.packing import packing
 from objectives.runtimes.passes.constants import constant
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
-from objectives.runtimes.passes.integers import INTEGER_LAYERS, first_of, integer_graph
+from objectives.runtimes.passes.integers import INTEGER_LAYERS, exported, first_of, integer_graph
 from objectives.runtimes.runtime import export_error, silence
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from objectives.trees import Tree
 
 _MEAN, _CONCATENATION = torch.ops.aten.mean.dim, torch.ops.aten.cat.default
 _IMAGE_DIMENSIONS = 4  # of a batch of images: N, C, H, W
+UNITS = 32, 16, 8, 4, 2  # of which free sizes are multiples: the strides of networks (chosen)
+LARGER = 2  # times as large as the example may images be (chosen)
 _ALL_ARGUMENTS = 3  # number of arguments, of a layer (input, weight, bias) and of a mean (input, dimensions, keepdim)
 
 
 def lower(model: nn.Module, example: Tree) -> tuple[bytes, list[str]]:
     """Return the bytes of the file, and the operators that XNNPACK does not execute; see `Runtime.export`."""
-    network = flat(model, example)
+    network = flat(model.of_arithmetic() if isinstance(model, WithEnds) else model, example)
     with silence(), torch.no_grad(), packing():
         try:
-            graph_module = integer_graph(network.module, network.example, mixed=False)
+            sizes = _free_sizes(model, network.example)
+            graph_module = integer_graph(network.module, network.example, mixed=False, sizes=sizes)
             _complete(graph_module)
-            program = torch.export.export(graph_module, first_of(network.example), strict=False)
+            program = exported(graph_module, first_of(network.example), sizes)
             edge = to_edge_transform_and_lower(
                 program,
                 partitioner=[XnnpackPartitioner()],
@@ -51,7 +55,27 @@ def lower(model: nn.Module, example: Tree) -> tuple[bytes, list[str]]:
         except ExportError:
             raise
         except Exception as error:  # the exporter raises exceptions of any type
-            raise export_error(model, "an ExecuTorch", error) from error
+            raise export_error(network_of(model), "an ExecuTorch", error) from error
+
+
+def _free_sizes(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...] | None:
+    """Return the sizes that the file takes where it takes several; None otherwise.
+
+    Memory is planned when the file is written, so that they have a bound: twice the size of the example. They are
+    multiples of a number that divides this size, since networks with strides take no others.
+    """
+    places = [free_dimensions(model, tensor) for tensor in example]
+    if not any(places):
+        return None
+    found: list[dict[int, Any]] = []
+    for number, (tensor, dimensions) in enumerate(zip(example, places, strict=True)):
+        found.append({})
+        for dimension in dimensions:
+            size = tensor.shape[dimension]
+            unit = next(unit for unit in (*UNITS, 1) if size % unit == 0 and size >= 2 * unit)
+            count = torch.export.Dim(f"size_{number}_{dimension}", min=1, max=LARGER * size // unit)
+            found[-1][dimension] = unit * count
+    return tuple(found)
 
 
 def _complete(graph_module: fx.GraphModule) -> None:

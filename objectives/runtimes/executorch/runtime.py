@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from objectives.runtimes.ends import network_of
 from objectives.runtimes.executorch.loading import EXECUTORCH_LOADING
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.runtime import (
@@ -126,7 +127,7 @@ class ExecuTorch:
             names = sorted({name for name in portable if not name.startswith("<")})  # without functions of Python
             shown = ", ".join(names[:SHOWN_OPERATORS]) + (", ..." if len(names) > SHOWN_OPERATORS else "")
             reason = f"one of {shown} does not run" if names else "XNNPACK's part does not load"
-            raise export_error(model, "an ExecuTorch", RuntimeError(f"{reason}: {raised}")) from raised
+            raise export_error(network_of(model), "an ExecuTorch", RuntimeError(f"{reason}: {raised}")) from raised
 
     def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.

@@ -2,7 +2,8 @@
 
 This file is executed as a program, by `objectives.runtimes.litert.arena_tries`: it imports nothing of the project, so
 that a new process costs little. Its argument is a .tflite file; it reads numbers of bytes, one in each line, and
-answers each with one line: `starts`, `too small`, or what the interpreter says of the file.
+answers each with one line: `starts`, `too small`, or what the interpreter says of the file. With `run` after the number
+it also runs the file once, since the kernels see only then which types they get.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def main() -> None:
             said.seek(0)
             said.truncate()
             try:
-                runtime.Interpreter.from_bytes(content, arena_size=int(line))
+                arena, *runs = line.split()
+                interpreter = runtime.Interpreter.from_bytes(content, arena_size=int(arena))
+                if runs:
+                    interpreter.invoke()
                 answer = "starts"
             except RuntimeError as error:
                 said.seek(0)

@@ -44,7 +44,7 @@ class ArenaTries:
         self._file.close()
 
     def sufficient(self) -> int:
-        """Return the bytes of an arena in which the file starts: 4 MB, or four times as many until it does.
+        """Return the bytes of an arena in which the file starts and runs: 4 MB, or four times as many until it does.
 
         Raises
         ------
@@ -52,7 +52,7 @@ class ArenaTries:
             If the interpreter does not take the file; the message is what it says.
         """
         arena = FIRST_ARENA
-        while not self.starts(arena):
+        while not self.starts(arena, runs=True):
             arena *= 4
             if arena > LARGEST_ARENA:
                 raise ExportError(f"it does not start with {LARGEST_ARENA:,} bytes of memory")
@@ -66,13 +66,13 @@ class ArenaTries:
             low, high = (low, middle) if self.starts(middle * ARENA_STEP) else (middle, high)
         return high * ARENA_STEP
 
-    def starts(self, arena: int) -> bool:
-        """Return whether the file starts in an arena of so many bytes; errors as in `sufficient`."""
+    def starts(self, arena: int, *, runs: bool = False) -> bool:
+        """Return whether the file starts in an arena of so many bytes, and runs if asked; errors as in `sufficient`."""
         process = self._process = self._process or self._started()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(f"{arena}\n")
+            process.stdin.write(f"{arena} run\n" if runs else f"{arena}\n")
             process.stdin.flush()
             answer = process.stdout.readline().strip()
         except BrokenPipeError:

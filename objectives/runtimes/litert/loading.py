@@ -8,8 +8,10 @@ interpreter = Interpreter("model.tflite")
 interpreter.allocate_tensors()
 for one in interpreter.get_input_details():
     example, (scale, zero) = np.zeros(one["shape"]), one["quantization"]  # put your prepared example instead of zeros
-    values = np.clip(np.round(example / scale) + zero, -128, 127) if scale else example
-    interpreter.set_tensor(one["index"], values.astype(one["dtype"]))
+    if scale:
+        limits = np.iinfo(one["dtype"])
+        example = np.clip(np.round(example / scale) + zero, limits.min, limits.max)
+    interpreter.set_tensor(one["index"], example.astype(one["dtype"]))
 interpreter.invoke()
 print([interpreter.get_tensor(one["index"]).shape for one in interpreter.get_output_details()])
 """
@@ -51,10 +53,12 @@ from tflite_micro.python.tflite_micro import runtime
 
 interpreter = runtime.Interpreter.from_file("model.tflite", arena_size=$arena)
 one = interpreter.get_input_details(0)
-example, scales = np.zeros(one["shape"]), one["quantization_parameters"]["scales"]  # put your prepared example
+example, scales = np.zeros(one["shape"]), one["quantization_parameters"]["scales"]  # put your example
 zeros = one["quantization_parameters"]["zero_points"]
-values = np.clip(np.round(example / scales[0]) + zeros[0], -128, 127) if len(scales) else example
-interpreter.set_input(values.astype(one["dtype"]), 0)
+if len(scales):
+    limits = np.iinfo(one["dtype"])
+    example = np.clip(np.round(example / scales[0]) + zeros[0], limits.min, limits.max)
+interpreter.set_input(example.astype(one["dtype"]), 0)
 interpreter.invoke()
 print(interpreter.get_output(0).shape)
 """

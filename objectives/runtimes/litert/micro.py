@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from objectives.runtimes.ends import WithEnds, network_of
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.litert.arena_tries import ArenaTries
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from objectives.runtimes.passes.grid import Grid
     from objectives.trees import Tree
 
 IDENTIFIER = slice(4, 8), b"TFL3"  # of a .tflite file
@@ -118,6 +120,8 @@ class TfliteMicro:
             If the ``micro`` or the ``litert`` extra is not installed.
         """
         require_eval_mode(model)
+        if isinstance(model, WithEnds) and model.form.free_size:
+            raise ExportError("a file for TFLite Micro takes images of one size, for which it plans all of its memory")
         import_extra("micro", _INTERPRETER)
         packing = import_extra("litert", "objectives.runtimes.litert.packing")
         content = packing.convert(model, example, packing.MICRO)
@@ -125,7 +129,7 @@ class TfliteMicro:
             with ArenaTries(content) as tries:
                 tries.sufficient()
         except ExportError as error:
-            raise export_error(model, "a TFLite Micro", error) from error
+            raise export_error(network_of(model), "a TFLite Micro", error) from error
         path.write_bytes(content)
 
     def load(self, path: Path) -> Callable[[Tree], Tree]:
@@ -171,6 +175,18 @@ class TfliteMicro:
         import_extra("micro", _INTERPRETER)
         with ArenaTries(_content(path)) as tries:
             return tries.smallest()
+
+    def grids_of(self, path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
+        """Return the grids of the inputs and of the outputs of a file; None for those that are no codes.
+
+        Raises
+        ------
+        ImportError
+            If the ``litert`` extra is not installed.
+        """
+        found: tuple[list[Grid | None], list[Grid | None]]
+        found = import_extra("litert", "objectives.runtimes.litert.ends").grids_of(path.read_bytes())
+        return found
 
     def c_source(self, path: Path) -> str:
         """Return a file as C++ source, an aligned array, for programs without a file system."""

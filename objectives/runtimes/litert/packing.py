@@ -19,9 +19,11 @@ from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_qu
 from litert_torch.quantize.quant_config import QuantConfig
 
 from objectives.flat import flat
+from objectives.runtimes.ends import WithEnds, network_of
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.litert.concatenations import split_concatenations
+from objectives.runtimes.litert.ends import set_types
 from objectives.runtimes.litert.folded_weights import Weight, restore_integer_weights
 from objectives.runtimes.passes.constants import constant, put_constant
 from objectives.runtimes.passes.flatbuffers import serialize
@@ -90,6 +92,9 @@ MICRO = Storage(
 
 def convert(model: nn.Module, example: Tree, storage: Storage = LITERT) -> bytes:
     """Return the bytes of a file for an interpreter; see `Runtime.export`."""
+    ends = model if isinstance(model, WithEnds) else None
+    if ends is not None:
+        model, example = ends.of_floats(), ends.floats_of(example)
     network = flat(model, example)
     with silence(), torch.no_grad():
         try:
@@ -106,8 +111,8 @@ def convert(model: nn.Module, example: Tree, storage: Storage = LITERT) -> bytes
         except ExportError:
             raise
         except Exception as error:  # the converter raises exceptions of any type
-            raise export_error(model, "a LiteRT", error) from error
-    return _pack(content, weights, storage)
+            raise export_error(network_of(model), "a LiteRT", error) from error
+    return _pack(content, weights, storage, ends)
 
 
 def _isolate_operators_of_one_grid(graph_module: fx.GraphModule) -> None:
@@ -171,16 +176,28 @@ def _quantize_weights(graph_module: fx.GraphModule) -> list[Weight]:
     return weights
 
 
-def _pack(content: bytes, weights: list[Weight], storage: Storage) -> bytes:
+def _pack(content: bytes, weights: list[Weight], storage: Storage, ends: WithEnds | None) -> bytes:
     """Return the file with weights of 2 or 4 bits where the codes fit, and without all that no runtime reads."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    (graph,) = model.subgraphs
     _remove_barriers(model)
     _separate_buffers(model)
     if storage.unpacks:
         restore_integer_weights(model, weights)
+    if ends is not None:
+        set_types(model, ends)
     if storage.concatenated is not None:
         split_concatenations(model, storage.concatenated)
+    _narrow(model, storage)
+    model.metadata = []
+    model.description = b""
+    _drop_empty(model)
+    # it stores equal vectors once, such as the zero points, 8 bytes of 0 for each channel
+    return serialize(model, _TFLITE_IDENTIFIER, storage.alignment)
+
+
+def _narrow(model: schema.ModelT, storage: Storage) -> None:
+    """Store weights in 2 or 4 bits where the codes fit, and drop the names of tensors inside the graph; in place."""
+    (graph,) = model.subgraphs
     users: dict[int, set[int]] = {}
     for node in graph.operators:
         code = model.operatorCodes[node.opcodeIndex].builtinCode
@@ -198,11 +215,6 @@ def _pack(content: bytes, weights: list[Weight], storage: Storage) -> bytes:
                 model.buffers[tensor.buffer].data = pack_bits(codes, bits)
                 tensor.type = kind
                 break
-    model.metadata = []
-    model.description = b""
-    _drop_empty(model)
-    # it stores equal vectors once, such as the zero points, 8 bytes of 0 for each channel
-    return serialize(model, _TFLITE_IDENTIFIER, storage.alignment)
 
 
 def narrowest(content: bytes) -> int:

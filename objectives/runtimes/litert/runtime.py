@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from objectives.runtimes.passes.grid import Grid
     from objectives.trees import Tree
 
 _INTEGER = (Precision(4, 8), Precision(8, 8))
-_INT8 = np.iinfo(np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,8 @@ class LiteRt:
     def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
 
+        Images of other sizes make the interpreter resize its tensors, which the network must allow.
+
         Raises
         ------
         ImportError
@@ -149,9 +151,16 @@ class LiteRt:
             interpreter.allocate_tensors()
         sources, targets = interpreter.get_input_details(), interpreter.get_output_details()
 
+        sizes = [tuple(source["shape"]) for source in sources]
+
         def run(x: Tree) -> Tree:
             given = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in leaves(x)]
             columns = [quantized(values, source) for values, source in zip(given, sources, strict=True)]
+            if (wanted := [(1, *values.shape[1:]) for values in columns]) != sizes:  # such as larger images
+                for source, size in zip(sources, wanted, strict=True):
+                    interpreter.resize_tensor_input(source["index"], size)
+                interpreter.allocate_tensors()
+                sizes[:] = wanted
             results: list[list[NDArray[Any]]] = [[] for _ in targets]
             for row in zip(*columns, strict=True):
                 for one, source in zip(row, sources, strict=True):
@@ -163,6 +172,18 @@ class LiteRt:
             return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
         return run
+
+    def grids_of(self, path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
+        """Return the grids of the inputs and of the outputs of a file; None for those that are no codes.
+
+        Raises
+        ------
+        ImportError
+            If the ``litert`` extra is not installed.
+        """
+        found: tuple[list[Grid | None], list[Grid | None]]
+        found = import_extra("litert", "objectives.runtimes.litert.ends").grids_of(path.read_bytes())
+        return found
 
     def oldest_version(self, path: Path) -> str:
         """Return the oldest version of `ai-edge-litert` that takes a file, of those that were tried.
@@ -178,17 +199,23 @@ class LiteRt:
 
 def quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
     """Return the values as the type of an input tensor of the file, which may be 8-bit integers."""
-    if tensor["dtype"] != np.int8 or values.dtype == np.int8:
+    if values.dtype == tensor["dtype"] or not _is_rounded(tensor):
         return values.astype(tensor["dtype"], copy=False)  # the converter makes 32-bit integers of 64-bit ones
     scale, zero = tensor["quantization"]
-    codes: NDArray[Any] = (np.rint(values / np.float32(scale)) + zero).clip(_INT8.min, _INT8.max).astype(np.int8)
-    return codes
+    limits = np.iinfo(tensor["dtype"])
+    codes: NDArray[Any] = (np.rint(values / np.float32(scale)) + zero).clip(limits.min, limits.max)
+    return codes.astype(tensor["dtype"])
 
 
 def dequantized(codes: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
     """Return the values of an output tensor of the file as floats."""
-    if tensor["dtype"] != np.int8:
+    if not _is_rounded(tensor):
         return codes
     scale, zero = tensor["quantization"]
     values: NDArray[Any] = (codes.astype(np.float32) - np.float32(zero)) * np.float32(scale)
     return values
+
+
+def _is_rounded(tensor: dict[str, Any]) -> bool:
+    """Return whether the integers of a tensor stand for numbers; a network may also take or give integers itself."""
+    return tensor["dtype"] in {np.int8, np.uint8} and bool(tensor["quantization"][0])

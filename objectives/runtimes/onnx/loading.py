@@ -5,11 +5,10 @@ import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-types = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 inputs = {}
-for one in session.get_inputs():  # put your prepared example instead of zeros
-    shape = [size if isinstance(size, int) else 1 for size in one.shape]
-    inputs[one.name] = np.zeros(shape, types[one.type])
+for one, shape in zip(session.get_inputs(), $shapes):  # put your prepared example instead of zeros
+    kind = one.type.removeprefix("tensor(").removesuffix(")").replace("float", "float32")
+    inputs[one.name] = np.zeros(shape, kind)
 print([output.shape for output in session.run(None, inputs)])
 """
 OPENVINO_PYTHON = """
@@ -18,8 +17,7 @@ import openvino
 
 model = openvino.Core().compile_model("model.onnx", "CPU")
 inputs = {}
-for one in model.inputs:  # put your prepared example instead of zeros
-    shape = [1 if size.is_dynamic else size.get_length() for size in one.partial_shape]
+for one, shape in zip(model.inputs, $shapes):  # put your prepared example instead of zeros
     inputs[one.any_name] = np.zeros(shape, one.element_type.to_dtype())
 print([output.shape for output in model(inputs).values()])
 """

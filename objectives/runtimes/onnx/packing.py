@@ -56,6 +56,7 @@ def pack(exported: ModelProto, least_bits: int) -> ModelProto:
             _simplify_gather(graph, node)
         elif node.op_type == "QuantizeLinear":
             _drop_covered_clamp(graph, node)
+            _drop_repeated(graph, node)
     graph.drop_unused()
     for node in list(model.graph.node):
         codes = graph.constants.get(node.input[0]) if node.input else None
@@ -101,10 +102,14 @@ def _simplify_gather(graph: Graph, node: NodeProto) -> None:
 
 
 def _quantizer(graph: Graph, quantize: NodeProto) -> tuple[float, float, float]:
-    """Return scale, zero point and largest code of a quantizer; the largest code is that of a Clip if one follows."""
+    """Return scale, zero point and largest code of a quantizer, both counted from its lowest code.
+
+    The largest code is that of a Clip if one follows.
+    """
     limit = graph.only_reader(quantize.output[0])
     largest = graph.scalar(limit.input[2]) if limit is not None and limit.op_type == "Clip" else 255.0
-    return graph.scalar(quantize.input[1]), graph.scalar(quantize.input[2]), largest
+    lowest = np.iinfo(graph.constants[quantize.input[2]].dtype).min
+    return graph.scalar(quantize.input[1]), graph.scalar(quantize.input[2]) - lowest, largest
 
 
 def _drop_covered_clamp(graph: Graph, quantize: NodeProto) -> None:
@@ -124,6 +129,23 @@ def _drop_covered_clamp(graph: Graph, quantize: NodeProto) -> None:
     scale, zero_point, largest = _quantizer(graph, quantize)
     if np.rint(low / scale) + zero_point <= 0 and np.rint(high / scale) + zero_point >= largest:
         graph.replace(clamp.output[0], clamp.input[0])
+
+
+def _drop_repeated(graph: Graph, quantize: NodeProto) -> None:
+    """Drop a quantizer of codes that are on its grid already, as those that a file takes may be."""
+    before = graph.producer(quantize.input[0])
+    if before is None or before.op_type != "DequantizeLinear":
+        return
+    pairs = zip(before.input[1:], quantize.input[1:], strict=True)
+    if all(
+        one in graph.constants and other in graph.constants and _is_same(graph.constants[one], graph.constants[other])
+        for one, other in pairs
+    ):
+        graph.replace(quantize.output[0], before.input[0])
+
+
+def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes, least_bits: int) -> None:

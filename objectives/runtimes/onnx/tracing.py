@@ -4,7 +4,6 @@ Import this module only where the ``onnx`` extra is installed.
 """
 
 import functools
-import inspect
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from onnxscript import ir, optimizer
 from onnxscript import opset21 as op
 from torch import Tensor, nn
 
-from objectives.flat import flat
+from objectives.flat import by_argument, flat
 from objectives.layers import Repeating
+from objectives.runtimes.ends import free_dimensions, network_of
 from objectives.runtimes.onnx.packing import needs_two_bits
 from objectives.runtimes.passes.zero_branches import remove_zero_branches
 from objectives.runtimes.runtime import export_error, silence
@@ -28,7 +28,7 @@ _FOLDED_SIZE = 2**20  # elements of a constant that is folded, such as the zero 
 
 
 def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> ModelProto:
-    """Return the graph of ``model``, with a dynamic batch dimension.
+    """Return the graph of ``model``, with a dynamic batch dimension, and dynamic sizes of images where asked.
 
     Parameters
     ----------
@@ -54,9 +54,8 @@ def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> M
     network = flat(model, example)
     # torch.export treats a dimension of size 1 as a constant
     two = tuple(tensor[:1].repeat_interleave(2, dim=0) for tensor in network.example)
-    batch = [{0: torch.export.Dim.DYNAMIC} for _ in two]
-    given = inspect.signature(network.module.forward).bind(*batch).arguments
-    dynamic = tuple(given.values())  # those of `forward(*tensors)` are one argument
+    batch = [dict.fromkeys((0, *free_dimensions(model, tensor)), torch.export.Dim.DYNAMIC) for tensor in two]
+    dynamic = by_argument(network.module, batch)
     with silence(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -73,7 +72,7 @@ def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> M
                 custom_translation_table=_TRANSLATIONS,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise export_error(model, "an ONNX", error) from error
+            raise export_error(network_of(model), "an ONNX", error) from error
         assert program is not None
         _optimize(program.model)
     return ir.to_proto(program.model)
@@ -103,15 +102,17 @@ def _quantize(
     zero_point: int,
     quant_min: int,  # noqa: ARG001
     quant_max: int,
-    dtype: int,  # noqa: ARG001
+    dtype: int,
 ) -> Any:  # noqa: ANN401
     """Translate quantize_per_tensor; ONNX saturates only at the limits of the type, so fewer bits need a Clip.
 
     The Clip acts on the integers after the quantizer: between a convolution and its quantizer it would prevent ONNX
     Runtime from fusing the two to an integer convolution.
     """
-    codes = op.QuantizeLinear(x, op.Constant(value_float=scale), _uint8(zero_point))
-    return codes if quant_max == _UINT8_MAX else op.Clip(codes, None, _uint8(quant_max))
+    if dtype == ir.DataType.INT8:  # the output of the file
+        return op.QuantizeLinear(x, op.Constant(value_float=scale), _byte(zero_point, TensorProto.INT8))
+    codes = op.QuantizeLinear(x, op.Constant(value_float=scale), _byte(zero_point))
+    return codes if quant_max == _UINT8_MAX else op.Clip(codes, None, _byte(quant_max))
 
 
 def _plain_recurrence(
@@ -154,8 +155,8 @@ def _ints(*values: int) -> Any:  # noqa: ANN401
     return op.Constant(value_ints=values)
 
 
-def _uint8(value: int) -> Any:  # noqa: ANN401
-    return op.Constant(value=helper.make_tensor("byte", TensorProto.UINT8, (), [value]))
+def _byte(value: int, kind: int = TensorProto.UINT8) -> Any:  # noqa: ANN401
+    return op.Constant(value=helper.make_tensor("byte", kind, (), [value]))
 
 
 _TRANSLATIONS: dict[Any, Any] = {

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from objectives.flat import by_argument
 from objectives.runtimes.passes.constants import drop_unused, fold
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, Grid
 from objectives.runtimes.passes.tiny_scales import widen_tiny_scales
@@ -47,7 +48,12 @@ _ATEN_LAYERS = {*INTEGER_LAYERS, ATEN.conv1d.default, ATEN.conv1d.padding, ATEN.
 
 
 def integer_graph(
-    model: nn.Module, example: tuple[Tensor, ...], *, mixed: bool, unpacks: bool | None = None
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    *,
+    mixed: bool,
+    unpacks: bool | None = None,
+    sizes: tuple[dict[int, Any], ...] | None = None,
 ) -> fx.GraphModule:
     """Return the graph of a finished network for one input at a time, with signed grids after all integer operators.
 
@@ -61,13 +67,15 @@ def integer_graph(
         Whether the runtime can mix integers and floating point in a sum, which may have terms of both kinds.
     unpacks
         Whether a layer that computes in floating point may store its weight as integers; by default `mixed`.
+    sizes
+        The dimensions of each input that may have several sizes, as `torch.export` takes them.
 
     Raises
     ------
     ExportError
         If an input is rounded to less than 8 bits, for which there is no kernel.
     """
-    graph_module: Any = torch.export.export(model, first_of(example), strict=False).module(check_guards=False)
+    graph_module: Any = exported(model, first_of(example), sizes).module(check_guards=False)
     remove_zero_branches(graph_module)
     graph = graph_module.graph
     _clamp_before_movers(graph)
@@ -97,6 +105,14 @@ def integer_graph(
     graph.lint()
     graph_module.recompile()
     return graph_module  # type: ignore[no-any-return]
+
+
+def exported(
+    model: nn.Module, example: tuple[Tensor, ...], sizes: tuple[dict[int, Any], ...] | None
+) -> torch.export.ExportedProgram:
+    """Return the program of a network; `sizes` as in `integer_graph`."""
+    shapes = None if sizes is None else by_argument(model, sizes)
+    return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
 
 
 def first_of(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

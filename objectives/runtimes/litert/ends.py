@@ -1,0 +1,107 @@
+"""The types of the inputs and outputs of a LiteRT file.
+
+Import this module only where the ``litert`` extra is installed.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+from objectives.runtimes.passes.grid import INT8_MIN, Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from objectives.runtimes.ends import WithEnds
+
+_TYPES = {torch.float32: schema.TensorType.FLOAT32, torch.int8: schema.TensorType.INT8,
+          torch.uint8: schema.TensorType.UINT8}  # fmt: skip
+_OPERATORS = schema.BuiltinOperator
+
+
+def set_types(model: schema.ModelT, ends: WithEnds) -> None:
+    """Give the inputs and outputs of a file the types of its ends, in place.
+
+    The converter makes 8-bit signed integers of rounded inputs and outputs. Other types are converted by an operator
+    of the file, which costs a pass over the tensor.
+    """
+    (graph,) = model.subgraphs
+    floats = torch.float32 if ends.form.type == "float32" else None
+    for places, grids, first in ((graph.inputs, ends.grids[0], True), (graph.outputs, ends.grids[1], False)):
+        assert len(places) == len(grids)
+        for place, grid in enumerate(grids):
+            wanted = floats if grid is None else grid.dtype
+            have = graph.tensors[places[place]].type
+            if wanted is None or have == _TYPES[wanted] or have not in {*_TYPES.values()}:
+                continue
+            if wanted == torch.float32 and have != schema.TensorType.INT8:
+                continue  # such as images in bytes, which the network takes
+            if {_TYPES[wanted], have} == {schema.TensorType.FLOAT32, schema.TensorType.UINT8}:  # by way of signed ones
+                assert grid is not None
+                signed = grid._replace(zero=grid.zero + INT8_MIN)
+                _convert(model, places, place, schema.TensorType.INT8, signed, first=first)
+            _convert(model, places, place, _TYPES[wanted], grid, first=first)
+
+
+def grids_of(content: bytes) -> tuple[list[Grid | None], list[Grid | None]]:
+    """Return the grids of the inputs and outputs of a file; None for those that are no codes."""
+    (graph,) = flatbuffer_utils.convert_bytearray_to_object(bytearray(content)).subgraphs
+    dtypes = {kind: dtype for dtype, kind in _TYPES.items() if dtype != torch.float32}
+
+    def grid(index: int) -> Grid | None:
+        tensor = graph.tensors[index]
+        known = tensor.quantization is not None and tensor.quantization.scale is not None and tensor.type in dtypes
+        if not known:
+            return None
+        limits = torch.iinfo(dtypes[tensor.type])
+        scale, zero = float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0])
+        return Grid(scale, zero, int(limits.min), int(limits.max), dtypes[tensor.type])
+
+    inputs, outputs = ([grid(index) for index in places] for places in (graph.inputs, graph.outputs))
+    return inputs, outputs
+
+
+def _convert(
+    model: schema.ModelT, places: Sequence[int], place: int, wanted: int, grid: Grid | None, *, first: bool
+) -> None:
+    """Put an operator between an end and the tensor that it was."""
+    (graph,) = model.subgraphs
+    inner, index = places[place], len(graph.tensors)
+    tensor = copy.copy(graph.tensors[inner])
+    tensor.type, tensor.buffer, tensor.quantization = wanted, 0, None
+    if wanted != schema.TensorType.FLOAT32:
+        assert grid is not None
+        tensor.quantization = schema.QuantizationParametersT()
+        tensor.quantization.scale = np.asarray([grid.scale], np.float32)
+        tensor.quantization.zeroPoint = np.asarray([grid.zero], np.int64)
+    graph.tensors.append(tensor)
+    source, target = (index, inner) if first else (inner, index)
+    to_floats = graph.tensors[target].type == schema.TensorType.FLOAT32
+    node = schema.OperatorT()
+    node.opcodeIndex = _code(model, _OPERATORS.DEQUANTIZE if to_floats else _OPERATORS.QUANTIZE)
+    node.inputs, node.outputs = [source], [target]
+    if first:
+        graph.operators.insert(0, node)
+    else:
+        graph.operators.append(node)
+    places[place] = index  # type: ignore[index]  # a list, or an array of NumPy
+    for signature in model.signatureDefs or ():
+        for named in signature.inputs if first else signature.outputs:
+            named.tensorIndex = index if named.tensorIndex == inner else named.tensorIndex
+
+
+def _code(model: schema.ModelT, builtin: int) -> int:
+    """Return the place of an operator in the table of a file, to which it is added."""
+    for place, known in enumerate(model.operatorCodes):
+        if known.builtinCode == builtin:
+            return place
+    code = schema.OperatorCodeT()
+    code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, builtin, 2
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
