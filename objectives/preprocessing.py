@@ -118,6 +118,8 @@ class LogMel(nn.Module):
 
     def _frames(self, sounds: Tensor) -> Tensor:
         """Return the frames (B, frames, window), joined of the largest blocks of which windows and hops are made."""
+        if sounds.shape[1] < self.window:
+            raise ValueError(f"sounds must have at least {self.window} samples, but got {sounds.shape[1]}")
         size = math.gcd(self.window, self.hop)
         count, step = (sounds.shape[1] - self.window) // self.hop + 1, self.hop // size
         blocks = sounds[:, : sounds.shape[1] // size * size].reshape(len(sounds), -1, size)

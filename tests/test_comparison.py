@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path  # noqa: TC003 - pytest reads the annotation
 
@@ -12,8 +13,11 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 
 from objectives.runtimes import named
 from search.evaluation.comparison import Comparison, RoundsEverything
+from search.results.interface import Interface
+from search.results.verification import Disagreement, require_agreement
 from spaces import Distill, Plan, Quantize, deployed, trace
 from spaces.network.statistics import subsample
+from tests import small_study
 
 
 class Enlarged(nn.Module):
@@ -148,3 +152,50 @@ def test_integer_labels_of_a_loss_of_its_own_are_no_classes() -> None:
         record = comparison.record()
         assert record["agreement_percent"] == agreement
         assert record["sqnr_db"] == pytest.approx(10 * math.log10(0.9941 / 0.0002), abs=0.01)
+
+
+class Deep(nn.Module):
+    """Many layers, through which a small difference grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()) for _ in range(12)]
+        self.first, self.rest, self.head = nn.Conv2d(1, 16, 3), nn.Sequential(*layers), nn.Linear(16, 10)
+        for layer in layers:
+            nn.init.kaiming_normal_(layer[0].weight)  # type: ignore[arg-type]  # of a convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rest(self.first(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_deep_network_of_integers_is_compared_with_itself() -> None:
+    torch.manual_seed(0)
+    net, inputs = Deep().eval(), torch.randn(64, 1, 16, 16)
+    names = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
+    rounded = deployed(Quantize(tuple((name, 8, 8) for name in names)).apply(net, inputs).eval(), inputs)
+    for model, itself in ((net, False), (rounded, True)):
+        with torch.no_grad():
+            answers = model(inputs)
+        comparison = Comparison(model)
+        comparison.add(inputs, answers, answers, answers.argmax(1))
+        record = comparison.record()
+        assert record["agreement_percent"] == 100
+        assert (record["own_sqnr_db"] < 100) == itself  # 73 dB
+        assert record["own_agreement_percent"] == 100 or itself
+
+
+@pytest.mark.parametrize(
+    ("agreement", "own", "noise", "own_noise", "right"),
+    [(99.0, 100.0, 30.0, 100.0, True), (98.0, 100.0, 30.0, 100.0, False), (98.0, 99.0, 25.0, 26.0, True),
+     (98.0, 99.0, 19.0, 26.0, False), (96.5, 99.0, 25.0, 26.0, False)],
+)  # fmt: skip
+def test_a_file_may_differ_from_its_network_twice_as_often_as_that_from_itself(
+    agreement: float, own: float, noise: float, own_noise: float, *, right: bool
+) -> None:
+    record = {
+        "samples": 1000, "top1_torch": 90.0, "top1_file": 90.0 - (100 - agreement) / 2, "agreement_percent": agreement,
+        "own_agreement_percent": own, "sqnr_db": noise, "own_sqnr_db": own_noise,
+    }  # fmt: skip
+    spec = small_study.study()
+    with contextlib.nullcontext() if right else pytest.raises(Disagreement, match="of at least"):
+        require_agreement(record, Interface(spec.teacher, spec.splits.validation), spec)

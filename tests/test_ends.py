@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from objectives import Examples, LogMel, Preprocessing, SizeBytes, Top1
-from objectives.runtimes import LiteRt, named
+from objectives.runtimes import ExportError, LiteRt, named
 from objectives.runtimes.ends import Form, WithEnds, form_of, with_ends
 from objectives.runtimes.passes.grid import Grid
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
@@ -201,6 +201,98 @@ def test_a_default_file_tells_the_scale_of_its_codes(home: Path, tmp_path: Path)
     assert ("scale" in inputs["file_inputs"][0]) == (inputs["file_inputs"][0]["type"] == "int8")
 
 
+class InPlace(nn.Module):
+    """Writes into what it gets."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return prepare()(images.add_(1))  # type: ignore[no-any-return]
+
+
+class Chance(nn.Module):
+    """Draws random numbers."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return prepare()(images) + torch.rand(1)  # type: ignore[no-any-return]
+
+
+class Smaller(nn.Module):
+    """Gives images of another size."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return prepare()(images)[:, :, 1:]  # type: ignore[no-any-return]
+
+
+class Turned(nn.Module):
+    """Takes images with their channels last."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return prepare()(images.movedim(-1, 1))  # type: ignore[no-any-return]
+
+
+MODULES = {"InPlace": InPlace, "Chance": Chance, "Smaller": Smaller, "Turned": Turned}
+
+
+def unusual(kind: str = "InPlace") -> StudySpec:
+    """Return the study with another preprocessing."""
+    raw = camera(60, 1)
+    raw = Examples(raw.inputs.movedim(1, -1), raw.labels) if kind == "Turned" else raw
+    return dataclasses.replace(study(), preprocessing=Preprocessing(MODULES[kind]().train(), raw))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        ("InPlace", [], "the preprocessing must not write into what it gets; use inplace=False"),
+        ("Chance", [], "the preprocessing must give the same inputs every time; leave random transforms out"),
+        ("Smaller", [], "the preprocessing must give float32 (8, 3, 12, 12), but gives float32 (8, 3, 11, 12)"),
+        ("Turned", ["--io", "nhwc"], "seem to have their channels last already"),
+    ],
+)
+def test_a_preprocessing_that_cannot_be_a_part_of_a_file_is_refused(
+    kind: str, words: list[str], message: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ["export", "tests.test_ends:unusual", "--folder", str(home), "--out", str(tmp_path / "out")]
+    assert main([*shared, "--preprocessing", "--set", f"kind={kind}", *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_images_of_a_sensor_keep_their_order(home: Path, tmp_path: Path) -> None:
+    shared = ["export", "tests.test_ends:unusual", "--folder", str(home), "--out", str(tmp_path / "out")]
+    assert main([*shared, "--preprocessing", "--set", "kind=Turned"]) == 0
+    record = json.loads((tmp_path / "out" / "verification.json").read_text())
+    assert record["file_inputs"] == [{"type": "uint8", "shape": [16, 20, 3]}]
+
+
+def test_codes_at_the_ends_are_not_held_against_a_file(home: Path, tmp_path: Path) -> None:
+    """They clip and round what is larger than the calibration inputs; the file was said to answer otherwise."""
+    record = exported(home, tmp_path / "out", "--io", "uint8", "--dynamic-size", "--pick", "max top1")
+    assert record["file_inputs"][0]["type"] == "uint8"
+
+
+def test_numbers_that_are_not_finite_have_no_codes() -> None:
+    with pytest.raises(ExportError, match="codes of 8 bits need finite numbers, but the calibration gave 0 to inf"):
+        with_ends(nn.Flatten(), torch.tensor([[0.0, float("inf")]]), form_of("int8"))
+
+
+def test_other_floats_become_codes_too() -> None:
+    for dtype in (torch.float16, torch.float64):
+        inputs = torch.linspace(-1, 1, 8, dtype=dtype)[:, None]
+        ends = with_ends(nn.Identity(), inputs, form_of("int8"))
+        assert (ends.decoded(ends(ends.encoded(inputs))) - inputs).abs().max() < 0.01
+
+
+def test_an_input_that_is_overwritten_has_a_grid_of_its_own() -> None:
+    class Writes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sub_(0.5).mul_(20)
+
+    inputs = torch.rand(8, 3)
+    (grid,) = with_ends(Writes(), inputs, form_of("uint8")).grids[0]
+    assert grid is not None
+    assert grid.ends[1] == pytest.approx(float(inputs.max()), abs=0.01)
+    assert float(inputs.min()) >= 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -244,6 +336,8 @@ def test_log_mel_features_are_those_of_a_fourier_transform(window: int, hop: int
     spectrum = torch.stft(sounds, window, hop, window=torch.hann_window(window), center=False, return_complex=True)
     expected = torch.log(torch.einsum("nft,fm->ntm", spectrum.abs().square(), filters) + 1e-6)
     assert sqnr(expected, LogMel(filters, window, hop)(sounds)[:, 0]) > EXACT
+    with pytest.raises(ValueError, match=f"sounds must have at least {window} samples, but got {window - 1}"):
+        LogMel(filters, window, hop)(sounds[:, : window - 1])
     with pytest.raises(ValueError, match=f"a row for each of the {window // 2 + 1} frequencies"):
         LogMel(filters[1:], window, hop)
 

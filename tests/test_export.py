@@ -188,7 +188,7 @@ def test_a_changed_file_fails_its_verification(
     _, network = restored(trial, shared, weights_of(home, trial))
     message = (
         r"the exported file must give the outputs of the torch network, but its top1 is .* instead of .* and they "
-        r"agree on .*% of 100 samples; nothing was written"
+        r"agree on .*% of 100 samples, of at least 99.00%; nothing was written"
     )
     with pytest.raises(Disagreement, match=message):
         verify(

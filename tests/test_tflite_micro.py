@@ -218,3 +218,11 @@ def test_a_goal_can_limit_the_ram() -> None:
     assert (flash.objective.name, flash.bound) == ("size_bytes", 1e6)
     with pytest.raises(UserError, match="which litert does not; search for TFLite Micro: --set runtime=tfl"):
         with_goal(dataclasses.replace(spec, runtime=LiteRt(), goal="at most 64 kB RAM"))
+
+
+def test_tokens_are_looked_up_when_a_file_is_tried(tmp_path: Path) -> None:
+    """A try with whatever the memory held asked for rows that do not exist."""
+    net = nn.Sequential(nn.Embedding(8, 4), nn.Flatten(), nn.Linear(12, 5)).eval()
+    inputs = torch.randint(8, (6, 3))
+    MICRO.export(net, inputs, tmp_path / "model.tflite")
+    assert sqnr(net(inputs).detach(), MICRO.load(tmp_path / "model.tflite")(inputs)) > 80

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from objectives.runtimes.passes.grid import DEQUANTIZE, INT8_MAX, INT8_MIN, QUANTIZE, Grid
-from objectives.trees import Tree, at, leaves, length, rebuilt, run
+from objectives.runtimes.end_grids import measured_grids
+from objectives.runtimes.passes.grid import DEQUANTIZE, QUANTIZE, Grid
+from objectives.trees import Tree, at, leaves, map_tensors, rebuilt, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +26,6 @@ TYPES = "float32", "int8", "uint8"
 CHANNELS_LAST, CHANNELS_FIRST = "nhwc", "nchw"
 END_WORDS = (*TYPES, CHANNELS_LAST, CHANNELS_FIRST)
 PICTURE_DIMENSIONS = 4, 5  # of a batch of images, and of videos or volumes
-MEASURED_AT_ONCE = 64  # examples of a batch on which ranges are measured (chosen)
-UINT8_MAX = INT8_MAX - INT8_MIN
 
 
 class Form(NamedTuple):
@@ -75,6 +72,16 @@ class HasGrids(Protocol):
 
     def grids_of(self, path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
         """Return the grids of the inputs and of the outputs of a file; None for those that are no codes."""
+        ...
+
+
+@runtime_checkable
+class SizesInSteps(Protocol):
+    """A runtime whose files may take images of some sizes only, where they take several."""
+
+    @property
+    def sizes_in_steps(self) -> bool:
+        """Whether they do."""
         ...
 
 
@@ -197,17 +204,7 @@ def with_ends(model: nn.Module, example: Tree, form: Form, preprocessing: nn.Mod
     whole = WithEnds(model, Form(), *without, preprocessing).eval()
     if form.type not in {"int8", "uint8"}:
         return WithEnds(model, form, *without, preprocessing).eval()
-    reads = _Reads(at(example, slice(1)))
-    with torch.no_grad(), reads:
-        run(whole, reads.inputs)
-    inputs, outputs = _ranges(whole, example)
-    return WithEnds(
-        model,
-        form,
-        [_grid(*pair, form.type) for pair in zip(inputs, reads.grids(), strict=True)],
-        [_grid(found, None, form.type) for found in outputs],
-        preprocessing,
-    ).eval()
+    return WithEnds(model, form, *measured_grids(whole, example, form.type), preprocessing).eval()
 
 
 def network_of(model: nn.Module) -> nn.Module:
@@ -224,91 +221,32 @@ def free_dimensions(model: nn.Module, tensor: Tensor) -> range:
 
 def _nothing(model: nn.Module, example: Tree, preprocessing: nn.Module | None) -> tuple[list[None], list[None]]:
     """Return no grid for each input and each output."""
-    first = at(example, slice(1))
+    first = map_tensors(at(example, slice(1)), torch.clone)
     with torch.no_grad():
         outputs = run(model, first if preprocessing is None else run(preprocessing, first))
     return [None] * len(leaves(first)), [None] * len(leaves(outputs))
 
 
-def _ranges(whole: nn.Module, example: Tree) -> tuple[list[tuple[float, float] | None], ...]:
-    """Return the least and the largest value of each input and output tensor; None where they are no floats."""
-    count = length(example) or 1
-    sides: list[list[Tree]] = [[], []]
-    for start in range(0, count, MEASURED_AT_ONCE):
-        few = at(example, slice(start, start + MEASURED_AT_ONCE))
-        with torch.no_grad():
-            outputs = run(whole, few)
-        for side, tree in zip(sides, (few, outputs), strict=True):
-            side.append([_range(tensor) for tensor in leaves(tree)])
-    return tuple([_joined(column) for column in zip(*side, strict=True)] for side in sides)
-
-
-def _range(tensor: Tensor) -> tuple[float, float] | None:
-    return (float(tensor.min()), float(tensor.max())) if tensor.is_floating_point() else None
-
-
-def _joined(ranges: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
-    known = [one for one in ranges if one is not None]
-    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
-
-
-def _grid(found: tuple[float, float] | None, known: Grid | None, kind: str) -> Grid | None:
-    """Return the grid of a tensor with codes of a type."""
-    if found is None:
-        return None
-    grid = known or Grid.over(*found)
-    zero = grid.zero - grid.lowest  # from the lowest code
-    if kind == "int8":
-        return Grid(grid.scale, zero + INT8_MIN)
-    return Grid(grid.scale, zero, 0, UINT8_MAX, torch.uint8)
-
-
-class _Reads(TorchDispatchMode):
-    """Notes which operators read the inputs of a network, or views of them."""
-
-    def __init__(self, inputs: Tree) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.inputs = rebuilt(inputs, [tensor.clone() for tensor in leaves(inputs)])
-        self._places = {tensor.untyped_storage().data_ptr(): place for place, tensor in enumerate(leaves(self.inputs))}
-        self._found: list[set[Grid | None]] = [set() for _ in self._places]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        result = func(*args, **(kwargs or {}))
-        views = {_storage(one) for one in tree_leaves(result) if isinstance(one, Tensor)}
-        for tensor in (one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)):
-            place = self._places.get(_storage(tensor))
-            if place is not None and func == QUANTIZE:
-                self._found[place].add(Grid(*args[1:]))
-            elif place is not None and _storage(tensor) not in views:
-                self._found[place].add(None)
-        return result
-
-    def grids(self) -> list[Grid | None]:
-        """Return for each input the grid of 8 bits on which all read it, None if there is none."""
-        only = [next(iter(found)) if len(found) == 1 else None for found in self._found]
-        return [grid if grid is not None and grid.highest - grid.lowest == UINT8_MAX else None for grid in only]
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
 def _quantized(tensor: Tensor, grid: Grid | None) -> Tensor:
-    return tensor if grid is None else QUANTIZE(tensor, *grid)
+    if grid is None:
+        return tensor
+    # without a conversion where there is nothing to convert: it would be an operator of the file
+    codes: Tensor = QUANTIZE(tensor if tensor.dtype == torch.float32 else tensor.float(), *grid)
+    return codes
 
 
 def _dequantized(tensor: Tensor, grid: Grid | None) -> Tensor:
     return tensor if grid is None or tensor.is_floating_point() else DEQUANTIZE(tensor, *grid)
 
 
-def described(tree: Tree, grids: Sequence[Grid | None], *, channels_last: bool) -> list[dict[str, Any]]:
+def described(tree: Tree, grids: Sequence[Grid | None], order: str) -> list[dict[str, Any]]:
     """Return type, shape of one example, order of dimensions, scale and zero point of tensors that a file takes."""
     found = []
     for tensor, grid in zip(leaves(tree), grids, strict=True):
         dtype = tensor.dtype if grid is None else grid.dtype  # a runtime may have turned codes to floats
         one: dict[str, Any] = {"type": str(dtype).removeprefix("torch."), "shape": list(tensor.shape[1:])}
-        if tensor.dim() in PICTURE_DIMENSIONS:
-            one["order"] = "channels last" if channels_last else "channels first"
+        if order and tensor.dim() in PICTURE_DIMENSIONS:
+            one["order"] = order
         if grid is not None:
             one |= {"scale": grid.scale, "zero_point": grid.zero}
         found.append(one)

@@ -23,6 +23,7 @@ ROUNDED_STEPS = 255  # steps between the smallest and the largest value of a ten
 ROUNDING_FACTOR = 4  # times the noise of 8-bit rounding that a file may have, as it rounds elsewhere too (chosen)
 FLOAT_ERROR = 0.01  # error of a file without rounded inputs, relative to the standard deviation of the outputs (chosen)
 SMALLEST_NOISE = 1e-30
+LAST_BITS = 2.0**-23  # relative change of a result: the last bit of a 32-bit float
 
 
 class Comparison:
@@ -34,13 +35,19 @@ class Comparison:
         The network in evaluation mode, whose rounding tells how much noise its file may have.
     of_classes
         Whether the largest output of an example is its class, if the labels are integers; those of embeddings are too.
+    coded
+        The network with codes at its ends, in torch, if the file has them; None otherwise.
     """
 
-    def __init__(self, model: nn.Module, *, of_classes: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, of_classes: bool = True, coded: nn.Module | None = None) -> None:
         self._of_classes = of_classes
-        self._rounded = Rounded(model)
-        self._rounds = any(isinstance(x, LowPrecision) and x.activation_bits < FLOAT_BITS for x in model.modules())
-        self._equal = self._counted = self._right_in_torch = self._right_in_file = 0
+        inner = any(isinstance(x, LowPrecision) and x.activation_bits < FLOAT_BITS for x in model.modules())
+        self._rounds = inner or coded is not None
+        self._computed = model if coded is None else coded  # with the rounding that is asked for
+        self._rounded = Rounded(self._computed) if inner else self._computed
+        self._again = _Within(ChangesLastBits(), self._computed)
+        self._equal = self._equal_again = self._counted = self._right_in_torch = self._right_in_file = 0
+        self._noise_again = 0.0
         self._outputs: list[_Power] = []
 
     def add(self, inputs: Tree, expected: Tree, actual: Tree, labels: Tree) -> None:
@@ -65,6 +72,10 @@ class Comparison:
             self._right_in_torch += int((own == labels).sum())
             self._right_in_file += int((file == labels).sum())
             self._counted += own.numel()
+            with torch.no_grad():
+                again = leaves(run(self._again, inputs))[0] if self._rounds else expected
+            self._equal_again += int((own == again.argmax(1)).sum())
+            self._noise_again += float((expected.double() - again).pow(2).sum())
         with torch.no_grad():
             rounded = leaves(run(self._rounded, inputs)) if rounds else leaves(expected)
         self._outputs = self._outputs or [_Power() for _ in rounded]
@@ -75,18 +86,22 @@ class Comparison:
         """Return what was counted: for classes top-1 and agreement in percent; the signal-to-noise ratio in dB.
 
         The ratio is that of the worst output tensor; where answers are not classes, the file must reach
-        `allowed_sqnr_db`.
+        `allowed_sqnr_db`. With classes, `own_agreement_percent` and `own_sqnr_db` compare a network that rounds its
+        inputs with itself, on inputs that differ in their last bits.
         """
         worst = max(self._outputs, key=lambda power: power.noise / max(power.allowed, SMALLEST_NOISE))
         found: dict[str, Any] = {"sqnr_db": worst.decibels(worst.noise)}
         if not self._counted:
             return found | {"agreement_percent": None, "allowed_sqnr_db": worst.decibels(worst.allowed)}
-        shares = (self._right_in_torch, self._right_in_file, self._equal)
-        names = ("top1_torch", "top1_file", "agreement_percent")
+        shares = (self._right_in_torch, self._right_in_file, self._equal, self._equal_again)
+        names = ("top1_torch", "top1_file", "agreement_percent", "own_agreement_percent")
+        found["own_sqnr_db"] = worst.decibels(self._noise_again)
         return found | {name: 100 * share / self._counted for name, share in zip(names, shares, strict=True)}
 
 
-def compared(model: nn.Module, inputs: Tree, execute: Callable[[Tree], Tree]) -> dict[str, Any] | None:
+def compared(
+    model: nn.Module, inputs: Tree, execute: Callable[[Tree], Tree], coded: nn.Module | None = None
+) -> dict[str, Any] | None:
     """Return the noise of a file's answers to a few inputs; None if those of its network are not finite.
 
     Parameters
@@ -95,6 +110,8 @@ def compared(model: nn.Module, inputs: Tree, execute: Callable[[Tree], Tree]) ->
         The finished network on the CPU, and its inputs.
     execute
         Returns the answers of the file to inputs as the file takes them; not called if there is nothing to compare.
+    coded
+        As in `Comparison`.
 
     Returns
     -------
@@ -105,7 +122,7 @@ def compared(model: nn.Module, inputs: Tree, execute: Callable[[Tree], Tree]) ->
         expected = run(model, inputs)
     if not all(bool(tensor.isfinite().all()) for tensor in leaves(expected)):
         return None
-    comparison = Comparison(model)
+    comparison = Comparison(model, coded=coded)
     comparison.add(inputs, expected, execute(inputs_of_file(model, inputs)), None)
     return comparison.record()
 
@@ -128,30 +145,61 @@ class _Power:
         return 10 * math.log10(max(self.signal, SMALLEST_NOISE) / max(noise, SMALLEST_NOISE))
 
 
-class RoundsEverything(TorchFunctionMode):
+class _ChangesResults(TorchFunctionMode):
+    """Changes the result of every operation."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        """Return the changed result of a function."""
+        result = func(*args, **(kwargs or {}))
+        several = isinstance(result, Tensor) and result.is_floating_point() and result.numel() > 1
+        return self._changed(result) if several else result
+
+    def _changed(self, result: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class RoundsEverything(_ChangesResults):
     """Rounds the result of every operation to 8 bits between its smallest and its largest value.
 
     This is the noise that integer kernels may add to a network that does not round its own sums and activations.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Return the rounded result of a function."""
-        result = func(*args, **(kwargs or {}))
-        if not isinstance(result, Tensor) or not result.is_floating_point() or result.numel() < 2:  # noqa: PLR2004
-            return result
+    def _changed(self, result: Tensor) -> Tensor:
         low, high = result.min(), result.max()
         step = ((high - low) / ROUNDED_STEPS).clamp_min(torch.finfo(result.dtype).tiny)
         return ((result - low) / step).round() * step + low
 
 
-class Rounded(nn.Module):
+class ChangesLastBits(_ChangesResults):
+    """Changes the last bits of the result of every operation, as kernels that sum in another order do.
+
+    This moves a few numbers over the border between two codes, which moves more in the next layer. So two computations
+    of a deep network of integers differ as much as rounding does, whatever their kernels are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(0)
+
+    def _changed(self, result: Tensor) -> Tensor:
+        return result * (1 + LAST_BITS * torch.randn(result.shape, generator=self._generator))
+
+
+class _Within(nn.Module):
+    """A network whose operations are changed."""
+
+    def __init__(self, mode: TorchFunctionMode, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self._mode = model, mode
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the network takes
+        """Return the outputs with the noise of the changes."""
+        with self._mode:
+            return self.model(*inputs, **named)
+
+
+class Rounded(_Within):
     """A network that rounds the result of every operation to 8 bits."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the network takes
-        """Return the outputs with the noise of rounding."""
-        with RoundsEverything():
-            return self.model(*inputs, **named)
+        super().__init__(RoundsEverything(), model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from objectives.layers import inputs_of_file
+from objectives.layers import ResizesInput, inputs_of_file
 from objectives.runtimes import ExportError
-from objectives.runtimes.ends import PICTURE_DIMENSIONS, Form, HasGrids, WithEnds, described, with_ends
+from objectives.runtimes.ends import PICTURE_DIMENSIONS, Form, HasGrids, SizesInSteps, WithEnds, described, with_ends
 from objectives.trees import at, leaves, map_tensors, moved, run, shape_words
 from search.evaluation.comparison import COMPARED, compared
 from search.study.console import console
@@ -20,7 +21,7 @@ from search.study.errors import UserError
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from objectives import Data
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from objectives.trees import Tree
     from search.study.spec import StudySpec
 
+MOST_CHANNELS = 4  # of a picture that a sensor gives: more dimensions than that are heights and widths (chosen)
 OTHER_SIZES = (2, 1), (1, 2)  # times height and width, at which a file that takes any size is tried (chosen)
 SAME_INPUTS = 1e-3  # largest difference of inputs, over their standard deviation, that is not worth a line (chosen)
 
@@ -71,15 +73,22 @@ class Interface:
         """Return the outputs of the network for what the file gave."""
         return outputs if self.ends is None else self.ends.decoded(outputs)
 
+    def coded(self) -> nn.Module | None:
+        """Return the network in torch with the codes of the ends, None if there are none."""
+        coded = self.ends is not None and any(grid is not None for side in self.ends.grids for grid in side)
+        return _Coded(self).eval() if coded else None
+
     def record(self, path: Path, runtime: Runtime, execute: Callable[[Tree], Tree]) -> dict[str, Any]:
         """Return types, shapes, scales and zero points of what the file takes and gives, and what it does itself."""
         taken = self.take(self.examples.example())
         given = execute(taken)
         last = self.ends is not None and self.ends.form.channels_last
+        order = "channels last" if last else "channels first"
+        raw = self.ends is not None and self.ends.preprocessing is not None and not last  # in the order of the sensor
         inputs, outputs = runtime.grids_of(path) if isinstance(runtime, HasGrids) else self._grids(taken, given)
         found: dict[str, Any] = {
-            "file_inputs": described(taken, inputs, channels_last=last),
-            "file_outputs": described(given, outputs, channels_last=last),
+            "file_inputs": described(taken, inputs, "" if raw else order),
+            "file_outputs": described(given, outputs, order),
         }
         if self.ends is not None and self.ends.form.free_size:
             found["dynamic_size"] = True
@@ -91,6 +100,20 @@ class Interface:
         if self.ends is not None:
             return self.ends.grids
         return [None] * len(leaves(taken)), [None] * len(leaves(given))
+
+
+class _Coded(nn.Module):
+    """The ends of a file in torch, for inputs of the network."""
+
+    def __init__(self, used: Interface) -> None:
+        super().__init__()
+        assert used.ends is not None
+        self.ends, self._used = used.ends, used
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the network takes
+        """Return the outputs."""
+        given = named or (inputs[0] if len(inputs) == 1 else inputs)
+        return self._used.give(run(self.ends, self._used.take(given)))
 
 
 def interface(
@@ -124,10 +147,13 @@ def interface(
     if preprocessing:
         if spec.preprocessing is None:
             raise UserError("the study must have a preprocessing for --preprocessing: StudySpec(preprocessing=...)")
-        module, examples = spec.preprocessing.module.eval(), spec.preprocessing.examples
+        module, examples = copy.deepcopy(spec.preprocessing.module).eval(), spec.preprocessing.examples
         _check(module, examples, spec)
+        _check_order(examples.example(), form)
         network, taken = Prepared(module, model).eval(), examples.sample(spec.calibration, spec.seed).inputs
     if form.free_size:
+        if isinstance(model, ResizesInput) and not model.input_resize.in_file:
+            raise ExportError("this candidate takes images that are resized outside of its file, to one size")
         _ensure_any_size(network, at(taken, slice(2)))
     ends = with_ends(finished, taken, form, module)
     return Interface(network, examples, ends), ends, ends.encoded(taken)
@@ -148,13 +174,18 @@ def _check(module: nn.Module, examples: Data, spec: StudySpec) -> None:
             f"{len(examples):,}"
         )
     (raw, _), (expected, _) = (next(iter(one.head(COMPARED).batches())) for one in (examples, validation))
+    given = map_tensors(raw, torch.clone)
     try:
         with torch.no_grad():
-            found = run(module, raw)
+            found, again = run(module, given), run(module, map_tensors(raw, torch.clone))
     except Exception as error:
         raise UserError(f"the preprocessing fails on its examples, {shape_words(raw)}: {first_line(error)}") from error
     if shape_words(found) != shape_words(expected):
         raise UserError(f"the preprocessing must give {shape_words(expected)}, but gives {shape_words(found)}")
+    if not all(map(torch.equal, leaves(given), leaves(raw))):
+        raise UserError("the preprocessing must not write into what it gets; use inplace=False, or x - y for x.sub_(y)")
+    if not all(map(torch.equal, leaves(found), leaves(again))):
+        raise UserError("the preprocessing must give the same inputs every time; leave random transforms out")
     pairs = list(zip(leaves(found), leaves(expected), strict=True))
     difference = max(float((a.double() - b).abs().max() / b.double().std().clamp_min(1e-12)) for a, b in pairs)
     if difference > SAME_INPUTS:
@@ -164,15 +195,31 @@ def _check(module: nn.Module, examples: Data, spec: StudySpec) -> None:
         )
 
 
-def _at_other_sizes(inputs: Tree) -> list[Tree]:
-    """Return inputs whose images are enlarged; those of `OTHER_SIZES`."""
-    return [map_tensors(inputs, functools.partial(_enlarged, factors=factors)) for factors in OTHER_SIZES]
+def _check_order(raw: Tree, form: Form) -> None:
+    """Check that images of a sensor have their channels first, where their height and width are asked for.
+
+    Raises
+    ------
+    UserError
+        If they do not.
+    """
+    for tensor in (one for one in leaves(raw) if one.dim() in PICTURE_DIMENSIONS):
+        if (form.channels_last or form.free_size) and tensor.shape[-1] <= MOST_CHANNELS < tensor.shape[1]:
+            raise UserError(
+                f"images of the preprocessing, of shape {tuple(tensor.shape[1:])}, seem to have their channels last "
+                "already: for nhwc and --dynamic-size give them with channels first, and leave the permute out"
+            )
 
 
-def _enlarged(tensor: torch.Tensor, factors: tuple[int, int]) -> torch.Tensor:
+def _at_other_sizes(inputs: Tree, sizes: Sequence[tuple[int, int]], more: int = 0) -> list[Tree]:
+    """Return inputs whose images have so many times the height and the width, and some rows and columns more."""
+    return [map_tensors(inputs, functools.partial(_enlarged, factors=factors, more=more)) for factors in sizes]
+
+
+def _enlarged(tensor: torch.Tensor, factors: tuple[int, int], more: int) -> torch.Tensor:
     if tensor.dim() not in PICTURE_DIMENSIONS:
         return tensor
-    size = [*tensor.shape[2:-2], *(a * b for a, b in zip(tensor.shape[-2:], factors, strict=True))]
+    size = [*tensor.shape[2:-2], *(a * b + more for a, b in zip(tensor.shape[-2:], factors, strict=True))]
     return F.interpolate(tensor.float(), size).to(tensor.dtype)
 
 
@@ -186,7 +233,7 @@ def _ensure_any_size(network: nn.Module, inputs: Tree) -> None:
     """
     if not any(tensor.dim() in PICTURE_DIMENSIONS for tensor in leaves(inputs)):
         raise ExportError(f"--dynamic-size is about images, but the network takes {shape_words(inputs)}")
-    for larger in _at_other_sizes(inputs):
+    for larger in _at_other_sizes(inputs, OTHER_SIZES):
         try:
             with torch.no_grad():
                 run(network, larger)
@@ -197,8 +244,10 @@ def _ensure_any_size(network: nn.Module, inputs: Tree) -> None:
             ) from error
 
 
-def ensure_free_sizes(used: Interface, execute: Callable[[Tree], Tree]) -> None:
+def ensure_free_sizes(used: Interface, runtime: Runtime, execute: Callable[[Tree], Tree]) -> None:
     """Compare the answers of a file with those of its network at other sizes of its images, where it shall take them.
+
+    Sizes that are one larger, and so odd where the example's are even, are tried where network and file take them.
 
     Raises
     ------
@@ -207,10 +256,16 @@ def ensure_free_sizes(used: Interface, execute: Callable[[Tree], Tree]) -> None:
     """
     if used.ends is None or not used.ends.form.free_size:
         return
-    for larger in _at_other_sizes(moved(used.examples.example(2), "cpu")):
+    inputs = moved(used.examples.example(2), "cpu")
+    sizes = [(larger, True) for larger in _at_other_sizes(inputs, OTHER_SIZES)]
+    if not (isinstance(runtime, SizesInSteps) and runtime.sizes_in_steps):
+        sizes += [(larger, False) for larger in _at_other_sizes(inputs, ((1, 1),), more=1)]
+    for larger, must in sizes:
         try:
-            found = compared(used.network, larger, lambda inputs: used.give(execute(used.take(inputs))))
+            found = compared(used.network, larger, lambda given: used.give(execute(used.take(given))), used.coded())
         except Exception as error:
+            if not must and not _runs(used.network, larger):
+                continue
             raise ExportError(
                 f"the file does not take {shape_words(larger)}, for which --dynamic-size asks: {first_line(error)}"
             ) from error
@@ -219,3 +274,13 @@ def ensure_free_sizes(used: Interface, execute: Callable[[Tree], Tree]) -> None:
                 f"the file answers otherwise than its network to {shape_words(larger)}: {found['sqnr_db']:.1f} dB, of "
                 f"at least {found['allowed_sqnr_db']:.1f}; export it without --dynamic-size"
             )
+
+
+def _runs(network: nn.Module, inputs: Tree) -> bool:
+    """Return whether a network takes inputs."""
+    try:
+        with torch.no_grad():
+            run(network, inputs)
+    except Exception:  # noqa: BLE001 - a network may refuse sizes in any way
+        return False
+    return True

@@ -102,7 +102,8 @@ def _ends(record: dict[str, Any]) -> str:
         if "preprocessing" in record
         else "Prepare the numbers of the inputs as in training."
     )
-    sizes = " Images may have any height and width that the network takes." if record.get("dynamic_size") else ""
+    sizes = " Images may have other heights and widths, as far as network and runtime take them."
+    sizes = sizes if record.get("dynamic_size") else ""
     return "\n".join(lines) + f"\n\n{prepared}{sizes}"
 
 
@@ -154,8 +155,12 @@ def _loading(context: Context, record: dict[str, Any], inputs: Tree) -> list[str
     runtime = context.spec.runtime
     if not isinstance(runtime, HasLoading):
         return []
+    types = {name: record[f"file_{name}"][0]["type"] for name in ("inputs", "outputs")}
+    note = f"// here float stands for {types['inputs']} in inputs and {types['outputs']} in outputs\n"
+    notes = {"cpp": note, "kotlin": note, "swift": note} if set(types.values()) != {"float32"} else {}
     codes = [
-        f"### {LANGUAGES.get(language, language)}\n\n```{language}\n{filled(code, inputs, record.get(ARENA, 0))}\n```"
+        f"### {LANGUAGES.get(language, language)}\n\n```{language}\n{notes.get(language, '')}"
+        f"{filled(code, inputs, record.get(ARENA, 0))}\n```"
         for language, code in runtime.loading.items()
     ]
     return ["## Load it", *codes]

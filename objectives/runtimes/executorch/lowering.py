@@ -72,6 +72,8 @@ def _free_sizes(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[int
         found.append({})
         for dimension in dimensions:
             size = tensor.shape[dimension]
+            if size == 1:
+                continue
             unit = next(unit for unit in (*UNITS, 1) if size % unit == 0 and size >= 2 * unit)
             count = torch.export.Dim(f"size_{number}_{dimension}", min=1, max=LARGER * size // unit)
             found[-1][dimension] = unit * count

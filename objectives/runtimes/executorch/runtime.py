@@ -78,6 +78,11 @@ class ExecuTorch:
         return False
 
     @property
+    def sizes_in_steps(self) -> bool:
+        """True: images have at most twice the size of the example, and multiples of what divides it."""
+        return True
+
+    @property
     def layout(self) -> FileLayout:
         """Bytes (fitted): layers and their rounding from files of stacked layers, the rest from 48 files of plans.
 

@@ -40,13 +40,18 @@ def set_types(model: schema.ModelT, ends: WithEnds) -> None:
             have = graph.tensors[places[place]].type
             if wanted is None or have == _TYPES[wanted] or have not in {*_TYPES.values()}:
                 continue
-            if wanted == torch.float32 and have != schema.TensorType.INT8:
-                continue  # such as images in bytes, which the network takes
+            if have != schema.TensorType.FLOAT32 and not _is_rounded(graph.tensors[places[place]]):
+                continue  # such as images in bytes, which the network itself takes
             if {_TYPES[wanted], have} == {schema.TensorType.FLOAT32, schema.TensorType.UINT8}:  # by way of signed ones
                 assert grid is not None
                 signed = grid._replace(zero=grid.zero + INT8_MIN)
                 _convert(model, places, place, schema.TensorType.INT8, signed, first=first)
             _convert(model, places, place, _TYPES[wanted], grid, first=first)
+
+
+def _is_rounded(tensor: schema.TensorT) -> bool:
+    """Return whether the integers of a tensor stand for numbers."""
+    return tensor.quantization is not None and tensor.quantization.scale is not None
 
 
 def grids_of(content: bytes) -> tuple[list[Grid | None], list[Grid | None]]:
@@ -56,8 +61,7 @@ def grids_of(content: bytes) -> tuple[list[Grid | None], list[Grid | None]]:
 
     def grid(index: int) -> Grid | None:
         tensor = graph.tensors[index]
-        known = tensor.quantization is not None and tensor.quantization.scale is not None and tensor.type in dtypes
-        if not known:
+        if tensor.type not in dtypes or not _is_rounded(tensor):
             return None
         limits = torch.iinfo(dtypes[tensor.type])
         scale, zero = float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0])

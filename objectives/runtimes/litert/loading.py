@@ -24,7 +24,7 @@ auto model = tflite::FlatBufferModel::BuildFromFile("model.tflite");
 std::unique_ptr<tflite::Interpreter> interpreter;
 tflite::InterpreterBuilder(*model, tflite::ops::builtin::BuiltinOpResolver())(&interpreter);
 interpreter->AllocateTensors();
-std::copy(values.begin(), values.end(), interpreter->typed_input_tensor<float>(0));  // or int8_t
+std::copy(values.begin(), values.end(), interpreter->typed_input_tensor<float>(0));
 interpreter->Invoke();
 const float *answers = interpreter->typed_output_tensor<float>(0);
 """
@@ -72,9 +72,9 @@ alignas(16) static uint8_t arena[$arena];
 static tflite::MicroMutableOpResolver<16> operators;  // and operators.AddConv2D() and so on, for each operator
 static tflite::MicroInterpreter interpreter(tflite::GetModel(model_tflite), operators, arena, sizeof(arena));
 interpreter.AllocateTensors();
-std::copy(values, values + interpreter.input(0)->bytes, interpreter.input(0)->data.int8);  // $shape
+memcpy(interpreter.input(0)->data.raw, values, interpreter.input(0)->bytes);  // $shape
 interpreter.Invoke();
-const int8_t *answers = interpreter.output(0)->data.int8;
+const void *answers = interpreter.output(0)->data.raw;
 """
 LITERT_LOADING = {"python": LITERT_PYTHON, "cpp": LITERT_CPP, "kotlin": LITERT_KOTLIN, "swift": LITERT_SWIFT}
 MICRO_LOADING = {"python": MICRO_PYTHON, "cpp": MICRO_CPP}

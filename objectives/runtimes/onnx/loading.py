@@ -7,8 +7,8 @@ import onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
 inputs = {}
 for one, shape in zip(session.get_inputs(), $shapes):  # put your prepared example instead of zeros
-    kind = one.type.removeprefix("tensor(").removesuffix(")").replace("float", "float32")
-    inputs[one.name] = np.zeros(shape, kind)
+    kind = one.type.removeprefix("tensor(").removesuffix(")")  # such as uint8
+    inputs[one.name] = np.zeros(shape, {"float": "float32", "double": "float64"}.get(kind, kind))
 print([output.shape for output in session.run(None, inputs)])
 """
 OPENVINO_PYTHON = """
