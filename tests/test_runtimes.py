@@ -16,6 +16,7 @@ from objectives.runtimes import ExecuTorch, ExportError, LiteRt, OnnxRuntime, Op
 from spaces import Quantize, deployed, trace, unfuse_attention
 from spaces.testing import RuntimeContract
 from spaces.testing.networks import CLASSES, Net, Plain, Residual, Separable, example, run, teacher
+from spaces.testing.runtime_contract import sqnr
 from spaces.testing.runtime_networks import Attentive
 
 if TYPE_CHECKING:
@@ -143,6 +144,28 @@ class TestExecuTorch(RuntimeContract):
         runtime.export(finished, inputs, large)
         assert torch.equal(runtime.load(small)(inputs), runtime.load(large)(inputs))
         assert small.stat().st_size < large.stat().st_size * 0.65
+
+
+class Repeated(nn.Module):
+    """Uses a layer several times, in parts of a program that XNNPACK does not execute as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = torch.cumsum(self.layer(x), 1)
+        return x
+
+
+def test_executorch_stores_a_weight_once_that_several_parts_use(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    torch.manual_seed(0)
+    net, inputs, path = Repeated().eval(), torch.randn(8, 64) / 64, tmp_path / "model.pte"
+    ExecuTorch().export(net, inputs, path)
+    assert path.stat().st_size < 2 * 4 * 64 * 64
+    assert sqnr(net(inputs).detach(), ExecuTorch().load(path)(inputs)) > 80
 
 
 @pytest.mark.parametrize("runtime", [LiteRt(), ExecuTorch()], ids=["litert", "executorch"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,6 +150,32 @@ def test_the_source_holds_the_bytes_of_the_file(tmp_path: Path) -> None:
     assert f"model_tflite_len = {path.stat().st_size};" in source
 
 
+MAIN = """
+#include <cstdint>
+#include <cstdio>
+
+extern const unsigned int model_tflite_len;
+extern const uint8_t model_tflite[];
+
+int main() {
+    if (reinterpret_cast<uintptr_t>(model_tflite) % 16) return 1;
+    return fwrite(model_tflite, 1, model_tflite_len, stdout) != model_tflite_len;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_a_program_holds_the_file(tmp_path: Path) -> None:
+    """The sources of TFLite Micro are in no package registry, so the program reads the array alone."""
+    path, *_ = integers(tmp_path)
+    (tmp_path / "model.cc").write_text(MICRO.c_source(path))
+    (tmp_path / "main.cc").write_text(MAIN)
+    words = ["g++", "-Wall", "-Wextra", "-Werror", "-o", "program", "model.cc", "main.cc"]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    ran = subprocess.run([tmp_path / "program"], capture_output=True, check=True)
+    assert ran.stdout == path.read_bytes()
+
+
 class Joined(nn.Module):
     """A network that joins more tensors than the interpreter takes at once."""
 
@@ -208,6 +236,14 @@ def test_a_study_without_integers_is_told_so(capsys: pytest.CaptureFixture[str])
     small_study.context(dataclasses.replace(small_study.study(2), runtime=MICRO))
     said = " ".join(capsys.readouterr().err.split())
     assert "no BitWidths(runtime=TfliteMicro()) is among the axes, so the files compute in floating point" in said
+
+
+def test_a_study_with_precisions_of_another_runtime_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    small_study.context(dataclasses.replace(small(), runtime=LiteRt()))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "BitWidths offers the precisions of tflite-micro, but the files are for litert, which stores those" in said
+    small_study.context(small_study.study(2))
+    assert "BitWidths offers" not in capsys.readouterr().err
 
 
 def test_a_goal_can_limit_the_ram() -> None:

@@ -14,7 +14,14 @@ from optuna.trial import FixedTrial
 from objectives import Examples
 from objectives.outputs import outputs
 from search.costs.cost_model import CostModel
-from search.evaluation.first_checks import check_answers, check_recipe, check_split, floats_note, untrainable_note
+from search.evaluation.first_checks import (
+    check_answers,
+    check_recipe,
+    check_split,
+    floats_note,
+    other_runtime_note,
+    untrainable_note,
+)
 from search.evaluation.label_checks import check_loss, check_probabilities, classes_of, few
 from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
 from search.study.console import console
@@ -103,7 +110,7 @@ class Context:
         check_loss(self.usual_recovery, output, checked.labels)
         check_recipe(self.spec.recipe, self.subject.model, few(splits.train, CHECKED_EXAMPLES).inputs)
         untrainable = untrainable_note(self.subject.model, checked, self.usual_recovery, self.subject.device)
-        for note in filter(None, (untrainable, floats_note(self.spec))):
+        for note in filter(None, (untrainable, floats_note(self.spec), other_runtime_note(self.spec))):
             console.print(note, markup=False)
         return classes
 

@@ -166,6 +166,19 @@ def floats_note(spec: StudySpec) -> str:
     )
 
 
+def other_runtime_note(spec: StudySpec) -> str:
+    """Say that precisions are those of another runtime than that of the files."""
+    others = {getattr(axis.runtime, "name", "") for axis in spec.space.steps if isinstance(axis, BitWidths)}
+    others -= {"", spec.runtime.name}
+    if not others:
+        return ""
+    return (
+        f"BitWidths offers the precisions of {listed(sorted(others))}, but the files are for {spec.runtime.name}, "
+        "which stores those that it does not have as wider integers or in floating point: their bytes and latency are "
+        "not those that a search for the other runtime predicts"
+    )
+
+
 def untrainable_note(model: nn.Module, examples: Held, recovery: Recovery, device: torch.device) -> str:
     """Try one training step on a copy of the teacher; describe the weights that it does not reach, if there are any.
 

@@ -16,7 +16,7 @@ from torch import fx
 from objectives.flat import flat
 from objectives.runtimes.ends import WithEnds, free_dimensions, network_of
 from objectives.runtimes.errors import ExportError
-from objectives.runtimes.executorch.packing import packing
+from objectives.runtimes.executorch.packing import Constants, packing
 from objectives.runtimes.passes.constants import constant
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
 from objectives.runtimes.passes.integers import INTEGER_LAYERS, exported, first_of, integer_graph
@@ -37,25 +37,34 @@ _ALL_ARGUMENTS = 3  # number of arguments, of a layer (input, weight, bias) and 
 def lower(model: nn.Module, example: Tree) -> tuple[bytes, list[str]]:
     """Return the bytes of the file, and the operators that XNNPACK does not execute; see `Runtime.export`."""
     network = flat(model.of_arithmetic() if isinstance(model, WithEnds) else model, example)
-    with silence(), torch.no_grad(), packing():
+    with silence(), torch.no_grad():
         try:
             sizes = _free_sizes(model, network.example)
             graph_module = integer_graph(network.module, network.example, mixed=False, sizes=sizes)
             _complete(graph_module)
-            program = exported(graph_module, first_of(network.example), sizes)
-            edge = to_edge_transform_and_lower(
-                program,
-                partitioner=[XnnpackPartitioner()],
-                compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            )
-            nodes = edge.exported_program().graph.nodes
-            portable = [str(node.target._op) for node in nodes if hasattr(node.target, "_op")]  # noqa: SLF001 - its name
-            aligned = ExecutorchBackendConfig(segment_alignment=CONSTANT_TENSOR_ALIGNMENT)
-            return bytes(edge.to_executorch(aligned).buffer), portable
+            first, constants = first_of(network.example), Constants()
+            found = _lowered(exported(graph_module, first, sizes), constants)
+            if repeated := constants.repeated():  # as the steps of a recurrent layer, each in a part of its own
+                found = _lowered(exported(graph_module, first, sizes), Constants(repeated))
         except ExportError:
             raise
         except Exception as error:  # the exporter raises exceptions of any type
             raise export_error(network_of(model), "an ExecuTorch", error) from error
+    return found
+
+
+def _lowered(program: torch.export.ExportedProgram, constants: Constants) -> tuple[bytes, list[str]]:
+    """Return the bytes of the file of a program, and the operators that XNNPACK does not execute."""
+    with packing(constants):
+        edge = to_edge_transform_and_lower(
+            program,
+            partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        nodes = edge.exported_program().graph.nodes
+        portable = [str(node.target._op) for node in nodes if hasattr(node.target, "_op")]  # noqa: SLF001 - its name
+        aligned = ExecutorchBackendConfig(segment_alignment=CONSTANT_TENSOR_ALIGNMENT)
+        return bytes(edge.to_executorch(aligned).buffer), portable
 
 
 def _free_sizes(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...] | None:

@@ -11,6 +11,7 @@ import importlib.resources
 import importlib.util
 import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -41,31 +42,59 @@ if TYPE_CHECKING:
     from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import XNNGraph
 
 _XNNPACK_IDENTIFIER = b"XN01"
+NAME_COST = 300  # bytes of a name in each part and of a segment, at most: twice 64 letters, and tables (chosen)
+
+
+class Constants:
+    """The constants of the parts of a program that XNNPACK executes, by name.
+
+    Parameters
+    ----------
+    shared
+        Names of those that are stored once for all parts.
+    """
+
+    def __init__(self, shared: frozenset[str] = frozenset()) -> None:
+        self.shared = shared
+        self.data: dict[str, bytes] = {}
+        self._uses: Counter[str] = Counter()
+
+    def note(self, names: set[str]) -> None:
+        """Note the constants of one part."""
+        self._uses.update(names)
+
+    def repeated(self) -> frozenset[str]:
+        """Return the names of those that several parts have and that are large enough to be shared."""
+        return frozenset(
+            name for name, count in self._uses.items() if (count - 1) * len(self.data[name]) > NAME_COST * count
+        )
 
 
 @contextlib.contextmanager
-def packing() -> Iterator[None]:
+def packing(constants: Constants) -> Iterator[None]:
     """Patch the exporter within the context so that it writes small files; it has no options for this.
 
     - The exporter names every weight, bias and vector of scales by a digest of 64 letters, written twice, and gives
       each a segment, so that files can share them: more than half of the bytes of a small network. Here, they are
-      stored after the graph, where the runtime looks for constants without a name.
+      stored after the graph, where the runtime looks for constants without a name, but for those that are shared.
     - The exporter stores how Python nests inputs and outputs; here, each is a single tensor.
     - Duplicates within a graph are removed: see `_share_scales`, `_bypass_transpositions` and
       `objectives.runtimes.passes.flatbuffers`.
     """
-    named: dict[str, bytes] = {}
 
     class Inline(NamedDataStore):  # type: ignore[misc]
-        def add_named_data(self, key: str, data: Any, *_: object, **__: object) -> None:  # noqa: ANN401 - bytes-like
-            named[key] = bytes(data)
+        def add_named_data(self, key: str, data: Any, *more: object, **named: object) -> None:  # noqa: ANN401 - bytes-like
+            constants.data[key] = bytes(data)
+            if key in constants.shared:
+                super().add_named_data(key, data, *more, **named)
 
     def serialized(graph: XNNGraph, _: bytearray) -> bytes:
         _bypass_transpositions(graph)
         _share_scales(graph)
         for node in graph.xnodes:
             node.debug_handle = 0  # a link to a line of the model's code, which the file does not contain
-        return bytes(serialize_xnnpack_binary(graph, _inline(graph, named)))
+        constants.note({entry.named_key for entry in graph.constant_data[1:]})
+        return bytes(serialize_xnnpack_binary(graph, _inline(graph, constants)))
 
     with (
         patch.object(xnnpack_preprocess, "NamedDataStore", Inline),
@@ -110,8 +139,11 @@ def _share_scales(graph: XNNGraph) -> None:
             bias.scale_buffer_idx = weight.scale_buffer_idx
 
 
-def _inline(graph: XNNGraph, named: dict[str, bytes]) -> bytearray:
-    """Return the constants one after another, equal ones once, and store their positions in the graph."""
+def _inline(graph: XNNGraph, constants: Constants) -> bytearray:
+    """Return the constants one after another, equal ones once, and store their positions in the graph.
+
+    Those that are shared keep their names instead.
+    """
     content = bytearray()
     entries = graph.constant_data[:1]  # the first entry means: no constant
     place: dict[bytes, int] = {}
@@ -119,8 +151,12 @@ def _inline(graph: XNNGraph, named: dict[str, bytes]) -> bytearray:
     def placed(index: int) -> int:
         if index <= 0:
             return index
-        data = named[graph.constant_data[index].named_key]
-        if data not in place:
+        entry = graph.constant_data[index]
+        data = constants.data[entry.named_key]
+        if data not in place and entry.named_key in constants.shared:
+            place[data] = len(entries)
+            entries.append(entry)
+        elif data not in place:
             content.extend(bytes(-len(content) % CONSTANT_TENSOR_ALIGNMENT))
             place[data] = len(entries)
             entries.append(ConstantDataOffset(len(content), len(data), None))
