@@ -45,6 +45,7 @@ from spaces.testing.runtime_networks import (
     Pair,
     Pooled,
     Row,
+    Shared,
     Shortcut,
 )
 
@@ -281,6 +282,18 @@ class RuntimeContract:
         runtime.export(net, inputs, tmp_path / "model")
         for expected, found in zip(net(inputs), runtime.load(tmp_path / "model")(inputs), strict=True):
             assert torch.allclose(expected, found, atol=1e-5)
+
+    @pytest.mark.parametrize("bits", [(8, 8), (FLOAT_BITS, FLOAT_BITS)], ids=["integers", "floats"])
+    def test_an_output_may_be_read_inside_the_network(self, bits: tuple[int, int], tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        net, inputs, runtime = Shared().eval(), torch.randn(16, 3, 8, 6), self.make()
+        finished = deployed(Quantize((("layer", *bits), ("head", *bits))).apply(net, inputs), inputs)
+        runtime.export(finished, inputs, tmp_path / "model")
+        with torch.no_grad():
+            expected = finished(inputs)
+        for one, other in zip(expected, runtime.load(tmp_path / "model")(inputs), strict=True):
+            assert one.shape == other.shape
+            assert sqnr(one, other) > (INTEGER if bits[1] < FLOAT_BITS else EXACT)
 
     def test_a_missing_extra_is_named_in_the_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if self.loads is None:

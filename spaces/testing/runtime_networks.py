@@ -114,6 +114,19 @@ class Pair(nn.Module):
         return x + 1, x - 1
 
 
+class Shared(nn.Module):
+    """Gives a map of features out that is also read inside, in the order of its dimensions and for its means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return maps (B, 4, 8, 6), the same flattened, and outputs (B, 6) of images (B, 3, 8, 6)."""
+        found = self.layer(x)
+        return found, found.flatten(1), self.head(found.mean((2, 3)))
+
+
 class Bessel(nn.Module):
     """A network with an operator that no runtime supports."""
 

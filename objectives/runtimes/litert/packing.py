@@ -25,6 +25,7 @@ from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.litert.concatenations import split_concatenations
 from objectives.runtimes.litert.ends import set_types
 from objectives.runtimes.litert.folded_weights import Weight, restore_integer_weights
+from objectives.runtimes.litert.layouts import mended_layouts
 from objectives.runtimes.passes.constants import constant, put_constant
 from objectives.runtimes.passes.flatbuffers import serialize
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
@@ -104,7 +105,8 @@ def convert(model: nn.Module, example: Tree, storage: Storage = LITERT) -> bytes
             config = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
             # the configuration only makes the converter replace the quantizers of the graph by integers
             converter = {"quant_config": QuantConfig(pt2e_quantizer=config)} if weights else {}
-            edge = litert_torch.convert(graph_module, first_of(network.example), **converter)
+            with mended_layouts():
+                edge = litert_torch.convert(graph_module, first_of(network.example), **converter)
             with tempfile.TemporaryDirectory() as folder:
                 edge.export(str(Path(folder) / "model"))
                 content = (Path(folder) / "model").read_bytes()
