@@ -262,3 +262,12 @@ def test_tokens_are_looked_up_when_a_file_is_tried(tmp_path: Path) -> None:
     inputs = torch.randint(8, (6, 3))
     MICRO.export(net, inputs, tmp_path / "model.tflite")
     assert sqnr(net(inputs).detach(), MICRO.load(tmp_path / "model.tflite")(inputs)) > 80
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_written_out(approximate: str, tmp_path: Path) -> None:
+    """The interpreter has no operator for it."""
+    inputs = torch.linspace(-9, 9, 500)[None]
+    MICRO.export(nn.GELU(approximate).eval(), inputs, tmp_path / "model.tflite")
+    found = MICRO.load(tmp_path / "model.tflite")(inputs)
+    assert (found - nn.functional.gelu(inputs, approximate=approximate)).abs().max() < 2e-6

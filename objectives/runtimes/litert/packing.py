@@ -25,6 +25,7 @@ from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.litert.concatenations import split_concatenations
 from objectives.runtimes.litert.ends import set_types
 from objectives.runtimes.litert.folded_weights import Weight, restore_integer_weights
+from objectives.runtimes.litert.gelu import write_out_gelu
 from objectives.runtimes.litert.layouts import mended_layouts
 from objectives.runtimes.passes.constants import constant, put_constant
 from objectives.runtimes.passes.flatbuffers import serialize
@@ -61,12 +62,15 @@ class Storage(NamedTuple):
         Constants begin at multiples of so many bytes.
     concatenated
         The most tensors that one operator concatenates; None for any number.
+    gelu
+        Whether it has GELU.
     """
 
     packed: tuple[tuple[int, int, set[int]], ...]
     unpacks: bool
     alignment: int
     concatenated: int | None
+    gelu: bool
 
     def of_widths(self, widths: tuple[int, ...]) -> Storage:
         """Return the storage without types of other widths."""
@@ -81,6 +85,7 @@ LITERT = Storage(
     unpacks=True,
     alignment=1,
     concatenated=None,
+    gelu=True,
 )
 # its DEQUANTIZE reads one scale where a weight has one for each channel, and its linear layers take 8 bits alone
 MICRO = Storage(
@@ -88,6 +93,7 @@ MICRO = Storage(
     unpacks=False,
     alignment=16,
     concatenated=10,  # kMaxInputNum of its kernel
+    gelu=False,
 )
 
 
@@ -101,6 +107,8 @@ def convert(model: nn.Module, example: Tree, storage: Storage = LITERT) -> bytes
         try:
             graph_module = integer_graph(network.module, network.example, mixed=True, unpacks=storage.unpacks)
             _isolate_operators_of_one_grid(graph_module)
+            if not storage.gelu:
+                write_out_gelu(graph_module)
             weights = _quantize_weights(graph_module)
             config = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
             # the configuration only makes the converter replace the quantizers of the graph by integers
