@@ -144,6 +144,7 @@ class TfliteMicro:
         ValueError
             If it is not a .tflite file.
         """
+        import_extra("micro", _INTERPRETER)
         interpreter, inputs, outputs = _interpreter(_content(path))
 
         def run(x: Tree) -> Tree:
