@@ -87,7 +87,7 @@ class Comparison:
 
         The ratio is that of the worst output tensor; where answers are not classes, the file must reach
         `allowed_sqnr_db`. With classes, `own_agreement_percent` and `own_sqnr_db` compare a network that rounds its
-        inputs with itself, on inputs that differ in their last bits.
+        inputs with itself, where the results of its operations differ in their last bits.
         """
         worst = max(self._outputs, key=lambda power: power.noise / max(power.allowed, SMALLEST_NOISE))
         found: dict[str, Any] = {"sqnr_db": worst.decibels(worst.noise)}
