@@ -73,7 +73,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def test_the_workers_of_a_cluster_share_a_database(folder: Path, cluster: Cluster, postgresql: str) -> None:
     words = "run", "my_study.py:study", "--workers", "2", "--engine", "ray", "--storage", postgresql
     process = started(folder, *words, "--trials", "2000")  # more than one worker does while the other starts
-    wait_until(lambda: has_trained(folder, 1, postgresql)() and len(trained_by(folder, postgresql)) == 2)
+    wait_until(lambda: has_trained(folder, 1, postgresql)() and len(trained_by(folder, postgresql)) == 2, 150)
     process.send_signal(signal.SIGINT)
     assert "Ray cluster of 3 machines, 2 cores" in finished(process, EXIT_STOPPED)
     done = trained_count(opened(folder, postgresql))
