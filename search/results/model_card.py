@@ -95,7 +95,10 @@ def _ends(record: dict[str, Any]) -> str:
     lines = ["| | type | shape of one example | codes |", "|---|---|---|---|"]
     for name, one in rows:
         shape = f"{one['shape']}{', ' + one['order'] if 'order' in one else ''}"
-        codes = f"number = (code - {one['zero_point']}) x {one['scale']:.9g}" if "scale" in one else "none"
+        codes = "none"
+        if "scale" in one:
+            zero = one["zero_point"]
+            codes = f"number = (code {'-' if zero >= 0 else '+'} {abs(zero)}) x {one['scale']:.9g}"
         lines.append(f"| {name} | {one['type']} | {shape} | {codes} |")
     prepared = (
         f"The file prepares its inputs itself: `{record['preprocessing']}`."
