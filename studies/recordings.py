@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's usual name
 
 from objectives import Examples, LogMel, Preprocessing
+from objectives.preprocessing import SMALLEST_ENERGY
 from search import Splits
 from search.study.errors import UserError
 
@@ -124,7 +125,7 @@ def log_mel(signals: Tensor) -> Tensor:
     spectrum = torch.stft(
         signals, WINDOW, HOP, window=torch.hann_window(WINDOW), center=False, return_complex=True
     ).abs()
-    return torch.log(torch.einsum("nft,fm->ntm", spectrum.square(), mel_filters()) + 1e-6)
+    return torch.log(torch.einsum("nft,fm->ntm", spectrum.square(), mel_filters()) + SMALLEST_ENERGY)
 
 
 def mel_filters() -> Tensor:

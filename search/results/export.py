@@ -242,7 +242,7 @@ def export(
     example, name = moved(context.subject.example, "cpu"), f"model.{spec.runtime.suffix}"
     finished = deployed(model, example)
     ensure_as_recorded(trial, weights, model, finished, spec)
-    used, shipped, inputs = interface(model, finished, spec, asked.form, preprocessing=asked.preprocessing)
+    used, shipped, inputs = interface(model, finished, example, spec, asked.form, preprocessing=asked.preprocessing)
     with unfinished_folder(folder.parent, folder.name) as unfinished:
         spec.runtime.export(shipped, inputs, unfinished / name)
         if isinstance(spec.runtime, HasSource):

@@ -117,7 +117,7 @@ class _Coded(nn.Module):
 
 
 def interface(
-    model: nn.Module, finished: nn.Module, spec: StudySpec, form: Form, *, preprocessing: bool
+    model: nn.Module, finished: nn.Module, example: Tree, spec: StudySpec, form: Form, *, preprocessing: bool
 ) -> tuple[Interface, nn.Module, Tree]:
     """Return the interface of a file that is asked for, what the runtime exports, and calibration inputs of that.
 
@@ -125,6 +125,8 @@ def interface(
     ----------
     model, finished
         The trained network, and its finished form, both on the CPU.
+    example
+        The calibration inputs of the study, on the CPU.
     spec
         The study.
     form
@@ -139,7 +141,6 @@ def interface(
     UserError
         If the study has no preprocessing, or it does not give inputs of the network.
     """
-    example = moved(spec.example(), "cpu")
     taken = inputs_of_file(model, example)
     if not preprocessing and form == Form():
         return Interface(model, spec.splits.validation), finished, taken

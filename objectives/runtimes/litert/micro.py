@@ -13,7 +13,7 @@ from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.litert.arena_tries import ArenaTries
 from objectives.runtimes.litert.loading import MICRO_LOADING
-from objectives.runtimes.litert.runtime import dequantized, quantized
+from objectives.runtimes.litert.runtime import dequantized, grids_of, quantized
 from objectives.runtimes.runtime import Precision, export_error, import_extra, require_eval_mode, require_threads
 from objectives.trees import leaves
 
@@ -178,16 +178,8 @@ class TfliteMicro:
             return tries.smallest()
 
     def grids_of(self, path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
-        """Return the grids of the inputs and of the outputs of a file; None for those that are no codes.
-
-        Raises
-        ------
-        ImportError
-            If the ``litert`` extra is not installed.
-        """
-        found: tuple[list[Grid | None], list[Grid | None]]
-        found = import_extra("litert", "objectives.runtimes.litert.ends").grids_of(path.read_bytes())
-        return found
+        """Return the grids of the inputs and of the outputs of a file; see `LiteRt.grids_of`."""
+        return grids_of(path)
 
     def c_source(self, path: Path) -> str:
         """Return a file as C++ source, an aligned array, for programs without a file system."""

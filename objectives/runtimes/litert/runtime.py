@@ -181,9 +181,7 @@ class LiteRt:
         ImportError
             If the ``litert`` extra is not installed.
         """
-        found: tuple[list[Grid | None], list[Grid | None]]
-        found = import_extra("litert", "objectives.runtimes.litert.ends").grids_of(path.read_bytes())
-        return found
+        return grids_of(path)
 
     def oldest_version(self, path: Path) -> str:
         """Return the oldest version of `ai-edge-litert` that takes a file, of those that were tried.
@@ -195,6 +193,13 @@ class LiteRt:
         """
         packing = import_extra("litert", "objectives.runtimes.litert.packing")
         return self.oldest[packing.narrowest(path.read_bytes())]
+
+
+def grids_of(path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
+    """Return the grids of the inputs and of the outputs of a .tflite file; see `LiteRt.grids_of`."""
+    found: tuple[list[Grid | None], list[Grid | None]]
+    found = import_extra("litert", "objectives.runtimes.litert.ends").grids_of(path.read_bytes())
+    return found
 
 
 def quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
