@@ -88,7 +88,8 @@ class SizeBytes:
         )
         exists = (parts.outputs > 0).astype(float)
         total: np.ndarray = (each * exists).sum((0, 2)) + 4 * parts.parameters
-        total -= (_factor_saving(layout, parts.linear, parts.grouped) * exists[1:]).sum((0, 2))
+        saving = _factor_saving(layout, parts.linear, parts.grouped) * exists
+        total -= saving[1:].sum((0, 2))
         total += layout.sum * parts.sums + layout.resize * parts.resized
         if self.per_tensor:
             total += self.per_tensor * parts.held

@@ -118,10 +118,11 @@ COMMANDS = {
     ),
     "report": Command(
         ("search.commands.report:command",),
-        "write pictures, an interactive page and a table",
-        "Write a report of the study and print the paths of its files. They are front.png, front.html "
-        "(interactive, offline), candidates.csv (all trials), and a picture of each plan.",
-        "--out report",
+        "write an interactive page, pictures and a table",
+        "Write a report of the study and print the paths of its files. They are front.html (one file with linked "
+        "views, which needs no network), front.png, candidates.csv (all trials), and a picture of each plan. With "
+        "--watch the page is kept current while the study runs.",
+        "--watch",
     ),
     "confirm": Command(
         ("search.commands.confirm:command",),
@@ -239,6 +240,7 @@ def parser() -> argparse.ArgumentParser:
     add("--unverified", action="store_true", help="do not export and verify the front at the end")
     add = added["report"].add_argument
     add("--out", help="folder of the report (default: report/ in the folder of the study)")
+    add("--watch", action="store_true", help="keep the page current while a study runs, until Ctrl-C")
     add = added["confirm"].add_argument
     add("--seeds", type=Number(int, 0, MOST_SEEDS), default=3, help="trainings per member (default: 3; 0: only verify)")
     add("--pick", metavar="MEMBER", help=f"confirm only one member: {MEMBER}")

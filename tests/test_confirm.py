@@ -83,7 +83,7 @@ def test_only_confirm_reads_the_test_split(sealed: StudySpec, tmp_path: Path, mo
     member = front(searched_study)[0]
     reference = teacher_file(shared.subject, shared.spec.runtime, tmp_path)
     verify_front([(member, state_path(tmp_path, member.number))], shared, tmp_path, reference)
-    report(searched_study, shared, with_records([member], sealed.runtime, tmp_path), tmp_path / "report")
+    report(searched_study, shared, with_records([member], sealed.runtime, tmp_path), tmp_path, tmp_path / "report")
     export(
         member,
         shared,

@@ -10,7 +10,7 @@ import pytest
 
 from objectives import SizeBytes, Top1
 from search.results.candidates import candidates
-from search.results.report import reference_point
+from search.results.page.course import hypervolumes
 from search.study.front import front, trained
 from search.study.records import EXCESS, PLAN, REASON, REPLAY, SECONDS, VALUES
 from tests.small_study import splits, study
@@ -89,7 +89,10 @@ def test_a_study_without_trials_has_an_empty_front_and_table() -> None:
     assert candidates(empty, SPEC).empty
 
 
-def test_the_reference_point_is_worse_than_every_trial(found: optuna.Study) -> None:
-    top1, size = reference_point(found)
-    assert top1 == pytest.approx(95 - 1.1 * 45)
-    assert size == pytest.approx(100 + 1.1 * 800)
+def test_the_hypervolume_is_one_for_the_quality_of_the_teacher_at_the_smallest_cost() -> None:
+    """In the middle of both scales, top-1 and the logarithm of the size, a quarter of the box is dominated."""
+    of = optuna.create_study(directions=["maximize", "minimize"])
+    for values in ((70.0, 1000.0), (80.0, 100.0), (90.0, 10.0)):
+        add(of, values, {SECONDS: 2.0})
+    found = hypervolumes(of, SPEC, {"top1": 90.0, "size_bytes": 1000.0})
+    assert found == [(2.0, 0.0, 0), (4.0, pytest.approx(0.25), 1), (6.0, pytest.approx(1.0), 2)]

@@ -152,7 +152,7 @@ def test_a_report_keeps_pictures_that_are_not_ours(found: Study, shared: Context
     out = folder_with(tmp_path / "report", "plan-999.png", "plan-of-the-house.png", "notes.txt")
     before = contents(out)
     for members in (front(found), front(found)[:1]):
-        report(found, shared, with_records(members, study(4).runtime, home), out)
+        report(found, shared, with_records(members, study(4).runtime, home), home, out)
         assert before.items() <= contents(out).items()
         plans = {path.name for path in out.glob("plan-*.png")}
         assert plans == {"plan-999.png", "plan-of-the-house.png", *(f"plan-{x.number}.png" for x in members)}
@@ -165,7 +165,7 @@ def test_a_report_overwrites_nothing_of_the_user(
     out = folder_with(tmp_path / "report", name.replace("plan-0", f"plan-{front(found)[0].number}"))
     before = contents(out)
     with pytest.raises(UserError, match=r"is not as slimfront report wrote it, .* move it away, or name another"):
-        report(found, shared, with_records(front(found), study(4).runtime, home), out)
+        report(found, shared, with_records(front(found), study(4).runtime, home), home, out)
     assert contents(out) == before
 
 
@@ -173,10 +173,10 @@ def test_a_table_that_the_user_edited_is_not_overwritten(
     found: Study, shared: Context, home: Path, tmp_path: Path
 ) -> None:
     members = with_records(front(found), study(4).runtime, home)
-    report(found, shared, members, tmp_path)
+    report(found, shared, members, home, tmp_path)
     (tmp_path / "candidates.csv").write_text("my notes")
     with pytest.raises(UserError, match=r"candidates.csv is not as slimfront report wrote it"):
-        report(found, shared, members, tmp_path)
+        report(found, shared, members, home, tmp_path)
     assert (tmp_path / "candidates.csv").read_text() == "my notes"
 
 

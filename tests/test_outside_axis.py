@@ -155,7 +155,7 @@ def test_a_member_is_reported_exported_verified_and_restored(found: Study, home:
     plan = context.plan(member.params)
     assert "kernels first " in plan.words()
     assert plan.choices(context.subject.anatomy)["kernel kept"]["first"].word in {"row", "middle"}
-    written = report(found, context, with_records([member], context.spec.runtime, home), home / "report")
+    written = report(found, context, with_records([member], context.spec.runtime, home), home, home / "report")
     assert home / "report" / f"plan-{member.number}.png" in written
     record = export(member, context, weights_of(home, member), home / "out", reference)
     assert record["agreement_percent"] >= 99

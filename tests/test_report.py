@@ -1,8 +1,7 @@
-"""The report: its pictures, its page and its table."""
+"""The files of a report; test_page.py opens its page in a browser."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -34,12 +33,7 @@ def found(home: Path) -> Study:
 
 @pytest.fixture(scope="module")
 def written(home: Path, found: Study) -> list[Path]:
-    return report(found, context(study(9)), with_records(front(found), study(9).runtime, home), home / "report")
-
-
-@pytest.fixture(scope="module")
-def page(home: Path, written: list[Path]) -> str:
-    return (home / "report" / "front.html").read_text(encoding="utf-8")
+    return report(found, context(study(9)), with_records(front(found), study(9).runtime, home), home, home / "report")
 
 
 def test_the_returned_paths_are_the_files_of_the_report(home: Path, written: list[Path], found: Study) -> None:
@@ -57,22 +51,6 @@ def test_the_pictures_are_png_files(written: list[Path]) -> None:
         assert len(content) > 5000
 
 
-def test_the_page_works_offline(page: str) -> None:
-    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)\s*=", page)
-    assert "Plotly.newPlot" in page
-
-
-def test_the_page_shows_the_teacher_and_every_member(page: str, found: Study) -> None:
-    assert '"name":"teacher"' in page
-    for trial in front(found):
-        assert re.search(rf'"trial {trial.number}\\u003cbr\\u003etop1: {trial.values[0]:,.6g}', page)  # noqa: PD011 - no pandas
-
-
-def test_the_page_shows_the_history_and_the_importance(page: str) -> None:
-    assert "Hypervolume" in page
-    assert "Importance of the parameters for size_bytes" in page
-
-
 def test_the_table_has_every_finished_trial(home: Path, found: Study, written: list[Path]) -> None:
     table = pd.read_csv(home / "report" / "candidates.csv")
     assert list(table["number"]) == [trial.number for trial in found.trials]
@@ -85,5 +63,6 @@ def test_the_table_has_every_finished_trial(home: Path, found: Study, written: l
 
 def test_a_report_can_be_written_again(home: Path, found: Study, written: list[Path]) -> None:
     assert (
-        report(found, context(study(9)), with_records(front(found), study(9).runtime, home), home / "report") == written
+        report(found, context(study(9)), with_records(front(found), study(9).runtime, home), home, home / "report")
+        == written
     )

@@ -479,7 +479,7 @@ def test_a_member_is_shown_exported_verified_and_rebuilt(found: Study, home: Pat
     size = plan.steps[0]
     assert isinstance(size, Resize)
     assert plan.choices(context.subject.anatomy)["input size"].keys() == {"first", "second"}
-    written = report(found, context, with_records([member], context.spec.runtime, home), home / "report")
+    written = report(found, context, with_records([member], context.spec.runtime, home), home, home / "report")
     assert home / "report" / f"plan-{member.number}.png" in written
     record = export(member, context, state_path(home, member.number), home / "out", reference)
     assert record["agreement_percent"] >= 99

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from search.command_line import study_arguments
 from search.commands.loading import opened
 from search.commands.showing import members_of
 from search.evaluation.answers import ensure_same_answers
@@ -12,23 +14,58 @@ from search.evaluation.context import Context
 from search.evaluation.subject import Subject
 from search.evaluation.tried_precisions import leave_out_failing
 from search.results.report import report
-from search.study.console import results_console
+from search.study.console import console, results_console
 from search.study.files import ensure_writable
+from search.study.front import front
 from search.study.machine import device_named
 
 if TYPE_CHECKING:
     import argparse
 
+    from optuna import Study
+
+REFRESH_SECONDS = 10.0  # between two looks at a study that is watched (chosen)
+
 
 def command(options: argparse.Namespace) -> int:
     """Write a report of the study and print the paths of its files; return the exit code."""
     study, spec, folder = opened(options)
-    members = members_of(study, spec, folder)
     out = Path(options.out) if options.out else folder / "report"
+    words = study_arguments(options)
+    if not options.watch:
+        members_of(study, spec, folder)  # without a front there is nothing to report: say so before the data are read
     ensure_writable(out)
     context = Context(spec, Subject(spec, device_named(options.device)))
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
-    for path in report(study, context, members, out):
+    if options.watch:
+        _watch(study, context, folder, out, words)
+    for path in report(study, context, members_of(study, spec, folder), folder, out, words):
         results_console.print(str(path))
     return 0
+
+
+def _watch(study: Study, context: Context, folder: Path, out: Path, words: str) -> None:
+    """Write the page again whenever the study has changed, until Ctrl-C."""
+    seen, waits = None, False
+    try:
+        while True:
+            now = _state(study, context, folder)
+            if now != seen and front(study):
+                report(study, context, members_of(study, context.spec, folder), folder, out, words, REFRESH_SECONDS)
+                if seen is None:
+                    console.print(f"{out / 'front.html'} is kept current; Ctrl-C ends this and writes the pictures")
+                seen = now
+            elif seen is None and not waits:
+                waits = True
+                console.print("no candidate is on the front yet; waiting for the first one; Ctrl-C ends this")
+            time.sleep(REFRESH_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def _state(study: Study, context: Context, folder: Path) -> tuple[int, float]:
+    """Return what changes with every finished trial and every verified file."""
+    finished = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    records = folder / "verified" / context.spec.runtime.name
+    return finished, max((path.stat().st_mtime for path in records.glob("*.json")), default=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 import warnings
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from search.study.console import console
 from search.study.errors import UserError, reason_of
 from search.study.front import trained_count
 from search.study.queue import QUEUE, ask, enqueue, rerun_abandoned
-from search.study.records import AHEAD, DESIGNS, RANGES, STARTED
+from search.study.records import AHEAD, DESIGNS, RANGES, SPENT, STARTED
 from search.study.weights import store_of
 from search.study.workers import Alone, Workers
 from spaces.network.messages import unknown_name
@@ -74,6 +75,7 @@ def run(
         finally:
             rerun_abandoned(study, workers)
             context.workers = Alone()
+            study.set_user_attr(f"{SPENT}{uuid.uuid4().hex[:8]}", context.cpu_profile.seconds)
 
 
 def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reserve: Callable[[], float] | None) -> bool:

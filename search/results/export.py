@@ -17,7 +17,7 @@ from objectives.runtimes.names import name_of
 from objectives.trees import at, moved, shapes_of
 from search.results.confirm import confirmed_with
 from search.results.exported import PLAN_FILE, RECORD_FILE, STATE_FILE, described, ensure_replaceable
-from search.results.file_records import read_record, record_path
+from search.results.file_records import FAILURE, failure_path, read_record, record_path
 from search.results.interface import Interface, interface
 from search.results.plan_json import encode
 from search.results.recorded import ensure_as_recorded, recorded, restored
@@ -91,7 +91,8 @@ def verify_front(
             record_file = record_path(folder, trial, spec.runtime)
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / f"model.{spec.runtime.suffix}"
-                record_file.unlink(missing_ok=True)  # the record of other weights
+                for old in (record_file, failure_path(folder, trial, spec.runtime)):  # of other weights
+                    old.unlink(missing_ok=True)
                 try:
                     _, model = restored(trial, context, weights)
                     finished = deployed(model, example)
@@ -103,11 +104,10 @@ def verify_front(
                         record_file,
                         record | {VERIFICATION_SECONDS: passed_since(started), VERIFIED_FOR: name_of(spec.runtime)},
                     )
-                except Disagreement as error:
-                    failures.append(f"trial {trial.number}: {error}")
                 except Exception as error:  # noqa: BLE001 - a runtime may refuse a network in any way
-                    if are_available(trial, weights):
+                    if isinstance(error, Disagreement) or are_available(trial, weights):
                         failures.append(f"trial {trial.number}: {_failure(error)}")
+                        save_json(failure_path(folder, trial, spec.runtime), {FAILURE: _failure(error)})
                     else:
                         console.print(f"trial {trial.number} left the front while it was verified")
             progress((done + 1) / len(unverified))
@@ -116,8 +116,7 @@ def verify_front(
 
 def _failure(error: Exception) -> str:
     """Return why a network has no file."""
-    reason = reason_of(error)
-    return str(error) if isinstance(error, ExportError) else reason
+    return str(error) if isinstance(error, ExportError | Disagreement) else reason_of(error)
 
 
 def _unverified(

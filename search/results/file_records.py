@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Names of the objectives that a file measures, besides metrics
 SIZE, LATENCY, SHARE, ARENA = "size_bytes", "latency_ms", "latency_share", "arena_bytes"
 MEASURED_ON_FILES = (SIZE, LATENCY, SHARE, ARENA)
+FAILURE = "failure"  # key of a record of a failed verification
 TIMES = ("cpu_ms", "ratio")  # keys of the latency in a record
 
 
@@ -50,6 +51,17 @@ def with_records(members: Sequence[FrozenTrial], runtime: Named, folder: Path) -
 def record_path(folder: Path, trial: FrozenTrial, runtime: Named) -> Path:
     """Return the path of the verification record of a member's file for a runtime."""
     return folder / "verified" / runtime.name / f"{trial.number}.json"
+
+
+def failure_path(folder: Path, trial: FrozenTrial, runtime: Named) -> Path:
+    """Return the path of the file that says why the verification of a member failed."""
+    return record_path(folder, trial, runtime).with_suffix(".failed.json")
+
+
+def failure_of(folder: Path, trial: FrozenTrial, runtime: Named) -> str:
+    """Return why the verification of a member's file failed; empty if it did not, or was not tried."""
+    failed = load_or_nothing(failure_path(folder, trial, runtime), {FAILURE: str}, "its reason is not shown")
+    return str(failed.get(FAILURE, ""))
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import scipy.stats
-
 from objectives.runtimes.loading import HasLoading, filled
 from search.results.file_records import ARENA
+from search.results.intervals import CONFIDENCE, of_share
 from search.results.plots import draw_plan
 from search.results.verification import OLDEST_VERSION
 from search.study.files import save_text
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 CARD_FILE, PICTURE_FILE = "README.md", "plan.png"
-CONFIDENCE = 0.95
 LANGUAGES = {"python": "Python", "cpp": "C++", "kotlin": "Kotlin", "swift": "Swift"}
 NO_LICENSE = "unknown"
 
@@ -148,10 +146,9 @@ def _accuracy(record: dict[str, Any], confirmed: dict[str, Any]) -> str:
 
 
 def _interval(percent: float, count: int) -> str:
-    """Return the interval of a share of `count` examples (Wilson 1927, JASA 22, 209-212)."""
-    right = round(percent / 100 * count)
-    found = scipy.stats.binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
-    return f"{CONFIDENCE:.0%} interval {100 * found.low:.2f} to {100 * found.high:.2f}"
+    """Return the interval of a share of `count` examples, in words."""
+    low, high = of_share(percent, count)
+    return f"{CONFIDENCE:.0%} interval {low:.2f} to {high:.2f}"
 
 
 def _loading(context: Context, record: dict[str, Any], inputs: Tree) -> list[str]:

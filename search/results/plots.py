@@ -1,13 +1,11 @@
-"""The front, its history and the plans of its members, as pictures."""
+"""The front and the plans of its members, as pictures."""
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
-import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -81,60 +79,6 @@ def draw_front(
 def _scale(axes: Any, values: list[float]) -> None:  # noqa: ANN401 - matplotlib's Axes
     if min(values) > 0 and max(values) > WIDE_RANGE * min(values):
         axes.set_xscale("log")
-
-
-def interactive_front(
-    table: pd.DataFrame,
-    names: Sequence[str],
-    teacher: dict[str, float],
-    title: str,
-    columns: Sequence[str],
-    files: pd.DataFrame,
-    runtime: str,
-) -> go.Figure:
-    """Return both fronts as a plotly figure, the teacher marked; hover shows these columns and the plan.
-
-    The other parameters are as in `draw_front`.
-    """
-    trained = table[table["state"] == "trained"]
-    costs = names[1:] or names
-    figure = go.Figure()
-    for chosen, label, colour, size in ((False, "trained", GREY, 7), (True, "front", BLUE, 11)):
-        rows = trained[trained["on_front"] == chosen].sort_values(costs[0])
-        mode = "lines+markers" if chosen else "markers"
-        hover = [_hover(row, columns) for row in rows.to_dict("records")]
-        figure.add_scatter(
-            x=rows[costs[0]], y=rows[names[0]], mode=mode, name=label, text=hover, hoverinfo="text",
-            marker={"color": colour, "size": size},
-        )  # fmt: skip
-    kept = files[files["on_front"]].sort_values(costs[0])
-    if len(kept):
-        hover = [_hover(row | {"plan": ""}, names) for row in kept.to_dict("records")]
-        figure.add_scatter(
-            x=kept[costs[0]], y=kept[names[0]], mode="lines+markers", name=f"front of the {runtime} files", text=hover,
-            hoverinfo="text", marker={"color": GREEN, "size": 11, "symbol": "square-open"},
-        )  # fmt: skip
-    figure.add_scatter(
-        x=[teacher[costs[0]]], y=[teacher[names[0]]], mode="markers", name="teacher",
-        text=["teacher<br>" + "<br>".join(f"{name}: {teacher[name]:,.6g}" for name in names)], hoverinfo="text",
-        marker={"color": RED, "size": 16, "symbol": "star"},
-    )  # fmt: skip
-    values = [*trained[costs[0]], teacher[costs[0]]]
-    wide = min(values) > 0 and max(values) > WIDE_RANGE * min(values)
-    figure.update_layout(title=title, xaxis_title=costs[0], yaxis_title=names[0], template="plotly_white")
-    figure.update_xaxes(type="log" if wide else "linear")
-    return figure
-
-
-def _hover(row: dict[Any, Any], columns: Sequence[str]) -> str:
-    lines = [f"trial {row['number']}"]
-    for name in columns:
-        value = row.get(name)
-        if isinstance(value, int | float) and value == value:  # noqa: PLR0124 - not NaN
-            lines.append(f"{name}: {value:,.6g}")
-    words = html.escape(row["plan"])
-    lines += [words[start : start + 90] for start in range(0, len(words), 90)]
-    return "<br>".join(lines)
 
 
 def draw_plan(plan: Plan, anatomy: Anatomy, title: str, path: Path) -> None:
