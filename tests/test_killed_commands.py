@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -142,3 +143,23 @@ def test_a_container_that_starts_again_under_its_name_is_another_worker(folder: 
     check(folder, 4)
     workers = {trial.user_attrs["worker"] for trial in opened(folder).trials if "worker" in trial.user_attrs}
     assert len(workers) == 2
+
+
+def test_a_watched_report_follows_a_run_until_ctrl_c(folder: Path) -> None:
+    """The page is there before the run has ended, and the pictures at the end."""
+    out = folder / "runs/small/report"
+    run = started(folder, "run", "my_study.py:study", "--trials", "30", "--unverified", "--set", "epochs=40")
+    wait_until(has_trained(folder, 1))
+    watching = started(folder, "report", "my_study.py:study", "--set", "epochs=40", "--watch")
+    wait_until(lambda: (out / "front.html").exists())
+    assert run.poll() is None
+    first = (out / "candidates.csv").read_text().count("\n")
+    assert not (out / "front.png").exists()
+    assert '"refresh": 10.0' in (out / "front.html").read_text()
+    finished(run)
+    wait_until(lambda: (out / "candidates.csv").read_text().count("\n") > first)
+    watching.send_signal(signal.SIGINT)
+    assert "is kept current; Ctrl-C ends this" in finished(watching)
+    assert (out / "front.png").exists()
+    assert '"refresh": null' in (out / "front.html").read_text()
+    assert is_whole(out, "report")

@@ -144,8 +144,8 @@ def test_a_page_is_legible_at_each_width_in_light_and_dark(
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", dark))) < 300) == (scheme == "dark")
         assert page.evaluate("document.querySelectorAll('#scatter .point').length") >= len(made[name][1])
-        headings = page.locator("h1, h2").all_inner_texts()
-        assert len(headings) == len(set(headings)) == 8
+        headings = page.locator("h1, h2").filter(visible=True).all_inner_texts()
+        assert len(headings) == len(set(headings)) == (8 if len(made[name][1]) > 1 else 6)
         assert page.locator("#layers tbody tr").count() == len(_facts(page)["layers"])
         assert not page.locator("text=/chart.?studio|plotly/i").count()
 

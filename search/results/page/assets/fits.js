@@ -47,7 +47,7 @@ function drawFits() {
 }
 
 function startFits() {
-  element("sliders").innerHTML = slid.map(one => `<div class="slider"><label for="slider-${one.key}">${escaped(one.title)}</label><input type="range" id="slider-${one.key}" min="0" max="${stops.get(one.key).length - 1}" step="1"><output id="bound-${one.key}" for="slider-${one.key}"></output></div>`).join("") || "<p>There are not enough members to choose from.</p>";
+  element("sliders").innerHTML = slid.map(one => `<div class="slider"><label for="slider-${one.key}">${escaped(one.title)}</label><input type="range" id="slider-${one.key}" min="0" max="${stops.get(one.key).length - 1}" step="1"><output id="bound-${one.key}" for="slider-${one.key}"></output></div>`).join("");
   for (const one of slid) {
     element(`slider-${one.key}`).addEventListener("input", event => {
       const all = stops.get(one.key), at = Number(event.target.value), bounds = {...state.bounds};

@@ -5,7 +5,7 @@ function startText() {
   const counts = {};
   for (const one of facts.candidates) counts[kindOf(one)] = (counts[kindOf(one)] || 0) + 1;
   const told = Object.entries(counts).map(([name, count]) => `${count} ${STATES[name].title}`).join(", ");
-  element("summary").textContent = `${members.length} members of the front; ${told}. Files for ${facts.runtime}; seed ${facts.seed}.${facts.goal ? ` Goal: ${facts.goal}.` : ""}${facts.refresh ? " The search goes on; this page renews itself." : ""}`;
+  element("summary").textContent = `${members.length} member${members.length === 1 ? "" : "s"} of the front; ${told}. Files for ${facts.runtime}; seed ${facts.seed}.${facts.goal ? ` Goal: ${facts.goal}.` : ""}${facts.refresh ? " The search goes on; this page renews itself." : ""}`;
   element("limits").innerHTML = facts.limits.map(limit => `<li>limit: ${escaped(column(limit.key) ? `${column(limit.key).title} ${limit.upper ? "at most" : "at least"} ${shown(limit.bound, limit.key)} (${limit.words})` : limit.words)}</li>`).join("");
   element("footer").textContent = `Written by slimfront ${facts.version}. Everything is in this file; it asks no network.`;
 }
@@ -18,10 +18,15 @@ async function unpacked() {
   document.head.append(script);
 }
 
-function drawPlots() { drawScatter(); drawParallel(); drawCourse(); }
+function drawPlots() {
+  drawScatter();
+  if (members.length > 1) drawParallel();
+  drawCourse();
+}
 
 async function start() {
   startText();
+  if (members.length < 2) for (const id of ["sliders", "parallel"]) element(id).closest("section").hidden = true;  // nothing to choose from
   startTable();
   startLayers();
   startFits();
@@ -35,8 +40,10 @@ async function start() {
     return;
   }
   startScatter();
-  drawParallel();
-  connect("parallel");
+  if (members.length > 1) {
+    drawParallel();
+    connect("parallel");
+  }
   startCourse();
   views.push(drawPlots);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawPlots);
