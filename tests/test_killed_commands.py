@@ -151,7 +151,7 @@ def test_a_watched_report_follows_a_run_until_ctrl_c(folder: Path) -> None:
     run = started(folder, "run", "my_study.py:study", "--trials", "30", "--unverified", "--set", "epochs=40")
     wait_until(has_trained(folder, 1))
     watching = started(folder, "report", "my_study.py:study", "--set", "epochs=40", "--watch")
-    wait_until(lambda: (out / "front.html").exists())
+    wait_until((out / "front.html").exists)
     assert run.poll() is None
     first = (out / "candidates.csv").read_text().count("\n")
     assert not (out / "front.png").exists()
