@@ -33,8 +33,10 @@ from search.loop.watch import Watch
 from search.proposals.gaps import fill_widest_gap
 from search.proposals.proxy_correlation import is_misleading
 from search.proposals.refusals import turn_after_refusals
+from search.study.attributes import put_constraints, put_numbers
 from search.study.budget_clock import BudgetClock
 from search.study.front import front, trained_count
+from search.study.notes import note_trial
 from search.study.queue import QUEUE, ask, enqueue, rerun_abandoned
 from search.study.records import EPOCHS, EXCESS, KEY, PLAN, SECONDS, TRAINED_LOSS, VALUES
 from search.study.storage import open_study
@@ -132,16 +134,17 @@ def _turn(
     timed("same_plan", lambda: _shorter(study, key_of(plan), folder))
     values = {"top1": 91.0 + trial.number % 7, "size_bytes": 3000.0 + trial.number, "macs": 500.0}
     (limit,) = context.spec.limits
-    attributes: dict[str, Any] = {KEY: key_of(plan), PLAN: plan.words(), VALUES: values, EXCESS: {str(limit): -0.5}}
-    attributes |= {EPOCHS: 4, TRAINED_LOSS: 0.4, SECONDS: 2.0}
+    attributes: dict[str, Any] = {KEY: key_of(plan), PLAN: plan.words(), EPOCHS: 4, TRAINED_LOSS: 0.4, SECONDS: 2.0}
 
     def record() -> None:
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
-        trial.set_constraint(str(limit), -0.5)
+        put_numbers(trial, VALUES, values)
+        put_numbers(trial, EXCESS, {str(limit): -0.5})
+        put_constraints(trial, [-0.5])
 
     timed("record", record)
-    timed("tell", lambda: study.tell(trial, [values["top1"], values["size_bytes"]]))
+    timed("tell", lambda: note_trial(study, study.tell(trial, [values["top1"], values["size_bytes"]])))
     timed("update", watch.update)
     timed("front", lambda: front(study))
     timed("count", lambda: trained_count(study))

@@ -38,9 +38,11 @@ from search.evaluation.context import Context
 from search.evaluation.subject import Subject
 from search.evaluation.trial import key_of
 from search.proposals.joint_tpe import JointTPE
+from search.study.attributes import put_constraints, put_numbers
 from search.study.database import database_storage, database_url
 from search.study.front import front, trained_count
 from search.study.history import ByPlan, read
+from search.study.notes import note_trial
 from search.study.queue import QUEUE, ask, rerun_abandoned
 from search.study.records import EPOCHS, EXCESS, KEY, PLAN, SECONDS, VALUES
 from search.study.seeded_sampler import SeededSampler
@@ -222,18 +224,18 @@ def _work(
                 with workers.ticket(f"train {key} for 4 epochs") as training:
                     training.ahead()
                     read(study, ByPlan).of(key)
-                    trial.set_user_attr(VALUES, {"macs": 500.0})
+                    put_numbers(trial, VALUES, {"macs": 500.0})
                     trial.set_user_attr(EPOCHS, 4)
                     before = time.monotonic() - started
                     time.sleep(seconds)
                     after = time.monotonic()
                     size = 3000 * rng.lognormvariate(0, 1)
                     values = {"top1": 90 + rng.gauss(0, 3), "size_bytes": size, "macs": 500.0}
-                    trial.set_user_attr(VALUES, values)
-                    trial.set_user_attr(EXCESS, {str(limit): -0.5})
-                    trial.set_constraint(str(limit), -0.5)
+                    put_numbers(trial, VALUES, values)
+                    put_numbers(trial, EXCESS, {str(limit): -0.5})
+                    put_constraints(trial, [-0.5])
                     trial.set_user_attr(SECONDS, seconds)
-                study.tell(trial, [values["top1"], values["size_bytes"]])
+                note_trial(study, study.tell(trial, [values["top1"], values["size_bytes"]]))
                 trained_count(study)
                 front(study)
             done["ends"].append(time.monotonic())

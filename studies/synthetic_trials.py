@@ -21,6 +21,7 @@ from search.evaluation.trial import key_of
 from search.proposals.defaults import resolved
 from search.proposals.draft_records import create_draft
 from search.study import machine
+from search.study.attributes import CONSTRAINTS, keyed, numbers_of
 from search.study.queue import QUEUE
 from search.study.records import (
     EPOCHS,
@@ -131,30 +132,32 @@ def finished_trials(
         excess = {str(limit): -float(rng.random()) * 0.9}
         state = TrialState.COMPLETE
         if source is not None:
-            attributes |= {VALUES: source.user_attrs[VALUES], EXCESS: source.user_attrs[EXCESS], EPOCHS: 4}
-            attributes[REPLAY] = earlier.index(source)
-            values, excess = list(source.values), source.user_attrs[EXCESS]
+            attributes |= {EPOCHS: 4, REPLAY: earlier.index(source)}
+            values, excess, measured = list(source.values), numbers_of(source, EXCESS), numbers_of(source, VALUES)
         elif kind < REPLAYED + REJECTED:
             state, excess = TrialState.PRUNED, {str(limit): float(rng.random())}
-            attributes |= {VALUES: {"macs": macs}, EXCESS: excess, REASON: f"exceeds the limit {limit.words}"}
+            measured = {"macs": macs}
+            attributes |= {REASON: f"exceeds the limit {limit.words}"}
         elif kind < REPLAYED + REJECTED + STOPPED_EARLY:
             state = TrialState.PRUNED
-            attributes |= {VALUES: {"macs": macs, "size_bytes": size}, EXCESS: excess, EPOCHS: 4, RATE: 0.003}
+            measured = {"macs": macs, "size_bytes": size}
+            attributes |= {EPOCHS: 4, RATE: 0.003}
             attributes |= {STOPPED: TRIAL, REASON: "stopped after a quarter of its training", SECONDS: 0.9}
         elif kind < REPLAYED + REJECTED + STOPPED_EARLY + FAILED:
             state = TrialState.FAIL
-            attributes |= {VALUES: {"macs": macs}, EPOCHS: 4, RATE: 0.003, REASON: "the loss became nan"}
+            measured = {"macs": macs}
+            attributes |= {EPOCHS: 4, RATE: 0.003, REASON: "the loss became nan"}
         else:
             measured = {"top1": values[0], "size_bytes": values[1], "macs": macs}
-            attributes |= {RELATIVE: ({}, machine.words()), VALUES: measured, EXCESS: excess, EPOCHS: 4, RATE: 0.003}
+            attributes |= {RELATIVE: json.dumps([{}, machine.words()]), EPOCHS: 4, RATE: 0.003}
             attributes |= {TRAINED_LOSS: float(rng.random()), SECONDS: 2 + float(rng.random())}
         trial = create_trial(
             state=state,
             params=params,
             distributions=distributions,
             values=values if state == TrialState.COMPLETE else None,
-            user_attrs=attributes,
-            system_attrs={f"constraints:{name}": value for name, value in excess.items()},
+            user_attrs=attributes | keyed(VALUES, measured) | keyed(EXCESS, excess),
+            system_attrs={CONSTRAINTS: list(excess.values())},
         )
         if state == TrialState.COMPLETE and source is None:
             earlier.append(trial)

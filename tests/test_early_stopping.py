@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 from typing import TYPE_CHECKING
 
 import optuna
@@ -14,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 from objectives import Limit
 from search.evaluation.early_stopping import MIN_TRIALS, EarlyStopping
 from search.results.candidates import candidates
+from search.study.attributes import content_of
 from search.study.front import trained, trained_count
 from search.study.records import EARLY_CHECK, REASON, STOPPED
 from tests.small_study import context, searched, study
@@ -37,7 +39,7 @@ def with_trained(
     """Return a study of trials with equal sizes, equal accuracies at the check, and equal accuracies at the end."""
     main = optuna.create_study(directions=["maximize", "minimize"])
     for _ in range(count):
-        attributes = {EARLY_CHECK: {"epochs": epochs, "values": {"0": check}}}
+        attributes = {EARLY_CHECK: json.dumps({"epochs": epochs, "values": {"0": check}})}
         main.add_trial(create_trial(values=[end, size], user_attrs=attributes))
     return main
 
@@ -82,12 +84,12 @@ def test_a_training_is_stopped_if_a_cheaper_trial_is_out_of_reach() -> None:
     assert trial.user_attrs[REASON] == (
         "stopped after a quarter of its training: trial 0, which costs no more, is out of reach"
     )
-    assert 90 < trial.user_attrs[EARLY_CHECK]["values"]["0"] <= 100
+    assert 90 < content_of(trial, EARLY_CHECK)["values"]["0"] <= 100
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_training_is_stopped_if_it_will_miss_a_limit(strict: bool) -> None:  # noqa: FBT001
-    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]
+    now = content_of(measured(with_trained(0.0, 0.0, 99.0), size=60.0), EARLY_CHECK)["values"]["0"]
     main = with_trained(check=50.0, end=50.5, size=99.0)
     for other in with_trained(check=50.0, end=53.5, size=99.0).trials:
         main.add_trial(other)  # the expected gain is 2 points, with a standard deviation of 1.5
@@ -105,7 +107,7 @@ def test_a_training_is_stopped_if_it_will_miss_a_limit(strict: bool) -> None:  #
 
 def test_while_no_candidate_meets_a_limit_only_a_training_that_stays_behind_the_nearest_is_stopped() -> None:
     """The nearest one may be trained further at the end of the run, and so meet the limit."""
-    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]
+    now = content_of(measured(with_trained(0.0, 0.0, 99.0), size=60.0), EARLY_CHECK)["values"]["0"]
     limit = Limit(study().objectives[0], at_least=now + 12)
     expected = 10 / (now + 12)  # excess after the usual gain of 2 points
     limited = context(dataclasses.replace(study(), limits=(limit,)))
@@ -122,7 +124,7 @@ def test_while_no_candidate_meets_a_limit_only_a_training_that_stays_behind_the_
 
 def test_a_training_is_stopped_if_it_will_lose_more_than_is_allowed() -> None:
     main = with_trained(check=50.0, end=52.0, size=99.0)  # the expected gain is 2 points
-    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]
+    now = content_of(measured(with_trained(0.0, 0.0, 99.0), size=60.0), EARLY_CHECK)["values"]["0"]
     reasons = []
     for loss in (1.5, 0.5):
         limit = Limit(study().objectives[0], lose_at_most=loss).against(now + 3)
@@ -133,7 +135,7 @@ def test_a_training_is_stopped_if_it_will_lose_more_than_is_allowed() -> None:
 
 
 def test_strict_stopping_ends_a_training_that_is_not_expected_to_beat_the_others() -> None:
-    now = measured(with_trained(0.0, 0.0, 99.0), size=60.0).user_attrs[EARLY_CHECK]["values"]["0"]
+    now = content_of(measured(with_trained(0.0, 0.0, 99.0), size=60.0), EARLY_CHECK)["values"]["0"]
     main = with_trained(check=now - 0.7, end=now - 0.2, size=50.0)
     for trial in with_trained(check=now - 0.7, end=now + 2.8, size=50.0).trials:
         main.add_trial(trial)  # the expected gain is 2 points, with a standard deviation of 1.5

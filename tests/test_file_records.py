@@ -16,6 +16,7 @@ from objectives.runtimes import ExportError, OnnxRuntime
 from objectives.runtimes.isolated_process import IsolatedProcess
 from search.results.file_records import Member, file_table, record_path, with_records
 from search.results.tables import files_note
+from search.study.attributes import keyed, numbers_of
 from search.study.files import save_json
 from search.study.front import front
 from search.study.loader import _module
@@ -131,8 +132,8 @@ def test_the_note_reports_the_errors_of_predicted_sizes_and_times(found: Study, 
     for place in range(5):
         trial = copy.deepcopy(front(found)[0])
         trial.number = 100 + place
-        trial.user_attrs[PREDICTED] = {share.name: 0.5 + place / 10}
-        size = {"file_bytes": trial.user_attrs[VALUES]["size_bytes"] * (1.25 if place == 3 else 1.0)}
+        trial.user_attrs |= keyed(PREDICTED, {share.name: 0.5 + place / 10})
+        size = {"file_bytes": numbers_of(trial, VALUES)["size_bytes"] * (1.25 if place == 3 else 1.0)}
         ratio = {"ratio": (0.5 + place / 10) / (1.0 if place else 0.8)}
         members.append(Member(trial, {"runtime": "onnx", **size, "latency": timing | ratio}))
     timing_line, size_line, latency_line = files_note(spec, members).splitlines()

@@ -11,6 +11,7 @@ import pytest
 from objectives import SizeBytes, Top1
 from search.results.candidates import candidates
 from search.results.page.course import hypervolumes
+from search.study.attributes import keyed
 from search.study.front import front, trained
 from search.study.records import EXCESS, PLAN, REASON, REPLAY, SECONDS, VALUES
 from tests.small_study import splits, study
@@ -31,7 +32,7 @@ def add(
     measured = dict(zip(("top1", "size_bytes"), values, strict=True)) if values else {}
     to.add_trial(
         optuna.trial.create_trial(
-            state=state, values=values if state == COMPLETE else None, user_attrs={VALUES: measured, **attributes}
+            state=state, values=values if state == COMPLETE else None, user_attrs=keyed(VALUES, measured) | attributes
         )
     )
 
@@ -41,11 +42,11 @@ def found() -> optuna.Study:
     """Return a study whose front is trials 1, 3 and 4; trial 3 dominates trial 7."""
     study_of = optuna.create_study(directions=["maximize", "minimize"])
     add(study_of, (80, 500), {PLAN: "a", SECONDS: 1.5})
-    add(study_of, (90, 400), {PLAN: "b", EXCESS: {"macs <= 3": -0.5}})
+    add(study_of, (90, 400), {PLAN: "b", **keyed(EXCESS, {"macs <= 3": -0.5})})
     add(study_of, (90, 400), {PLAN: "b", REPLAY: 1})
     add(study_of, (95, 900), {})
     add(study_of, (50, 100), {})
-    add(study_of, (99, 50), {REASON: "exceeds the limit macs <= 3", EXCESS: {"macs <= 3": 0.5}}, REJECTED)
+    add(study_of, (99, 50), {REASON: "exceeds the limit macs <= 3", **keyed(EXCESS, {"macs <= 3": 0.5})}, REJECTED)
     add(study_of, None, {REASON: "the loss became nan"}, FAILED)
     add(study_of, (94, 900), {})
     return study_of

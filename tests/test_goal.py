@@ -21,6 +21,7 @@ from search.cli import main
 from search.proposals.defaults import resolved
 from search.results.file_records import Member
 from search.results.goal import best_for_goal, goal_note, relative_columns, standings
+from search.study.attributes import keyed, numbers_of
 from search.study.definition import define
 from search.study.errors import UserError
 from search.study.front import front, trained
@@ -140,8 +141,8 @@ def test_a_stored_study_keeps_its_goal(tmp_path: Path) -> None:
         "size_bytes <= 0.5 of the teacher's", "top1 >= the teacher's - 20"
     ]  # fmt: skip
     size, top1 = (found.user_attrs[TEACHER][name] for name in ("size_bytes", "top1"))
-    assert all(trial.user_attrs[VALUES]["size_bytes"] <= size / 2 for trial in front(found))
-    assert all(trial.user_attrs[VALUES]["top1"] >= top1 - 20 for trial in front(found))
+    assert all(numbers_of(trial, VALUES)["size_bytes"] <= size / 2 for trial in front(found))
+    assert all(numbers_of(trial, VALUES)["top1"] >= top1 - 20 for trial in front(found))
     assert open_study(resolved(asking("2x smaller, lose at most 20 points")), tmp_path, None, create=True)
     message = (
         "the study 'small' was started with the goal 'half the size, lose at most 20 points', so it cannot continue "
@@ -205,7 +206,10 @@ def measured() -> tuple[optuna.Study, StudySpec, list[Member]]:
         values = {"top1": one["top1_file"], "size_bytes": one["file_bytes"] - 10, "latency_share": 0.4}
         excess = {str(limit): -0.1 for limit in spec.limits}
         found.add_trial(
-            create_trial(values=[values["top1"], values["size_bytes"]], user_attrs={VALUES: values, EXCESS: excess})
+            create_trial(
+                values=[values["top1"], values["size_bytes"]],
+                user_attrs=keyed(VALUES, values) | keyed(EXCESS, excess),
+            )
         )
     return found, spec, [Member(trial, one) for trial, one in zip(found.trials, records, strict=True)]
 
@@ -282,8 +286,8 @@ def test_run_tells_what_a_goal_means_and_keeps_it(
     assert "goal '2x smaller': size_bytes <= 0.5 of the teacher's (1,818)" in capsys.readouterr().err
     storage = JournalStorage(JournalFileBackend("runs/small/journal.log"))
     for trial in trained(optuna.load_study(study_name="small", storage=storage)):
-        assert trial.user_attrs[VALUES]["parameters"] <= 398
-        assert len(trial.user_attrs[EXCESS]) == 4
+        assert numbers_of(trial, VALUES)["parameters"] <= 398
+        assert len(numbers_of(trial, EXCESS)) == 4
     assert main(["run", STUDY, "--goal", "4x smaller"]) == 2
     assert "so it cannot continue with '4x smaller'; leave --goal out" in capsys.readouterr().err
 

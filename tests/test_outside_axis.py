@@ -26,6 +26,7 @@ from search.results.file_records import with_records
 from search.results.inspection import inspection
 from search.results.recorded import restored
 from search.results.report import report
+from search.study.attributes import numbers_of
 from search.study.cleaning import Cleaning
 from search.study.front import front
 from search.study.records import INEXACT, VALUES
@@ -142,7 +143,7 @@ def test_a_study_drafts_and_trains_plans_of_the_axis_with_exact_costs(found: Stu
     assert draft is not None
     drawn = {trial.params["kernel/first"] for trial in draft.trials}
     assert len(drawn) > 1, "the draft uses the axis"
-    trained = [trial for trial in found.trials if VALUES in trial.user_attrs]
+    trained = [trial for trial in found.trials if numbers_of(trial, VALUES)]
     assert len(trained) >= 6
     assert any(trial.params["kernel/first"] for trial in trained)
     assert not any(INEXACT in trial.user_attrs for trial in trained)
@@ -150,7 +151,7 @@ def test_a_study_drafts_and_trains_plans_of_the_axis_with_exact_costs(found: Stu
 
 def test_a_member_is_reported_exported_verified_and_restored(found: Study, home: Path) -> None:
     context, reference = prepared(resolved(spec()), torch.device("cpu"), home)
-    cropped = [trial for trial in found.trials if VALUES in trial.user_attrs and trial.params["kernel/first"]]
+    cropped = [trial for trial in found.trials if numbers_of(trial, VALUES) and trial.params["kernel/first"]]
     member = next((trial for trial in front(found) if trial in cropped), cropped[0])
     plan = context.plan(member.params)
     assert "kernels first " in plan.words()

@@ -203,9 +203,10 @@ def test_a_click_on_a_point_a_row_or_a_key_chooses_the_member_everywhere(page: A
     for number in numbers[:3]:
         place = page.evaluate(PLACE, number)
         page.mouse.move(*place)
-        page.wait_for_selector("#scatter .hoverlayer .hovertext")
-        assert f"trial {number}" in page.locator("#scatter .hoverlayer").text_content()
+        shown = "number => document.querySelector('#scatter .hoverlayer').textContent.includes(`trial ${number},`)"
+        page.wait_for_function(shown, arg=number)
         page.mouse.click(*place)
+        page.wait_for_function("number => state.chosen === number", arg=number)
         assert _chosen(page) == number
         assert page.locator("#table tr[aria-selected=true]").get_attribute("data-number") == str(number)
         assert page.locator("#layers-of").input_value() == str(number)
@@ -291,7 +292,7 @@ def test_layers_add_up_to_the_costs_of_the_network(made: dict[str, Any], page: A
     facts = _facts(page)
     assert sum(layer["now"][4] for layer in facts["layers"]) == found.user_attrs[TEACHER]["macs"]
     for trial, _ in members:
-        assert sum(row[4] for row in facts["plans"][str(trial.number)]) == trial.user_attrs["measured"]["macs"]
+        assert sum(row[4] for row in facts["plans"][str(trial.number)]) == trial.user_attrs["measured:macs"]
 
 
 def test_the_page_prints_in_light_colours_without_controls(made: dict[str, Any], started: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from objectives import Limit, Macs, SizeBytes, Top1
 from search.results.file_records import Member
 from search.results.pick import knee, pick
+from search.study.attributes import keyed
 from search.study.errors import UserError
 from search.study.front import front
 from search.study.records import EXCESS, PLAN, VALUES
@@ -35,7 +36,8 @@ def found() -> optuna.Study:
     study_of = optuna.create_study(directions=["maximize", "minimize"])
     for top1, size, macs in ((95, 30000, 9e5), (90, 20000, 5e5), (60, 10000, 6e5), (50, 40000, 1e5)):
         values = {"top1": top1, "size_bytes": size, "macs": macs}
-        attributes = {VALUES: values, PLAN: "nothing removed", EXCESS: {"macs <= 1e+06": macs / 1e6 - 1}}
+        excess = {"macs <= 1e+06": macs / 1e6 - 1}
+        attributes = {PLAN: "nothing removed"} | keyed(VALUES, values) | keyed(EXCESS, excess)
         study_of.add_trial(optuna.trial.create_trial(values=[top1, size], user_attrs=attributes))
     return study_of
 

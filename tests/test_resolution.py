@@ -29,6 +29,7 @@ from search.results.file_records import with_records
 from search.results.inspection import inspection
 from search.results.recorded import restored
 from search.results.report import report
+from search.study.attributes import numbers_of
 from search.study.cleaning import Cleaning
 from search.study.records import INEXACT, VALUES
 from search.study.weights import state_path
@@ -462,7 +463,7 @@ def test_a_study_searches_it_jointly_with_exact_costs(found: Study) -> None:
     assert len({trial.params["resolution/first"] for trial in draft.trials}) > 1
     both = [trial for trial in draft.trials if trial.params["resolution/first"] < 1 and trial.params["prune/first"] > 0]
     assert both
-    members = [trial for trial in found.trials if VALUES in trial.user_attrs]
+    members = [trial for trial in found.trials if numbers_of(trial, VALUES)]
     assert len(members) >= 6
     assert any(trial.params["resolution/first"] < 1 for trial in members)
     assert not any(INEXACT in trial.user_attrs for trial in members)
@@ -472,9 +473,7 @@ def test_a_member_is_shown_exported_verified_and_rebuilt(found: Study, home: Pat
     context, reference = prepared(resolved(spec(in_file=in_file)), torch.device("cpu"), home)
     table = inspection(context.spec, context.subject.anatomy).set_index("layer")
     assert table.loc["first", "Resolution"] == "inputs of 4x4, 5x5, 6x6, 7x7, 8x8, one size for all layers"
-    member = next(
-        trial for trial in found.trials if VALUES in trial.user_attrs and trial.params["resolution/first"] < 1
-    )
+    member = next(trial for trial in found.trials if numbers_of(trial, VALUES) and trial.params["resolution/first"] < 1)
     plan, network = restored(member, context, state_path(home, member.number))
     size = plan.steps[0]
     assert isinstance(size, Resize)

@@ -24,6 +24,7 @@ from search.loop.run import run
 from search.proposals.defaults import resolved
 from search.proposals.limits import costs_of_uniform
 from search.proposals.uniform_start import uniform_designs
+from search.study.attributes import numbers_of
 from search.study.budget_clock import BudgetClock
 from search.study.errors import Diverged, UserError
 from search.study.front import front, need_front, trained
@@ -101,7 +102,7 @@ def test_a_plan_over_a_limit_is_rejected_before_training(tmp_path: Path, trainin
     rejected = [trial for trial in found.trials if trial.state == TrialState.PRUNED and REPLAY not in trial.user_attrs]
     assert rejected
     for trial in rejected:
-        assert trial.constraints[str(spec.limits[0])] == trial.user_attrs[EXCESS][str(spec.limits[0])] > 0
+        assert trial.constraints["0"] == numbers_of(trial, EXCESS)[str(spec.limits[0])] > 0
         assert trial.user_attrs[REASON] == f"exceeds the limit {spec.limits[0]}"
         assert not (tmp_path / "candidates" / f"{trial.number}.safetensors").exists()
     assert len(trainings) == len(trained(found)) == 7
@@ -322,7 +323,7 @@ def test_a_limit_on_a_metric_is_applied_after_training(tmp_path: Path) -> None:
     found = searched(dataclasses.replace(study(8), limits=(least,)), tmp_path)
     missed = [trial for trial in trained(found) if trial.values[0] < 90]
     assert missed
-    assert all(trial.constraints[str(least)] == (90 - trial.values[0]) / 90 for trial in trained(found))
+    assert all(trial.constraints["0"] == (90 - trial.values[0]) / 90 for trial in trained(found))
     assert front(found)
     assert all(trial.values[0] >= 90 for trial in front(found))
 

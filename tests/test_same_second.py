@@ -71,7 +71,7 @@ def test_several_create_a_study_at_once(workers: int, times: int, tmp_path: Path
         study = optuna.load_study(study_name=stored.study_name, storage=storage)
         assert study.user_attrs["some"] == "thing"
         assert study.user_attrs["definition"]
-        assert study.metric_names == ["top1", "size_bytes"]
+        assert study.metric_names == ["top1_percent", "size_bytes"]
         assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING] * workers
 
 

@@ -18,6 +18,7 @@ from search.evaluation.context import Context
 from search.loop.schedule import approach, prolong, promote, range_tested
 from search.proposals.defaults import resolved
 from search.results.confirm import confirm
+from search.study.attributes import numbers_of
 from search.study.budget_clock import BudgetClock
 from search.study.errors import UserError
 from search.study.front import front, trained
@@ -252,11 +253,11 @@ class Drifting:
 def test_costs_are_not_measured_again_when_a_network_is_trained_further(tmp_path: Path) -> None:
     spec = dataclasses.replace(study(4), reported=(Drifting(),))
     main = searched(spec, tmp_path)
-    before = {str(trial.params): trial.user_attrs[VALUES]["drift"] for trial in front(main)}
+    before = {str(trial.params): numbers_of(trial, VALUES)["drift"] for trial in front(main)}
     promote(main, 2.0)
     again = searched(dataclasses.replace(spec, budget=Budget(16)), tmp_path)
     longer = [trial for trial in again.trials if ASKED in trial.user_attrs]
-    assert {str(trial.params): trial.user_attrs[VALUES]["drift"] for trial in longer} == before
+    assert {str(trial.params): numbers_of(trial, VALUES)["drift"] for trial in longer} == before
 
 
 def test_the_front_is_prolonged_to_the_full_recipe_if_time_allows(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from objectives import Examples, Limit, Macs, SizeBytes, Top1
 from search import Recipe, Splits, StudySpec
 from search.proposals.defaults import resolved
+from search.study.attributes import numbers_of
 from search.study.definition import define, define_value, define_value_with_modules, differences
 from search.study.errors import UserError
 from search.study.front import need_front
@@ -62,8 +63,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_study_of_version_0_1_opens_with_its_front(folder: Path, *, create: bool) -> None:
     (trial,) = need_front(open_study(resolved(spec()), folder, None, create=create), spec())
     assert trial.values == [50.0, 640.0]
-    assert trial.user_attrs[VALUES]["macs"] == 200.0
-    assert trial.user_attrs[PREDICTED] == {"latency_ms": 1.25}
+    assert numbers_of(trial, VALUES)["macs"] == 200.0
+    assert numbers_of(trial, PREDICTED) == {"latency_ms": 1.25}
     assert trial.params["prune/0"] == 0.375
 
 

@@ -11,16 +11,17 @@ from search.commands.showing import members_of
 from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import prepared
 from search.evaluation.tried_precisions import leave_out_failing
+from search.results.artifacts import attach
 from search.results.confirm import weights_of
 from search.results.export import Asked, export
-from search.results.exported import ensure_replaceable
+from search.results.exported import STATE_FILE, ensure_replaceable
 from search.results.pick import pick
 from search.results.verification import record_words
 from search.study.console import results_console
 from search.study.errors import UserError
 from search.study.files import ensure_writable
 from search.study.machine import device_named
-from search.study.marks import recover
+from search.study.marks import MARK, recover
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +44,8 @@ def command(options: argparse.Namespace) -> int:
     leave_out_failing(study, context.subject)
     asked = Asked(form, options.preprocessing, options.license)
     record = export(trial, context, weights_of(folder, trial), out, reference, asked)
+    described = {path.name: path for path in out.iterdir() if path.name not in {MARK, STATE_FILE}}
+    attach(study, trial, folder, described)
     results_console.print(f"trial {trial.number}: {record_words(record)}")
     results_console.print(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
     for path in sorted(out.iterdir()):

@@ -13,6 +13,7 @@ from search.evaluation.answers import ensure_same_answers
 from search.evaluation.context import Context
 from search.evaluation.subject import Subject
 from search.evaluation.tried_precisions import leave_out_failing
+from search.results.artifacts import attach
 from search.results.report import report
 from search.study.console import console, results_console
 from search.study.files import ensure_writable
@@ -40,8 +41,11 @@ def command(options: argparse.Namespace) -> int:
     leave_out_failing(study, context.subject)
     if options.watch:
         _watch(study, context, folder, out, words)
-    for path in report(study, context, members_of(study, spec, folder), folder, out, words):
+    members = members_of(study, spec, folder)
+    for path in report(study, context, members, folder, out, words):
         results_console.print(str(path))
+    for trial, _ in members:
+        attach(study, trial, folder, {"plan.png": out / f"plan-{trial.number}.png"})
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from search.command_line import study_arguments
 from search.commands.loading import loaded, on_runtime, with_weights
 from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import bounded, prepared
@@ -15,7 +16,8 @@ from search.study.files import ensure_writable
 from search.study.front import front
 from search.study.goal import with_stored_goal
 from search.study.machine import device_named
-from search.study.records import ARTIFACTS, KEEP
+from search.study.notes import note_study, study_text
+from search.study.records import ARTIFACTS, KEEP, TEACHER
 from search.study.storage import open_study
 from search.study.stored import claim, remember
 from search.study.weights import Store
@@ -84,6 +86,7 @@ def opened_search(options: argparse.Namespace, workers: int = 1, run_name: str =
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
     context = bounded(study, context)
+    note_study(study, study_text(study, spec, study.user_attrs[TEACHER], study_arguments(options)))
     wall, cpu = options.start
     clock = BudgetClock(context.spec.budget, wall, cpu, workers=workers, run=run_name)
     return Search(study, spec, context, folder, reference, clock)

@@ -11,6 +11,7 @@ from optuna import TrialPruned
 from optuna.trial import TrialState
 
 from objectives import Metric
+from search.study.attributes import content_of, put_content
 from search.study.cpu_profile import MEASURING
 from search.study.history import read
 from search.study.records import EARLY_CHECK, LIMIT, REASON, STOPPED, TRIAL
@@ -68,7 +69,7 @@ class EarlyStopping:
         ]
         self._costs = {at: values[x.name] for at, x in enumerate(context.spec.objectives) if x.is_cost}
         # a trial that is run again may have passed the check before
-        self._done = EARLY_CHECK in trial.user_attrs or not (self._objectives and self._costs)
+        self._done = content_of(trial, EARLY_CHECK) is not None or not (self._objectives and self._costs)
 
     def __call__(self, share: float) -> None:
         """Report the progress, and measure the network once, when a quarter of the training is done.
@@ -85,7 +86,7 @@ class EarlyStopping:
         with self._context.cpu_profile.charge(MEASURING):
             finished = self._context.subject.finish(self._model)
             now = {str(at): float(objective(finished)) for at, objective in self._objectives}
-        self._trial.set_user_attr(EARLY_CHECK, {"epochs": self._epochs, "values": now})
+        put_content(self._trial, EARLY_CHECK, {"epochs": self._epochs, "values": now})
         stopping = self._stopping(now)
         if stopping is not None:
             kind, reason = stopping
@@ -146,7 +147,7 @@ class _Comparable:
 
     def add(self, trial: FrozenTrial) -> None:
         """Keep what is compared."""
-        check = trial.user_attrs.get(EARLY_CHECK, {})
+        check = content_of(trial, EARLY_CHECK) or {}
         if trial.state == TrialState.COMPLETE and check.get("epochs") == self._epochs:
             at = bisect.bisect(self.numbers, trial.number)
             self.numbers.insert(at, trial.number)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from optuna import TrialPruned
 from optuna.trial import TrialState
 
+from search.study.attributes import put_constraints
 from search.study.console import console
 from search.study.errors import UserError
 from search.study.history import Finished, read
@@ -139,8 +140,7 @@ class FailingKinds:
         spec, anatomy = context.spec, context.subject.anatomy
         if reason := self.reason_against(choices_of(spec.space.suggest(trial, anatomy), anatomy)):
             trial.set_user_attr(REASON, reason)
-            for limit in spec.limits:  # samplers ask for them
-                trial.set_constraint(str(limit), 0.0)
+            put_constraints(trial, (0.0 for _ in spec.limits))  # samplers ask for them
             raise TrialPruned
 
     def _kind(self, reason: str) -> set[tuple[str, Any]]:

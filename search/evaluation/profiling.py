@@ -20,6 +20,7 @@ from search.costs.work import work
 from search.evaluation.measured_parts import PartsFile, measurements_folder
 from search.evaluation.network_parts import drawn_parts, ends_of
 from search.study import machine
+from search.study.attributes import content_of
 from search.study.console import console, track
 from search.study.cpu_profile import MEASURING
 from search.study.definition import define_value
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from objectives.layers import Parts
     from search.evaluation.context import Context
     from spaces import Plan
-
 
 RATIOS = "ratios"  # key of a file with measured latencies
 PROFILED_NETWORKS = 20  # networks that are profiled before a search (chosen)
@@ -173,7 +173,7 @@ def refit(study: Study, context: Context) -> None:
     unread = {trial.number: trial for trial in trials if trial.number not in cost_model.trials_read}
     cost_model.trials_read |= unread.keys()
     for trial in list(unread.values())[-MOST_NETWORKS:]:
-        over_teacher, where = trial.user_attrs[RELATIVE]
+        over_teacher, where = content_of(trial, RELATIVE)
         if where == machine.words():
             cost_model.observe(context.plan(trial.params), over_teacher)
 

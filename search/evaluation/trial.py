@@ -14,6 +14,7 @@ from search.costs.cost_model import inexact
 from search.evaluation.early_stopping import EarlyStopping
 from search.evaluation.trial_checkpoint import TrialCheckpoint
 from search.study import machine
+from search.study.attributes import numbers_of, put_constraints, put_content, put_numbers
 from search.study.console import console
 from search.study.errors import Diverged
 from search.study.files import Damaged
@@ -127,8 +128,7 @@ def _trained(
     """Return the values of a plan that no other trial has trained as long; the parameters are those of `run_trial`."""
     spec, key, started = context.spec, key_of(plan), time.process_time()
     predicted = context.cost_model.predict(plan)
-    if predicted.modelled:
-        trial.set_user_attr(PREDICTED, predicted.modelled)
+    put_numbers(trial, PREDICTED, predicted.modelled)
     _reject(trial, spec, predicted.exact)
     shorter = _shorter(trial.study, key, folder)
     known = {} if shorter is None else _excess_of_costs(shorter, spec)
@@ -137,13 +137,13 @@ def _trained(
         model = context.build(plan)
         values = context.measure_costs(plan, model, spec.costs)
         if over_teacher := context.cost_model.over_teacher(values):
-            trial.set_user_attr(RELATIVE, (over_teacher, machine.words()))
+            put_content(trial, RELATIVE, (over_teacher, machine.words()))
     else:
         model = context.build(plan)
         restore(model, state_path(folder, shorter.number), shorter.user_attrs.get(WEIGHTS))
         values = _costs(shorter, spec)
     if names := inexact(predicted.exact, values):
-        trial.set_user_attr(INEXACT, names)
+        put_content(trial, INEXACT, names)
         differences = (f"{name} is {values[name]:,.6g}, computed as {predicted.exact[name]:,.6g}" for name in names)
         console.print(f"trial {trial.number} ({plan.words()}): {'; '.join(differences)}", markup=False)
     _reject(trial, spec, values, known)
@@ -205,9 +205,9 @@ def _record(
     for name, value in values.items():
         if not math.isfinite(value):
             raise Diverged(f"the objective {name} is {value}")
-    trial.set_user_attr(VALUES, values)
+    put_numbers(trial, VALUES, values)
     excess = _excess(spec, values) | (known or {})
-    trial.set_user_attr(EXCESS, excess)
+    put_numbers(trial, EXCESS, excess)
     return excess
 
 
@@ -257,8 +257,7 @@ def _excess(spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
 
 def _constrain(trial: Trial, spec: StudySpec, excess: dict[str, float]) -> None:
     """Report all limits to Optuna, once per trial and in a fixed order; a limit not measured yet counts as met."""
-    for limit in spec.limits:
-        trial.set_constraint(str(limit), excess.get(str(limit), 0.0))
+    put_constraints(trial, (excess.get(str(limit), 0.0) for limit in spec.limits))
 
 
 def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTrial | None:
@@ -292,7 +291,8 @@ def _has_whole_weights(trial: FrozenTrial, folder: Path) -> bool:
 
 def _costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
     """Return the costs that an earlier trial of the plan measured; training does not change them."""
-    return {objective.name: earlier.user_attrs[VALUES][objective.name] for objective in spec.costs}
+    values = numbers_of(earlier, VALUES)
+    return {objective.name: values[objective.name] for objective in spec.costs}
 
 
 def _excess_of_costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
@@ -301,17 +301,18 @@ def _excess_of_costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
     Another process may have measured it, on another machine, where a bound relative to the teacher is another one.
     """
     on_costs = {str(limit) for limit in spec.limits if limit.objective.is_cost}
-    return {limit: excess for limit, excess in earlier.user_attrs.get(EXCESS, {}).items() if limit in on_costs}
+    return {limit: excess for limit, excess in numbers_of(earlier, EXCESS).items() if limit in on_costs}
 
 
 def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
     """Replay an earlier trial of the same plan: end as it did, without building or training."""
-    for name in (VALUES, EXCESS, REASON, EPOCHS, EARLY_CHECK, STOPPED):
+    for prefix in (VALUES, EXCESS):
+        put_numbers(trial, prefix, numbers_of(earlier, prefix))
+    for name in (REASON, EPOCHS, EARLY_CHECK, STOPPED):
         if name in earlier.user_attrs:
             trial.set_user_attr(name, earlier.user_attrs[name])
     trial.set_user_attr(REPLAY, earlier.user_attrs.get(REPLAY, earlier.number))
-    for limit, value in earlier.constraints.items():
-        trial.set_constraint(limit, value)
+    put_constraints(trial, earlier.constraints.values())
     if earlier.state == TrialState.PRUNED:
         raise TrialPruned
     if earlier.state == TrialState.FAIL:

@@ -18,6 +18,7 @@ from search.proposals.proxy_correlation import is_misleading
 from search.study.console import console
 from search.study.errors import Diverged, MachineFault, UserError, reason_of
 from search.study.failed_plans import FIRST_FAILURES
+from search.study.notes import note_trial
 from search.study.queue import QUEUE, give_back
 from search.study.records import ASKED, PLAN, REASON, REPLAY
 from search.study.stop_signals import handled_by
@@ -81,7 +82,7 @@ class Watch:
             give_back(self.study, trial.number, self.context.workers)
             raise
         try:
-            self.study.tell(trial, values, state)
+            note_trial(self.study, self.study.tell(trial, values, state))
         except MachineFault:
             raise
         except (UpdateFinishedTrialError, ValueError):

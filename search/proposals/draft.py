@@ -17,6 +17,7 @@ from search.proposals.seeds import DOUBTFUL_LOSS, DOUBTFUL_SHARE, first_training
 from search.proposals.sensitivity_table import safe_log
 from search.proposals.short_training import ShortTraining, rate_is_known
 from search.proposals.table_losses import LARGEST_LOSS, TIMED_PLANS, Allowance, proxy_loss_of
+from search.study.attributes import known_name
 from search.study.budget_clock import Stopwatch
 from search.study.console import console
 from search.study.cpu_profile import SCORING
@@ -238,8 +239,8 @@ class Draft:
             self._rows = np.vstack([self._rows, row])
             self._losses = np.append(self._losses, max(MIN_LOSS, trial.values[0]))
             self._log_costs = np.vstack([self._log_costs, safe_log(np.array(trial.values[1:]))])
-            if self._short_training is not None and SHORT_TRAINING in trial.user_attrs:
-                ratio = trial.user_attrs[SHORT_TRAINING]
+            if self._short_training is not None and (name := known_name(trial, SHORT_TRAINING)):
+                ratio = trial.user_attrs[name]
                 left_out = float(self._table.combine(row[None]).left_out[0])
                 self._short_training.note(left_out, self._losses[-1] / (ratio or 1.0), ratio)
             self._update_front(len(self._losses) - 1)

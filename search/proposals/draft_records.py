@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import TrialState
 
 from search.study.history import read
+from search.study.notes import draft_text, note_study
 from search.study.queue import params_of
 from search.study.records import DRAFT
 
@@ -44,6 +45,7 @@ def create_draft(study: Study, names: list[str]) -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         draft.set_metric_names(names)
+    note_study(draft, draft_text(study.study_name))
     return draft
 
 

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from scipy.stats import spearmanr
 
 from search.proposals.draft_records import Drafted, choices_in, draft_of, table_ranks_words
+from search.study.attributes import numbers_of
 from search.study.history import read
 from search.study.records import EPOCHS, PREDICTED, REPLAY, TABLE_RANKS, TRAINED_LOSS, VALUES
 
@@ -140,10 +141,10 @@ def prediction_report(study: Study, spec: StudySpec) -> str:
 def cost_prediction_errors(study: Study) -> dict[str, PredictionError]:
     """Compare the predictions of every cost model with the measured values, including those of rejected trials."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    both = [trial.user_attrs for trial in finished if {PREDICTED, VALUES} <= trial.user_attrs.keys()]
+    both = [(numbers_of(trial, PREDICTED), numbers_of(trial, VALUES)) for trial in finished]
     found = {}
-    for name in dict.fromkeys(name for attrs in both for name in attrs[PREDICTED]):
-        pairs = [(attrs[PREDICTED][name], attrs[VALUES][name]) for attrs in both if name in attrs[VALUES]]
+    for name in dict.fromkeys(name for foretold, _ in both for name in foretold):
+        pairs = [(foretold[name], values[name]) for foretold, values in both if name in foretold and name in values]
         if len(pairs) >= BAND_TRIALS:
             predicted, measured = np.array(pairs).T
             error = float(np.median(np.abs(predicted / measured - 1)))

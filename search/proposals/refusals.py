@@ -11,6 +11,7 @@ from search.proposals.draft_records import Drafted, draft_of, tried
 from search.proposals.limits import excess_over_limits, limits_before_training, sets_of_axes
 from search.proposals.seeds import seeds_by_margin
 from search.proposals.sensitivity_table import stored_table
+from search.study.attributes import constraints_of
 from search.study.console import console
 from search.study.history import Finished, read
 from search.study.queue import enqueue
@@ -31,10 +32,12 @@ STRENGTHS = 21  # uniform plans that they are mixed from (chosen)
 
 def refused_in_a_row(study: Study, context: Context) -> int:
     """Return how many of the latest finished trials in a row exceeded a limit on a predicted cost."""
-    limits = [str(x) for x in context.spec.limits if x.objective.name in context.cost_model.models]
+    limits = list(map(str, context.spec.limits))
+    modelled = [str(x) for x in context.spec.limits if x.objective.name in context.cost_model.models]
     count = 0
     for trial in reversed(read(study, Finished).trials):
-        if REASON not in trial.user_attrs or all(trial.constraints.get(limit, 0.0) <= 0 for limit in limits):
+        excess = constraints_of(trial, limits)
+        if REASON not in trial.user_attrs or all(excess.get(limit, 0.0) <= 0 for limit in modelled):
             break
         count += 1
     return count

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from optuna.trial import TrialState
 
+from search.study.attributes import numbers_of
 from search.study.front import front
-from search.study.records import EXCESS, PLAN, REASON, REPLAY, SECONDS, STOPPED, VALUES
+from search.study.notes import ended
+from search.study.records import EXCESS, PLAN, REASON, SECONDS, VALUES
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -29,11 +30,11 @@ def candidates(study: Study, spec: Outline) -> pd.DataFrame:
         if not trial.state.is_finished():
             continue
         attributes = trial.user_attrs
-        values = attributes.get(VALUES, {})
+        values = numbers_of(trial, VALUES)
         rows.append(
             {
                 "number": trial.number,
-                "state": _state(trial),
+                "state": ended(trial),
                 "on_front": trial.number in on_front,
                 "feasible": feasible(trial),
                 **{objective.name: values.get(objective.name) for objective in spec.measured},
@@ -48,14 +49,6 @@ def candidates(study: Study, spec: Outline) -> pd.DataFrame:
 
 def feasible(trial: FrozenTrial) -> bool | None:
     """Return whether a trial meets all limits, None if nothing was measured on it."""
-    excess = trial.user_attrs.get(EXCESS)
-    return None if excess is None else all(value <= 0 for value in excess.values())
-
-
-def _state(trial: FrozenTrial) -> str:
-    """Return how a trial ended, in words."""
-    if REPLAY in trial.user_attrs:
-        return f"same as {trial.user_attrs[REPLAY]}"
-    if STOPPED in trial.user_attrs:
-        return "stopped early"
-    return {TrialState.COMPLETE: "trained", TrialState.PRUNED: "rejected", TrialState.FAIL: "failed"}[trial.state]
+    if not numbers_of(trial, VALUES):
+        return None
+    return all(value <= 0 for value in numbers_of(trial, EXCESS).values())

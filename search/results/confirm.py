@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from objectives import Metric
 from search.evaluation.first_checks import check_split
 from search.evaluation.trial import key_of, seed_of
+from search.study.attributes import numbers_of
 from search.study.console import console, track
 from search.study.definition import define_value, differences
 from search.study.errors import Diverged, reason_of
@@ -174,7 +175,7 @@ def _same_recipe(stored: dict[str, Any], now: dict[str, Any]) -> bool:
 
 def _record(trial: FrozenTrial, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarize the trainings of a member; those that diverged are left out."""
-    record: dict[str, Any] = {"trial": trial.number, "searched": trial.user_attrs[VALUES], "n": 0}
+    record: dict[str, Any] = {"trial": trial.number, "searched": numbers_of(trial, VALUES), "n": 0}
     finished = [run["values"] for run in runs if run["values"]]
     record["n"] = len(finished)
     for name in finished[0] if finished else ():

@@ -22,6 +22,7 @@ from search.results.interface import Interface, interface
 from search.results.plan_json import encode
 from search.results.recorded import ensure_as_recorded, recorded, restored
 from search.results.verification import Disagreement, verify
+from search.study.attributes import numbers_of
 from search.study.budget_clock import now, passed_since
 from search.study.console import console, track
 from search.study.errors import reason_of
@@ -247,7 +248,7 @@ def export(
         if isinstance(spec.runtime, HasSource):
             (unfinished / SOURCE_FILE).write_text(spec.runtime.c_source(unfinished / name))
         record = verify(used, unfinished / name, spec, reference)
-        values = trial.user_attrs[VALUES]
+        values = numbers_of(trial, VALUES)
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}
         content = {"plan": encode(plan), "words": plan.words(), "parameters": trial.params,
                    "input_shape": shapes_of(example), "inputs": described(example)}  # fmt: skip

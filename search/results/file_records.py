@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from objectives import Metric
+from search.study.attributes import numbers_of
 from search.study.console import console
 from search.study.files import load_or_nothing
 from search.study.front import non_dominated
@@ -105,4 +106,4 @@ def file_value(record: dict[str, Any], trial: FrozenTrial, objective: Objective)
         return float(record[f"{objective.name}_file"])
     measured = {SIZE: record["file_bytes"], LATENCY: record["latency"]["cpu_ms"], SHARE: record["latency"]["ratio"]}
     measured |= {ARENA: record[ARENA]} if ARENA in record else {}
-    return float(measured[objective.name] if objective.name in measured else trial.user_attrs[VALUES][objective.name])
+    return float(measured[objective.name] if objective.name in measured else numbers_of(trial, VALUES)[objective.name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from search.results.file_records import LATENCY, SHARE, SIZE, file_value, measuring_runtime
+from search.study.attributes import numbers_of
 from search.study.records import EXCESS, TEACHER, VALUES
 from search.study.unmet import known_limits
 
@@ -47,7 +48,7 @@ def standings(study: Study, spec: Outline, member: Member) -> list[Standing]:
         if limit.is_relative and limit.teacher is None:
             continue
         measured = _on_file(limit, member, spec)
-        bounded, value = measured or (limit, member.trial.user_attrs[VALUES][name])
+        bounded, value = measured or (limit, numbers_of(member.trial, VALUES)[name])
         found.append(Standing(bounded, value, _used(bounded, value, teacher.get(name))))
     return found
 
@@ -80,11 +81,11 @@ def relative_columns(study: Study, spec: Outline, trial: FrozenTrial | None) -> 
         sign = 1 if limit.is_upper else -1
         if limit.of_teacher is not None:
             # from the excess, because the machine that measured the trial may not be that of the stored teacher
-            excess = None if trial is None else trial.user_attrs.get(EXCESS, {}).get(str(limit))
+            excess = None if trial is None else numbers_of(trial, EXCESS).get(str(limit))
             share = None if excess is None else limit.of_teacher * (1 + sign * excess)
             found[f"{name}_of_teacher"] = 1.0 if trial is None else share
         elif limit.teacher is not None and limit.is_relative:
-            lost = 0.0 if trial is None else sign * (trial.user_attrs[VALUES][name] - limit.teacher)
+            lost = 0.0 if trial is None else sign * (numbers_of(trial, VALUES)[name] - limit.teacher)
             found[f"{name}_lost"] = lost + 0.0  # not -0
     return found
 

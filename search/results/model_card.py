@@ -9,6 +9,7 @@ from search.results.file_records import ARENA
 from search.results.intervals import CONFIDENCE, of_share
 from search.results.plots import draw_plan
 from search.results.verification import OLDEST_VERSION
+from search.study.attributes import numbers_of
 from search.study.files import save_text
 from search.study.machine import version_of
 from search.study.records import VALUES
@@ -110,7 +111,7 @@ def _ends(record: dict[str, Any]) -> str:
 
 def _costs(trial: FrozenTrial, record: dict[str, Any]) -> str:
     latency = record["latency"]
-    measured = {name: f"{value:,.6g}" for name, value in trial.user_attrs[VALUES].items()}
+    measured = {name: f"{value:,.6g}" for name, value in numbers_of(trial, VALUES).items()}
     rows = {
         "bytes of the file": (f"{record['file_bytes']:,}", f"{record['teacher_file_bytes']:,}"),
         f"CPU time of one example, in ms, {latency['threads']} thread": (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from objectives import Agreement, Metric, Top1, TopK
 from search.results.verification import FLOAT_TOLERANCE, LARGEST_TOP1_DIFFERENCE, is_near
+from search.study.attributes import numbers_of
 from search.study.errors import UserError
 from search.study.files import Damaged, load_json
 from search.study.records import VALUES, WEIGHTS
@@ -48,7 +49,7 @@ def recorded(trial: FrozenTrial, weights: Path) -> Recorded:
         If the record of a confirmation is damaged.
     """
     if weights.parent.name != CONFIRMED:
-        return Recorded(trial.user_attrs.get(WEIGHTS), trial.user_attrs.get(VALUES, {}))
+        return Recorded(trial.user_attrs.get(WEIGHTS), numbers_of(trial, VALUES))
     path = weights.with_suffix(".json")
     try:
         content = load_json(path, {"values": dict})

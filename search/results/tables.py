@@ -11,6 +11,7 @@ from objectives import Metric
 from search.results.candidates import feasible
 from search.results.file_records import SIZE, Member, file_table, file_value, measuring_runtime
 from search.results.goal import meets_all, relative_columns, standings
+from search.study.attributes import numbers_of
 from search.study.front import non_dominated
 from search.study.records import PLAN, PREDICTED, TEACHER, VALUES
 
@@ -38,14 +39,14 @@ def front_table(study: Study, spec: Outline, members: Sequence[Member]) -> pd.Da
     metrics = [objective.name for objective in spec.measured if isinstance(objective, Metric)]
     teacher = study.user_attrs.get(TEACHER, {})
     files = file_table(members, spec)
-    modelled = dict.fromkeys(name for trial, _ in members for name in trial.user_attrs.get(PREDICTED, {}))
+    modelled = dict.fromkeys(name for trial, _ in members for name in numbers_of(trial, PREDICTED))
     on_file_front = dict(zip(files["number"], np.where(files["on_front"], "yes", "no"), strict=True))
     rows: list[dict[str, Any]] = [
         {
             "trial": str(trial.number),
-            **{name: trial.user_attrs[VALUES][name] for name in names},
+            **{name: numbers_of(trial, VALUES)[name] for name in names},
             **relative_columns(study, spec, trial),
-            **{f"predicted_{name}": trial.user_attrs.get(PREDICTED, {}).get(name) for name in modelled},
+            **{f"predicted_{name}": numbers_of(trial, PREDICTED).get(name) for name in modelled},
             **{f"file_{name}": record.get(f"{name}_file") for name in metrics},
             "agreement_percent": record.get("agreement_percent"),
             "file_bytes": record.get("file_bytes"),
@@ -101,9 +102,9 @@ def _predictions(spec: Outline, members: Sequence[Member]) -> list[str]:
             continue
         attribute = VALUES if objective.name == SIZE else PREDICTED
         pairs = [
-            (trial.user_attrs[attribute][objective.name], file_value(record, trial, objective))
+            (numbers_of(trial, attribute)[objective.name], file_value(record, trial, objective))
             for trial, record in members
-            if objective.name in trial.user_attrs.get(attribute, {})
+            if objective.name in numbers_of(trial, attribute)
         ]
         if pairs:
             predicted, measured = np.array(pairs).T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -143,11 +144,13 @@ class Cleaning:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
-    total = 0
+    """Return the bytes of all files in a folder; a file with several names, as an artifact has, counts once."""
+    sizes = {}
     for path in folder.rglob("*"):
         try:
-            total += path.stat().st_size if path.is_file() else 0
+            found = path.stat()
         except FileNotFoundError:  # another worker has just removed it
             continue
-    return total
+        if stat.S_ISREG(found.st_mode):
+            sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from optuna.trial import TrialState
 
+from search.study.attributes import numbers_of
 from search.study.errors import UserError
 from search.study.history import Trained, place, read
 from search.study.records import EXCESS, REPLAY
@@ -112,8 +113,8 @@ def need_front(study: Study, spec: Outline) -> list[FrozenTrial]:
     finished = [
         trial
         for trial in study.get_trials(deepcopy=False)
-        if trial.user_attrs.get(EXCESS) and REPLAY not in trial.user_attrs
+        if numbers_of(trial, EXCESS) and REPLAY not in trial.user_attrs
     ]
-    if not any(excess > 0 for trial in finished for excess in trial.user_attrs[EXCESS].values()):
+    if not any(excess > 0 for trial in finished for excess in numbers_of(trial, EXCESS).values()):
         raise UserError("the study has no trained candidate yet; run it for longer: slimfront run")
     raise no_candidate(study, spec, finished)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from optuna.trial import TrialState
 
+from search.study.attributes import content_of
 from search.study.records import INEXACT, KEY, PLACE, REASON, RELATIVE, REPLAY, STOPPED
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class _Measured:
 
     def add(self, trial: FrozenTrial) -> None:
         """Keep what the trial measured."""
-        self.inexact |= dict.fromkeys(trial.user_attrs.get(INEXACT, ()))
+        self.inexact |= dict.fromkeys(content_of(trial, INEXACT) or ())
         if RELATIVE in trial.user_attrs:
             bisect.insort(self.trials, trial, key=place)
 
@@ -179,7 +180,7 @@ def measured_trials(study: Study) -> tuple[list[str], list[FrozenTrial]]:
     """
     finished = read(study, _Measured)
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    inexact = [*finished.inexact, *(name for trial in running for name in trial.user_attrs.get(INEXACT, ()))]
+    inexact = [*finished.inexact, *(name for trial in running for name in content_of(trial, INEXACT) or ())]
     return inexact, finished.trials + [trial for trial in running if RELATIVE in trial.user_attrs]
 
 

@@ -1,6 +1,7 @@
 """Names of the attributes of studies and trials in Optuna's storage.
 
-The strings are a file format: stored studies contain them, so they never change.
+The strings are a file format: stored studies contain them. Some had other names before; they are read, too
+(`search.study.attributes`).
 """
 
 from __future__ import annotations
@@ -41,14 +42,11 @@ ASKED = "asked_epochs"  # epochs that it is to be trained for, if it was enqueue
 # attributes of a trial: the result
 KEY = "plan_key"  # digest of the plan; equal plans have equal digests
 PLAN = "plan"  # the plan in words
-PREDICTED = "told_about"  # costs that a model predicted before the network was built
-INEXACT = "inexact_costs"  # names of costs whose measurement differs from the exact cost
-RELATIVE = "measured_over_teacher"  # measured costs that have a model, relative to the teacher, and the machine
-VALUES = "measured"  # the measured value of every objective, by name
-EXCESS = "excess"  # by how much each limit is exceeded, relative to its bound; zero or less where it is met
+INEXACT = "inexact_costs"  # names of costs whose measurement differs from the exact cost, as JSON
+RELATIVE = "measured_over_teacher"  # costs that have a model, over those of the teacher, and the machine, as JSON
 EPOCHS = "epochs"  # number of epochs that it was trained for
 RATE = "learning_rate"  # the highest learning rate of its training
-EARLY_CHECK = "rung"  # the epochs and the objectives at the check of early stopping
+EARLY_CHECK = "early_check"  # the epochs and the objectives at the check of early stopping, as JSON
 STOPPED = "stopped"  # what was out of reach when early stopping ended it: LIMIT or TRIAL; in 0.1 only that it did
 LIMIT, TRIAL = "limit", "trial"
 REASON = "reason"  # why it ended without values; a failed trial without a reason was interrupted
@@ -58,10 +56,15 @@ STORE = "weights_store"  # URL of the store that has a copy of its weights, unde
 TRAINED_LOSS = "trained_loss"  # proxy loss on validation examples after the training
 SECONDS = "cpu_seconds"  # CPU seconds that it took
 
+# prefixes of attributes of a trial: one number for each name (`search.study.attributes`)
+PREDICTED = "predicted:"  # and a cost: what a model predicted before the network was built
+VALUES = "measured:"  # and an objective: its measured value
+EXCESS = "excess:"  # and a limit: by how much it is exceeded, relative to its bound; zero or less where it is met
+
 # attributes of the draft
 INPUTS = "scored_inputs"  # number of training inputs that its plans are scored on
 TABLE_RANKS = "table_ranks"  # rank correlation of the sensitivity table's sums with proxy losses, at similar cost
 
 # attributes of a trial of the draft
 PROXY_LOSS = "one_shot_loss"  # name of its first value, the proxy loss
-SHORT_TRAINING = "mended"  # proxy loss after the short training over the proxy loss before it; None if it failed
+SHORT_TRAINING = "short_training_ratio"  # proxy loss after the short training over that before it; None if it failed

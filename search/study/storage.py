@@ -13,6 +13,7 @@ from search.study.definition import define, differences
 from search.study.errors import UserError, machine_fault
 from search.study.goal import with_stored_goal
 from search.study.journal import storage_at, unusable
+from search.study.notes import name_with_unit
 from search.study.outline import outline_record
 from search.study.records import DEFINITION, DRAFT, GOAL, OUTLINE
 from search.study.seeded_sampler import SeededSampler
@@ -126,7 +127,7 @@ def _created(
         study.set_user_attr(GOAL, goal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([objective.name for objective in spec.objectives])
+        study.set_metric_names([name_with_unit(objective.name) for objective in spec.objectives])
     return study
 
 

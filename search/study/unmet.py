@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from search.study.attributes import numbers_of
 from search.study.errors import LimitsUnmet
 from search.study.records import EXCESS, TEACHER, VALUES
 
@@ -133,7 +134,7 @@ def no_candidate(study: Study, spec: Outline, finished: Sequence[FrozenTrial]) -
     """
     limits = known_limits(study, spec)
     candidates = [
-        Candidate(f"of trial {trial.number}", trial.user_attrs.get(VALUES, {}), trial.user_attrs[EXCESS])
+        Candidate(f"of trial {trial.number}", numbers_of(trial, VALUES), numbers_of(trial, EXCESS))
         for trial in finished
     ]
     found = shortfall(limits, candidates)

@@ -21,6 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
 
 from search.study.machine import running_system
+from search.study.notes import note_study, workers_text
 from search.study.records import LOCKED_ON, PULSE, RESULT, TASK, WORKER, WORKERS
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Workers:
         self._study = optuna.create_study(
             storage=self._storage, study_name=study.study_name + WORKERS, load_if_exists=True
         )
+        note_study(self._study, workers_text(study.study_name))
         self._stored = 0  # own pulses that reached the storage
         self._seen: dict[str, tuple[int, int]] = {}  # pulse of each worker, and own ones when it was first seen
         self._living: dict[str, float] = {}  # when the lock of each worker on this machine was last seen to be held

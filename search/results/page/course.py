@@ -15,6 +15,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from search.proposals.draft_records import Drafted, choices_in, draft_of
 from search.results.page.columns import file_values
+from search.study.attributes import numbers_of
 from search.study.cpu_profile import SHOWN_NAMES
 from search.study.front import trained
 from search.study.history import read
@@ -110,21 +111,16 @@ def _predicted(
     """Return predicted and measured costs: of models over all trials, and of formulas on the files of the front."""
     found: dict[str, list[tuple[int, float, float]]] = {}
     for trial in study.get_trials(deepcopy=False):
-        values = trial.user_attrs.get(VALUES, {})
-        for name, value in trial.user_attrs.get(PREDICTED, {}).items():
-            if name in values:
-                found.setdefault(name, []).append((trial.number, value, values[name]))
+        predicted, measured = numbers_of(trial, PREDICTED), numbers_of(trial, VALUES)
+        for name in predicted.keys() & measured.keys():
+            found.setdefault(name, []).append((trial.number, predicted[name], measured[name]))
+    costs = {column.key for column in columns if column.kind == "cost"} - found.keys()
     for member in members:
-        files = file_values(member, columns)
-        for column in columns:
-            if (
-                column.kind == "cost"
-                and column.key in files
-                and column.key not in member.trial.user_attrs.get(PREDICTED, {})
-            ):
-                pair = member.trial.user_attrs[VALUES][column.key], files[column.key]
-                found.setdefault(column.key, []).append((member.trial.number, *pair))
-    return found
+        for name, value in file_values(member, columns).items():
+            if name in costs:
+                pair = numbers_of(member.trial, VALUES)[name], value
+                found.setdefault(name, []).append((member.trial.number, *pair))
+    return dict(sorted(found.items()))
 
 
 def _proxies(study: Study) -> list[tuple[int, float, float]]:

@@ -24,6 +24,7 @@ from search.results.page.plans import layers_of
 from search.results.pick import pick
 from search.results.tables import files_note
 from search.results.verification import record_words
+from search.study.attributes import numbers_of
 from search.study.machine import version_of
 from search.study.records import TEACHER, VALUES
 from search.study.unmet import known_limits
@@ -110,7 +111,7 @@ def _intervals(values: Mapping[str, float], shares: set[str], examples: int) -> 
 
 def _best_known(member: Member, columns: Sequence[Column]) -> dict[str, float]:
     """Return the values of a member: of its file where it measures them, else of the search."""
-    return {**member.trial.user_attrs[VALUES], **file_values(member, columns)}
+    return {**numbers_of(member.trial, VALUES), **file_values(member, columns)}
 
 
 def _rows(study: Study, context: Context, columns: Sequence[Column], front: set[int]) -> list[dict[str, Any]]:
