@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 def command(options: argparse.Namespace) -> int:
     """Write a report of the study and print the paths of its files; return the exit code."""
+    for path in reported(options):
+        results_console.print(str(path))
+    return 0
+
+
+def reported(options: argparse.Namespace) -> list[Path]:
+    """Write a report of the study; return the paths of its files."""
     study, spec, folder = opened(options)
     members = members_of(study, spec, folder)
     out = Path(options.out) if options.out else folder / "report"
@@ -29,6 +36,4 @@ def command(options: argparse.Namespace) -> int:
     context = Context(spec, Subject(spec, device_named(options.device)))
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
-    for path in report(study, context, members, out):
-        results_console.print(str(path))
-    return 0
+    return report(study, context, members, out)
