@@ -148,7 +148,8 @@ COMMANDS = {
 
 def study_words(options: argparse.Namespace) -> list[str]:
     """Return the study and the options that select it but for the storage, as the arguments of another command."""
-    words = [options.study, *(word for setting in options.set for word in ("--set", setting))]
+    study = options.study if isinstance(options.study, str) else "STUDY"  # from Python it may be an object
+    words = [study, *(word for setting in options.set for word in ("--set", setting))]
     for name in ("folder", "sampler", "seed", "runtime"):
         if getattr(options, name) is not None:
             words += [f"--{name}", str(getattr(options, name))]
@@ -202,7 +203,7 @@ class Number:
         )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser whose error messages are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -211,9 +212,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_ERROR, f"slimfront: {words}; see {self.prog} --help\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    whole = _Parser(
+def parser(kind: type[Parser] = Parser) -> argparse.ArgumentParser:
+    """Return the parser of the command line, of a kind that may report errors in another way."""
+    whole = kind(
         prog="slimfront", epilog=TYPICAL_USE, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Compress a trained PyTorch network. A joint search over pruned channels, ranks, bit widths and\n"
         "distillation finds a Pareto front of small trained networks.",
@@ -263,7 +264,7 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _command(commands: argparse._SubParsersAction[_Parser], name: str) -> argparse.ArgumentParser:
+def _command(commands: argparse._SubParsersAction[Parser], name: str) -> argparse.ArgumentParser:
     """Add a command with the options that all commands share."""
     described = COMMANDS[name]
     command = commands.add_parser(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 from spaces.costs.architectures import Architectures
 from spaces.dependency.trace import trace
 from spaces.network.messages import listed
+from spaces.network.web_table import web_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -185,6 +186,11 @@ class Plan:
         """Summarize the steps and the recovery in one line."""
         steps = "; ".join(filter(None, (step.words() for step in self.steps))) or "nothing removed"
         return f"{steps}; distil {self.recovery.words()}"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the steps, for notebooks."""
+        steps = [(type(step).__name__, step.words() or "changes nothing") for step in self.steps]
+        return web_table("Plan", (), [*steps, (type(self.recovery).__name__, self.recovery.words())])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from search.evaluation.measured_parts import MEASUREMENTS_VARIABLE
-from tests import postgresql_server
+from tests import installed, postgresql_server
+
+installed.for_this_process()
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

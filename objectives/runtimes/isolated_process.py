@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from objectives.runtimes.runtime import Runtime
 
+ROOT = Path(__file__).resolve().parents[2]  # the folder of our packages
 SERVE = "from objectives.runtimes.isolated_process import main; main()"
 INPUT_FILE, OUTPUT_FILE = "in.safetensors", "out.safetensors"  # in the shared folder
 
@@ -166,10 +167,15 @@ def python(code: str) -> list[str]:
     """Return the command that runs code in another Python, which finds the modules that this one finds.
 
     Python itself puts the current folder first, where a file of the user's may have the name of a module of ours, or
-    of one that we use.
+    of one that we use. Our packages are imported from where they are now, whatever else has their names.
     """
     paths = [*filter(None, sys.path), *([str(Path.cwd())] * ("" in sys.path))]
-    return [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {paths!r}; {code}"]
+    lines = (
+        f"import sys; sys.path[:] = {paths!r}; import lazy_loader",  # which our packages use
+        f"sys.path.insert(0, {str(ROOT)!r}); import objectives, search, spaces; del sys.path[0]",
+        code,
+    )
+    return [sys.executable, "-P", "-c", "\n".join(lines)]
 
 
 def import_file(name: str, path: Path) -> ModuleType:

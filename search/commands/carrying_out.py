@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pkgutil
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,24 @@ from search.study.errors import StorageFault, UserError, machine_fault
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
 
 def carry_out(options: argparse.Namespace) -> int:
-    """Carry out a command; return the exit code.
+    """Carry out a command; return the exit code."""
+    with faults_in_words(options.command_line):
+        answers = (pkgutil.resolve_name(act)(options) for act in options.acts)
+        return int(next(answer for answer in answers if answer is not None))
+
+
+@contextlib.contextmanager
+def faults_in_words(again: str) -> Iterator[None]:
+    """Report faults of the storage and the machine as errors of one line, and nothing of what Optuna logs.
+
+    Parameters
+    ----------
+    again
+        What continues the work that is done in the context, such as a command.
 
     Raises
     ------
@@ -24,12 +39,11 @@ def carry_out(options: argparse.Namespace) -> int:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        answers = (pkgutil.resolve_name(act)(options) for act in options.acts)
-        return int(next(answer for answer in answers if answer is not None))
+        yield
     except Exception as error:
         fault = error if isinstance(error, UserError | ExportError) else machine_fault(error)
         if isinstance(fault, StorageFault):
-            raise StorageFault(f"{fault}; continue with: {options.command_line}") from error
+            raise StorageFault(f"{fault}; continue with: {again}") from error
         if fault is None or fault is error:
             raise
         raise fault from error

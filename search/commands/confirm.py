@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search.commands.loading import opened, with_weights
 from search.commands.showing import members_of, show_front
@@ -21,10 +21,62 @@ from search.study.weights import CONFIRMED
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
+
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from search.evaluation.context import Context
+
+
+class Confirmed(NamedTuple):
+    """Members of the front that were trained for longer.
+
+    Attributes
+    ----------
+    study, context, folder
+        The study, its context and its folder.
+    reference
+        The teacher's file.
+    trials
+        The members.
+    records
+        What each measures, as `search.results.confirm.confirm` returns it; empty if nothing was trained.
+    """
+
+    study: Study
+    context: Context
+    folder: Path
+    reference: Path
+    trials: list[FrozenTrial]
+    records: list[dict[str, Any]]
+
+    @property
+    def teacher(self) -> dict[str, float]:
+        """What the teacher measures on validation and test."""
+        return load_json(self.folder / CONFIRMED / "front.json")["teacher"]  # type: ignore[no-any-return]
+
+    def verify(self) -> list[str]:
+        """Export and verify the members with their new weights; return a message for each failure."""
+        return verify_front(with_weights(self.trials, self.folder), self.context, self.folder, self.reference)
 
 
 def command(options: argparse.Namespace) -> int:
     """Train the members of the front for longer, then verify and print the front; return the exit code."""
+    found = confirmed(options)
+    study, spec = found.study, found.context.spec
+    if options.seeds:
+        print_table(confirmed_table(found.records, found.teacher, spec, study), options.format)
+    failures = found.verify()
+    if options.format == "table" or not options.seeds:
+        show_front(study, spec, members_of(study, spec, found.folder), options.format)
+    for failure in failures:
+        console.print(f"slimfront: {failure}", markup=False)
+    return 1 if failures else 0
+
+
+def confirmed(options: argparse.Namespace) -> Confirmed:
+    """Train the members of the front, or one of them, for longer."""
     study, spec, folder = opened(options)
     ensure_writable(folder)
     front_members = members_of(study, spec, folder)
@@ -33,13 +85,6 @@ def command(options: argparse.Namespace) -> int:
     context, reference = prepared(spec, device_named(options.device), folder)
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
-    if options.seeds:
-        records = confirm(trials, context, folder, options.seeds, range_tested(study, context))
-        teacher = load_json(folder / CONFIRMED / "front.json")["teacher"]
-        print_table(confirmed_table(records, teacher, spec, study), options.format)
-    failures = verify_front(with_weights(trials, folder), context, folder, reference)
-    if options.format == "table" or not options.seeds:
-        show_front(study, context.spec, members_of(study, spec, folder), options.format)
-    for failure in failures:
-        console.print(f"slimfront: {failure}", markup=False)
-    return 1 if failures else 0
+    rate = range_tested(study, context) if options.seeds else None
+    records = confirm(trials, context, folder, options.seeds, rate) if options.seeds else []
+    return Confirmed(study, context, folder, reference, trials, records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from objectives.runtimes.ends import form_of
 from search.commands.loading import opened
@@ -27,8 +27,32 @@ if TYPE_CHECKING:
     import argparse
 
 
+class Exported(NamedTuple):
+    """An exported member of the front: its number, the folder of its files, and their verification."""
+
+    number: int
+    folder: Path
+    record: dict[str, Any]
+
+
 def command(options: argparse.Namespace) -> int:
-    """Write one member of the front as a verified file; return the exit code."""
+    """Write one member of the front as a verified file, and say what it is; return the exit code."""
+    number, out, record = exported(options)
+    results_console.print(f"trial {number}: {record_words(record)}")
+    results_console.print(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
+    for path in sorted(out.iterdir()):
+        results_console.print(str(path))
+    return 0
+
+
+def exported(options: argparse.Namespace) -> Exported:
+    """Write one member of the front as a verified file.
+
+    Raises
+    ------
+    UserError
+        If the words for the ends of the file cannot be read, or what `export` and `pick` raise.
+    """
     study, spec, folder = opened(options)
     trial = pick(study, spec, members_of(study, spec, folder), options.pick or ("goal" if spec.goal else "knee"))
     try:
@@ -44,10 +68,5 @@ def command(options: argparse.Namespace) -> int:
     leave_out_failing(study, context.subject)
     asked = Asked(form, options.preprocessing, options.license)
     record = export(trial, context, weights_of(folder, trial), out, reference, asked)
-    described = {path.name: path for path in out.iterdir() if path.name not in {MARK, STATE_FILE}}
-    attach(study, trial, folder, described)
-    results_console.print(f"trial {trial.number}: {record_words(record)}")
-    results_console.print(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
-    for path in sorted(out.iterdir()):
-        results_console.print(str(path))
-    return 0
+    attach(study, trial, folder, {path.name: path for path in out.iterdir() if path.name not in {MARK, STATE_FILE}})
+    return Exported(trial.number, out, record)

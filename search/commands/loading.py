@@ -17,7 +17,7 @@ from search.study.errors import UserError
 from search.study.files import folder_of
 from search.study.goal import with_stored_goal
 from search.study.loader import load
-from search.study.spec import Budget
+from search.study.spec import Budget, StudySpec
 from search.study.storage import open_study
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from optuna import Study
     from optuna.trial import FrozenTrial
-
-    from search.study.spec import StudySpec
 
 
 def loaded(options: argparse.Namespace) -> tuple[StudySpec, Path]:
@@ -60,7 +58,7 @@ def on_runtime(options: argparse.Namespace, spec: StudySpec) -> StudySpec:
 
 def _spec_of(options: argparse.Namespace) -> StudySpec:
     """Load the study and apply the options that change it, except for the runtime of a study that is stored already."""
-    spec = load(options.study, options.set)
+    spec = options.study if isinstance(options.study, StudySpec) else load(options.study, options.set)
     bounds = {name: getattr(options, name, None) for name in ("trials", "minutes", "cpu_seconds")}
     try:
         budget = spec.budget if all(value is None for value in bounds.values()) else Budget(**bounds)

@@ -30,6 +30,13 @@ REFRESH_SECONDS = 10.0  # between two looks at a study that is watched (chosen)
 
 def command(options: argparse.Namespace) -> int:
     """Write a report of the study and print the paths of its files; return the exit code."""
+    for path in reported(options):
+        results_console.print(str(path))
+    return 0
+
+
+def reported(options: argparse.Namespace) -> list[Path]:
+    """Write a report of the study; return the paths of its files."""
     study, spec, folder = opened(options)
     out = Path(options.out) if options.out else folder / "report"
     words = study_arguments(options)
@@ -42,11 +49,10 @@ def command(options: argparse.Namespace) -> int:
     if options.watch:
         _watch(study, context, folder, out, words)
     members = members_of(study, spec, folder)
-    for path in report(study, context, members, folder, out, words):
-        results_console.print(str(path))
+    paths = report(study, context, members, folder, out, words)
     for trial, _ in members:
         attach(study, trial, folder, {"plan.png": out / f"plan-{trial.number}.png"})
-    return 0
+    return paths
 
 
 def _watch(study: Study, context: Context, folder: Path, out: Path, words: str) -> None:

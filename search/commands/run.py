@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from search.command_line import EXIT_STOPPED, SHORTEST, STORAGE_VARIABLE, study_arguments, study_words
 from search.commands.loading import with_weights
-from search.commands.searching import opened_search
+from search.commands.searching import Search, opened_search
 from search.commands.showing import members_of, show_front
 from search.engines.crew import Crew
 from search.engines.on_ray import OnRay
@@ -23,43 +23,50 @@ from search.results.inspection import counted
 from search.study.budget_clock import cpu_seconds
 from search.study.console import console
 from search.study.cpu_profile import FILES
+from search.study.errors import UserError
 from search.study.front import front, need_front
 from search.study.goal import limits_of_goal, measured_for_goal
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+    from pathlib import Path
 
-    from search.commands.searching import Search
     from search.engines.engine import Engine
     from search.study.spec import StudySpec
 
 MINUTE = 60  # seconds
 
 
+class Searched(NamedTuple):
+    """A study that was searched.
+
+    Attributes
+    ----------
+    search
+        The study.
+    finished
+        Whether the budget is spent; otherwise the user stopped the search, and no file was verified.
+    failures
+        A message for each member of the front whose file failed verification.
+    """
+
+    search: Search
+    finished: bool
+    failures: list[str]
+
+
 def command(options: argparse.Namespace) -> int:
     """Search for the Pareto front, then export, verify and print it; return the exit code."""
-    search = opened_search(options)
-    study, spec, context, folder, reference, clock = search
-    teacher = measure_teacher(study, context)
-    console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
-    console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
-    for left_out in counted(context.subject.model, context.subject.example)[1]:
-        console.print(left_out, markup=False)
-    _print_limits(context.spec)
-    together = options.workers > 1 or options.engine == "ray"
-    if not (_crew(options, search).work() if together else search.run(unverified=options.unverified)):
+    (study, spec, context, folder, *_), finished, failures = searched(options)
+    if not finished:
         count = len(front(study))
         console.print(f"stopped with {count} members on the front; continue with: {options.command_line}", markup=False)
         return EXIT_STOPPED
-    trials = need_front(study, spec)
-    with context.cpu_profile.charge(FILES):
-        clock.reserved = 0.0  # the reserve is for these files
-        weights = with_weights(trials, folder)
-        failures = [] if options.unverified else verify_front(weights, context, folder, reference, clock)
     show_front(study, context.spec, members_of(study, spec, folder), options.format)
     if note := prediction_report(study, context.spec):
         console.print(note)
-    if not together:
+    if not _together(options):
         console.print(context.cpu_profile.words())
     for failure in failures:
         console.print(f"slimfront: {failure}", markup=False)
@@ -69,8 +76,56 @@ def command(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def searched(
+    options: argparse.Namespace, follow: Callable[[StudySpec, Path, str | None], object] | None = None
+) -> Searched:
+    """Search for the Pareto front, then export and verify it.
+
+    Parameters
+    ----------
+    options
+        The words of the user.
+    follow
+        Called with the study, its folder and its storage as soon as there are trials to show.
+    """
+    search = opened_search(options)
+    study, spec, context, folder, reference, clock = search
+    teacher = measure_teacher(study, context)
+    console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
+    console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
+    for left_out in counted(context.subject.model, context.subject.example)[1]:
+        console.print(left_out, markup=False)
+    _print_limits(context.spec)
+    if follow is not None:
+        follow(context.spec, folder, options.storage)
+    if not (_crew(options, search).work() if _together(options) else search.run(unverified=options.unverified)):
+        return Searched(search, finished=False, failures=[])
+    trials = need_front(study, spec)
+    with context.cpu_profile.charge(FILES):
+        clock.reserved = 0.0  # the reserve is for these files
+        weights = with_weights(trials, folder)
+        failures = [] if options.unverified else verify_front(weights, context, folder, reference, clock)
+    return Searched(search, finished=True, failures=failures)
+
+
+def _together(options: argparse.Namespace) -> bool:
+    """Whether several workers search."""
+    return bool(options.workers > 1 or options.engine == "ray")
+
+
 def _crew(options: argparse.Namespace, search: Search) -> Crew:
-    """Return the workers of a run with several ones."""
+    """Return the workers of a run with several ones.
+
+    Raises
+    ------
+    UserError
+        If they cannot load the study, because it is no function of a file.
+    """
+    if not isinstance(options.study, str):
+        raise UserError(
+            "several workers are processes that load the study themselves, so it must be a function of a file: "
+            "run('my_study.py:study', workers=...)"
+        )
     count, budget, run_name = options.workers, search.spec.budget, uuid.uuid4().hex
     clock, started = search.clock, time.monotonic()
     cpu_share = math.inf if budget.cpu_seconds is None else (budget.cpu_seconds - cpu_seconds() + clock.cpu) / count

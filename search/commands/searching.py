@@ -80,7 +80,7 @@ def opened_search(options: argparse.Namespace, workers: int = 1, run_name: str =
     claim(folder)
     study = open_study(spec, folder, options.storage, create=True)
     _keep_settings(study, options)
-    remember(folder, spec.name, options.study, options.set)
+    remember(folder, spec.name, options.study if isinstance(options.study, str) else "", options.set)
     spec = on_runtime(options, with_stored_goal(study, spec))
     context, reference = prepared(spec, device_named(options.device), folder)
     ensure_same_answers(study, context.subject)

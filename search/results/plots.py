@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -18,7 +19,18 @@ if TYPE_CHECKING:
 
 mpl.rcParams["svg.hashsalt"] = "slimfront"
 GREY, BLUE, RED, GREEN = "#b8bcc4", "#1f5fbf", "#c23b22", "#2a8c4a"
+NOTEBOOK_DPI = 80  # dots per inch of a picture in a notebook (chosen)
 WIDE_RANGE = 8  # a cost that spans more than this factor is drawn on a logarithmic axis (chosen)
+
+
+class Picture(Figure):
+    """A figure that notebooks show also where pyplot was not imported."""
+
+    def _repr_png_(self) -> bytes:
+        """Return it as PNG."""
+        drawn = io.BytesIO()
+        self.savefig(drawn, format="png", dpi=NOTEBOOK_DPI)
+        return drawn.getvalue()
 
 
 def draw_front(
@@ -26,10 +38,10 @@ def draw_front(
     names: Sequence[str],
     teacher: dict[str, float],
     title: str,
-    path: Path,
+    path: Path | None,
     files: pd.DataFrame,
     runtime: str,
-) -> None:
+) -> Picture:
     """Draw the first objective against each of the others: candidates, both fronts, and the teacher as a star.
 
     Parameters
@@ -43,12 +55,12 @@ def draw_front(
     title
         Of the picture.
     path
-        A .png file.
+        A .png file to write, None for none.
     files, runtime
         What the files of the front measured (`search.results.file_records.file_table`), and the runtime's name.
     """
     costs = names[1:] or names
-    figure = Figure(figsize=(6.4 * len(costs), 4.8), layout="constrained")
+    figure = Picture(figsize=(6.4 * len(costs), 4.8), layout="constrained")
     trained = table[table["state"] == "trained"]
     members = trained[trained["on_front"]]
     for index, cost in enumerate(costs):
@@ -73,7 +85,9 @@ def draw_front(
         margin = 0.1 * (max(seen) - min(seen)) or 1.0
         axes.set_ylim(min(seen) - margin, max(seen) + margin)  # candidates far behind the front would flatten it
     figure.suptitle(title)
-    figure.savefig(path, dpi=140)
+    if path is not None:
+        figure.savefig(path, dpi=140)
+    return figure
 
 
 def _scale(axes: Any, values: list[float]) -> None:  # noqa: ANN401 - matplotlib's Axes

@@ -32,6 +32,10 @@ TORCH_OUT_OF_MEMORY = "OutOfMemoryError"
 class UserError(ValueError):
     """An error that the user can correct: one line with the rule, the values and the remedy; the exit code is 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that a notebook shows in place of a traceback."""
+        return [*getattr(self, "__notes__", []), f"{type(self).__name__}: {self}"]
+
 
 class LimitsUnmet(UserError):
     """Limits that no plan or no candidate meets.

@@ -9,6 +9,7 @@ import torch
 
 from objectives.runtimes import OnnxRuntime
 from search.study.numbers import LARGEST_SEED, check_positive, check_range, check_settings
+from spaces.network.web_table import web_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -250,6 +251,25 @@ class StudySpec:
             ),
             reported=tuple(others.get(old.name, old) for old in self.reported),
         )
+
+    def _repr_html_(self) -> str:
+        """Return what is searched for, for notebooks."""
+        splits, axes = self.splits, [type(axis).__name__ for axis in (*self.space.steps, self.space.recovery)]
+        weights = sum(weight.numel() for weight in self.teacher.parameters())
+        bounds = {name: getattr(self.budget, name) for name in ("trials", "minutes", "cpu_seconds")}
+        sizes = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
+        rows = {
+            "teacher": f"{type(self.teacher).__name__}, {weights:,} weights",
+            "examples": ", ".join(f"{count:,} {name}" for name, count in sizes.items()),
+            "axes": ", ".join(axes),
+            "objectives": ", ".join(f"{one.name} ({one.direction})" for one in self.objectives),
+            "limits": ", ".join(map(str, self.limits)),
+            "goal": self.goal,
+            "reported": ", ".join(one.name for one in self.reported),
+            "budget": ", ".join(f"{bound:g} {name}" for name, bound in bounds.items() if bound is not None),
+            "runtime": self.runtime.name,
+        }
+        return web_table(f"Study {self.name}", (), [row for row in rows.items() if row[1]])
 
     def example(self) -> Tensor:
         """Return the calibration inputs: a seeded sample of the training inputs, shape (calibration, ...)."""

@@ -50,10 +50,27 @@ def remember(folder: Path, name: str, target: str, settings: list[str]) -> None:
     folder, name
         The study's folder and its name in the storage.
     target, settings
-        What follows the command: the function, and the values of `--set`.
+        What follows the command: the function, and the values of `--set`. An empty target stands for a study that is
+        no function of a file; what was written before is kept then.
     """
+    if not target and _words(folder / STARTED_WITH).get("name") == name:
+        return
     words = {"name": name, "study": target, "settings": _without_passwords(settings), "sha256": _digest(target)}
     save_json(folder / STARTED_WITH, words)
+
+
+def started_with(folder: Path) -> tuple[str, list[str]]:
+    """Return the words that `remember` wrote: the function and the settings.
+
+    Raises
+    ------
+    UserError
+        If the study of the folder is no function of a file.
+    """
+    words = _words(folder / STARTED_WITH)
+    if not words.get("study"):
+        raise UserError(f"the study in {folder} was not run from a file; name its StudySpec: load_study(spec)")
+    return words["study"], words["settings"]
 
 
 def claim(folder: Path) -> None:

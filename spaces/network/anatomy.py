@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from spaces.network.messages import unknown_name
+from spaces.network.web_table import web_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -259,6 +260,17 @@ class Anatomy:
     products: tuple[Extent, ...]
     branches: tuple[Branch, ...] = ()
     sizes: tuple[InputSize, ...] = field(default=(), repr=False)
+
+    def _repr_html_(self) -> str:
+        """Return a table of the layers, for notebooks."""
+        total = sum(layer.macs for layer in self.layers) or 1
+        rows = [
+            (layer.name, layer.kind, f"{layer.inputs} to {layer.outputs}", "x".join(map(str, layer.kernel)), layer.macs,
+             f"{100 * layer.macs / total:.1f}")
+            for layer in self.layers
+        ]  # fmt: skip
+        words = f"{len(self.layers)} layers, {len(self.groups)} groups of channels, {len(self.branches)} branches"
+        return web_table(f"Anatomy: {words}", ("layer", "kind", "channels", "kernel", "macs", "macs_percent"), rows)
 
     def without(self, failing: Mapping[str, Iterable[tuple[int, int]]]) -> Anatomy:
         """Return the anatomy with pairs of bits that fail, by the names of their layers."""
