@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from search.study.outline import Outline
 
 NOTE_PART = 2045  # characters of one attribute: what the dashboard writes, and databases take
-# Trials with a note, at most (chosen): for each the dashboard reads the notes of all, so its time grows with the square
+# Trials with a note, at most (chosen): for each of them the dashboard looks through the notes of all, whenever it is
+# asked; on a shared core 500 notes took it 0.2 CPU seconds, 2000 notes 3.3
 MOST_NOTED = 500
 INTRODUCTION = (
     "slimfront searches for small networks. A trial is one plan: what is done to each layer of a trained network, the "
