@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from objectives.runtimes.names import RUNTIMES
+from search.init_options import add_init
 from search.study.numbers import LARGEST_SEED, MOST
 from search.study.passwords import shown
 
@@ -55,6 +56,7 @@ ARTIFACTS_HELP = (
 )
 TYPICAL_USE = """\
 typical use:
+  slimfront init                                write a study for your own network
   slimfront inspect studies/digits.py:study     what can be compressed, layer by layer
   slimfront run studies/digits.py:study         search and print the front
   slimfront report studies/digits.py:study      pictures and an interactive page
@@ -82,6 +84,13 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "init": Command(
+        ("search.commands.init:command",),
+        "write a study for your own network",
+        "Write a file with a study for your network, your data and your device. What the options do not say is asked, "
+        "and every answer is tried at once. The file runs as it is; change it as you like. Nothing is overwritten.",
+        "--network my_net.py:MyNet --weights my_net.pt --data pictures",
+    ),
     "inspect": Command(
         ("search.commands.inspect:command",),
         "show what can be compressed in each layer, or why not",
@@ -221,7 +230,8 @@ def parser(kind: type[Parser] = Parser) -> argparse.ArgumentParser:
     )  # fmt: skip
     whole.add_argument("--version", action="version", version=f"slimfront {_version()}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    added = {name: _command(commands, name) for name in COMMANDS}
+    add_init(commands.add_parser, *COMMANDS["init"])
+    added = {name: _command(commands, name) for name in COMMANDS if name != "init"}
     for name in ("run", "worker"):
         add = added[name].add_argument
         add("--trials", type=Number(int, 1), help="number of trained candidates, including those of earlier runs")

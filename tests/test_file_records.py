@@ -19,7 +19,7 @@ from search.results.tables import files_note
 from search.study.attributes import keyed, numbers_of
 from search.study.files import save_json
 from search.study.front import front
-from search.study.loader import _module
+from search.study.loader import imported
 from search.study.records import PREDICTED, VALUES
 from spaces.testing.networks import Plain, example, teacher
 from tests.small_study import searched, study
@@ -65,7 +65,7 @@ def test_a_runtime_may_be_defined_in_the_file_of_a_study(file: Path, tmp_path: P
     """The module of a study has a name that no other process can import."""
     source = tmp_path / "my_study.py"
     source.write_text("from objectives.runtimes import OnnxRuntime\n\n\nclass Mine(OnnxRuntime):\n    pass\n")
-    mine = _module(str(source)).Mine()
+    mine = imported(str(source)).Mine()
     inputs = example(teacher(Plain))
     with IsolatedProcess(mine, file) as fresh:
         assert torch.equal(fresh(inputs), OnnxRuntime().load(file)(inputs))

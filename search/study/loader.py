@@ -62,7 +62,7 @@ def _function(target: str) -> Callable[..., Any]:
             "a study must be named as file.py:function or package.module:function, for example "
             f"studies/digits.py:study, but got {target!r}"
         )
-    module = _module(location)
+    module = imported(location)
     functions = {
         key: value for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")
     }
@@ -72,7 +72,7 @@ def _function(target: str) -> Callable[..., Any]:
     return functions[name]
 
 
-def _module(location: str) -> ModuleType:
+def imported(location: str) -> ModuleType:
     """Import a file or a module; both may import from the working directory, a file also from its own folder.
 
     These folders come last: what we and our libraries import later, such as onnx, is not a file of the user's.
