@@ -6,7 +6,7 @@ EVERY := $(VENV)/.every
 BIN := $(VENV)/bin
 STUDY := studies/digits.py:study
 
-.PHONY: demo test test-all check hooks clean
+.PHONY: demo test test-all check docs hooks clean
 
 demo: $(READY)
 	$(BIN)/slimfront run $(STUDY)
@@ -28,6 +28,10 @@ check: $(READY)
 	$(BIN)/deptry .
 	$(BIN)/vulture
 
+docs: $(EVERY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+	@echo "the documentation: build/site/index.html"
+
 hooks: $(READY)
 	$(BIN)/pre-commit install
 
@@ -38,7 +42,7 @@ $(READY): pyproject.toml
 	touch $@
 
 $(EVERY): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[onnx,litert,micro,executorch,openvino,tasks,postgresql,distributed,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[onnx,litert,micro,executorch,openvino,tasks,postgresql,distributed,docs,dev]"
 	touch $@
 
 clean:

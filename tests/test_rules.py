@@ -1,4 +1,4 @@
-"""The rules of the project: its map in the README, its commands, its files and its dependencies."""
+"""The rules of the project: its map in the documentation, its commands, its files and its dependencies."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def _modules() -> list[Path]:
 
 
 def _tree() -> str:
-    readme = (ROOT / "README.md").read_text()
-    found = re.search(r"```\n(search/ .*?)```", readme, re.DOTALL)
+    page = (ROOT / "docs/pages/code.md").read_text()
+    found = re.search(r"```\n(search/ .*?)```", page, re.DOTALL)
     assert found
     return found.group(1)
 
 
-def test_the_tree_of_the_readme_names_every_module_once() -> None:
+def test_the_tree_of_the_documentation_names_every_module_once() -> None:
     named = re.findall(r"^\s*(\w+\.py|\w+/)\s", _tree(), re.MULTILINE)
     there = [path.name for path in _modules() if path.name != "__init__.py"]
     assert sorted(name for name in named if name.endswith(".py")) == sorted(there)
 
 
-def test_the_readme_names_every_command() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_documentation_names_every_command() -> None:
+    page = (ROOT / "docs/pages/commands.md").read_text()
     for command in COMMANDS:
-        assert f"`slimfront {command} " in readme
+        assert f"`slimfront {command} " in page
 
 
 def test_files_stay_short() -> None:
