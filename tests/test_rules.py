@@ -68,6 +68,22 @@ def test_a_name_of_a_constant_means_one_thing() -> None:
     assert not {name: values for name, values in meanings.items() if len(values) > 1}
 
 
+def test_the_library_unpickles_nothing_and_runs_no_text() -> None:
+    """What docs/SECURITY.md promises of reading files."""
+    forbidden = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    found = []
+    for path in [path for path in _modules() if not path.is_relative_to(ROOT / "studies")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found += [path for alias in node.names if alias.name.partition(".")[0] in forbidden]
+            elif isinstance(node, ast.ImportFrom):
+                found += [path] * ((node.module or "").partition(".")[0] in forbidden)
+            elif isinstance(node, ast.Call):
+                shell = any(keyword.arg == "shell" for keyword in node.keywords)
+                found += [path] * (shell or ast.unparse(node.func) in {"eval", "exec", "torch.load", "os.system"})
+    assert not found
+
+
 def test_every_package_says_what_it_is_for() -> None:
     packages = [path for path in _modules() if path.name == "__init__.py"]
     assert packages
