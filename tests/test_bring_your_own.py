@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 COMMANDS_PAGE = ROOT / "docs/pages/commands.md"
 MOST_LINES = 30  # lines that a user has to write
+README_COMMANDS = "inspect", "run", "report", "confirm", "export"
 PROJECT = '''
 import torch
 from torch import nn
@@ -184,14 +186,45 @@ def test_the_study_leads_to_a_file_that_onnx_runtime_executes(
     assert answer.shape == (3, 4)
 
 
-def test_the_study_of_an_image_folder_leads_to_a_file(tmp_path: Path) -> None:
-    run = user_folder(tmp_path, "my_images.py", IMAGE_PROJECT)
-    study = ("my_images.py:study", "--format", "csv")
-    for words in (("inspect", *study), ("run", *study, "--cpu-seconds", "10"), ("export", *study)):
-        done = run("-m", "search", *words)
-        assert done.returncode == 0, done.stderr
-    session = onnxruntime.InferenceSession(tmp_path / "runs/my-images/export/model.onnx")
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[..., subprocess.CompletedProcess[str]]]:
+    """Return the folder of the study of images, and a function that runs Python there."""
+    folder = tmp_path_factory.mktemp("images")
+    run = user_folder(folder, "my_images.py", IMAGE_PROJECT)
+    for line in image_commands()[:2]:
+        assert run(*line).returncode == 0, line
+    return folder, run
+
+
+def image_commands() -> list[list[str]]:
+    """Return the commands that the README shows for the study of images, with a small budget."""
+    (shown,) = re.findall(r"```\n(slimfront inspect my_images.py.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [
+        shlex.split(line, comments=True) for line in shown.replace("--minutes 30", "--cpu-seconds 10").splitlines()
+    ]
+    assert [line[:2] for line in lines] == [["slimfront", command] for command in README_COMMANDS]
+    return [["-m", "search", *words] for _, *words in lines]
+
+
+def test_the_study_of_an_image_folder_leads_to_a_file(
+    images: tuple[Path, Callable[..., subprocess.CompletedProcess[str]]],
+) -> None:
+    folder, run = images
+    exported = run(*image_commands()[-1])
+    assert exported.returncode == 0, exported.stderr
+    session = onnxruntime.InferenceSession(folder / "runs/my-images/export/model.onnx")
     (answer,) = session.run(None, {session.get_inputs()[0].name: np.zeros((2, 3, 64, 64), np.float32)})
     assert answer.shape == (2, 2)
-    record = json.loads((tmp_path / "runs/my-images/export/verification.json").read_text())
+    record = json.loads((folder / "runs/my-images/export/verification.json").read_text())
     assert record["top1_file"] >= 90  # of two classes: chance gives 50
+
+
+@pytest.mark.slow
+def test_the_other_commands_of_the_readme_run(
+    images: tuple[Path, Callable[..., subprocess.CompletedProcess[str]]],
+) -> None:
+    folder, run = images
+    for line in image_commands()[2:-1]:
+        done = run(*line)
+        assert done.returncode == 0, done.stderr
+    assert (folder / "runs/my-images/report/front.html").exists()

@@ -178,6 +178,19 @@ def test_the_example_of_an_impossible_goal_shows_what_is_printed(tmp_path: Path)
         assert phrase.strip(" ;") in printed
 
 
+@pytest.mark.slow
+def test_the_commands_for_a_server_run(tmp_path: Path) -> None:
+    (lines,) = (text for text in blocks(ROOT / "docs/pages/devices.md", "") if "InferenceSession" in text)
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    script = lines.replace("--trials 30", "--trials 3")
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\['\w+', 1, 8, 8\]$", done.stdout, re.MULTILINE)  # any batch size
+
+
 def test_the_readme_is_short_and_its_pictures_are_small() -> None:
     readme = (ROOT / "README.md").read_text()
     assert len(readme.split()) < README_WORDS
