@@ -3,6 +3,7 @@ VENV := .venv
 PYTHON := python3.11
 READY := $(VENV)/.ready
 EVERY := $(VENV)/.every
+DOCS := $(VENV)/.docs
 BIN := $(VENV)/bin
 STUDY := studies/digits.py:study
 
@@ -28,8 +29,8 @@ check: $(READY)
 	$(BIN)/deptry .
 	$(BIN)/vulture
 
-docs: $(EVERY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 	@echo "the documentation: build/site/index.html"
 
 hooks: $(READY)
@@ -43,6 +44,10 @@ $(READY): pyproject.toml
 
 $(EVERY): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[onnx,litert,micro,executorch,openvino,tasks,postgresql,distributed,docs,dev]"
+	touch $@
+
+$(DOCS): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 clean:

@@ -218,7 +218,7 @@ def site() -> Path:
     """Build the site as `make docs` does, in the environment of the tests."""
     outer = "MAKEFLAGS", "MAKELEVEL", "MFLAGS"  # of a `make test`
     clean = {name: value for name, value in os.environ.items() if name not in outer}
-    words = ["make", "-o", ".venv/.ready", "-o", ".venv/.every", f"BIN={Path(sys.executable).parent}", "docs"]
+    words = ["make", "-o", ".venv/.ready", "-o", ".venv/.docs", f"BIN={Path(sys.executable).parent}", "docs"]
     done = subprocess.run(words, cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return ROOT / "build/site"
