@@ -6,6 +6,7 @@ EVERY := $(VENV)/.every
 DOCS := $(VENV)/.docs
 BIN := $(VENV)/bin
 STUDY := studies/digits.py:study
+SITE := $(CURDIR)/build/site
 
 .PHONY: demo test test-all check docs hooks clean
 
@@ -30,8 +31,8 @@ check: $(READY)
 	$(BIN)/vulture
 
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
-	@echo "the documentation: build/site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml --site-dir $(SITE)
+	@echo "the documentation: $(SITE)/index.html"
 
 hooks: $(READY)
 	$(BIN)/pre-commit install

@@ -214,14 +214,16 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def site() -> Path:
-    """Build the site as `make docs` does, in the environment of the tests."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site as `make docs` does, in the environment of the tests and in a folder of its own."""
+    folder = tmp_path_factory.mktemp("site")
     outer = "MAKEFLAGS", "MAKELEVEL", "MFLAGS"  # of a `make test`
     clean = {name: value for name, value in os.environ.items() if name not in outer}
-    words = ["make", "-o", ".venv/.ready", "-o", ".venv/.docs", f"BIN={Path(sys.executable).parent}", "docs"]
+    settings = f"BIN={Path(sys.executable).parent}", f"SITE={folder}"
+    words = ["make", "-o", ".venv/.ready", "-o", ".venv/.docs", *settings, "docs"]
     done = subprocess.run(words, cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return ROOT / "build/site"
+    return folder
 
 
 def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
