@@ -31,7 +31,7 @@ from tests.small_study import study
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs/pages").rglob("*.md"))
 FRONT_MATTER = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # what a host of repositories shows
-DOCUMENTS = [*FRONT_MATTER, *PAGES, *sorted((ROOT / "studies").glob("*.md"))]
+DOCUMENTS = [*FRONT_MATTER, ROOT / "CHANGELOG.md", *PAGES, *sorted((ROOT / "studies").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`((?:[^`\n]|\n(?!\n))+)`")
 STARTS = "slimfront ", "python -m ", "make ", "pip install "
