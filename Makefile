@@ -3,10 +3,12 @@ VENV := .venv
 PYTHON := python3.11
 READY := $(VENV)/.ready
 EVERY := $(VENV)/.every
+DOCS := $(VENV)/.docs
 BIN := $(VENV)/bin
 STUDY := studies/digits.py:study
+SITE := $(CURDIR)/build/site
 
-.PHONY: demo test test-all check hooks clean
+.PHONY: demo test test-all check docs hooks clean
 
 demo: $(READY)
 	$(BIN)/slimfront run $(STUDY)
@@ -28,6 +30,10 @@ check: $(READY)
 	$(BIN)/deptry .
 	$(BIN)/vulture
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml --site-dir $(SITE)
+	@echo "the documentation: $(SITE)/index.html"
+
 hooks: $(READY)
 	$(BIN)/pre-commit install
 
@@ -38,7 +44,11 @@ $(READY): pyproject.toml
 	touch $@
 
 $(EVERY): $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[onnx,litert,micro,executorch,openvino,tasks,postgresql,distributed,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[onnx,litert,micro,executorch,openvino,tasks,postgresql,distributed,docs,dev]"
+	touch $@
+
+$(DOCS): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 clean:

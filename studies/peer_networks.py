@@ -4,7 +4,8 @@
     python -m studies.peer_networks FOLDER nncf Residual    those whose tool, file or expression holds a word
     python -m studies.peer_networks FOLDER --no-export      without the ONNX files, which take longest
 
-FOLDER holds checkouts of the tools; nothing of them is installed. The rows of the README are of these commits:
+FOLDER holds checkouts of the tools; nothing of them is installed. The rows in docs/pages/networks.md are of these
+commits:
 
     git clone https://github.com/VainF/Torch-Pruning            # e80127d
     git clone https://github.com/openvinotoolkit/nncf           # ef8e1db

@@ -1,4 +1,4 @@
-"""The rules of the project: its map in the README, its commands, its files and its dependencies."""
+"""The rules of the project: its map in the documentation, its commands, its files and its dependencies."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def _modules() -> list[Path]:
 
 
 def _tree() -> str:
-    readme = (ROOT / "README.md").read_text()
-    found = re.search(r"```\n(search/ .*?)```", readme, re.DOTALL)
+    page = (ROOT / "docs/pages/code.md").read_text()
+    found = re.search(r"```\n(search/ .*?)```", page, re.DOTALL)
     assert found
     return found.group(1)
 
 
-def test_the_tree_of_the_readme_names_every_module_once() -> None:
+def test_the_tree_of_the_documentation_names_every_module_once() -> None:
     named = re.findall(r"^\s*(\w+\.py|\w+/)\s", _tree(), re.MULTILINE)
     there = [path.name for path in _modules() if path.name != "__init__.py"]
     assert sorted(name for name in named if name.endswith(".py")) == sorted(there)
 
 
-def test_the_readme_names_every_command() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_documentation_names_every_command() -> None:
+    page = (ROOT / "docs/pages/commands.md").read_text()
     for command in COMMANDS:
-        assert f"`slimfront {command} " in readme
+        assert f"`slimfront {command} " in page
 
 
 def test_files_stay_short() -> None:
@@ -66,6 +66,22 @@ def test_a_name_of_a_constant_means_one_thing() -> None:
                     meanings.setdefault(name, set()).add(ast.unparse(node.value))
     assert {"FLOAT_BITS", "BYTE_BITS"} <= set(meanings)
     assert not {name: values for name, values in meanings.items() if len(values) > 1}
+
+
+def test_the_library_unpickles_nothing_and_runs_no_text() -> None:
+    """What docs/SECURITY.md promises of reading files."""
+    forbidden = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    found = []
+    for path in [path for path in _modules() if not path.is_relative_to(ROOT / "studies")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found += [path for alias in node.names if alias.name.partition(".")[0] in forbidden]
+            elif isinstance(node, ast.ImportFrom):
+                found += [path] * ((node.module or "").partition(".")[0] in forbidden)
+            elif isinstance(node, ast.Call):
+                shell = any(keyword.arg == "shell" for keyword in node.keywords)
+                found += [path] * (shell or ast.unparse(node.func) in {"eval", "exec", "torch.load", "os.system"})
+    assert not found
 
 
 def test_every_package_says_what_it_is_for() -> None:

@@ -1,4 +1,4 @@
-"""The templates for schedulers in the README: their command lines are run as they stand, on another study."""
+"""The templates for schedulers in the documentation: their command lines are run as they stand, on another study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.several import ROOT, folder_of_study, opened
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/pages/workers.md").read_text()
 BUDGET = re.compile(r"(--minutes|--trials) \d+")
 
 
@@ -29,8 +29,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def block(language: str, containing: str) -> str:
-    """Return the one block of code in the README that contains this."""
-    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if containing in text]
+    """Return the one block of code on the page that contains this."""
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if containing in text]
     return str(found)
 
 

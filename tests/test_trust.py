@@ -23,6 +23,7 @@ from search.results.export import export, verify_front
 from search.results.recorded import ensure_as_recorded, restored
 from search.study.errors import UserError
 from search.study.front import front
+from search.study.marks import MARK
 from search.study.records import ANSWERS, WEIGHTS
 from search.study.storage import open_study
 from search.study.weights import save_state, state_path
@@ -257,6 +258,29 @@ def test_a_damaged_plan_is_told_in_one_line(plan: str, exported: Path, tmp_path:
     assert "\n" not in str(raised.value)
     assert str(tmp_path) in str(raised.value)
     assert not Path("executed").exists()
+
+
+class Executes:
+    """A pickle of it creates a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return Path.mkdir, (self.path,)
+
+
+def test_a_pickle_in_place_of_weights_is_not_unpickled(exported: Path, tmp_path: Path) -> None:
+    folder, created = tmp_path / "export", tmp_path / "created"
+    shutil.copytree(exported, folder)
+    (folder / MARK).unlink()  # without it there is no checksum that differs
+    torch.save({"first.weight": Executes(created)}, tmp_path / "weights.pt")
+    shutil.copy(tmp_path / "weights.pt", folder / "state.safetensors")
+    with pytest.raises(UserError, match="it is no safetensors file"):
+        rebuild(Net(), folder)
+    assert not created.exists()
+    torch.load(tmp_path / "weights.pt", weights_only=False)  # what reading it as a pickle does
+    assert created.exists()
 
 
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name != "another network"])

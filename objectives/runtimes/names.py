@@ -16,6 +16,7 @@ RUNTIMES = {
     "tflite-micro": "objectives.runtimes.litert.micro:TfliteMicro",
     "openvino": "objectives.runtimes.onnx.openvino:OpenVino",
 }
+"""The names of the runtimes on the command line, and the class of each."""
 WITH_VERSION = re.compile(r"(.+)-(\d[\d.]*)")
 
 

@@ -145,7 +145,7 @@ class StudySpec:
     name
         Letters, digits, `.`, `_` and `-`; the name of the study in its storage and of its folder below `runs/`.
     teacher
-        The trained network: one input tensor, one output tensor (B, classes).
+        The trained network. Its inputs and outputs are tensors, or tuples, dicts or dataclasses of tensors.
     splits
         The data.
     space

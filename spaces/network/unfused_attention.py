@@ -51,7 +51,8 @@ def unfuse_attention(model: nn.Module, example: Inputs) -> nn.Module:
     )
 
 
-opened = unfuse_attention  # its name in version 0.1
+opened = unfuse_attention
+"""The name of `unfuse_attention` in version 0.1."""
 
 
 def _unfused_class(module: nn.Module) -> type[Attention | WindowAttention] | None:
