@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import optuna
 
 from objectives.runtimes.errors import ExportError
+from search.study.console import step
 from search.study.errors import StorageFault, UserError, machine_fault
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
 
 def carry_out(options: argparse.Namespace) -> int:
@@ -24,7 +26,7 @@ def carry_out(options: argparse.Namespace) -> int:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        answers = (pkgutil.resolve_name(act)(options) for act in options.acts)
+        answers = (_loaded(act)(options) for act in options.acts)
         return int(next(answer for answer in answers if answer is not None))
     except Exception as error:
         fault = error if isinstance(error, UserError | ExportError) else machine_fault(error)
@@ -33,3 +35,10 @@ def carry_out(options: argparse.Namespace) -> int:
         if fault is None or fault is error:
             raise
         raise fault from error
+
+
+def _loaded(act: str) -> Callable[[argparse.Namespace], int | None]:
+    """Return the function of an act; it may import torch, which takes seconds."""
+    with step("loading torch"):
+        function: Callable[[argparse.Namespace], int | None] = pkgutil.resolve_name(act)
+    return function

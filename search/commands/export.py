@@ -16,11 +16,12 @@ from search.results.export import Asked, export
 from search.results.exported import ensure_replaceable
 from search.results.pick import pick
 from search.results.verification import record_words
-from search.study.console import results_console
+from search.study.console import print_result, step
 from search.study.errors import UserError
 from search.study.files import ensure_writable
 from search.study.machine import device_named
 from search.study.marks import recover
+from search.study.printed_tables import print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -42,9 +43,14 @@ def command(options: argparse.Namespace) -> int:
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
     asked = Asked(form, options.preprocessing, options.license)
-    record = export(trial, context, weights_of(folder, trial), out, reference, asked)
-    results_console.print(f"trial {trial.number}: {record_words(record)}")
-    results_console.print(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
-    for path in sorted(out.iterdir()):
-        results_console.print(str(path))
+    with step(f"exporting and verifying trial {trial.number}"):
+        record = export(trial, context, weights_of(folder, trial), out, reference, asked)
+    files = sorted(out.iterdir())
+    if options.format == "json":
+        print_json({"folder": str(out), "files": [path.name for path in files], "verification": record})
+        return 0
+    print_result(f"trial {trial.number}: {record_words(record)}")
+    print_result(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
+    for path in files:
+        print_result(str(path))
     return 0

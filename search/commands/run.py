@@ -17,12 +17,14 @@ from search.engines.crew import Crew
 from search.engines.on_ray import OnRay
 from search.engines.processes import Processes
 from search.evaluation.reference import measure_teacher
+from search.loop.board import Board
 from search.proposals.proxy_correlation import prediction_report
 from search.results.export import verify_front
 from search.results.inspection import counted
 from search.study.budget_clock import cpu_seconds
 from search.study.console import console
 from search.study.cpu_profile import FILES
+from search.study.durations import MINUTE
 from search.study.front import front, need_front
 from search.study.goal import limits_of_goal, measured_for_goal
 
@@ -33,40 +35,48 @@ if TYPE_CHECKING:
     from search.engines.engine import Engine
     from search.study.spec import StudySpec
 
-MINUTE = 60  # seconds
-
 
 def command(options: argparse.Namespace) -> int:
     """Search for the Pareto front, then export, verify and print it; return the exit code."""
     search = opened_search(options)
     study, spec, context, folder, reference, clock = search
-    teacher = measure_teacher(study, context)
-    console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
-    console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
-    for left_out in counted(context.subject.model, context.subject.example)[1]:
-        console.print(left_out, markup=False)
-    _print_limits(context.spec)
     together = options.workers > 1 or options.engine == "ray"
-    if not (_crew(options, search).work() if together else search.run(unverified=options.unverified)):
-        count = len(front(study))
-        console.print(f"stopped with {count} members on the front; continue with: {options.command_line}", markup=False)
-        return EXIT_STOPPED
-    trials = need_front(study, spec)
-    with context.cpu_profile.charge(FILES):
-        clock.reserved = 0.0  # the reserve is for these files
-        weights = with_weights(trials, folder)
-        failures = [] if options.unverified else verify_front(weights, context, folder, reference, clock)
+    with Board(study, clock) as board:
+        if not _searched(options, search, together=together):
+            return EXIT_STOPPED
+        board.count()
+        trials = need_front(study, spec)
+        with context.cpu_profile.charge(FILES):
+            clock.reserved = 0.0  # the reserve is for these files
+            weights = with_weights(trials, folder)
+            failures = [] if options.unverified else verify_front(weights, context, folder, reference, clock)
     show_front(study, context.spec, members_of(study, spec, folder), options.format)
     if note := prediction_report(study, context.spec):
         console.print(note)
     if not together:
         console.print(context.cpu_profile.words())
     for failure in failures:
-        console.print(f"slimfront: {failure}", markup=False)
-    console.print(f"for pictures: slimfront report {study_arguments(options)}", markup=False)
+        console.error(f"slimfront: {failure}")
+    console.print(f"for pictures: slimfront report {study_arguments(options)}")
     best = "goal" if spec.goal else "knee"
-    console.print(f"for a file: slimfront export {study_arguments(options)} --pick {best}", markup=False)
+    console.print(f"for a file: slimfront export {study_arguments(options)} --pick {best}")
     return 1 if failures else 0
+
+
+def _searched(options: argparse.Namespace, search: Search, *, together: bool) -> bool:
+    """Say what the search begins with, and search; return False if the user stopped it before its end."""
+    study, context, reference = search.study, search.context, search.reference
+    teacher = measure_teacher(study, context)
+    console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
+    console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
+    for left_out in counted(context.subject.model, context.subject.example)[1]:
+        console.print(left_out, markup=False)
+    _print_limits(context.spec)
+    if _crew(options, search).work() if together else search.run(unverified=options.unverified):
+        return True
+    count = len(front(study))
+    console.error(f"stopped with {count} members on the front; continue with: {options.command_line}")
+    return False
 
 
 def _crew(options: argparse.Namespace, search: Search) -> Crew:
@@ -85,6 +95,7 @@ def _crew(options: argparse.Namespace, search: Search) -> Crew:
             words += ["--minutes", str(max(budget.minutes - (time.monotonic() - clock.wall) / MINUTE, SHORTEST))]
         if budget.cpu_seconds is not None:
             words += ["--cpu-seconds", str(max(cpu_share - options.threads * (time.monotonic() - started), SHORTEST))]
+        words += ["--quiet"] * options.quiet + ["--verbose"] * options.verbose
         return words + ["--unverified"] * options.unverified
 
     storage = {} if options.storage is None else {STORAGE_VARIABLE: options.storage}  # command lines are public

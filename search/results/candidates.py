@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from optuna.trial import TrialState
 
 from search.study.front import front
-from search.study.records import EXCESS, PLAN, REASON, REPLAY, SECONDS, STOPPED, VALUES
+from search.study.records import EXCESS, PLAN, REASON, SECONDS, VALUES
+from search.study.trial_words import ending
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -33,7 +33,7 @@ def candidates(study: Study, spec: Outline) -> pd.DataFrame:
         rows.append(
             {
                 "number": trial.number,
-                "state": _state(trial),
+                "state": ending(trial),
                 "on_front": trial.number in on_front,
                 "feasible": feasible(trial),
                 **{objective.name: values.get(objective.name) for objective in spec.measured},
@@ -50,12 +50,3 @@ def feasible(trial: FrozenTrial) -> bool | None:
     """Return whether a trial meets all limits, None if nothing was measured on it."""
     excess = trial.user_attrs.get(EXCESS)
     return None if excess is None else all(value <= 0 for value in excess.values())
-
-
-def _state(trial: FrozenTrial) -> str:
-    """Return how a trial ended, in words."""
-    if REPLAY in trial.user_attrs:
-        return f"same as {trial.user_attrs[REPLAY]}"
-    if STOPPED in trial.user_attrs:
-        return "stopped early"
-    return {TrialState.COMPLETE: "trained", TrialState.PRUNED: "rejected", TrialState.FAIL: "failed"}[trial.state]
