@@ -48,7 +48,7 @@ FORMATS_HELP = (
 ALL_HELP = "show every layer, and the layers that each reason holds for"
 COMPLETION_EXAMPLES = """\
 examples:
-  slimfront completion bash > ~/.local/share/bash-completion/completions/slimfront
+  eval "$(slimfront completion bash)"          in ~/.bashrc
   slimfront completion zsh > ~/.zfunc/_slimfront
   slimfront completion fish > ~/.config/fish/completions/slimfront.fish"""
 ROWS = (

@@ -53,9 +53,9 @@ def members_of(study: Study, spec: Outline, folder: Path) -> list[Member]:
 def show_front(study: Study, spec: Outline, members: list[Member], output_format: str) -> None:
     """Print the table of the front, on a terminal a plot of it, and the notes on its files and its goal."""
     print_table(front_table(study, spec, members), output_format)
-    if output_format == "table" and results_console.is_terminal:
-        lines = front_plot(study, spec, min(results_console.width, WIDEST_PLOT))
-        print_result("\n".join(["", *lines, LEGEND] if lines else []))
+    is_drawn = output_format == "table" and results_console.is_terminal
+    if is_drawn and (lines := front_plot(study, spec, min(results_console.width, WIDEST_PLOT))):
+        print_result("\n".join(["", *lines, LEGEND]))
     console.print(files_note(spec, members))
     if note := goal_note(study, spec, members):
         console.print(note)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from search.study.budget_clock import BudgetClock
 
 TRIALS_BEFORE_TIME = 3  # trained trials after which the time that is left is shown (chosen)
-FRAME = 4  # columns that a frame takes
+FRAME = 6  # columns that a frame takes
 
 
 class Board:

@@ -113,7 +113,7 @@ def track(activity: str) -> Iterator[Callable[[float], None]]:
             done = min(done, 1.0)
             shown(done)
             now = time.monotonic()
-            if console.leads and not console.is_terminal and now - last_line > EVERY_SECONDS:
+            if console.leads and not console.is_terminal and done < 1 and now - last_line > EVERY_SECONDS:
                 last_line = now
                 left = f", {duration((now - started) * (1 / done - 1))} left" if done >= SHARE_BEFORE_TIME else ""
                 console.print(f"{activity}: {done:.0%}{left}")

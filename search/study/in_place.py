@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 16  # characters
 LEFT_WIDTH = len("10 min 00 s left")
+ECHO = len("^C")  # columns that are left free for what a terminal shows at Ctrl-C; it would wrap the last line
 REFRESHES = 4  # per second
 
 
@@ -116,5 +118,6 @@ class Display:
 
     def _rendered(self) -> RenderableType:
         if self._state is None:
-            return self._bars
-        return Panel(Group(self._state(), self._bars, self.below), title=self._title, title_align="left")
+            return Padding(self._bars, (0, ECHO, 0, 0))
+        content = Group(self._state(), self._bars, self.below)
+        return Panel(content, title=self._title, title_align="left", width=self._console.width - ECHO)
