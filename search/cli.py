@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from objectives.runtimes.errors import ExportError
 from search.command_line import EXIT_ERROR, EXIT_STOPPED, parser
 from search.study.budget_clock import PROCESS_START, now
-from search.study.console import console
+from search.study.console import QUIET, USUAL, VERBOSE, console, results_alone
 from search.study.errors import LimitsUnmet, UserError
 from search.study.passwords import shown, without_passwords
 
@@ -39,15 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.start = PROCESS_START if arguments is None else now()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: whatever ends the command, it says how to go on
+    console.verbosity = QUIET if options.quiet else VERBOSE if options.verbose else USUAL
     try:
         carry_out = pkgutil.resolve_name("search.commands.carrying_out:carry_out")  # late: help is shown at once
-        return int(carry_out(options))
+        with results_alone():
+            return int(carry_out(options))
     except (UserError, ExportError, ImportError) as error:
         for line in error.details if isinstance(error, LimitsUnmet) else ():
-            console.print(without_passwords(line, options.storage))
+            console.error(without_passwords(line, options.storage))
         return _report(str(error), error, options)
     except KeyboardInterrupt:
-        console.print(f"stopped; all finished work is kept; continue with: {options.command_line}", markup=False)
+        console.error(f"stopped; all finished work is kept; continue with: {options.command_line}")
         return EXIT_STOPPED
     except Exception as error:  # noqa: BLE001 - a fault of ours, or of a library; it too is one line
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -60,9 +62,9 @@ def _report(message: str, error: Exception, options: argparse.Namespace) -> int:
     """Print the message of an error in one line, after its traceback if the user wants it; return the exit code."""
     if options.debug:
         lines = "".join(traceback.format_exception(error)).rstrip()
-        console.print(without_passwords(lines, options.storage), markup=False)
+        console.out(without_passwords(lines, options.storage))
     line = f"slimfront: {' '.join(message.split())}"
-    console.print(without_passwords(line, options.storage), markup=False)
+    console.error(without_passwords(line, options.storage))
     return EXIT_ERROR
 
 

@@ -7,13 +7,32 @@ import contextlib
 import importlib.metadata
 import os
 import shlex
+import shutil
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from objectives.runtimes.names import RUNTIMES
+from search.command_help import (
+    ALL_HELP,
+    ARTIFACTS_HELP,
+    COMPLETION_EXAMPLES,
+    EXIT_CODES,
+    FORMATS_HELP,
+    GOAL_HELP,
+    IO_HELP,
+    KEEP_HELP,
+    MEMBER,
+    PRINTED,
+    TYPICAL_USE,
+    VERBOSE_HELP,
+    WORKERS_HELP,
+    Layout,
+)
 from search.init_options import add_init
 from search.study.numbers import LARGEST_SEED, MOST
 from search.study.passwords import shown
+from search.study.wrapping import wrapped
 
 STORAGE_VARIABLE = (
     "SLIMFRONT_STORAGE"  # the environment variable that names the storage, so that no command line shows its password
@@ -35,34 +54,8 @@ SAMPLERS = {
     "random": "optuna.samplers:RandomSampler",
     "stratified": "search.proposals.stratified:StratifiedRandom",
 }
-# Parts of the help: of --pick, of --goal, and of the command line as a whole.
-MEMBER = (
-    "goal (meets the goal best), knee (best trade-off), the number of a trial, or 'max NAME [where NAME<=VALUE and "
-    "...]' with any column of the front's table (also min, <, >, >=, =)"
-)
-GOAL_HELP = (
-    "limits in words, separated by commas, such as '4x smaller, 2x faster, lose at most 1 point'; kept with the study"
-)
-IO_HELP = (
-    "inputs and outputs of the file: float32, int8 or uint8, and nchw or nhwc, such as uint8,nhwc (default: what "
-    "network and runtime have); scales and zero points are in verification.json"
-)
 ENGINES = "processes", "ray"
-WORKERS_HELP = "processes that search together (default: 1)"
-KEEP_HELP = "gigabytes that the study's folder may take; weights are removed for it, never those of the front; kept too"
-ARTIFACTS_HELP = (
-    "store to which workers without a shared folder upload trained weights, and from which all commands download them: "
-    "file:///folder, s3://bucket/prefix, gs://bucket/prefix; kept with the study"
-)
-TYPICAL_USE = """\
-typical use:
-  slimfront init                                write a study for your own network
-  slimfront inspect studies/digits.py:study     what can be compressed, layer by layer
-  slimfront run studies/digits.py:study         search and print the front
-  slimfront report studies/digits.py:study      pictures and an interactive page
-  slimfront confirm studies/digits.py:study     longer training, results on the test split
-  slimfront export studies/digits.py:study      a verified file of one network
-slimfront COMMAND --help explains a command; README.md shows how to write a study for your own network."""
+SHELLS = "bash", "zsh", "fish"
 
 
 class Command(NamedTuple):
@@ -96,9 +89,8 @@ COMMANDS = {
         "show what can be compressed in each layer, or why not",
         "Print the teacher's values, the smallest plan, and for each layer what each axis can choose, or why it "
         "cannot. All that a run checks before it searches is checked: the data, a training step, the objectives, "
-        "the teacher's file. With --format csv or json, only the table of the layers is printed, and a layer's "
-        'reason follows "no:".',
-        "",
+        "the teacher's file.",
+        "--all",
     ),
     "run": Command(
         ("search.commands.run:command",),
@@ -115,7 +107,7 @@ COMMANDS = {
         "plan is scored and trained by one of them, and --trials counts the candidates of all. A worker keeps no "
         "state: if it dies, another one runs its trial again. Use it in the jobs of a cluster; the last step, "
         "exporting and verifying the front, is `slimfront confirm STUDY --seeds 0`.",
-        "--storage postgresql://user@host/studies --minutes 55",
+        "--minutes 5",
     ),
     "front": Command(
         ("search.commands.stored_front:command", "search.commands.front:command"),
@@ -141,7 +133,7 @@ COMMANDS = {
         "standard deviation are printed for validation and test; only this command reads the test split. Finished "
         "trainings are kept, so a stopped confirmation continues, and export uses the weights of the first seed "
         "from then on.",
-        "--seeds 3 --runtime litert",
+        "--seeds 1",
     ),
     "export": Command(
         ("search.commands.export:command",),
@@ -218,20 +210,25 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with code 2."""
         words = " ".join(map(shown, message.split()))
-        self.exit(EXIT_ERROR, f"slimfront: {words}; see {self.prog} --help\n")
+        line = f"slimfront: {words}; see {self.prog} --help"
+        if sys.stderr.isatty():
+            line = wrapped(line, shutil.get_terminal_size().columns)
+        self.exit(EXIT_ERROR, f"{line}\n")
 
 
 def parser(kind: type[Parser] = Parser) -> argparse.ArgumentParser:
     """Return the parser of the command line, of a kind that may report errors in another way."""
     whole = kind(
-        prog="slimfront", epilog=TYPICAL_USE, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Compress a trained PyTorch network. A joint search over pruned channels, ranks, bit widths and\n"
+        prog="slimfront", epilog=f"{TYPICAL_USE}\n\n{EXIT_CODES}", formatter_class=Layout,
+        description="Compress a trained PyTorch network. A joint search over pruned channels, ranks, bit widths and "
         "distillation finds a Pareto front of small trained networks.",
     )  # fmt: skip
     whole.add_argument("--version", action="version", version=f"slimfront {_version()}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     add_init(commands.add_parser, *COMMANDS["init"])
     added = {name: _command(commands, name) for name in COMMANDS if name != "init"}
+    _completion(commands)
+    added["inspect"].add_argument("--all", action="store_true", help=ALL_HELP)
     for name in ("run", "worker"):
         add = added[name].add_argument
         add("--trials", type=Number(int, 1), help="number of trained candidates, including those of earlier runs")
@@ -278,12 +275,13 @@ def _command(commands: argparse._SubParsersAction[Parser], name: str) -> argpars
     """Add a command with the options that all commands share."""
     described = COMMANDS[name]
     command = commands.add_parser(
-        name, help=described.summary, description=described.text,
-        epilog=f"example: slimfront {name} studies/digits.py:study {described.example}".rstrip(),
+        name, help=described.summary, description=described.text, formatter_class=Layout,
+        epilog=f"example: slimfront {name} studies/digits.py:study {described.example}\n\n{PRINTED[name]}".rstrip(),
     )  # fmt: skip
     named = "file.py:function or package.module:function that returns a search.StudySpec"
     command.add_argument("study", help=f"{named}; or the folder of a study" if name == "front" else named)
-    add = command.add_argument_group("options of all commands").add_argument
+    shared = command.add_argument_group("options of all commands")
+    add = shared.add_argument
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of that function; may be repeated")
     add("--folder", help="folder of the study's files (default: runs/<name of the study>)")
     stored = (
@@ -301,7 +299,21 @@ def _command(commands: argparse._SubParsersAction[Parser], name: str) -> argpars
         default=1,
         help="CPU threads (default: 1; more help large networks only)",
     )
-    add("--format", choices=("table", "csv", "json"), default="table", help="format of printed tables (default: table)")
+    add("--format", choices=("table", "csv", "json"), default="table", help=FORMATS_HELP)
+    loudness = shared.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print only results and errors")
+    loudness.add_argument("-v", "--verbose", action="store_true", help=VERBOSE_HELP)
     add("--debug", action="store_true", help="show the traceback of an error")
     command.set_defaults(acts=described.acts)
     return command
+
+
+def _completion(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the command that prints a script for a shell; it has no study, and no options."""
+    what = "print a script with which a shell completes commands and options"
+    command = commands.add_parser(
+        "completion", help=what, formatter_class=Layout, description=f"{what.capitalize()}.", epilog=COMPLETION_EXAMPLES
+    )
+    command.add_argument("shell", choices=SHELLS, help="the shell")
+    unused = {"debug": False, "quiet": False, "verbose": False, "storage": None}
+    command.set_defaults(acts=("search.commands.completion:command",), **unused)

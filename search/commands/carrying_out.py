@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import optuna
 
 from objectives.runtimes.errors import ExportError
+from search.study.console import step
 from search.study.errors import StorageFault, UserError, machine_fault
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def carry_out(options: argparse.Namespace) -> int:
     """Carry out a command; return the exit code."""
     with faults_in_words(options.command_line):
-        answers = (pkgutil.resolve_name(act)(options) for act in options.acts)
+        answers = (_loaded(act)(options) for act in options.acts)
         return int(next(answer for answer in answers if answer is not None))
 
 
@@ -47,3 +48,10 @@ def faults_in_words(again: str) -> Iterator[None]:
         if fault is None or fault is error:
             raise
         raise fault from error
+
+
+def _loaded(act: str) -> Callable[[argparse.Namespace], int | None]:
+    """Return the function of an act; it may import torch, which takes seconds."""
+    with step("loading torch"):
+        function: Callable[[argparse.Namespace], int | None] = pkgutil.resolve_name(act)
+    return function

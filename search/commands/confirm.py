@@ -14,9 +14,10 @@ from search.results.confirm import confirm
 from search.results.export import verify_front
 from search.results.pick import pick
 from search.results.tables import confirmed_table
-from search.study.console import console, print_table
+from search.study.console import console
 from search.study.files import ensure_writable, load_json
 from search.study.machine import device_named
+from search.study.printed_tables import print_table
 from search.study.weights import CONFIRMED
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def command(options: argparse.Namespace) -> int:
     if options.format == "table" or not options.seeds:
         show_front(study, spec, members_of(study, spec, found.folder), options.format)
     for failure in failures:
-        console.print(f"slimfront: {failure}", markup=False)
+        console.error(f"slimfront: {failure}")
     return 1 if failures else 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
+
 from objectives.runtimes.ends import form_of
 from search.commands.loading import opened
 from search.commands.showing import members_of
@@ -17,11 +19,12 @@ from search.results.export import Asked, export
 from search.results.exported import STATE_FILE, ensure_replaceable
 from search.results.pick import pick
 from search.results.verification import record_words
-from search.study.console import results_console
+from search.study.console import print_result, step
 from search.study.errors import UserError
 from search.study.files import ensure_writable
 from search.study.machine import device_named
 from search.study.marks import MARK, recover
+from search.study.printed_tables import print_json, print_table
 
 if TYPE_CHECKING:
     import argparse
@@ -38,10 +41,18 @@ class Exported(NamedTuple):
 def command(options: argparse.Namespace) -> int:
     """Write one member of the front as a verified file, and say what it is; return the exit code."""
     number, out, record = exported(options)
-    results_console.print(f"trial {number}: {record_words(record)}")
-    results_console.print(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
-    for path in sorted(out.iterdir()):
-        results_console.print(str(path))
+    files = sorted(out.iterdir())
+    if options.format == "json":
+        print_json({"folder": str(out), "files": [path.name for path in files], "verification": record})
+        return 0
+    if options.format == "csv":
+        flat = pd.json_normalize({"folder": str(out), **record}, sep="_")
+        print_table(flat[[name for name in flat if not isinstance(flat[name].iloc[0], list)]], options.format)
+        return 0
+    print_result(f"trial {number}: {record_words(record)}")
+    print_result(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
+    for path in files:
+        print_result(str(path))
     return 0
 
 
@@ -67,6 +78,7 @@ def exported(options: argparse.Namespace) -> Exported:
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
     asked = Asked(form, options.preprocessing, options.license)
-    record = export(trial, context, weights_of(folder, trial), out, reference, asked)
+    with step(f"exporting and verifying trial {trial.number}"):
+        record = export(trial, context, weights_of(folder, trial), out, reference, asked)
     attach(study, trial, folder, {path.name: path for path in out.iterdir() if path.name not in {MARK, STATE_FILE}})
     return Exported(trial.number, out, record)

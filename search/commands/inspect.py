@@ -18,14 +18,15 @@ from search.proposals.limits import check_reachable, limits_need_models
 from search.results.inspection import (
     counted,
     inspection,
-    percent_acted_on,
     predicted_words,
     refusals,
     short,
     smallest,
 )
-from search.study.console import print_table, results_console
+from search.results.inspection_summary import summary
+from search.study.console import print_result, step
 from search.study.machine import device_named
+from search.study.printed_tables import print_table
 
 if TYPE_CHECKING:
     import argparse
@@ -51,12 +52,15 @@ def command(options: argparse.Namespace) -> int:
     table = inspection(spec, context.subject.anatomy, counts)
     if options.format == "table" and failed is None:
         values = ", ".join(f"{name} {value:,.6g}" for name, value in teacher.items())
-        results_console.print(f"teacher: {values}; its {spec.runtime.name} file has {teacher_bytes:,} bytes")
-        results_console.print("\n".join([*predicted_words(context), *smallest(context, teacher)]), markup=False)
+        print_result(f"teacher: {values}; its {spec.runtime.name} file has {teacher_bytes:,} bytes")
+        with step("predicting costs"):
+            lines = [*predicted_words(context), *smallest(context, teacher)]
+        print_result("\n".join(lines))
     if options.format == "table":
-        print_table(short(table), options.format)
-        lines = [f"{x} can act on {percent_acted_on(table, x):.1f}% of the multiply-adds" for x in table.columns[4:]]
-        results_console.print("\n".join([*lines, *left_out, *refusals(table)]), markup=False)
+        print_result("\n".join([*summary(table), "", *left_out, *refusals(table)]))
+        if options.all or options.verbose:
+            print_result("")
+            print_table(short(table), options.format)
     else:
         print_table(table, options.format)
     if failed is not None:

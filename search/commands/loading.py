@@ -13,6 +13,7 @@ from search.command_line import SAMPLERS
 from search.commands.showing import asked_runtime
 from search.proposals.defaults import resolved
 from search.results.confirm import weights_of
+from search.study.console import step
 from search.study.errors import UserError
 from search.study.files import folder_of
 from search.study.goal import with_stored_goal
@@ -34,7 +35,8 @@ def loaded(options: argparse.Namespace) -> tuple[StudySpec, Path]:
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # from fvcore; users cannot avoid it
     warnings.filterwarnings("ignore", "LSTM with projections")  # of its speed
     warnings.filterwarnings("ignore", "RNN module weights")  # from cuDNN, of weights that axes may replace one by one
-    spec = _spec_of(options)
+    with step("loading the study"):
+        spec = _spec_of(options)
     return spec, folder_of(spec, options.folder)
 
 

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from search.command_line import study_arguments
 from search.commands.loading import opened
 from search.commands.showing import members_of
@@ -15,10 +17,11 @@ from search.evaluation.subject import Subject
 from search.evaluation.tried_precisions import leave_out_failing
 from search.results.artifacts import attach
 from search.results.report import report
-from search.study.console import console, results_console
+from search.study.console import console, print_result, step
 from search.study.files import ensure_writable
 from search.study.front import front
 from search.study.machine import device_named
+from search.study.printed_tables import print_json, print_table
 
 if TYPE_CHECKING:
     import argparse
@@ -30,8 +33,14 @@ REFRESH_SECONDS = 10.0  # between two looks at a study that is watched (chosen)
 
 def command(options: argparse.Namespace) -> int:
     """Write a report of the study and print the paths of its files; return the exit code."""
-    for path in reported(options):
-        results_console.print(str(path))
+    paths = reported(options)
+    if options.format == "table":
+        for path in paths:
+            print_result(str(path))
+    elif options.format == "json":
+        print_json({"folder": str(paths[0].parent), "files": [path.name for path in paths]})
+    else:
+        print_table(pd.DataFrame({"file": map(str, paths)}), options.format)
     return 0
 
 
@@ -43,15 +52,17 @@ def reported(options: argparse.Namespace) -> list[Path]:
     if not options.watch:
         members_of(study, spec, folder)  # without a front there is nothing to report: say so before the data are read
     ensure_writable(out)
-    context = Context(spec, Subject(spec, device_named(options.device)))
-    ensure_same_answers(study, context.subject)
-    leave_out_failing(study, context.subject)
+    with step("reading the network"):
+        context = Context(spec, Subject(spec, device_named(options.device)))
+        ensure_same_answers(study, context.subject)
+        leave_out_failing(study, context.subject)
     if options.watch:
         _watch(study, context, folder, out, words)
     members = members_of(study, spec, folder)
-    paths = report(study, context, members, folder, out, words)
-    for trial, _ in members:
-        attach(study, trial, folder, {"plan.png": out / f"plan-{trial.number}.png"})
+    with step("writing the report"):
+        paths = report(study, context, members, folder, out, words)
+        for trial, _ in members:
+            attach(study, trial, folder, {"plan.png": out / f"plan-{trial.number}.png"})
     return paths
 
 

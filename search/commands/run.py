@@ -17,12 +17,14 @@ from search.engines.crew import Crew
 from search.engines.on_ray import OnRay
 from search.engines.processes import Processes
 from search.evaluation.reference import measure_teacher
+from search.loop.board import Board
 from search.proposals.proxy_correlation import prediction_report
 from search.results.export import verify_front
 from search.results.inspection import counted
 from search.study.budget_clock import cpu_seconds
 from search.study.console import console
 from search.study.cpu_profile import FILES
+from search.study.durations import MINUTE
 from search.study.errors import UserError
 from search.study.front import front, need_front
 from search.study.goal import limits_of_goal, measured_for_goal
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
     from search.engines.engine import Engine
     from search.study.spec import StudySpec
-
-MINUTE = 60  # seconds
 
 
 class Searched(NamedTuple):
@@ -61,7 +61,7 @@ def command(options: argparse.Namespace) -> int:
     (study, spec, context, folder, *_), finished, failures = searched(options)
     if not finished:
         count = len(front(study))
-        console.print(f"stopped with {count} members on the front; continue with: {options.command_line}", markup=False)
+        console.error(f"stopped with {count} members on the front; continue with: {options.command_line}")
         return EXIT_STOPPED
     show_front(study, context.spec, members_of(study, spec, folder), options.format)
     if note := prediction_report(study, context.spec):
@@ -69,10 +69,10 @@ def command(options: argparse.Namespace) -> int:
     if not _together(options):
         console.print(context.cpu_profile.words())
     for failure in failures:
-        console.print(f"slimfront: {failure}", markup=False)
-    console.print(f"for pictures: slimfront report {study_arguments(options)}", markup=False)
+        console.error(f"slimfront: {failure}")
+    console.print(f"for pictures: slimfront report {study_arguments(options)}")
     best = "goal" if spec.goal else "knee"
-    console.print(f"for a file: slimfront export {study_arguments(options)} --pick {best}", markup=False)
+    console.print(f"for a file: slimfront export {study_arguments(options)} --pick {best}")
     return 1 if failures else 0
 
 
@@ -90,22 +90,30 @@ def searched(
     """
     search = opened_search(options)
     study, spec, context, folder, reference, clock = search
+    with Board(study, clock) as board:
+        _introduce(search)
+        if follow is not None:
+            follow(context.spec, folder, options.storage)
+        if not (_crew(options, search).work() if _together(options) else search.run(unverified=options.unverified)):
+            return Searched(search, finished=False, failures=[])
+        board.count()
+        trials = need_front(study, spec)
+        with context.cpu_profile.charge(FILES):
+            clock.reserved = 0.0  # the reserve is for these files
+            weights = with_weights(trials, folder)
+            failures = [] if options.unverified else verify_front(weights, context, folder, reference, clock)
+    return Searched(search, finished=True, failures=failures)
+
+
+def _introduce(search: Search) -> None:
+    """Say what the search begins with: the teacher, what its counts leave out, and the limits."""
+    study, context, reference = search.study, search.context, search.reference
     teacher = measure_teacher(study, context)
     console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
     console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
     for left_out in counted(context.subject.model, context.subject.example)[1]:
-        console.print(left_out, markup=False)
+        console.print(left_out)
     _print_limits(context.spec)
-    if follow is not None:
-        follow(context.spec, folder, options.storage)
-    if not (_crew(options, search).work() if _together(options) else search.run(unverified=options.unverified)):
-        return Searched(search, finished=False, failures=[])
-    trials = need_front(study, spec)
-    with context.cpu_profile.charge(FILES):
-        clock.reserved = 0.0  # the reserve is for these files
-        weights = with_weights(trials, folder)
-        failures = [] if options.unverified else verify_front(weights, context, folder, reference, clock)
-    return Searched(search, finished=True, failures=failures)
 
 
 def _together(options: argparse.Namespace) -> bool:
@@ -140,6 +148,7 @@ def _crew(options: argparse.Namespace, search: Search) -> Crew:
             words += ["--minutes", str(max(budget.minutes - (time.monotonic() - clock.wall) / MINUTE, SHORTEST))]
         if budget.cpu_seconds is not None:
             words += ["--cpu-seconds", str(max(cpu_share - options.threads * (time.monotonic() - started), SHORTEST))]
+        words += ["--quiet"] * options.quiet + ["--verbose"] * options.verbose
         return words + ["--unverified"] * options.unverified
 
     storage = {} if options.storage is None else {STORAGE_VARIABLE: options.storage}  # command lines are public

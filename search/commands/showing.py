@@ -9,9 +9,11 @@ from objectives.runtimes.names import name_of
 from search.results.file_records import with_records
 from search.results.goal import goal_note
 from search.results.tables import files_note, front_table
-from search.study.console import console, print_table
+from search.study.console import console, print_result, results_console
 from search.study.errors import UserError
 from search.study.front import need_front
+from search.study.front_view import LEGEND, front_plot
+from search.study.printed_tables import print_table
 
 if TYPE_CHECKING:
     import argparse
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from objectives.runtimes import Runtime
     from search.results.file_records import Member
     from search.study.outline import Named, Outline
+
+
+WIDEST_PLOT = 80  # columns (chosen)
 
 
 def asked_runtime(options: argparse.Namespace, own: Named) -> Runtime | None:
@@ -46,8 +51,11 @@ def members_of(study: Study, spec: Outline, folder: Path) -> list[Member]:
 
 
 def show_front(study: Study, spec: Outline, members: list[Member], output_format: str) -> None:
-    """Print the table of the front, and the notes on its files and its goal."""
+    """Print the table of the front, on a terminal a plot of it, and the notes on its files and its goal."""
     print_table(front_table(study, spec, members), output_format)
+    is_drawn = output_format == "table" and results_console.is_terminal
+    if is_drawn and (lines := front_plot(study, spec, min(results_console.width, WIDEST_PLOT))):
+        print_result("\n".join(["", *lines, LEGEND]))
     console.print(files_note(spec, members))
     if note := goal_note(study, spec, members):
         console.print(note)

@@ -18,7 +18,7 @@ from search.evaluation.comparison import COMPARED, compared
 from search.evaluation.context import Context
 from search.evaluation.first_checks import check_split
 from search.evaluation.subject import Subject
-from search.study.console import console
+from search.study.console import console, step
 from search.study.cpu_profile import MEASURING
 from search.study.errors import UserError
 from search.study.files import named_by_content, save_named_by_content
@@ -59,10 +59,15 @@ def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Conte
     ExportError
         If the runtime does not support the teacher; the export is tried first, and not after hours of search.
     """
-    subject = Subject(spec, device)
-    path = teacher_file(subject, spec.runtime, folder)
-    context = Context(calibrated(spec, subject, path), subject)
-    check_split("test", spec.splits.test, spec.splits.train, context.classes, context.ignored_label, context.accepts)
+    with step("reading the network"):
+        subject = Subject(spec, device)
+    with step(f"exporting the teacher to {spec.runtime.name}"):
+        path = teacher_file(subject, spec.runtime, folder)
+        spec = calibrated(spec, subject, path)
+    with step("checking the data and a training step"):
+        context = Context(spec, subject)
+        classes, ignored = context.classes, context.ignored_label
+        check_split("test", spec.splits.test, spec.splits.train, classes, ignored, context.accepts)
     return context, path
 
 
@@ -151,7 +156,7 @@ def measure_teacher(study: Study, context: Context) -> dict[str, float]:
         If an objective fails on the teacher, or is not finite.
     """
     if TEACHER not in study.user_attrs:
-        with context.cpu_profile.charge(MEASURING):
+        with context.cpu_profile.charge(MEASURING), step("measuring the teacher"):
             values = {
                 objective.name: _first_value(objective, context.subject.finished) for objective in context.spec.measured
             }

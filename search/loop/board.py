@@ -1,4 +1,4 @@
-"""What a run shows of its trials: a progress bar on a terminal, a line now and then elsewhere."""
+"""What a run shows of its trials: a view that changes in place on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import math
 import time
 from typing import TYPE_CHECKING, Self
 
-from search.study.console import EVERY_SECONDS, bar, console, duration
+from search.study.console import EVERY_SECONDS, console, display
+from search.study.durations import duration
 from search.study.front import front, trained_count
+from search.study.front_view import front_view
+from search.study.outline import stored_outline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from optuna import Study
 
     from search.study.budget_clock import BudgetClock
 
 TRIALS_BEFORE_TIME = 3  # trained trials after which the time that is left is shown (chosen)
+FRAME = 6  # columns that a frame takes
 
 
 class Board:
@@ -38,48 +44,75 @@ class Board:
 
     def __init__(self, study: Study, clock: BudgetClock, *, quiet: bool = False) -> None:
         self._study, self._clock, self._quiet = study, clock, quiet
+        self._outline = stored_outline(study)
         self.done = self._at_start = trained_count(study)
         self._began = clock.spent  # before this, the draft took time
         self._started = self._printed = time.monotonic()
         self._shown = -1  # trained trials in the last line
         self._exits = contextlib.ExitStack()
-        self._progress = bar("best", shown=not quiet)
-        self._task = self._progress.add_task("trials", total=self._total(), best="", completed=self.done)
 
     def __enter__(self) -> Self:
-        """Show the progress bar."""
-        self._exits.enter_context(self._progress)
+        """Show the state of the budget, and the front if there is one already."""
+        if console.is_live and not self._quiet:
+            self._exits.enter_context(display.frame(f"study {self._study.study_name}", self.state))
+            self._show_front()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove it."""
+        """Remove both."""
         self._exits.close()
+
+    @contextlib.contextmanager
+    def trial(self, number: int) -> Iterator[Callable[[float], None]]:
+        """Show that a trial is under way; yield a function to call with the share of it that is done."""
+        shown = console.is_live and not self._quiet
+        with display.bar(f"training trial {number}", 1.0) if shown else contextlib.nullcontext(lambda _: None) as share:
+            yield share
 
     def count(self) -> int:
         """Count the trained trials."""
         self.done = trained_count(self._study)
         return self.done
 
-    def share(self, share: float) -> None:
-        """Show the share that is done of the trial under way."""
-        self._progress.update(self._task, completed=self.done + share, total=self._total())
+    def state(self) -> str:
+        """Describe what of the budget is spent, and what is left of it as soon as that is known."""
+        budget, now = self._clock.budget, time.monotonic()
+        parts = [f"{self.done} trained" if budget.trials is None else f"{self.done} of {budget.trials} trained"]
+        if budget.minutes is not None:
+            parts.append(f"{duration(now - self._clock.wall)} of {duration(60 * budget.minutes)}")
+        if budget.cpu_seconds is not None:
+            parts.append(f"{self._clock.spent * self._clock.total:.0f} of {budget.cpu_seconds:g} CPU seconds")
+        if (left := self._left(now)) is not None:
+            parts.append(f"{duration(left)} left")
+        return ", ".join(parts)
 
     def show(self) -> None:
         """Show the trained trials and the front; without a terminal, print a line of them at intervals."""
         if self._quiet:
             return
-        self._progress.update(self._task, completed=self.done, total=self._total(), best=best_points(self._study))
-        now = time.monotonic()
-        total = self._total()
+        if console.is_live:
+            self._show_front()
+            return
+        now, total = time.monotonic(), self._total()
         soon = now - self._printed < EVERY_SECONDS and self.done < total - 1
-        if console.is_terminal or soon or self.done == self._shown:
+        if soon or self.done == self._shown:
             return
         self._printed, self._shown = now, self.done
-        new = self.done - self._at_start
-        left = (now - self._started) / max(1, new) * (total - self.done)
-        known = new >= TRIALS_BEFORE_TIME
-        of_total = f"{self.done}/{total:.0f} trained, {duration(left)} left" if known else f"{self.done} trained"
+        left, new = self._left(now), self.done - self._at_start
+        of_total = f"{self.done}/{total:.0f} trained" if new >= TRIALS_BEFORE_TIME else f"{self.done} trained"
+        of_total += "" if left is None else f", {duration(left)} left"
         console.print(f"{of_total}, {best_points(self._study)}")
+
+    def _show_front(self) -> None:
+        if self._outline is not None:
+            display.below = front_view(self._study, self._outline, console.width - FRAME)
+
+    def _left(self, now: float) -> float | None:
+        """Return the seconds that are left; None until enough trials were trained to tell, and after the last one."""
+        new, total = self.done - self._at_start, self._total()
+        if new < TRIALS_BEFORE_TIME or total <= self.done:
+            return None
+        return (now - self._started) / new * (total - self.done)
 
     def _total(self) -> float:
         """Return the estimated final number of trials."""

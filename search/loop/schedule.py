@@ -11,8 +11,9 @@ from optuna.trial import TrialState
 
 from search.proposals.sensitivity_table import safe_log
 from search.proposals.table_losses import LEAST_COUNTED_INPUTS, proxy_loss_of
-from search.study.console import console, duration
+from search.study.console import console, step
 from search.study.cpu_profile import BUILDING, TRAINING
+from search.study.durations import duration
 from search.study.errors import reason_of
 from search.study.failed_plans import FailedPlans
 from search.study.front import front, trained, trained_count
@@ -65,8 +66,9 @@ def range_tested(study: Study, context: Context, clock: BudgetClock | None = Non
         return None
     with context.workers.turn("the range test"):
         if RANGE not in study.user_attrs:
-            plan = _smallest_trainable(_initial_designs(study, context), context)
-            study.set_user_attr(RANGE, _found_rate(context, plan, clock))
+            with step("testing learning rates"):
+                plan = _smallest_trainable(_initial_designs(study, context), context)
+                study.set_user_attr(RANGE, _found_rate(context, plan, clock))
     return Rate(*study.user_attrs[RANGE])
 
 

@@ -22,6 +22,7 @@ from search.study.notes import note_trial
 from search.study.queue import QUEUE, give_back
 from search.study.records import ASKED, PLAN, REASON, REPLAY
 from search.study.stop_signals import handled_by
+from search.study.trial_words import trial_words
 from search.study.workers import waits
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class Watch:
             give_back(self.study, trial.number, self.context.workers)
             raise
         try:
-            note_trial(self.study, self.study.tell(trial, values, state))
+            finished = self.study.tell(trial, values, state)
+            note_trial(self.study, finished)
+            console.detail(trial_words(finished))
         except MachineFault:
             raise
         except (UpdateFinishedTrialError, ValueError):
@@ -93,15 +96,16 @@ class Watch:
         of_plan = ""
         try:
             self.failing.refuse(trial, self.context)
-            values = run_trial(
-                trial,
-                self.context,
-                self.folder,
-                self._recipe_for(trial.user_attrs.get(ASKED)),
-                self.board.share,
-                rate=self.rate,
-                strict=is_misleading(self.study, self.context.spec),
-            )
+            with self.board.trial(trial.number) as progress:
+                values = run_trial(
+                    trial,
+                    self.context,
+                    self.folder,
+                    self._recipe_for(trial.user_attrs.get(ASKED)),
+                    progress,
+                    rate=self.rate,
+                    strict=is_misleading(self.study, self.context.spec),
+                )
         except optuna.TrialPruned:
             return None, TrialState.PRUNED
         except Diverged as error:

@@ -8,8 +8,8 @@ import pandas as pd
 
 from search.study.attributes import numbers_of
 from search.study.front import front
-from search.study.notes import ended
 from search.study.records import EXCESS, PLAN, REASON, SECONDS, VALUES
+from search.study.trial_words import ending
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -34,7 +34,7 @@ def candidates(study: Study, spec: Outline) -> pd.DataFrame:
         rows.append(
             {
                 "number": trial.number,
-                "state": ended(trial),
+                "state": ending(trial),
                 "on_front": trial.number in on_front,
                 "feasible": feasible(trial),
                 **{objective.name: values.get(objective.name) for objective in spec.measured},

@@ -152,6 +152,8 @@ def _confirmation_run(
     record = {"trial": trial.number, "seed": seed_number, "recipe": recipe_definition, "values": values} | saved
     save_json(path, record)
     checkpoint.remove()
+    measured = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
+    console.detail(f"trial {trial.number}, seed {seed_number}: {measured or 'no values'}; {plan.words()}")
     return record
 
 

@@ -21,7 +21,7 @@ from search.results.file_records import FAILURE, failure_path, read_record, reco
 from search.results.interface import Interface, interface
 from search.results.plan_json import encode
 from search.results.recorded import ensure_as_recorded, recorded, restored
-from search.results.verification import Disagreement, verify
+from search.results.verification import Disagreement, record_words, verify
 from search.study.attributes import numbers_of
 from search.study.budget_clock import now, passed_since
 from search.study.console import console, track
@@ -105,6 +105,7 @@ def verify_front(
                         record_file,
                         record | {VERIFICATION_SECONDS: passed_since(started), VERIFIED_FOR: name_of(spec.runtime)},
                     )
+                    console.detail(f"trial {trial.number}: {record_words(record)}")
                 except Exception as error:  # noqa: BLE001 - a runtime may refuse a network in any way
                     if isinstance(error, Disagreement) or are_available(trial, weights):
                         failures.append(f"trial {trial.number}: {_failure(error)}")

@@ -1,57 +1,102 @@
-"""Output for the user: progress bars on a terminal, progress lines elsewhere, and tables."""
+"""Output for the user: messages on standard error, results on standard output, and the progress of what takes long."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from threading import Lock, Timer
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+
+from search.study.durations import SHARE_BEFORE_TIME, duration
+from search.study.in_place import Display
+from search.study.wrapping import wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import pandas as pd
+QUIET, USUAL, VERBOSE = -1, 0, 1  # how much is said: results and errors; messages too; details too
+DONE_IN = ": done in "  # stands between an activity and its duration
+EVERY_SECONDS = 20.0  # seconds between two progress lines where there is no terminal
+SILENT_SECONDS = 2.0  # seconds that an activity of unknown length may take before a terminal shows it (chosen)
+LINE_SECONDS = 5.0  # the same for a line where there is no terminal (chosen)
 
 
-class _Console(Console):
-    """A console with one switch more.
+class _Messages(Console):
+    """The console for messages. On a terminal they are wrapped between words, elsewhere they have one line each.
 
     Attributes
     ----------
     leads
         Whether this process prints the progress of work that it shares with the other workers of a run.
+    verbosity
+        How much is said: `QUIET`, `USUAL` or `VERBOSE`.
     """
 
     leads = True
+    verbosity = USUAL
+
+    @property
+    def is_live(self) -> bool:
+        """Whether lines can change in place."""
+        return self.is_terminal and not self.quiet and self.verbosity > QUIET
+
+    def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 - the signature of rich
+        """Print a message, unless only results and errors are wanted; rich itself prints what moves the cursor."""
+        if not all(isinstance(each, str) for each in objects):
+            super().print(*objects, **options)
+        elif self.verbosity > QUIET:
+            self.error(" ".join(objects))
+
+    def error(self, text: str) -> None:
+        """Print a message that is always shown."""
+        super().print(wrapped(text, self.width) if self.is_terminal else text)
+
+    def detail(self, text: str) -> None:
+        """Print a message if details are wanted."""
+        if self.verbosity >= VERBOSE:
+            self.print(text)
 
 
-# Progress and messages go to standard error, results to standard output, so that results can be piped.
-console = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-results_console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-SHARE_BEFORE_TIME = 0.05  # of an activity, after which the time that is left is shown (chosen)
-DONE_IN = ": done in "  # stands between an activity and its duration
-EVERY_SECONDS = 20.0  # seconds between two progress lines where there is no terminal
+# Messages go to standard error, results to standard output, so that results can be piped.
+console = _Messages(stderr=True, highlight=False, markup=False, soft_wrap=True)
+results_console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+display = Display(console)
 
 
-def bar(*columns: str, shown: bool = True) -> Progress:
-    """Return a progress bar that shows elapsed and remaining time, and the given task fields as text columns."""
-    fields = [TextColumn(f"{{task.fields[{column}]}}") for column in columns]
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        *fields,
-        console=console,
-        transient=True,
-        disable=not (shown and console.is_terminal),  # elsewhere the callers print lines
-    )
+def print_result(text: str) -> None:
+    """Print a line of the results; on a terminal it is wrapped between words."""
+    results_console.print(wrapped(text, results_console.width) if results_console.is_terminal else text)
+
+
+@contextlib.contextmanager
+def results_alone() -> Iterator[None]:
+    """Keep standard output for results: what a study or a library prints there in the context goes to standard error.
+
+    Messages are shown also while the standard error of a runtime is silenced.
+    """
+    with _copy_of(sys.stderr) as messages:
+        results_console.file, console.file = sys.stdout, messages
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        finally:  # again those of the moment of each line; rich has no public way
+            results_console._file = console._file = None  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def _copy_of(stream: TextIO) -> Iterator[TextIO]:
+    """Yield another stream to where a stream leads; the stream itself if it leads to no file of the system."""
+    try:
+        number = os.dup(stream.fileno())
+    except (OSError, ValueError):  # of a test or a notebook
+        yield stream
+        return
+    with os.fdopen(number, "w", buffering=1, encoding=stream.encoding, errors=stream.errors) as copy:
+        yield copy
 
 
 @contextlib.contextmanager
@@ -61,15 +106,14 @@ def track(activity: str) -> Iterator[Callable[[float], None]]:
     A share above 1 counts as 1: an activity may take longer than it was given.
     """
     started = last_line = time.monotonic()
-    with bar() as shown:
-        task = shown.add_task(activity, total=1.0)
+    with display.bar(activity, 1.0) if console.is_live else contextlib.nullcontext(lambda _: None) as shown:
 
         def progress(done: float) -> None:
             nonlocal last_line
             done = min(done, 1.0)
-            shown.update(task, completed=done)
+            shown(done)
             now = time.monotonic()
-            if console.leads and not console.is_terminal and now - last_line > EVERY_SECONDS:
+            if console.leads and not console.is_terminal and done < 1 and now - last_line > EVERY_SECONDS:
                 last_line = now
                 left = f", {duration((now - started) * (1 / done - 1))} left" if done >= SHARE_BEFORE_TIME else ""
                 console.print(f"{activity}: {done:.0%}{left}")
@@ -78,37 +122,31 @@ def track(activity: str) -> Iterator[Callable[[float], None]]:
     console.print(f"{activity}{DONE_IN}{duration(time.monotonic() - started)}")
 
 
-def duration(seconds: float) -> str:
-    """Format a duration: 42 s, 3 min 05 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:  # noqa: PLR2004
-        return f"{whole} s"
-    if whole < 3600:  # noqa: PLR2004
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+@contextlib.contextmanager
+def step(activity: str) -> Iterator[None]:
+    """Show an activity of unknown length once it takes longer than two seconds, or five where there is no terminal."""
+    patience = SILENT_SECONDS if console.is_terminal else LINE_SECONDS
+    started, lock, exits, over = time.monotonic(), Lock(), contextlib.ExitStack(), False
 
+    def show() -> None:
+        with lock:
+            if over:
+                return
+            if console.is_live:
+                exits.enter_context(display.bar(activity, None))
+            elif console.leads and not console.is_terminal:
+                console.print(f"{activity} ...")
 
-def print_table(table: pd.DataFrame, output_format: str) -> None:
-    """Print a table to standard output as `table`, `csv` or `json`; `table` lists the plans in words below it."""
-    if output_format == "csv":
-        sys.stdout.write(table.to_csv(index=False))
-    elif output_format == "json":
-        sys.stdout.write(table.to_json(orient="records", indent=1) + "\n")
-    else:
-        narrow = table.drop(columns=["plan"], errors="ignore")
-        drawing = Table(box=None, header_style="bold", pad_edge=False)
-        for name in narrow.columns:
-            drawing.add_column(name, overflow="fold", justify="right" if narrow[name].dtype.kind in "fi" else "left")
-        for row in narrow.itertuples(index=False):
-            drawing.add_row(*(_cell(value) for value in row))
-        results_console.print(drawing, crop=False)
-        if "plan" in table:
-            results_console.print()
-            for label, plan in zip(table.iloc[:, 0], table["plan"], strict=True):
-                results_console.print(f"{label}: {plan}", markup=False)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"  # noqa: PLR0124, PLR2004
-    return str(value)
+    timer = Timer(patience, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            over = True
+        exits.close()
+    seconds = time.monotonic() - started
+    if console.leads and not console.is_terminal and seconds > patience:
+        console.print(f"{activity}{DONE_IN}{duration(seconds)}")

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from optuna.trial import TrialState
-
-from search.study.records import DRAFT, PLAN, REASON, REPLAY, STOPPED, WORKERS
+from search.study.records import DRAFT, PLAN, REASON, WORKERS
+from search.study.trial_words import ending
 from search.study.unmet import known_limits
 
 if TYPE_CHECKING:
@@ -61,17 +60,8 @@ def note_study(study: Study, text: str) -> None:
 def note_trial(study: Study, trial: FrozenTrial) -> None:
     """Write the note of a finished trial: its end, the reason and the plan, in words."""
     if trial.number < MOST_NOTED:
-        words = [f"**{ended(trial)}**", trial.user_attrs.get(REASON, ""), trial.user_attrs.get(PLAN, "")]
+        words = [f"**{ending(trial)}**", trial.user_attrs.get(REASON, ""), trial.user_attrs.get(PLAN, "")]
         _write(study, f"dashboard:{trial._trial_id}:", "\n\n".join(filter(None, words)))  # noqa: SLF001 - the same
-
-
-def ended(trial: FrozenTrial) -> str:
-    """Return how a trial ended, in words."""
-    if REPLAY in trial.user_attrs:
-        return f"same as {trial.user_attrs[REPLAY]}"
-    if STOPPED in trial.user_attrs:
-        return "stopped early"
-    return {TrialState.COMPLETE: "trained", TrialState.PRUNED: "rejected", TrialState.FAIL: "failed"}[trial.state]
 
 
 def study_text(study: Study, spec: Outline, teacher: Mapping[str, float], words: str) -> str:

@@ -14,7 +14,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from search.study.console import console, duration
+from search.study.console import console
+from search.study.durations import duration
 from search.study.errors import StorageFault, causes
 from spaces.network.messages import first_line
 
