@@ -6,7 +6,9 @@ import ast
 import dataclasses
 import html.parser
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +225,19 @@ def test_a_run_leaves_the_process_as_it_was_and_says_nothing(tmp_path: Path, cap
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_interrupted_run_returns_what_there_is_and_the_same_call_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(number: int) -> None:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    small_study.watched(monkeypatch, interrupt)
+    for count in (2, 4):
+        found = run(small_study.study(4), folder=tmp_path, quiet=True, verify=False)
+        assert (found.candidates["state"] == "trained").sum() == count
+
+
 def test_messages_are_those_of_the_command_line_where_there_is_no_notebook(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +287,7 @@ def test_a_run_in_a_folder_with_such_files_verifies_its_files_in_other_processes
     assert float(done.stdout) > 0
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_the_command_line_is_safe_in_the_same_way(folder: Path, workers: str) -> None:
     done = python(folder, "-m", "slimfront", "run", "my_study.py:study", "--trials", "1", "--workers", workers)
     assert done.returncode == 0, done.stderr

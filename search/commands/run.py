@@ -87,7 +87,17 @@ def searched(
         The words of the user.
     follow
         Called with the study, its folder and its storage as soon as there are trials to show.
+
+    Raises
+    ------
+    UserError
+        If several workers are to load a study that is no function of a file.
     """
+    if _together(options) and not isinstance(options.study, str):
+        raise UserError(
+            "several workers are processes that load the study themselves, so it must be a function of a file: "
+            "run('my_study.py:study', workers=...)"
+        )
     search = opened_search(options)
     study, spec, context, folder, reference, clock = search
     with Board(study, clock) as board:
@@ -122,18 +132,7 @@ def _together(options: argparse.Namespace) -> bool:
 
 
 def _crew(options: argparse.Namespace, search: Search) -> Crew:
-    """Return the workers of a run with several ones.
-
-    Raises
-    ------
-    UserError
-        If they cannot load the study, because it is no function of a file.
-    """
-    if not isinstance(options.study, str):
-        raise UserError(
-            "several workers are processes that load the study themselves, so it must be a function of a file: "
-            "run('my_study.py:study', workers=...)"
-        )
+    """Return the workers of a run with several ones."""
     count, budget, run_name = options.workers, search.spec.budget, uuid.uuid4().hex
     clock, started = search.clock, time.monotonic()
     cpu_share = math.inf if budget.cpu_seconds is None else (budget.cpu_seconds - cpu_seconds() + clock.cpu) / count

@@ -162,8 +162,8 @@ class Answers:
         )
         for module, names in wanted:
             modules.setdefault(module, set()).update(names)
-        optional = [name for name in ("Examples", "Splits", "named") if name in code]
-        runtime = [type(named(self.runtime)).__name__] * ("named(" not in code)
+        optional = [name for name in ("Examples", "Splits", "named") if re.search(rf"\b{name}[.(]", code)]
+        runtime = [type(named(self.runtime)).__name__] * ("named" not in optional)
         modules[OURS] = {*ALWAYS, *task.names, *optional, *runtime}
         others = sorted(module for module in modules if module.partition(".")[0] in LIBRARIES)
         lines = ["from pathlib import Path", ""] * ("Path(" in code or "HERE" in code)
