@@ -69,7 +69,8 @@ PRINTED = {
     "trainings; each cost by its name; validation_METRIC and test_METRIC, as mean ± standard deviation; kept (yes or "
     "no); plan, in words. With --seeds 0: the fields of `front`.",
     "export": "fields of --format json: folder, files (their names in it), verification (the content of "
-    "verification.json, such as trial, METRIC_file, METRIC_torch, agreement_percent, file_bytes, latency).",
+    "verification.json, such as trial, METRIC_file, METRIC_torch, agreement_percent, file_bytes, latency); of csv: "
+    "folder, and the numbers of verification.json, such as latency_cpu_ms.",
 }
 
 

@@ -287,8 +287,7 @@ def _command(commands: argparse._SubParsersAction[_Parser], name: str) -> argpar
         default=1,
         help="CPU threads (default: 1; more help large networks only)",
     )
-    formats = ("table", "json") if name == "export" else ("table", "csv", "json")
-    add("--format", choices=formats, default="table", help=FORMATS_HELP)
+    add("--format", choices=("table", "csv", "json"), default="table", help=FORMATS_HELP)
     loudness = shared.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print only results and errors")
     loudness.add_argument("-v", "--verbose", action="store_true", help=VERBOSE_HELP)

@@ -182,6 +182,18 @@ def test_a_report_lists_its_files_as_csv(
     assert all((folder / name).is_file() for name in pd.read_csv(io.StringIO(capsys.readouterr().out))["file"])
 
 
+def test_an_export_prints_its_numbers_as_csv(
+    folder: Path, searched: Shown, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert searched.code == 0
+    monkeypatch.chdir(folder)
+    assert main(["export", STUDY, "--format", "csv", "--out", "csv"]) == 0
+    (row,) = pd.read_csv(io.StringIO(capsys.readouterr().out)).to_dict("records")
+    record = json.loads((folder / "csv" / "verification.json").read_text())
+    assert row["file_bytes"] == record["file_bytes"]
+    assert row["latency_cpu_ms"] == pytest.approx(record["latency"]["cpu_ms"])
+
+
 def test_quiet_prints_results_and_errors_alone(folder: Path, searched: Shown) -> None:
     assert searched.code == 0
     found = piped(folder, "front", STUDY, "-q")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from objectives.runtimes.ends import form_of
 from search.commands.loading import opened
 from search.commands.showing import members_of
@@ -21,7 +23,7 @@ from search.study.errors import UserError
 from search.study.files import ensure_writable
 from search.study.machine import device_named
 from search.study.marks import recover
-from search.study.printed_tables import print_json
+from search.study.printed_tables import print_json, print_table
 
 if TYPE_CHECKING:
     import argparse
@@ -48,6 +50,11 @@ def command(options: argparse.Namespace) -> int:
     files = sorted(out.iterdir())
     if options.format == "json":
         print_json({"folder": str(out), "files": [path.name for path in files], "verification": record})
+        return 0
+    if options.format == "csv":
+        flat = pd.json_normalize({"folder": str(out), **record}, sep="_")
+        lists = [name for name, value in flat.iloc[0].items() if isinstance(value, list)]
+        print_table(flat.drop(columns=lists), options.format)
         return 0
     print_result(f"trial {trial.number}: {record_words(record)}")
     print_result(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
