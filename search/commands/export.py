@@ -47,7 +47,8 @@ def command(options: argparse.Namespace) -> int:
         return 0
     if options.format == "csv":
         flat = pd.json_normalize({"folder": str(out), **record}, sep="_")
-        print_table(flat[[name for name in flat if not isinstance(flat[name].iloc[0], list)]], options.format)
+        lists = [name for name, value in flat.iloc[0].items() if isinstance(value, list)]
+        print_table(flat.drop(columns=lists), options.format)
         return 0
     print_result(f"trial {number}: {record_words(record)}")
     print_result(f"weights: {'of confirm (first seed)' if 'seed' in record['weights'] else 'of the search'}")
