@@ -123,7 +123,7 @@ COMMANDS = {
         "Write a report of the study and print the paths of its files. They are front.html (one file with linked "
         "views, which needs no network), front.png, candidates.csv (all trials), and a picture of each plan. With "
         "--watch the page is kept current while the study runs.",
-        "--watch",
+        "--out report",
     ),
     "confirm": Command(
         ("search.commands.confirm:command",),

@@ -39,7 +39,7 @@ def test_the_tree_of_the_documentation_names_every_module_once() -> None:
 def test_the_documentation_names_every_command() -> None:
     page = (ROOT / "docs/pages/commands.md").read_text()
     for command in COMMANDS:
-        assert f"`slimfront {command} " in page
+        assert re.search(rf"`slimfront {command}[ `]", page)
 
 
 def test_files_stay_short() -> None:
@@ -79,8 +79,11 @@ def test_the_library_unpickles_nothing_and_runs_no_text() -> None:
             elif isinstance(node, ast.ImportFrom):
                 found += [path] * ((node.module or "").partition(".")[0] in forbidden)
             elif isinstance(node, ast.Call):
-                shell = any(keyword.arg == "shell" for keyword in node.keywords)
-                found += [path] * (shell or ast.unparse(node.func) in {"eval", "exec", "torch.load", "os.system"})
+                named = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                unsafe = ast.unparse(node.func) == "torch.load" and named.get("weights_only") != "True"
+                found += [path] * (
+                    unsafe or "shell" in named or ast.unparse(node.func) in {"eval", "exec", "os.system"}
+                )
     assert not found
 
 

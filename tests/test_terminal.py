@@ -47,7 +47,7 @@ def slow():
     time.sleep(4)
     raise ValueError("no data")
 """
-WITH_STUDY = [name for name in COMMANDS if name not in {"run", "worker"}]  # these two take long
+WITH_STUDY = [name for name in COMMANDS if name not in {"init", "run", "worker"}]  # the last two take long
 EVERY = [*COMMANDS, "completion"]
 
 
@@ -126,7 +126,7 @@ def test_the_help_fits_the_terminal(command: str, folder: Path) -> None:
     found = shown(folder, *filter(None, [command]), "--help")
     assert found.code == 0
     assert is_whole(found.lines)
-    if command in COMMANDS:
+    if command in {*WITH_STUDY, "run", "worker"}:
         assert f"example: slimfront {command} studies/digits.py:study" in " ".join(found.text.split())
     if not command:
         assert all(re.search(rf"^  {code}  +\w", found.text, re.MULTILINE) for code in (0, 1, 2, 130))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import optuna
 
 from search.study.budget_clock import cpu_seconds
+from search.study.durations import MINUTE
 from search.study.front import front, trained_count
 from search.study.journal import storage_at
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
 
 LOOK_AGAIN_SECONDS = 1.0  # between two looks at the trials (chosen)
-MINUTE = 60  # seconds
 
 
 class ProgressBar:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import warnings
 from typing import TYPE_CHECKING
 
 import optuna
@@ -30,7 +29,7 @@ def in_notebook() -> bool:
 
 @contextlib.contextmanager
 def working(*, quiet: bool) -> Iterator[None]:
-    """Report mistakes as `UserError`, and keep warnings, logs, and if wanted messages, from the user.
+    """Report mistakes as `UserError`, and keep Optuna's logs, and if wanted our messages, from the user.
 
     Afterwards torch has as many threads, and Optuna logs as much, as before.
 
@@ -47,8 +46,7 @@ def working(*, quiet: bool) -> Iterator[None]:
     threads, level, silent = torch.get_num_threads(), optuna.logging.get_verbosity(), console.quiet
     console.quiet = quiet
     try:
-        with warnings.catch_warnings(), faults_in_words(AGAIN):
-            warnings.simplefilter("ignore")  # of what we use; a user of a notebook cannot avoid them
+        with faults_in_words(AGAIN):
             yield
     except LimitsUnmet as error:
         for line in error.details:

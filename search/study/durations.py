@@ -1,7 +1,8 @@
 """Durations in words."""
 
 SHARE_BEFORE_TIME = 0.05  # of an activity, after which the time that is left is shown (chosen)
-MINUTE, HOUR = 60, 3600  # seconds
+MINUTE = 60  # seconds
+HOUR = 3600  # seconds
 
 
 def duration(seconds: float) -> str:
