@@ -62,7 +62,8 @@ def blocks(document: Path, language: str) -> list[str]:
 def command_lines(document: Path) -> list[str]:
     """Return the command lines in a document: lines of its blocks of commands, and code in its text."""
     text = document.read_text()
-    lines = [line for block in (*blocks(document, ""), *blocks(document, "bash")) for line in block.splitlines()]
+    found = (*blocks(document, ""), *blocks(document, "bash"))
+    lines = [line for block in found for line in block.replace("\\\n", "").splitlines()]
     lines += re.findall(r"^# \w+\.py +(slimfront .*)", text, re.MULTILINE)
     lines += [" ".join(code.split()) for code in INLINE.findall(FENCE.sub("", text))]
     lines = [line.removeprefix("exec ") for line in lines]
