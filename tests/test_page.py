@@ -17,14 +17,16 @@ from objectives import Examples, Limit, Macs, Parameters, SizeBytes, Top1
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
 from search.commands.loading import with_weights
 from search.evaluation.reference import prepared
+from search.results.confirm import confirm
 from search.results.export import verify_front
 from search.results.file_records import with_records
 from search.results.intervals import of_share
 from search.results.pick import pick
 from search.results.report import PAGE, report
+from search.study.files import CHECKSUM, save_json
 from search.study.front import front
 from search.study.records import REASON, TEACHER
-from search.study.weights import state_path
+from search.study.weights import CONFIRMED, state_path
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
 from tests import browser
 from tests.small_study import context, searched, study
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.MISSING)
 
 LARGEST_PAGE = 5e6  # bytes
+DOUBLE_CLICK_MS = 400
 SMALLEST_TEXT = 12.0  # pixels
 PAGES = "verified", "layers_54", "four_objectives"
 TRIALS = 16
@@ -205,6 +208,7 @@ def test_a_click_on_a_point_a_row_or_a_key_chooses_the_member_everywhere(page: A
         page.mouse.move(*place)
         shown = "number => document.querySelector('#scatter .hoverlayer').textContent.includes(`trial ${number},`)"
         page.wait_for_function(shown, arg=number)
+        page.wait_for_timeout(DOUBLE_CLICK_MS)  # two clicks in a shorter time are a double click
         page.mouse.click(*place)
         page.wait_for_function("number => state.chosen === number", arg=number)
         assert _chosen(page) == number
@@ -333,3 +337,21 @@ def test_the_facts_are_json_without_numbers_that_are_none(made: dict[str, Any]) 
     found = re.search(r'<script type="application/json" id="facts">(.*?)</script>', text, re.DOTALL)
     assert found
     json.loads(found[1], parse_constant=functools.partial(pytest.fail))
+
+
+def test_what_confirm_and_other_runtimes_measured_is_shown(made: dict[str, Any], started: Any, tmp_path: Path) -> None:
+    found, members, path = made["four_objectives"]
+    home, shared, chosen = path.parent.parent, context(_four()), members[0].trial
+    confirm([chosen], shared, home, 2)
+    other = home / "verified/litert" / f"{chosen.number}.json"
+    _, verified, _ = made["verified"]
+    record = next(record for _, record in verified if record)
+    save_json(other, {name: value for name, value in record.items() if name != CHECKSUM} | {"runtime": "litert"})
+    report(found, shared, members, home, tmp_path / "page")
+    with browser.opened(started, tmp_path / "page" / PAGE) as page:
+        page.locator(f'#table tr[data-number="{chosen.number}"]').click()
+        text = page.locator("#member-body").inner_text()
+    runs = [json.loads((home / CONFIRMED / f"{chosen.number}-seed{seed}.json").read_text()) for seed in (0, 1)]
+    mean = sum(run["values"]["test_top1"] for run in runs) / 2
+    assert re.search(rf"test, top1: {mean:.1f}\d? ± [\d.]+ \(2 trainings\)", text)
+    assert f"File for litert\n\nverified: top-1 {record['top1_file']:.2f}%" in text

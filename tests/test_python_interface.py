@@ -76,6 +76,8 @@ def test_the_front_has_scalar_columns_of_the_names_that_a_pick_takes(result: Res
     table = result.front
     assert {"trial", "top1", "size_bytes", "macs", "file_bytes", "file_latency_ms", "plan"} <= set(table)
     assert table["trial"].dtype.kind == "i"
+    units = table.attrs["units"]
+    assert [units[name] for name in ("top1", "size_bytes", "file_latency_ms", "macs")] == ["%", "B", "ms", ""]
     assert table["feasible"].all()
     assert table["file_feasible"].dtype == "boolean"
     assert all(pd.api.types.is_scalar(cell) for row in table.itertuples(index=False) for cell in row)

@@ -54,6 +54,13 @@ def record_path(folder: Path, trial: FrozenTrial, runtime: Named) -> Path:
     return folder / "verified" / runtime.name / f"{trial.number}.json"
 
 
+def other_records(folder: Path, trial: FrozenTrial, runtime: Named) -> dict[str, dict[str, Any]]:
+    """Return the verification records of a member's files for other runtimes, by the runtime's name."""
+    paths = sorted((folder / "verified").glob(f"*/{trial.number}.json"))
+    found = {path.parent.name: read_record(path) for path in paths if path.parent.name != runtime.name}
+    return {name: record for name, record in found.items() if record}
+
+
 def failure_path(folder: Path, trial: FrozenTrial, runtime: Named) -> Path:
     """Return the path of the file that says why the verification of a member failed."""
     return record_path(folder, trial, runtime).with_suffix(".failed.json")

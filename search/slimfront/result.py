@@ -17,6 +17,7 @@ from search.evaluation.subject import Subject
 from search.results.candidates import candidates
 from search.results.file_records import file_table
 from search.results.goal import goal_note
+from search.results.page.columns import unit_of
 from search.results.plots import draw_front
 from search.results.tables import front_table
 from search.study.errors import UserError
@@ -67,7 +68,8 @@ class Result:
         """The front, one row for each member, the best in the first objective first.
 
         `trial` is the number of the candidate; `top1` and `top5` are in percent, other names end in their units.
-        Columns that begin with `file_` are measured on the verified files. `pick` of `export` takes these names.
+        Columns that begin with `file_` are measured on the verified files. `pick` of `export` takes these names. The
+        units of all columns are in `front.attrs["units"]`, empty for counts and words.
 
         Raises
         ------
@@ -78,7 +80,9 @@ class Result:
         table["trial"] = table["trial"].astype(int)
         for name in table.columns.intersection(["feasible", "file_front", "file_feasible"]):
             table[name] = table[name].map(YES_OR_NO).astype("boolean")  # with missing values, of unverified files
-        return table.infer_objects()
+        table = table.infer_objects()
+        table.attrs["units"] = {name: unit_of(name) for name in map(str, table)}
+        return table
 
     @property
     def candidates(self) -> pd.DataFrame:

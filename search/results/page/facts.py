@@ -14,7 +14,7 @@ from objectives.trees import at
 from search.proposals.proxy_correlation import prediction_report
 from search.results.candidates import candidates
 from search.results.confirm import confirmed_with, weights_of
-from search.results.file_records import failure_of
+from search.results.file_records import failure_of, other_records
 from search.results.goal import goal_note, meets_all, standings
 from search.results.intervals import is_share, of_share
 from search.results.page.columns import columns_of, file_values
@@ -136,6 +136,9 @@ def _member(study: Study, context: Context, member: Member, columns: Sequence[Co
         "file": file_values(member, columns),
         "verification": record_words(record) if record else "",
         "failure": "" if record else failure_of(folder, trial, context.spec.runtime),
+        "others": {
+            name: record_words(other) for name, other in other_records(folder, trial, context.spec.runtime).items()
+        },
         "teacher_file": {
             "file_bytes": record.get("teacher_file_bytes"),
             "file_latency_ms": latency.get("reference_cpu_ms"),

@@ -67,6 +67,7 @@ function drawMember() {
   if (own) {
     parts.push(`<h3>File for ${escaped(facts.runtime)}</h3>`);
     parts.push(own.failure ? `<p class="bad">failed: ${escaped(own.failure)}</p>` : `<p>${own.verification ? `verified: ${escaped(own.verification)}` : "not verified yet"}</p>`);
+    for (const [runtime, words] of Object.entries(own.others)) parts.push(`<h3>File for ${escaped(runtime)}</h3><p>verified: ${escaped(words)}</p>`);
     parts.push(`<pre id="command">${escaped(command(one.number))}</pre><button type="button" id="copy">Copy the command</button> <span id="copied" role="status"></span>`);
   }
   body.innerHTML = parts.join("");
