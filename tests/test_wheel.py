@@ -65,6 +65,8 @@ def test_it_runs_the_demo_study_from_outside_the_repository(wheel: Path, tmp_pat
     run("python", "-m", "pip", "install", "--quiet", f"{wheel}[onnx]")
     assert run("slimfront", "--version").startswith("slimfront ")
     assert "teacher" in run("slimfront", "run", "studies.digits:study", "--trials", "3")
+    run("slimfront", "report", "studies.digits:study")
+    assert (tmp_path / "runs" / "digits" / "report" / "front.html").stat().st_size > 1e6  # with its scripts
     run("slimfront", "export", "studies.digits:study", "--pick", "knee")
     assert (tmp_path / "runs" / "digits" / "export" / "model.onnx").stat().st_size > 0
 
