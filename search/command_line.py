@@ -34,17 +34,14 @@ from search.study.numbers import LARGEST_SEED, MOST
 from search.study.passwords import shown
 from search.study.wrapping import wrapped
 
-STORAGE_VARIABLE = (
-    "SLIMFRONT_STORAGE"  # the environment variable that names the storage, so that no command line shows its password
-)
+STORAGE_VARIABLE = "SLIMFRONT_STORAGE"  # in the environment, it names the storage; command lines show passwords
 MOST_SEEDS = 1000  # of a confirmation (chosen)
 MOST_WORKERS = 10_000  # of a run (chosen)
 MOST_THREADS = 1024  # of torch (chosen); more is a slip, and may end the process
 SMALLEST = 1e-6  # gigabytes (chosen)
 SHORTEST = 1e-3  # minutes or CPU seconds (chosen)
 MOST_SHOWN = 80  # characters of a word that an error quotes
-EXIT_ERROR = 2
-EXIT_STOPPED = 130  # exit code: what shells report for a command that Ctrl-C ended (128 + SIGINT)
+EXIT_ERROR, EXIT_STOPPED = 2, 130  # exit codes; shells report 130 for what Ctrl-C ended (128 + SIGINT)
 
 # The names of --sampler: samplers of Optuna, and two of slimfront.
 SAMPLERS = {
@@ -231,7 +228,11 @@ def parser(kind: type[Parser] = Parser) -> argparse.ArgumentParser:
     added["inspect"].add_argument("--all", action="store_true", help=ALL_HELP)
     for name in ("run", "worker"):
         add = added[name].add_argument
-        add("--trials", type=Number(int, 1), help="number of trained candidates, including those of earlier runs")
+        add(
+            "--trials",
+            type=Number(int, 1),
+            help="trained candidates, with those of earlier runs (default: the study's, usually 40)",
+        )
         add("--minutes", type=Number(float, SHORTEST), help=f"wall time of this {name}, in minutes")
         add("--cpu-seconds", type=Number(float, SHORTEST), help=f"CPU time of this {name}, in seconds")
         add("--goal", metavar="TEXT", help=GOAL_HELP)

@@ -39,4 +39,4 @@ def add_init(
         command.add_argument(f"--{option}", help=what)
     command.add_argument("--out", default="my_study.py", help="file of the study (default: my_study.py)")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    command.set_defaults(acts=acts, storage=None)
+    command.set_defaults(acts=acts, storage=None, quiet=False, verbose=False)

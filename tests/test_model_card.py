@@ -75,5 +75,6 @@ def test_a_card_says_what_was_measured_and_on_how_many(found: Study, home: Path,
 def test_a_card_has_what_confirm_measured_on_the_test_split(found: Study, home: Path, tmp_path: Path) -> None:
     confirm(front(found)[:1], context(study(3)), home, 2)
     card = card_of(found, home, tmp_path / "export")
-    assert re.search(r"`test_top1`: [\d.]+ ± [\d.]+ \(mean and standard deviation of 2 trainings", card)
+    measured = r"`test_top1` on the test split, measured in torch: [\d.]+ ± [\d.]+ "
+    assert re.search(measured + r"\(mean and standard deviation of 2 trainings", card)
     assert "license: unknown" in card

@@ -71,6 +71,8 @@ def command(options: argparse.Namespace) -> int:
     network = ask("weights", f"Its weights: a file of torch.save or .safetensors; {NONE} if it has them already", NONE,
                   lambda text: with_weights(network, text, folder))  # fmt: skip
     given = ask("data", DATA_QUESTION, None, lambda text: _data(text, network, folder))
+    if not isinstance(given, Pictures) and (options.image_size or options.normalization):
+        raise UserError("--image-size and --normalization are for a folder of images; a function prepares its data")
     if isinstance(given, Pictures):
         data, fitting = _sized_and_normalized(ask, network, given, folder), ["classes", "unlabelled"]
     else:
@@ -113,6 +115,7 @@ class _Asking:
             if usual is None:
                 raise UserError(f"--{name} is missing, and there is no terminal to ask on")
             given = usual
+            console.print(f"--{name.replace('_', '-')} {usual} is taken, since there is no terminal to ask on")
         if given is not None:
             return check(given.strip())
         while True:
@@ -215,7 +218,12 @@ def _goal(text: str, found: Answers, out: Path) -> str:
     trial = out.resolve().parent / f"{out.stem}_{secrets.token_hex(4)}.py"  # beside it, where it finds its modules
     try:
         trial.write_text(replace(found, goal=goal).text(out), encoding="utf-8")
-        resolved(load(f"{trial}:study", []))
+        spec = resolved(load(f"{trial}:study", []))
+        metric, count = spec.objectives[0], len(spec.splits.validation)
+        console.print(
+            f"the network has {metric.name} {metric(spec.teacher.eval()):,.6g} on {count} validation examples; if you "
+            "know it to be better, its weights, the normalization or the order of the classes are wrong"
+        )
     finally:
         trial.unlink(missing_ok=True)
     return goal

@@ -12,6 +12,7 @@ from search.study.durations import duration
 from search.study.front import front, trained_count
 from search.study.front_view import front_view
 from search.study.outline import stored_outline
+from search.study.printed_tables import short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from search.study.budget_clock import BudgetClock
+    from search.study.outline import Outline
 
 TRIALS_BEFORE_TIME = 3  # trained trials after which the time that is left is shown (chosen)
 FRAME = 6  # columns that a frame takes
@@ -101,7 +103,7 @@ class Board:
         left, new = self._left(now), self.done - self._at_start
         of_total = f"{self.done}/{total:.0f} trained" if new >= TRIALS_BEFORE_TIME else f"{self.done} trained"
         of_total += "" if left is None else f", {duration(left)} left"
-        console.print(f"{of_total}, {best_points(self._study)}")
+        console.print(f"{of_total}, {best_points(self._study, self._outline)}")
 
     def _show_front(self) -> None:
         if self._outline is not None:
@@ -123,11 +125,13 @@ class Board:
         return max(self.done, total) if math.isfinite(total) else self.done + 1
 
 
-def best_points(study: Study, count: int = 3) -> str:
+def best_points(study: Study, outline: Outline | None, count: int = 3) -> str:
     """Describe the front in words: its size, and a few members from one end to the other."""
     members = front(study)
     if not members:
         return "no feasible candidate yet"
     picked = sorted({round(i * (len(members) - 1) / max(1, count - 1)) for i in range(count)})
-    points = [" / ".join(f"{value:.4g}" for value in members[index].values) for index in picked]
-    return f"front of {len(members)}: {', '.join(points)}"
+    names = [objective.name for objective in outline.objectives] if outline else [""] * len(study.directions)
+    points = [" / ".join(map(short, members[index].values, names)) for index in picked]
+    others = ", among them" if len(picked) < len(members) else ""
+    return f"front of {len(members)} ({' / '.join(names)}){others}: {', '.join(points)}"

@@ -66,7 +66,7 @@ def confirm(
     recipe = context.spec.confirmation_recipe
     total = max(1, len(members) * seeds)
     records = []
-    with track(f"confirming {len(members)} members with {seeds} seeds each") as progress:
+    with track(f"confirming {len(members)} members with {seeds} seed{'s' * (seeds > 1)} each") as progress:
         for index, trial in enumerate(members):
             runs = []
             for seed_number in range(seeds):

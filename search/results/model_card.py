@@ -138,12 +138,19 @@ def _accuracy(record: dict[str, Any], confirmed: dict[str, Any]) -> str:
     for name, values in confirmed.items():
         if isinstance(values, dict) and name.startswith("test_"):
             sentences.append(
-                f"- `{name}`: {values['mean']:.6g} ± {values['spread']:.2g} (mean and standard deviation of "
-                f"{confirmed['n']} trainings, measured in torch on the test split)"
+                f"- `{name}` on the test split, measured in torch: {values['mean']:.6g}"
+                f"{_spread(values['spread'], confirmed['n'])}"
             )
     if not confirmed:
         sentences.append("- the test split was not read; `slimfront confirm` does that")
     return "\n".join(sentences)
+
+
+def _spread(spread: float, count: int) -> str:
+    """Return the standard deviation over trainings, in words; one training has none."""
+    if count == 1:
+        return " (1 training)"
+    return f" ± {spread:.2g} (mean and standard deviation of {count} trainings)"
 
 
 def _interval(percent: float, count: int) -> str:

@@ -62,10 +62,17 @@ def front_table(study: Study, spec: Outline, members: Sequence[Member]) -> pd.Da
     teacher_row = {
         "trial": "teacher", **{name: teacher.get(name) for name in names}, **relative_columns(study, spec, None),
         "latency_ratio": 1.0, "file_front": "", **({"file_feasible": ""} if spec.limits else {}), "feasible": "",
-        "plan": "the network as it was given",
+        "plan": "the network as it was given", **_teacher_file(members),
     }  # fmt: skip
-    columns = list((rows or [teacher_row])[0])  # the teacher's row has no measurements of a file
+    columns = list((rows or [teacher_row])[0])  # the teacher's row has fewer
     return pd.DataFrame([teacher_row, *rows], columns=columns).infer_objects()
+
+
+def _teacher_file(members: Sequence[Member]) -> dict[str, float | None]:
+    """Return what is known of the teacher's file, from the verification of a member's."""
+    record: dict[str, Any] = next((record for _, record in members if record), {})
+    latency = record.get("latency", {}).get("reference_cpu_ms")
+    return {"file_bytes": record.get("teacher_file_bytes"), "file_latency_ms": latency}
 
 
 def _file_feasible(study: Study, spec: Outline, member: Member) -> dict[str, str]:
@@ -145,7 +152,7 @@ def confirmed_table(
         row |= {name: record["searched"][name] for name in costs}
         for name, value in record.items():
             if isinstance(value, dict) and "mean" in value:
-                row[name] = f"{value['mean']:.2f} ± {value['spread']:.2f}"
+                row[name] = f"{value['mean']:.2f}" + (f" ± {value['spread']:.2f}" if record["n"] > 1 else "")
         row["kept"] = "yes" if kept else "no"
         row["plan"] = study.trials[record["trial"]].user_attrs[PLAN]
         rows.append(row)

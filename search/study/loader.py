@@ -57,6 +57,8 @@ def load(target: str, settings: list[str]) -> StudySpec:
 def _function(target: str) -> Callable[..., Any]:
     """Return the function of a module; names that begin with an underscore are private."""
     location, _, name = target.rpartition(":")
+    if not name and "/" in target and not target.endswith(".py"):
+        raise UserError(f"no folder of a study {target}; a study may also be named as file.py:function")
     if not location or not name:
         raise UserError(
             "a study must be named as file.py:function or package.module:function, for example "

@@ -47,6 +47,7 @@ def state_path(folder: Path, number: int) -> Path:
 def save_state(model: nn.Module, path: Path) -> str:
     """Write the tensors of a network to a safetensors file, whole or not at all; return its SHA-256."""
     with whole(path) as unfinished:
+        unfinished.touch()  # with the permissions of all files; safetensors would keep it from others
         safetensors.torch.save_file(writable(model.state_dict()), unfinished)
         return sha256(unfinished)
 

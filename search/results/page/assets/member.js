@@ -61,7 +61,7 @@ function drawMember() {
   parts.push(`<div class="scroll"><table><thead><tr><th></th><th class="number">teacher</th><th class="number">trial ${one.number}</th></tr></thead><tbody>${valueRows(one)}</tbody></table></div>`);
   for (const col of indistinct(one)) parts.push(`<p class="soft">In ${escaped(col.title)} it cannot be told from the teacher: the teacher's value lies within its 95% interval.</p>`);
   const confirmed = Object.entries(own?.confirmed || {});
-  if (confirmed.length) parts.push(`<h3>Confirmed</h3><ul>${confirmed.map(([name, [mean, spread, count]]) => `<li>${escaped(name.replace("_", ", "))}: ${digits(mean)} ± ${digits(spread)} (${count} training${count > 1 ? "s" : ""})</li>`).join("")}</ul>`);
+  if (confirmed.length) parts.push(`<h3>Confirmed</h3><ul>${confirmed.map(([name, [mean, spread, count]]) => `<li>${escaped(name.replace("_", ", "))}: ${digits(mean)}${count > 1 ? ` ± ${digits(spread)} (${count} trainings)` : " (1 training)"}</li>`).join("")}</ul>`);
   parts.push(`<h3>Plan</h3><p>${escaped(one.plan)}</p>`);
   if (facts.plans[one.number]) parts.push(picture(one.number));
   if (own) {
