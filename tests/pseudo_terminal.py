@@ -19,6 +19,13 @@ COLUMNS, LINES = 80, 24
 ROOT = Path(__file__).parent.parent
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 CTRL_C = b"\x03"
+# Takes the terminal as the one whose Ctrl-C is meant for the program. It is done there, and not between fork and exec:
+# other tests leave threads behind.
+IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "search", *sys.argv[1:]])
+"""
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,8 @@ def shown(folder: Path, *words: str, until: str = "", keys: bytes = b"", seconds
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "search", *words], cwd=folder, env=environment(), stdin=theirs, stdout=theirs,
+        [sys.executable, "-c", IN_TERMINAL, *words], cwd=folder, env=environment(), stdin=theirs, stdout=theirs,
         stderr=theirs, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - the tests have no threads
     )  # fmt: skip
     os.close(theirs)
     read, deadline = b"", time.monotonic() + seconds

@@ -342,7 +342,7 @@ def test_every_command_uses_the_stored_goal(
     assert "goal '2x smaller, 1.2x fewer parameters, lose at most 40 points': met by trial" in printed.err
     assert main(["report", STUDY]) == 0
     page = (reached / "runs" / "small" / "report" / "front.html").read_text()
-    assert "limit: size_bytes &lt;= 0.5 of the teacher&#x27;s (1,818)" in page
+    assert '"words": "size_bytes \\u003c= 0.5 of the teacher\'s (1,818)"' in page
     assert "met by trial" in page
     assert main(["confirm", STUDY, "--pick", "goal", "--seeds", "1"]) == 0
     assert "met by trial" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from search.study.files import ensure_writable
 from search.study.front import front
 from search.study.machine import device_named
 from search.study.printed_tables import print_json, print_table
+from search.study.stop_signals import handled_by
 
 if TYPE_CHECKING:
     import argparse
@@ -68,9 +69,9 @@ def reported(options: argparse.Namespace) -> list[Path]:
 
 def _watch(study: Study, context: Context, folder: Path, out: Path, words: str) -> None:
     """Write the page again whenever the study has changed, until Ctrl-C."""
-    seen, waits = None, False
-    try:
-        while True:
+    seen, waits, stop = None, False, threading.Event()
+    with handled_by(lambda *_: stop.set()):  # an exception at any moment could be lost in a library
+        while not stop.is_set():
             now = _state(study, context, folder)
             if now != seen and front(study):
                 report(study, context, members_of(study, context.spec, folder), folder, out, words, REFRESH_SECONDS)
@@ -80,9 +81,7 @@ def _watch(study: Study, context: Context, folder: Path, out: Path, words: str) 
             elif seen is None and not waits:
                 waits = True
                 console.print("no candidate is on the front yet; waiting for the first one; Ctrl-C ends this")
-            time.sleep(REFRESH_SECONDS)
-    except KeyboardInterrupt:
-        return
+            stop.wait(REFRESH_SECONDS)
 
 
 def _state(study: Study, context: Context, folder: Path) -> tuple[int, float]:
