@@ -16,6 +16,7 @@ from search.evaluation.context import Context
 from search.evaluation.subject import Subject
 from search.evaluation.tried_precisions import leave_out_failing
 from search.results.artifacts import attach
+from search.results.file_records import record_folder
 from search.results.report import report
 from search.study.console import console, print_result, step
 from search.study.files import ensure_writable
@@ -87,5 +88,5 @@ def _watch(study: Study, context: Context, folder: Path, out: Path, words: str) 
 def _state(study: Study, context: Context, folder: Path) -> tuple[int, float]:
     """Return what changes with every finished trial and every verified file."""
     finished = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    records = folder / "verified" / context.spec.runtime.name
+    records = record_folder(folder, context.spec.runtime)
     return finished, max((path.stat().st_mtime for path in records.glob("*.json")), default=0.0)

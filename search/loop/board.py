@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from search.study.console import EVERY_SECONDS, console, display
 from search.study.durations import duration
 from search.study.front import front, trained_count
-from search.study.front_view import front_view
+from search.study.front_view import front_view, spread
 from search.study.outline import stored_outline
 from search.study.printed_tables import short
 
@@ -130,8 +130,8 @@ def best_points(study: Study, outline: Outline | None, count: int = 3) -> str:
     members = front(study)
     if not members:
         return "no feasible candidate yet"
-    picked = sorted({round(i * (len(members) - 1) / max(1, count - 1)) for i in range(count)})
+    picked = spread(members, count)
     names = [objective.name for objective in outline.objectives] if outline else [""] * len(study.directions)
-    points = [" / ".join(map(short, members[index].values, names)) for index in picked]
+    points = [" / ".join(map(short, trial.values, names)) for trial in picked]
     others = ", among them" if len(picked) < len(members) else ""
     return f"front of {len(members)} ({' / '.join(names)}){others}: {', '.join(points)}"

@@ -51,12 +51,17 @@ def with_records(members: Sequence[FrozenTrial], runtime: Named, folder: Path) -
 
 def record_path(folder: Path, trial: FrozenTrial, runtime: Named) -> Path:
     """Return the path of the verification record of a member's file for a runtime."""
-    return folder / "verified" / runtime.name / f"{trial.number}.json"
+    return record_folder(folder, runtime) / f"{trial.number}.json"
+
+
+def record_folder(folder: Path, runtime: Named) -> Path:
+    """Return the folder of the verification records of files for a runtime."""
+    return folder / "verified" / runtime.name
 
 
 def other_records(folder: Path, trial: FrozenTrial, runtime: Named) -> dict[str, dict[str, Any]]:
     """Return the verification records of a member's files for other runtimes, by the runtime's name."""
-    paths = sorted((folder / "verified").glob(f"*/{trial.number}.json"))
+    paths = sorted(record_folder(folder, runtime).parent.glob(f"*/{trial.number}.json"))
     found = {path.parent.name: read_record(path) for path in paths if path.parent.name != runtime.name}
     return {name: record for name, record in found.items() if record}
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import pandas as pd
     from optuna import Study
 
     from search.evaluation.context import Context
@@ -60,21 +61,22 @@ def report(
     names = [PAGE, SPREADSHEET, *pictures]
     ensure_free(out, names, REPORT)
     with unfinished_folder(out, REPORT) as unfinished:
-        content = facts(study, context, members, folder, words)
+        table = candidates(study, context.spec)
+        content = facts(study, context, members, table, folder, words)
         (unfinished / PAGE).write_text(page(content, refresh_seconds), encoding="utf-8")
-        candidates(study, context.spec).to_csv(unfinished / SPREADSHEET, index=False)
+        table.to_csv(unfinished / SPREADSHEET, index=False)
         if pictures:
-            _draw(study, context, members, unfinished)
+            _draw(study, context, members, table, unfinished)
         put_files(unfinished, out, REPORT)
     return [out / name for name in names]
 
 
-def _draw(study: Study, context: Context, members: Sequence[Member], out: Path) -> None:
+def _draw(study: Study, context: Context, members: Sequence[Member], table: pd.DataFrame, out: Path) -> None:
     """Write the pictures of a report to a folder."""
     spec, names = context.spec, [objective.name for objective in context.spec.objectives]
     title = f"{spec.name}: {len(trained(study))} trained candidates, seed {spec.seed}"
     teacher, files = study.user_attrs[TEACHER], file_table(members, spec)
-    draw_front(candidates(study, spec), names, teacher, title, out / PICTURE, files, spec.runtime.name)
+    draw_front(table, names, teacher, title, out / PICTURE, files, spec.runtime.name)
     for trial, _ in members:
         values = ", ".join(f"{name} {value:,.4g}" for name, value in zip(names, trial.values, strict=True))
         path = out / f"plan-{trial.number}.png"

@@ -62,13 +62,13 @@ def front_table(study: Study, spec: Outline, members: Sequence[Member]) -> pd.Da
     teacher_row = {
         "trial": "teacher", **{name: teacher.get(name) for name in names}, **relative_columns(study, spec, None),
         "latency_ratio": 1.0, "file_front": "", **({"file_feasible": ""} if spec.limits else {}), "feasible": "",
-        "plan": "the network as it was given", **_teacher_file(members),
+        "plan": "the network as it was given", **teacher_file_columns(members),
     }  # fmt: skip
     columns = list((rows or [teacher_row])[0])  # the teacher's row has fewer
     return pd.DataFrame([teacher_row, *rows], columns=columns).infer_objects()
 
 
-def _teacher_file(members: Sequence[Member]) -> dict[str, float | None]:
+def teacher_file_columns(members: Sequence[Member]) -> dict[str, float | None]:
     """Return what is known of the teacher's file, from the verification of a member's."""
     record: dict[str, Any] = next((record for _, record in members if record), {})
     latency = record.get("latency", {}).get("reference_cpu_ms")

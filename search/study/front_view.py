@@ -13,7 +13,10 @@ from search.study.printed_tables import short
 from search.study.records import TEACHER, VALUES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
     from search.study.outline import Outline
 
@@ -39,13 +42,18 @@ def front_plot(study: Study, outline: Outline, width: int, height: int = VIEW_HE
     return plot(points, (cost, values), width, height)
 
 
+def spread(members: Sequence[FrozenTrial], most: int) -> list[FrozenTrial]:
+    """Return at most so many members, from one end of the front to the other."""
+    count = min(most, len(members))
+    return [members[round(i * (len(members) - 1) / max(1, count - 1))] for i in range(count)]
+
+
 def front_view(study: Study, outline: Outline, width: int) -> Table | str:
     """Return a table of at most eight members, from one end of the front to the other, beside the plot."""
     members = front(study)
     if not members:
         return "no feasible candidate yet"
-    rows = min(MOST_SHOWN_MEMBERS, len(members))
-    shown = [members[round(i * (len(members) - 1) / max(1, rows - 1))] for i in range(rows)]
+    shown = spread(members, MOST_SHOWN_MEMBERS)
     names = [one.name for one in outline.objectives]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right")
@@ -54,8 +62,8 @@ def front_view(study: Study, outline: Outline, width: int) -> Table | str:
     for trial in shown:
         cells = (short(value, name) for name, value in zip(names, trial.values, strict=True))
         table.add_row(str(trial.number), *cells)
-    if len(members) > rows:
-        table.caption = f"{rows} of {len(members)} members"
+    if len(members) > len(shown):
+        table.caption = f"{len(shown)} of {len(members)} members"
     used = 8 + sum(max(9, *map(len, name.split("_"))) for name in names)
     if width - used < LEAST_PLOT:
         return table

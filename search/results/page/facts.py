@@ -12,7 +12,6 @@ from torch import Tensor
 from objectives.outputs import outputs
 from objectives.trees import at
 from search.proposals.proxy_correlation import prediction_report
-from search.results.candidates import candidates
 from search.results.confirm import confirmed_with, weights_of
 from search.results.file_records import failure_of, other_records
 from search.results.goal import goal_note, meets_all, standings
@@ -22,7 +21,7 @@ from search.results.page.course import course
 from search.results.page.eight_bits import teacher_at_8_bits
 from search.results.page.plans import layers_of
 from search.results.pick import pick
-from search.results.tables import files_note
+from search.results.tables import files_note, teacher_file_columns
 from search.results.verification import record_words
 from search.study.attributes import numbers_of
 from search.study.machine import version_of
@@ -30,9 +29,10 @@ from search.study.records import TEACHER, VALUES
 from search.study.unmet import known_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+    import pandas as pd
     from optuna import Study
 
     from search.evaluation.context import Context
@@ -45,7 +45,9 @@ MOST_CANDIDATES = 3000  # of the table of candidates, so that the page stays sma
 TRAINED_STATE = "trained"  # as `search.results.candidates` calls it
 
 
-def facts(study: Study, context: Context, members: Sequence[Member], folder: Path, words: str) -> dict[str, Any]:
+def facts(
+    study: Study, context: Context, members: Sequence[Member], table: pd.DataFrame, folder: Path, words: str
+) -> dict[str, Any]:
     """Return all that the page shows of a study.
 
     Parameters
@@ -54,6 +56,8 @@ def facts(study: Study, context: Context, members: Sequence[Member], folder: Pat
         The study and its context.
     members
         The members of its front, with their verification records.
+    table
+        All candidates, as `search.results.candidates.candidates` returns them.
     folder
         The folder of the study's files.
     words
@@ -63,7 +67,7 @@ def facts(study: Study, context: Context, members: Sequence[Member], folder: Pat
     columns = columns_of(spec, members)
     examples = _examples(context)
     layers, plans = layers_of(context, {trial.number: context.plan(trial.params) for trial, _ in members})
-    rows = _rows(study, context, columns, {trial.number for trial, _ in members})
+    rows = _rows(table, columns, {trial.number for trial, _ in members})
     shares = {one.name for one in spec.measured if is_share(one)} if examples else set()
     return {
         "name": spec.name,
@@ -74,13 +78,12 @@ def facts(study: Study, context: Context, members: Sequence[Member], folder: Pat
         "version": version_of("slimfront") or "",
         "columns": [asdict(column) for column in columns],
         "teacher": teacher,
-        "teacher_intervals": _intervals(teacher, shares, examples)["intervals"],
         "eight_bits": teacher_at_8_bits(study, context),
         "candidates": rows[:MOST_CANDIDATES],
         "left_out": max(0, len(rows) - MOST_CANDIDATES),
         "members": {
             member.trial.number: _member(study, context, member, columns, folder)
-            | _intervals(_best_known(member, columns), shares, examples)
+            | {"intervals": _intervals(member, columns, shares, examples)}
             for member in members
         },
         "knee": pick(study, spec, members, "knee").number if members else None,
@@ -103,20 +106,16 @@ def _examples(context: Context) -> int:
     return len(context.spec.splits.validation) if isinstance(answers, Tensor) and answers.ndim == ONE_ANSWER else 0
 
 
-def _intervals(values: Mapping[str, float], shares: set[str], examples: int) -> dict[str, dict[str, list[float]]]:
-    """Return the 95% intervals of values that are shares of the validation examples."""
-    known = {name: values[name] for name in shares & values.keys()}
-    return {"intervals": {name: [*of_share(value, examples)] for name, value in known.items()}}
+def _intervals(
+    member: Member, columns: Sequence[Column], shares: set[str], examples: int
+) -> dict[str, tuple[float, float]]:
+    """Return the 95% intervals of a member's shares of the validation examples, of its file where it has one."""
+    values = {**numbers_of(member.trial, VALUES), **file_values(member, columns)}
+    return {name: of_share(values[name], examples) for name in shares & values.keys()}
 
 
-def _best_known(member: Member, columns: Sequence[Column]) -> dict[str, float]:
-    """Return the values of a member: of its file where it measures them, else of the search."""
-    return {**numbers_of(member.trial, VALUES), **file_values(member, columns)}
-
-
-def _rows(study: Study, context: Context, columns: Sequence[Column], front: set[int]) -> list[dict[str, Any]]:
+def _rows(table: pd.DataFrame, columns: Sequence[Column], front: set[int]) -> list[dict[str, Any]]:
     """Return the candidates for the table: those of the front first, then those that were trained, then the others."""
-    table = candidates(study, context.spec)
     keys = [column.key for column in columns if column.key in table]
     rows = []
     for row in table.to_dict("records"):
@@ -131,7 +130,6 @@ def _member(study: Study, context: Context, member: Member, columns: Sequence[Co
     """Return what the page shows of a member of the front besides its row."""
     trial, record = member
     confirmed = confirmed_with(weights_of(folder, trial), trial)
-    latency = record.get("latency", {})
     return {
         "file": file_values(member, columns),
         "verification": record_words(record) if record else "",
@@ -139,10 +137,7 @@ def _member(study: Study, context: Context, member: Member, columns: Sequence[Co
         "others": {
             name: record_words(other) for name, other in other_records(folder, trial, context.spec.runtime).items()
         },
-        "teacher_file": {
-            "file_bytes": record.get("teacher_file_bytes"),
-            "file_latency_ms": latency.get("reference_cpu_ms"),
-        },
+        "teacher_file": teacher_file_columns([member]),
         "meets": meets_all(standings(study, context.spec, member)),
         "confirmed": {
             name: [values["mean"], values["spread"], confirmed["n"]]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from objectives import SizeBytes
+from search.results.inspection import NO
 from spaces.costs.architectures import OF_LAYERS
 from spaces.plan import architectures_of
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
     from search.evaluation.context import Context
     from spaces import Plan
-
-NO = "no: "  # what the words of an axis that does not act on a layer begin with
 
 
 def layers_of(context: Context, plans: Mapping[int, Plan]) -> tuple[list[dict[str, Any]], dict[int, list[list[Any]]]]:
