@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
 Direction = Literal["minimize", "maximize"]
 LARGEST = sys.float_info.max  # the largest finite number
+WHOLE_FROM = 1e5  # from here six digits have no decimals
 ROUNDING = 1e-12  # relative difference that comes from computing a bound: 98.3 - 1 is a little more than 97.3
+
+
+def in_digits(value: float) -> str:
+    """Return a value as people read it: six digits, and all digits of a larger number.
+
+    >>> in_digits(1_219_072.0), in_digits(99.1666667), in_digits(0.0000123)
+    ('1,219,072', '99.1667', '1.23e-05')
+    """
+    return f"{value:,.0f}" if abs(value) >= WHOLE_FROM else f"{value:,.6g}"
 
 
 class Objective(Protocol):
@@ -233,4 +243,4 @@ class Limit:
     @property
     def words(self) -> str:
         """The limit as an inequality; if it is relative to a known teacher, with the bound in brackets."""
-        return f"{self} ({self.bound:,.6g})" if self.is_relative and self.teacher is not None else str(self)
+        return f"{self} ({in_digits(self.bound)})" if self.is_relative and self.teacher is not None else str(self)

@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments
-        The arguments without the name of the program; by default those of the process.
+        The arguments without the name of the program; by default those of the process. Without any, the help is shown.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(words)
+    options = parser().parse_args(words or ["--help"])
     options.command_line = shlex.join(["slimfront", *map(shown, words)])
     options.start = PROCESS_START if arguments is None else now()
     if threading.current_thread() is threading.main_thread():

@@ -125,7 +125,7 @@ def test_the_note_reports_the_errors_of_predicted_sizes_and_times(found: Study, 
     share = LatencyShare(Latency(OnnxRuntime(), net, example(net)[:1]))
     spec = dataclasses.replace(study(8), reported=(share,))
     assert files_note(spec, with_records(front(found), spec.runtime, tmp_path)).startswith(
-        "no onnx file is verified yet; verify without training: slimfront confirm --runtime onnx --seeds 0"
+        "no onnx file is verified yet; verify without training: slimfront confirm STUDY --runtime onnx --seeds 0"
     )
     members = []
     timing = {"cpu_ms": 1.0, "rounds": 40, "noisy": False, "threads": 1, "batch": 1, "reference_cpu_ms": 2}

@@ -13,8 +13,8 @@ from search.loop.schedule import range_tested
 from search.results.confirm import confirm
 from search.results.export import verify_front
 from search.results.pick import pick
-from search.results.tables import confirmed_table
-from search.study.console import console
+from search.results.tables import confirmed_note, confirmed_table
+from search.study.console import console, print_result
 from search.study.files import ensure_writable, load_json
 from search.study.machine import device_named
 from search.study.printed_tables import print_table
@@ -68,9 +68,13 @@ def command(options: argparse.Namespace) -> int:
     study, spec = found.study, found.context.spec
     if options.seeds:
         print_table(confirmed_table(found.records, found.teacher, spec, study), options.format)
+        console.print(confirmed_note(found.records))
     failures = found.verify()
-    if options.format == "table" or not options.seeds:
+    if not options.seeds:
         show_front(study, spec, members_of(study, spec, found.folder), options.format)
+    elif options.format == "table":
+        print_result(f"\nThe front with its {spec.runtime.name} files:")
+        show_front(study, spec, members_of(study, spec, found.folder), options.format, with_plans=False)
     for failure in failures:
         console.error(f"slimfront: {failure}")
     return 1 if failures else 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from objectives import answers
+from objectives.objective import in_digits
 from objectives.runtimes import RUNTIMES, named
 from search.commands.given_data import data_of_function
 from search.commands.given_network import NONE, network_of, with_weights
@@ -78,14 +79,14 @@ def command(options: argparse.Namespace) -> int:
     else:
         data, fitting = given, _fitting(network, given)
     task = ask("task", f"The task ({task_words()})", fitting[0], lambda text: _task(text, fitting))
-    console.print(data.shown, markup=False)
+    console.print(data.shown)
     runtime = ask("runtime", f"The runtime of the device: {', '.join(RUNTIMES)}", "onnx", _runtime)
     found = Answers(network, data, task, runtime)
     goal = ask("goal", f"The goal in words; {NONE} for no goal", TASKS[task].goal, lambda text: _goal(text, found, out))
     with out.open("x", encoding="utf-8") as file:
         file.write(replace(found, goal=goal).text(out))
     results_console.print(str(out))
-    console.print(f"next: slimfront inspect {out}:study, then slimfront run {out}:study", markup=False)
+    console.print(f"next: slimfront inspect {out}:study, then slimfront run {out}:study")
     return 0
 
 
@@ -119,7 +120,7 @@ class _Asking:
         if given is not None:
             return check(given.strip())
         while True:
-            console.print(f"{question}{f' [{usual}]' if usual else ''}", markup=False)
+            console.print(f"{question}{f' [{usual}]' if usual else ''}")
             try:
                 answer = input("> ").strip() or usual
             except EOFError as error:
@@ -129,7 +130,7 @@ class _Asking:
             try:
                 return check(answer)
             except UserError as error:
-                console.print(str(error), markup=False)
+                console.print(str(error))
 
 
 def _ensure_free(out: Path) -> None:
@@ -154,7 +155,7 @@ def _data(text: str, network: Given, folder: Path) -> Pictures | Data:
 def _sized_and_normalized(ask: _Asking, network: Given, pictures: Pictures, folder: Path) -> Data:
     """Ask how pictures are prepared for the network, and return the data."""
     count = len(pictures.classes)
-    console.print(f"{count} classes, in {', '.join(pictures.subsets) or 'one folder, which is split'}", markup=False)
+    console.print(f"{count} classes, in {', '.join(pictures.subsets) or 'one folder, which is split'}")
     way = ask("image_size", "Height and width of the pictures that the network takes, in pixels",
               str(usual_size(network, pictures)), lambda text: sized(text, network, pictures))  # fmt: skip
     usual = f"{NONE} (numbers from 0 to 1), {', '.join(NORMALIZATIONS)}, or means; deviations"
@@ -221,8 +222,8 @@ def _goal(text: str, found: Answers, out: Path) -> str:
         spec = resolved(load(f"{trial}:study", []))
         metric, count = spec.objectives[0], len(spec.splits.validation)
         console.print(
-            f"the network has {metric.name} {metric(spec.teacher.eval()):,.6g} on {count} validation examples; if you "
-            "know it to be better, its weights, the normalization or the order of the classes are wrong"
+            f"the network has {metric.name} {in_digits(metric(spec.teacher.eval()))} on {count} validation "
+            "examples; if you know it to be better, its weights, the normalization or the order of classes are wrong"
         )
     finally:
         trial.unlink(missing_ok=True)

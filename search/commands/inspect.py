@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 
+from objectives.objective import in_digits
 from objectives.runtimes import ExportError
 from search.commands.loading import loaded
 from search.evaluation.context import Context
@@ -51,7 +52,7 @@ def command(options: argparse.Namespace) -> int:
         teacher = measure_teacher(study, context)
     table = inspection(spec, context.subject.anatomy, counts)
     if options.format == "table" and failed is None:
-        values = ", ".join(f"{name} {value:,.6g}" for name, value in teacher.items())
+        values = ", ".join(f"{name} {in_digits(value)}" for name, value in teacher.items())
         print_result(f"teacher: {values}; its {spec.runtime.name} file has {teacher_bytes:,} bytes")
         with step("predicting costs"):
             lines = [*predicted_words(context), *smallest(context, teacher)]

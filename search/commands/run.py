@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from objectives.objective import in_digits
 from search.command_line import EXIT_STOPPED, SHORTEST, STORAGE_VARIABLE, study_arguments, study_words
 from search.commands.loading import with_weights
 from search.commands.searching import Search, opened_search
@@ -119,7 +120,7 @@ def _introduce(search: Search) -> None:
     """Say what the search begins with: the teacher, what its counts leave out, and the limits."""
     study, context, reference = search.study, search.context, search.reference
     teacher = measure_teacher(study, context)
-    console.print(f"teacher: {', '.join(f'{name} {value:,.6g}' for name, value in teacher.items())}")
+    console.print(f"teacher: {', '.join(f'{name} {in_digits(value)}' for name, value in teacher.items())}")
     console.print(f"teacher's file: {reference.stat().st_size:,} bytes, {reference}")
     for left_out in counted(context.subject.model, context.subject.example)[1]:
         console.print(left_out)

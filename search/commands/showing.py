@@ -50,9 +50,12 @@ def members_of(study: Study, spec: Outline, folder: Path) -> list[Member]:
     return with_records(need_front(study, spec), spec.runtime, folder)
 
 
-def show_front(study: Study, spec: Outline, members: list[Member], output_format: str) -> None:
+def show_front(
+    study: Study, spec: Outline, members: list[Member], output_format: str, *, with_plans: bool = True
+) -> None:
     """Print the table of the front, on a terminal a plot of it, and the notes on its files and its goal."""
-    print_table(front_table(study, spec, members), output_format)
+    table = front_table(study, spec, members)
+    print_table(table if with_plans else table.drop(columns="plan"), output_format)
     is_drawn = output_format == "table" and results_console.is_terminal
     if is_drawn and (lines := front_plot(study, spec, min(results_console.width, WIDEST_PLOT))):
         print_result("\n".join(["", *lines, LEGEND]))

@@ -110,7 +110,7 @@ class Crew:
                     self._errors[number] = line
                 elif (kind := _kind(line)) not in self._said:
                     self._said.add(kind)
-                    console.print(line, markup=False)
+                    console.print(line)
             if code is None:
                 continue
             del self._running[number]

@@ -111,7 +111,7 @@ class Context:
         check_recipe(self.spec.recipe, self.subject.model, few(splits.train, CHECKED_EXAMPLES).inputs)
         untrainable = untrainable_note(self.subject.model, checked, self.usual_recovery, self.subject.device)
         for note in filter(None, (untrainable, floats_note(self.spec), other_runtime_note(self.spec))):
-            console.print(note, markup=False)
+            console.print(note)
         return classes
 
     def accepts(self, examples: Held) -> bool:

@@ -139,7 +139,7 @@ def _measure_ahead(
                     values = context.measure_costs(plan, context.subject.build_roughly(plan), modelled)
             except Exception as error:  # noqa: BLE001 - a trial of the plan will report any error
                 reason = reason_of(error)
-                console.print(f"a promising plan could not be measured: {reason} ({plan.words()})", markup=False)
+                console.print(f"a promising plan could not be measured: {reason} ({plan.words()})")
                 values = {}
             context.measuring_seconds = time.process_time() - began
             over_teacher = context.cost_model.over_teacher(values)

@@ -73,7 +73,7 @@ class Subject:
         try:
             self.normal, notes = normalized(spec.teacher, self.example)
             for note in notes:
-                console.print(note, markup=False)
+                console.print(note)
             self.model: nn.Module = with_plain_layers(self.normal, self.example)
             self.anatomy: Anatomy = spec.space.trace(self.model, self.example)
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from optuna import TrialPruned
 from optuna.trial import TrialState
 
+from objectives.objective import in_digits
 from search.costs.cost_model import inexact
 from search.evaluation.early_stopping import EarlyStopping
 from search.evaluation.trial_checkpoint import TrialCheckpoint
@@ -144,8 +145,9 @@ def _trained(
         values = _costs(shorter, spec)
     if names := inexact(predicted.exact, values):
         put_content(trial, INEXACT, names)
-        differences = (f"{name} is {values[name]:,.6g}, computed as {predicted.exact[name]:,.6g}" for name in names)
-        console.print(f"trial {trial.number} ({plan.words()}): {'; '.join(differences)}", markup=False)
+        pairs = ((name, in_digits(values[name]), in_digits(predicted.exact[name])) for name in names)
+        differences = (f"{name} is {value}, computed as {computed}" for name, value, computed in pairs)
+        console.print(f"trial {trial.number} ({plan.words()}): {'; '.join(differences)}")
     _reject(trial, spec, values, known)
     _record(trial, spec, values, known)
     trial.set_user_attr(EPOCHS, recipe.epochs)
@@ -284,7 +286,7 @@ def _has_whole_weights(trial: FrozenTrial, folder: Path) -> bool:
     except FileNotFoundError:
         return False
     except Damaged as error:
-        console.print(f"{error}; its training begins anew", markup=False)
+        console.print(f"{error}; its training begins anew")
         return False
     return True
 

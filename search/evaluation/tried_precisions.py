@@ -110,7 +110,7 @@ class _Tries:
                     if not self._try(widths):
                         break
                 except (ExportError, ImportError) as error:
-                    console.print(f"precisions are not tried: {first_line(error)}", markup=False)
+                    console.print(f"precisions are not tried: {first_line(error)}")
                     break
                 if done == 1 and not self._failed and not self._with_floats:
                     self._rest = dict(widths)  # such a runtime is never given floats
@@ -164,7 +164,7 @@ class _Tries:
                 like = [pair for pair in self._offered[name] if pair[1] == left[name][1]]
                 refused = [pair for pair in like if pair == left[name] or pair not in self._worked[name]]
                 self._failed.setdefault(name, []).extend(refused)
-            console.print(f"{where}, so that these precisions are not offered there: {reason}", markup=False)
+            console.print(f"{where}, so that these precisions are not offered there: {reason}")
             left = {name: pair for name, pair in left.items() if name not in blamed}
         for name, pair in left.items():
             self._worked[name].add(pair)

@@ -110,6 +110,7 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
                     cleaning.clean()
                 else:
                     watch.wait(ticket)
+        watch.report_end()
     cleaning.report()
     return not watch.stopped
 

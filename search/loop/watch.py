@@ -117,7 +117,7 @@ class Watch:
         else:
             return values, TrialState.COMPLETE
         trial.set_user_attr(REASON, reason)
-        console.print(f"trial {trial.number} failed: {reason}{of_plan}", markup=False)
+        console.print(f"trial {trial.number} failed: {reason}{of_plan}")
         return None, TrialState.FAIL
 
     def wait(self, ticket: Ticket) -> None:
@@ -143,6 +143,18 @@ class Watch:
         # at least one is trained; then the run ends where it comes nearest to its time
         late = self.board.done > 0 and (self.clock.spent >= 1 or self.clock.left <= expected_seconds(self.study) / 2)
         return self.stopped or self.exhausted or late or enough
+
+    def report_end(self) -> None:
+        """Say which bound of the budget ended the search; other ends were told when they happened."""
+        budget, done = self.clock.budget, self.board.done
+        if self.stopped or self.exhausted or not console.leads:
+            return
+        if budget.trials is not None and done >= budget.trials:
+            console.print(f"the search ends: {done} of {budget.trials} trials are trained")
+        else:
+            used = " and ".join(f"{passed} of {bound}" for passed, bound in self.clock.words())
+            kept = "; the rest is for the files of the front" if self.clock.reserved else ""
+            console.print(f"the search ends with {done} trials trained: its time is used ({used}{kept})")
 
     def update(self) -> None:
         """Show the result of the last trial; stop if no trial succeeds.

@@ -117,7 +117,7 @@ class Draft:
             False if no new plan was found, which happens when a small space is exhausted, or if too many failed.
         """
         if hopeless := self._failing.hopeless:
-            console.print(f"{hopeless}; it ends early", markup=False)
+            console.print(f"{hopeless}; it ends early")
             return False
         found = self._next_plan(target)
         if found is None:

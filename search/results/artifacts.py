@@ -55,7 +55,7 @@ def attach(study: Study, trial: FrozenTrial, folder: Path, files: Mapping[str, P
             of_trial = f"dashboard:artifacts:{trial._trial_id}:"  # noqa: SLF001 - as the dashboard does
             _attach(study, of_trial, name, folder, path)
     except Exception as error:  # noqa: BLE001 - a storage or a disk that is read-only may say so in any way
-        console.print(f"the files of trial {trial.number} are no artifacts of Optuna: {reason_of(error)}", markup=False)
+        console.print(f"the files of trial {trial.number} are no artifacts of Optuna: {reason_of(error)}")
 
 
 def _attach(study: Study, prefix: str, name: str, folder: Path, path: Path) -> None:

@@ -147,7 +147,7 @@ def _confirmation_run(
         saved = {WEIGHTS: save_state(model, weights)}
     except Exception as error:  # noqa: BLE001 - a training may diverge, and a plan may fail in any way
         reason = str(error) if isinstance(error, Diverged) else reason_of(error)
-        console.print(f"trial {trial.number}, seed {seed_number}: {reason}", markup=False)
+        console.print(f"trial {trial.number}, seed {seed_number}: {reason}")
         values, saved = {}, {}
     record = {"trial": trial.number, "seed": seed_number, "recipe": recipe_definition, "values": values} | saved
     save_json(path, record)
@@ -165,7 +165,7 @@ def _stored(path: Path, weights: Path) -> dict[str, Any]:
         if weights.exists():
             check_digest(weights, record.get(WEIGHTS))
     except (OSError, Damaged) as error:
-        console.print(f"{error}; {again}", markup=False)
+        console.print(f"{error}; {again}")
         return {}
     return record
 

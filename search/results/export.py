@@ -174,7 +174,7 @@ class VerificationTime:
         if not self._seconds and pending:
             started = now()
             for failure in verify_front(pending[:1], self.context, self.folder, self.reference, bar=False):
-                console.print(failure, markup=False)
+                console.print(failure)
             self._seconds.append(passed_since(started)[0 if self.wall else 1])
             pending = pending[1:]
         return statistics.median(self._seconds) * len(pending) if self._seconds else 0.0

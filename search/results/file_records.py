@@ -11,7 +11,7 @@ from search.study.attributes import numbers_of
 from search.study.console import console
 from search.study.files import load_or_nothing
 from search.study.front import non_dominated
-from search.study.records import VALUES
+from search.study.records import VALUES, WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +49,11 @@ def with_records(members: Sequence[FrozenTrial], runtime: Named, folder: Path) -
     return [Member(trial, read_record(record_path(folder, trial, runtime))) for trial in members]
 
 
+def is_confirmed(member: Member) -> bool:
+    """Whether a verified file has other weights than those of the search: `confirm` trained them."""
+    return WEIGHTS in member.record and member.record[WEIGHTS] != member.trial.user_attrs.get(WEIGHTS)
+
+
 def record_path(folder: Path, trial: FrozenTrial, runtime: Named) -> Path:
     """Return the path of the verification record of a member's file for a runtime."""
     return record_folder(folder, runtime) / f"{trial.number}.json"
@@ -83,7 +88,7 @@ def read_record(path: Path) -> dict[str, Any]:
     record = load_or_nothing(path, {"file_bytes": int, "latency": dict}, again)
     latency = record.get("latency", {})
     if record and not all(isinstance(latency.get(name), int | float) for name in TIMES):
-        console.print(f"{path} is no verification record: its latency is {latency}; {again}", markup=False)
+        console.print(f"{path} is no verification record: its latency is {latency}; {again}")
         return {}
     return record
 

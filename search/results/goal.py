@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from objectives.objective import in_digits
 from search.results.file_records import LATENCY, SHARE, SIZE, file_value, measuring_runtime
 from search.study.attributes import numbers_of
 from search.study.records import EXCESS, TEACHER, VALUES
@@ -100,7 +101,7 @@ def goal_note(study: Study, spec: Outline, members: Sequence[Member]) -> str:
     trials = f"trial{'s' if len(meeting) > 1 else ''} {', '.join(meeting)}"
     met = f"met by {trials}; best" if meeting else "not met by any file; nearest"
     shown = ", ".join(
-        f"{standing.limit.objective.name} {standing.value:,.6g} (limit: {standing.limit.words})"
+        f"{standing.limit.objective.name} {in_digits(standing.value)} (limit: {standing.limit.words})"
         for standing in standings(study, spec, best)
     )
     return f"goal {spec.goal!r}: {met} is trial {best.trial.number} ({where}): {shown}"

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from objectives.mac_counter import count_and_words
+from objectives.objective import in_digits
 from search.evaluation.profiling import fit_before_search
 from search.proposals.limits import sets_of_axes
 from spaces.network.messages import first_line, listed
@@ -156,7 +157,7 @@ def smallest(context: Context, teacher: Mapping[str, float]) -> list[str]:
             value, whole = float(costs[objective.name][best]), teacher[objective.name]
             share = f" ({value / whole:.3g} of the teacher's)" if whole > 0 else ""
             steps = plans[best].words().partition("; distil")[0]
-            lines.append(f"the smallest plan: {objective.name} {value:,.6g}{share}, by {steps}")
+            lines.append(f"the smallest plan: {objective.name} {in_digits(value)}{share}, by {steps}")
     return lines
 
 

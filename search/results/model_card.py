@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from objectives.objective import in_digits
 from objectives.runtimes.loading import HasLoading, filled
 from search.results.file_records import ARENA
 from search.results.intervals import CONFIDENCE, of_share
@@ -111,7 +112,7 @@ def _ends(record: dict[str, Any]) -> str:
 
 def _costs(trial: FrozenTrial, record: dict[str, Any]) -> str:
     latency = record["latency"]
-    measured = {name: f"{value:,.6g}" for name, value in numbers_of(trial, VALUES).items()}
+    measured = {name: f"{in_digits(value)}" for name, value in numbers_of(trial, VALUES).items()}
     rows = {
         "bytes of the file": (f"{record['file_bytes']:,}", f"{record['teacher_file_bytes']:,}"),
         f"CPU time of one example, in ms, {latency['threads']} thread": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from objectives.objective import in_digits
 from search.results.candidates import candidates
 from search.results.file_records import file_table
 from search.results.page.facts import facts
@@ -78,6 +79,6 @@ def _draw(study: Study, context: Context, members: Sequence[Member], table: pd.D
     teacher, files = study.user_attrs[TEACHER], file_table(members, spec)
     draw_front(table, names, teacher, title, out / PICTURE, files, spec.runtime.name)
     for trial, _ in members:
-        values = ", ".join(f"{name} {value:,.4g}" for name, value in zip(names, trial.values, strict=True))
+        values = ", ".join(f"{name} {in_digits(value)}" for name, value in zip(names, trial.values, strict=True))
         path = out / f"plan-{trial.number}.png"
         draw_plan(context.plan(trial.params), context.subject.anatomy, f"trial {trial.number}: {values}", path)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from objectives import Metric
 from search.results.candidates import feasible
-from search.results.file_records import SIZE, Member, file_table, file_value, measuring_runtime
+from search.results.file_records import SIZE, Member, file_table, file_value, is_confirmed, measuring_runtime
 from search.results.goal import meets_all, relative_columns, standings
 from search.study.attributes import numbers_of
 from search.study.front import non_dominated
@@ -88,7 +88,8 @@ def files_note(spec: Outline, members: Sequence[Member]) -> str:
     verified = [member for member in members if member.record]
     if not verified:
         name = spec.runtime.name
-        return f"no {name} file is verified yet; verify without training: slimfront confirm --runtime {name} --seeds 0"
+        how = f"verify without training: slimfront confirm STUDY --runtime {name} --seeds 0"
+        return f"no {name} file is verified yet; {how}"
     first = verified[0].record
     latency = first["latency"]
     noisy = [str(trial.number) for trial, record in verified if record["latency"]["noisy"]]
@@ -96,9 +97,41 @@ def files_note(spec: Outline, members: Sequence[Member]) -> str:
         f"latency_ratio: CPU time of the file over that of the teacher's file, interleaved, median of "
         f"{latency['rounds']} rounds; {first['runtime']}, {latency['threads']} thread, batch {latency['batch']}; "
         f"the teacher takes {latency['reference_cpu_ms']:.3g} ms"
-        f"{'; the machine was noisy while it timed trials ' + ', '.join(noisy) if noisy else ''}"
+        f"{f'; the machine was noisy while it timed {_trials(noisy)}' if noisy else ''}"
     )
-    return "\n".join([timing, *_predictions(spec, verified)])
+    return "\n".join(
+        [timing, *_predictions(spec, verified), *_not_on_file_front(spec, verified), *_confirmed(verified)]
+    )
+
+
+def _trials(numbers: Sequence[str]) -> str:
+    return f"trial{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
+
+
+def _not_on_file_front(spec: Outline, members: Sequence[Member]) -> list[str]:
+    """Say which members another one beats on what the files measured."""
+    files = file_table(members, spec)
+    beaten = [str(number) for number, kept in zip(files["number"], files["on_front"], strict=True) if not kept]
+    if not beaten:
+        return []
+    return [f"file_front is no for {_trials(beaten)}: another file is at least as good in all objectives"]
+
+
+def _confirmed(members: Sequence[Member]) -> list[str]:
+    """Say which files have other weights than those that the search measured."""
+    numbers = [str(trial.number) for trial, record in members if is_confirmed(Member(trial, record))]
+    if not numbers:
+        return []
+    words = "have the weights that `confirm` trained with its first seed; metrics without file_ are of the search"
+    return [f"the files of {_trials(numbers)} {words}"]
+
+
+def confirmed_note(records: Sequence[dict[str, Any]]) -> str:
+    """Say what the words of the table of confirmed members mean."""
+    beaten = "kept: no other member is at least as good in the means of all objectives, on validation"
+    if max((record["n"] for record in records), default=0) <= 1:
+        return f"n: trainings of a member; {beaten}"
+    return f"n: trainings of a member, each with another seed; ±: standard deviation over them; {beaten}"
 
 
 def _predictions(spec: Outline, members: Sequence[Member]) -> list[str]:
@@ -120,7 +153,8 @@ def _predictions(spec: Outline, members: Sequence[Member]) -> list[str]:
             ranked = len(pairs) >= LEAST_FILES_FOR_CORRELATION and varied
             correlation = f", rank correlation {_rank_correlation(predicted, measured):.2f}" if ranked else ""
             lines.append(
-                f"{objective.name} was predicted with an error of at most {errors.max():.1%} on {len(errors)} files, "
+                f"{objective.name} was predicted with an error of at most {errors.max():.1%} on {len(errors)} "
+                f"file{'s' * (len(errors) > 1)}, "
                 f"median {np.median(errors):.1%}{correlation}"
             )
     return lines
@@ -146,7 +180,7 @@ def confirmed_table(
         | {name: f"{value:.2f}" for name, value in teacher.items()}
         | {"kept": "", "plan": "the network as it was given"}
     ]
-    means = [[_confirmed(record, objective.name) for objective in spec.objectives] for record in records]
+    means = [[_mean(record, objective.name) for objective in spec.objectives] for record in records]
     for record, kept in zip(records, non_dominated(means, spec), strict=True):
         row: dict[str, Any] = {"trial": str(record["trial"]), "n": record["n"]}
         row |= {name: record["searched"][name] for name in costs}
@@ -159,7 +193,7 @@ def confirmed_table(
     return pd.DataFrame(rows)
 
 
-def _confirmed(record: dict[str, Any], name: str) -> float:
+def _mean(record: dict[str, Any], name: str) -> float:
     """Return the confirmed mean of an objective on validation, or the value of the search if it was not confirmed."""
     confirmed = record.get(f"validation_{name}")
     return float(confirmed["mean"] if confirmed else record["searched"][name])

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from search.study.durations import MINUTE, duration
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -82,11 +84,20 @@ class BudgetClock:
         """The remaining seconds, at least 0; infinity without a time bound."""
         return max(0.0, min((bound - passed for passed, bound in self._bounds()), default=float("inf")))
 
+    def words(self) -> list[tuple[str, str]]:
+        """Return what has passed and its bound, in words, for each time bound."""
+        found = []
+        if self.budget.minutes is not None:
+            found.append((duration(time.monotonic() - self.wall), duration(MINUTE * self.budget.minutes)))
+        if self.budget.cpu_seconds is not None:
+            found.append((f"{cpu_seconds() - self.cpu:,.0f}", f"{self.budget.cpu_seconds:,.0f} CPU seconds"))
+        return found
+
     def _bounds(self) -> list[tuple[float, float]]:
         """Return the seconds that have passed and the seconds of the bound without the reserve, for each time bound."""
         bounds = []
         if self.budget.minutes is not None:
-            bounds.append((time.monotonic() - self.wall, 60 * self.budget.minutes))
+            bounds.append((time.monotonic() - self.wall, MINUTE * self.budget.minutes))
         if self.budget.cpu_seconds is not None:
             bounds.append((cpu_seconds() - self.cpu, self.budget.cpu_seconds))
         return [(passed, bound - min(self.reserved, MAX_RESERVED_SHARE * bound)) for passed, bound in bounds]

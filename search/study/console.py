@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 QUIET, USUAL, VERBOSE = -1, 0, 1  # how much is said: results and errors; messages too; details too
 DONE_IN = ": done in "  # stands between an activity and its duration
 EVERY_SECONDS = 20.0  # seconds between two progress lines where there is no terminal
-SILENT_SECONDS = 2.0  # seconds that an activity of unknown length may take before a terminal shows it (chosen)
-LINE_SECONDS = 5.0  # the same for a line where there is no terminal (chosen)
+SILENT_SECONDS = 2.0  # seconds that an activity may take before it is shown (chosen)
 
 
 class _Messages(Console):
@@ -106,17 +105,20 @@ def track(activity: str) -> Iterator[Callable[[float], None]]:
     A share above 1 counts as 1: an activity may take longer than it was given.
     """
     started = last_line = time.monotonic()
-    with display.bar(activity, 1.0) if console.is_live else contextlib.nullcontext(lambda _: None) as shown:
+    with (
+        _if_slow(lambda: _line(f"{activity} ...")),
+        display.bar(activity, 1.0) if console.is_live else contextlib.nullcontext(lambda _: None) as shown,
+    ):
 
         def progress(done: float) -> None:
             nonlocal last_line
             done = min(done, 1.0)
             shown(done)
             now = time.monotonic()
-            if console.leads and not console.is_terminal and done < 1 and now - last_line > EVERY_SECONDS:
+            if done < 1 and now - last_line > EVERY_SECONDS:
                 last_line = now
                 left = f", {duration((now - started) * (1 / done - 1))} left" if done >= SHARE_BEFORE_TIME else ""
-                console.print(f"{activity}: {done:.0%}{left}")
+                _line(f"{activity}: {done:.0%}{left}")
 
         yield progress
     console.print(f"{activity}{DONE_IN}{duration(time.monotonic() - started)}")
@@ -124,20 +126,34 @@ def track(activity: str) -> Iterator[Callable[[float], None]]:
 
 @contextlib.contextmanager
 def step(activity: str) -> Iterator[None]:
-    """Show an activity of unknown length once it takes longer than two seconds, or five where there is no terminal."""
-    patience = SILENT_SECONDS if console.is_terminal else LINE_SECONDS
-    started, lock, exits, over = time.monotonic(), Lock(), contextlib.ExitStack(), False
+    """Show an activity of unknown length once it has taken two seconds."""
+    started = time.monotonic()
+    with contextlib.ExitStack() as exits:
 
-    def show() -> None:
-        with lock:
-            if over:
-                return
+        def show() -> None:
             if console.is_live:
                 exits.enter_context(display.bar(activity, None))
-            elif console.leads and not console.is_terminal:
-                console.print(f"{activity} ...")
+            else:
+                _line(f"{activity} ...")
 
-    timer = Timer(patience, show)
+        with _if_slow(show):
+            yield
+    seconds = time.monotonic() - started
+    if seconds > SILENT_SECONDS:
+        _line(f"{activity}{DONE_IN}{duration(seconds)}")
+
+
+@contextlib.contextmanager
+def _if_slow(show: Callable[[], None]) -> Iterator[None]:
+    """Call a function, in a thread, once the context has taken two seconds."""
+    lock, over = Lock(), False
+
+    def call() -> None:
+        with lock:
+            if not over:
+                show()
+
+    timer = Timer(SILENT_SECONDS, call)
     timer.daemon = True
     timer.start()
     try:
@@ -146,7 +162,9 @@ def step(activity: str) -> Iterator[None]:
         timer.cancel()
         with lock:
             over = True
-        exits.close()
-    seconds = time.monotonic() - started
-    if console.leads and not console.is_terminal and seconds > patience:
-        console.print(f"{activity}{DONE_IN}{duration(seconds)}")
+
+
+def _line(text: str) -> None:
+    """Print a line of progress where there is no terminal; of workers that share the work, one prints it."""
+    if console.leads and not console.is_terminal:
+        console.print(text)

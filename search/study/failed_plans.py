@@ -33,7 +33,7 @@ class FailedPlans:
         """
         reason = reason_of(error)
         if reason not in self.reasons:
-            console.print(f"{self.activity}: a plan failed ({words}): {reason}", markup=False)
+            console.print(f"{self.activity}: a plan failed ({words}): {reason}")
         self.reasons[reason] += 1
         return reason
 

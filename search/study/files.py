@@ -180,7 +180,7 @@ def load_or_nothing(path: Path, kinds: Mapping[str, type], consequence: str) -> 
     except FileNotFoundError:
         return {}
     except (OSError, Damaged) as error:
-        console.print(f"{error}; {consequence}", markup=False)
+        console.print(f"{error}; {consequence}")
         return {}
 
 

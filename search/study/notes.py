@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from objectives.objective import in_digits
 from search.study.records import DRAFT, PLAN, REASON, WORKERS
 from search.study.trial_words import ending
 from search.study.unmet import known_limits
@@ -78,7 +79,7 @@ def study_text(study: Study, spec: Outline, teacher: Mapping[str, float], words:
     """
     directions = {objective.name: f"{objective.direction}d" for objective in spec.objectives}
     values = [
-        f"| {name_with_unit(name)} | {directions.get(name, 'measured')} | {value:,.6g} |"
+        f"| {name_with_unit(name)} | {directions.get(name, 'measured')} | {in_digits(value)} |"
         for name, value in teacher.items()
     ]
     limits = [f"- `constraints[{at}]`: {limit.words}" for at, limit in enumerate(known_limits(study, spec))]

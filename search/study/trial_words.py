@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
+from objectives.objective import in_digits
 from search.study.attributes import numbers_of
 from search.study.records import PLAN, REASON, REPLAY, SECONDS, STOPPED, VALUES
 
@@ -29,7 +30,7 @@ def trial_words(trial: FrozenTrial) -> str:
     if REASON in attributes:
         parts[0] += f", because: {attributes[REASON]}"
     if values := numbers_of(trial, VALUES):
-        parts.append(", ".join(f"{name} {value:,.6g}" for name, value in values.items()))
+        parts.append(", ".join(f"{name} {in_digits(value)}" for name, value in values.items()))
     if SECONDS in attributes:
         parts.append(f"{attributes[SECONDS]:.1f} CPU seconds")
     return f"trial {trial.number}: {'; '.join([*parts, attributes.get(PLAN, 'no plan')])}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from objectives.objective import in_digits
 from search.study.attributes import numbers_of
 from search.study.errors import LimitsUnmet
 from search.study.records import EXCESS, TEACHER, VALUES
@@ -99,7 +100,7 @@ def details(found: Shortfall, candidates: Sequence[Candidate]) -> list[str]:
         known = [one.excess[str(limit)] for one in candidates if str(limit) in one.excess]
         missed = f"missed by {excess:.1%}" if excess > 0 else f"met by {sum(one <= 0 for one in known)} of {len(known)}"
         lines.append(
-            f"limit {limit.words}: {missed}; the best value is {candidate.values[name]:,.6g}, {candidate.name}"
+            f"limit {limit.words}: {missed}; the best value is {in_digits(candidate.values[name])}, {candidate.name}"
         )
     return lines
 
@@ -107,9 +108,9 @@ def details(found: Shortfall, candidates: Sequence[Candidate]) -> list[str]:
 def loosened(limit: Limit, value: float) -> str:
     """Return by how much to loosen a limit so that a value meets it, in the terms in which it was given."""
     if limit.of_teacher is not None and limit.teacher is not None:
-        return f"{value:,.6g}, {value / limit.teacher:.4g} of the teacher's"
+        return f"{in_digits(value)}, {value / limit.teacher:.4g} of the teacher's"
     if limit.lose_at_most is not None and limit.teacher is not None:
-        return f"{value:,.6g}, a loss of {abs(value - limit.teacher):.4g}"
+        return f"{in_digits(value)}, a loss of {abs(value - limit.teacher):.4g}"
     return f"{value:.10g}"
 
 
@@ -148,6 +149,6 @@ def no_candidate(study: Study, spec: Outline, finished: Sequence[FrozenTrial]) -
     longer = "" if found.binding.objective.is_cost else ", or start one with more epochs"
     return LimitsUnmet(
         f"no candidate meets all limits; the nearest, {found.nearest.name.removeprefix('of ')}, misses "
-        f"{found.binding.words} by {excess:.1%} ({name} {value:,.6g}); {way_out}{longer}",
+        f"{found.binding.words} by {excess:.1%} ({name} {in_digits(value)}); {way_out}{longer}",
         details(found, candidates),
     )

@@ -84,7 +84,7 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             found = Resumed(int(notes["steps"]), tensors, json.loads(notes["numbers"]))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            console.print(f"{self.path} is damaged ({error}); the training starts again", markup=False)
+            console.print(f"{self.path} is damaged ({error}); the training starts again")
             return None
         return found if notes.get("training") == self.training and RANDOM in tensors else None
 

@@ -45,6 +45,7 @@ def _row(kind: str, cells: Sequence[object]) -> str:
 
 
 def _text(value: object) -> str:
-    """Return a cell; numbers have six digits."""
+    """Return a cell; whole numbers have all digits, others six."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return html.escape(f"{value:,.6g}" if number else str(value))
+    whole = number and float(value).is_integer()
+    return html.escape(f"{value:,.0f}" if whole else f"{value:,.6g}" if number else str(value))

@@ -37,7 +37,7 @@ def _measured(context: Context) -> dict[str, float]:
     try:
         return context.measure(context.build(plan), context.spec.measured)
     except Exception as error:  # noqa: BLE001 - a network may fail in any way; the report has more to show
-        console.print(f"the teacher at 8 bits cannot be measured: {reason_of(error)}", markup=False)
+        console.print(f"the teacher at 8 bits cannot be measured: {reason_of(error)}")
         return {}
 
 

@@ -13,7 +13,7 @@ from objectives.outputs import outputs
 from objectives.trees import at
 from search.proposals.proxy_correlation import prediction_report
 from search.results.confirm import confirmed_with, weights_of
-from search.results.file_records import failure_of, other_records
+from search.results.file_records import failure_of, file_table, other_records
 from search.results.goal import goal_note, meets_all, standings
 from search.results.intervals import is_share, of_share
 from search.results.page.columns import columns_of, file_values
@@ -67,6 +67,8 @@ def facts(
     columns = columns_of(spec, members)
     examples = _examples(context)
     layers, plans = layers_of(context, {trial.number: context.plan(trial.params) for trial, _ in members})
+    files = file_table(members, spec)
+    beaten = set(files["number"][~files["on_front"]])
     rows = _rows(table, columns, {trial.number for trial, _ in members})
     shares = {one.name for one in spec.measured if is_share(one)} if examples else set()
     return {
@@ -83,7 +85,7 @@ def facts(
         "left_out": max(0, len(rows) - MOST_CANDIDATES),
         "members": {
             member.trial.number: _member(study, context, member, columns, folder)
-            | {"intervals": _intervals(member, columns, shares, examples)}
+            | {"intervals": _intervals(member, columns, shares, examples), "beaten": member.trial.number in beaten}
             for member in members
         },
         "knee": pick(study, spec, members, "knee").number if members else None,

@@ -55,6 +55,7 @@ function drawMember() {
   const badges = [["badge", one.on_front ? "on the front" : one.state]];
   if (one.number === facts.knee) badges.push(["badge good", "knee: the best trade-off"]);
   if (own && facts.limits.length) badges.push([`badge ${own.meets ? "good" : "bad"}`, own.meets ? "meets all limits" : "misses a limit"]);
+  if (own?.beaten) badges.push(["badge", "another file beats its file"]);
   if (own && own.failure) badges.push(["badge bad", "its file failed"]);
   const parts = [`<h3>Trial ${one.number}</h3>`, badges.map(([look, text]) => `<span class="${look}">${escaped(text)}</span>`).join("")];
   if (one.reason) parts.push(`<p>${escaped(one.reason)}</p>`);

@@ -26,7 +26,8 @@ function sorted(ones) {
 
 function stateWords(one) {
   const own = details(one.number);
-  return one.on_front ? `front${own?.failure ? ", file failed" : own && Object.keys(own.file).length ? ", verified" : ""}` : one.state + (one.feasible === false && one.state === "trained" ? ", misses a limit" : "");
+  const file = own?.failure ? ", file failed" : own?.beaten ? ", verified; another file beats it" : own && Object.keys(own.file).length ? ", verified" : "";
+  return one.on_front ? `front${file}` : one.state + (one.feasible === false && one.state === "trained" ? ", misses a limit" : "");
 }
 
 function drawTable() {
