@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from objectives.data import BATCH, Batch
-from objectives.identity import coarse_digest, description, exact_digest
+from objectives.identity import coarse_digest, description, exact_digest, origin
 from objectives.samples import PAIR, Selector, ensure_finite, split
 from objectives.sources import Source
 from objectives.trees import PerExample, Tree, at, joined, leaves, length, one_shape, shape_words
@@ -179,6 +179,7 @@ class Stream:
         self, source: object, inputs: Selector = None, labels: Selector = None, count: int | None = None
     ) -> None:
         self._source, self._selectors, self._given_count = Source(source), (inputs, labels), count
+        self.origin = origin(self._source.dataset)  # what the dataset says of classes and preprocessing
         self._samples: dict[tuple[int, int], Examples] = {}
         self._found: dict[str, Any] = {}
         if self._source.by_index:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch.utils.data import ConcatDataset, Subset
 
@@ -16,6 +16,37 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in the text of a function, another one in every process
 DIGITS = 12  # hexadecimal digits of a digest
+
+
+class Origin(NamedTuple):
+    """What a dataset says of its samples.
+
+    Attributes
+    ----------
+    classes
+        The names of the classes, in the order of the outputs; empty if it does not name them.
+    transform
+        How it prepares the inputs, in words; empty if it does not say.
+    """
+
+    classes: tuple[str, ...] = ()
+    transform: str = ""
+
+
+def origin(dataset: object) -> Origin:
+    """Return what a dataset says of its samples; of one that wraps others, what the innermost one says."""
+    while (inner := _inner(dataset)) is not None:
+        dataset = inner
+    names, transform = getattr(dataset, "classes", ()), getattr(dataset, "transform", None)
+    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return Origin(tuple(names) if named else (), "" if transform is None else ADDRESS.sub("", repr(transform)))
+
+
+def _inner(dataset: object) -> object:
+    """Return the dataset that a dataset wraps, the first one if there are several, None if it wraps none."""
+    if isinstance(dataset, ConcatDataset):
+        return dataset.datasets[0]
+    return None if hasattr(dataset, "classes") else getattr(dataset, "dataset", None)
 
 
 def exact_digest(tree: Tree) -> str:

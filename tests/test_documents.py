@@ -45,7 +45,7 @@ EXAMPLES = {  # how each example begins, and the test that executes it; examples
     "from search.export import rebuild": "test_bring_your_own.py",
     "from dataclasses import replace\n\nfrom torchvision": "test_documents.py",
     "from spaces import BitWidths, PruneRatios, Ranks\nfrom spaces.testing": "test_documents.py",
-    "from slimfront import load_study, run": "test_documents.py",
+    "from slimfront import inspect, load_study, run": "test_documents.py",
     "import optuna\nfrom optuna.storages": "test_optuna_natives.py",
     "from pathlib import Path\n\nfrom optuna.artifacts": "test_optuna_natives.py",
 }

@@ -135,8 +135,9 @@ def test_the_note_reports_the_errors_of_predicted_sizes_and_times(found: Study, 
         trial.user_attrs |= keyed(PREDICTED, {share.name: 0.5 + place / 10})
         size = {"file_bytes": numbers_of(trial, VALUES)["size_bytes"] * (1.25 if place == 3 else 1.0)}
         ratio = {"ratio": (0.5 + place / 10) / (1.0 if place else 0.8)}
-        members.append(Member(trial, {"runtime": "onnx", **size, "latency": timing | ratio}))
-    timing_line, size_line, latency_line = files_note(spec, members).splitlines()
+        members.append(Member(trial, {"runtime": "onnx", "top1_file": 90.0, **size, "latency": timing | ratio}))
+    timing_line, size_line, latency_line, beaten = files_note(spec, members).splitlines()
+    assert beaten == "file_front is no for trial 103: another file is at least as good in all objectives"
     assert timing_line.endswith("onnx, 1 thread, batch 1; the teacher takes 2 ms")
     # all sizes are equal, so there is no rank correlation
     assert size_line == "size_bytes was predicted with an error of at most 20.0% on 5 files, median 0.0%"

@@ -9,13 +9,18 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from torch.utils.data import Dataset, Subset
 
+from objectives import Examples
+from objectives.objective import in_digits
 from objectives.runtimes import named
 from search.evaluation.reference import teacher_file
 from search.results.confirm import confirm, weights_of
 from search.results.export import Asked, export
 from search.study.front import front
-from tests.small_study import context, searched, study
+from search.study.records import TEACHER
+from tests.small_study import context, searched, splits, study
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +44,8 @@ def card_of(found: Study, home: Path, out: Path, runtime: str = "onnx", license_
     shared = context(dataclasses.replace(study(3), runtime=named(runtime)))
     trial = front(found)[0]
     reference = teacher_file(shared.subject, shared.spec.runtime, home)
-    export(trial, shared, weights_of(home, trial), out, reference, Asked(license_name=license_name))
+    teacher = found.user_attrs[TEACHER]
+    export(trial, shared, weights_of(home, trial), out, reference, Asked(license_name=license_name), teacher)
     return (out / "README.md").read_text()
 
 
@@ -70,6 +76,41 @@ def test_a_card_says_what_was_measured_and_on_how_many(found: Study, home: Path,
     assert "version 1.2" in card or "version 1.19" in card
     assert "distil T=" in card
     assert (tmp_path / "export" / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_card_compares_with_the_teacher_and_names_one_runtime(found: Study, home: Path, tmp_path: Path) -> None:
+    card = card_of(found, home, tmp_path / "export")
+    teacher = found.user_attrs[TEACHER]
+    assert f"n = 100; teacher: {in_digits(teacher['top1'])}\n" in card
+    assert re.search(rf"\| `macs` \(computed or measured in the search\) \| [\d,]+ \| {teacher['macs']:,.0f} \|", card)
+    assert "onnxruntime" in card
+    assert "ai-edge-litert" not in card
+    assert "executorch" not in card
+
+
+class Named(Dataset[tuple[torch.Tensor, int]]):
+    """Samples of a dataset that names its classes and its transform, as those of torchvision do."""
+
+    classes, transform = ("round", "square", "thin", "thick"), torch.nn.Identity()
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        inputs, labels = splits().validation.inputs, splits().validation.labels
+        return inputs[index], int(labels[index])
+
+
+def test_a_card_names_the_classes_and_the_transform_of_the_data(found: Study, home: Path, tmp_path: Path) -> None:
+    named_data = Examples.of(Subset(Named(), range(100)))
+    spec = study(3)
+    shared = context(dataclasses.replace(spec, splits=dataclasses.replace(spec.splits, validation=named_data)))
+    trial, reference = front(found)[0], teacher_file(shared.subject, shared.spec.runtime, home)
+    record = export(trial, shared, weights_of(home, trial), tmp_path / "export", reference)
+    assert record["classes"] == ["round", "square", "thin", "thick"]
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "Classes, in the order of the outputs: 0 round, 1 square, 2 thin, 3 thick." in card
+    assert "Prepare the inputs as the validation data did:\n\n```\nIdentity()\n```" in card
 
 
 def test_a_card_has_what_confirm_measured_on_the_test_split(found: Study, home: Path, tmp_path: Path) -> None:

@@ -198,6 +198,28 @@ def test_a_mistake_is_an_error_of_one_line(mistake: str, tmp_path: Path) -> None
     assert caught.value._render_traceback_() == [f"UserError: {caught.value}"]
 
 
+def test_a_mistake_is_told_in_the_words_of_python(result: Result, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"contains other files .*; name another folder with out=\.\.\.$"):
+        result.export(out=tmp_path / "export", replace=True)
+
+
+def test_inspect_says_what_can_be_done_to_each_layer(tmp_path: Path) -> None:
+    found = slimfront.inspect(small_study.study(), quiet=True)
+    assert found.problem == ""
+    assert found.teacher.keys() == {"top1", "size_bytes", "macs"}
+    assert {"layer", "PruneRatios", "BitWidths"} <= set(found.layers)
+    assert "can act on" in repr(found)
+    head, *rows = Reader(found._repr_html_()).rows
+    assert head[0] == "layer"
+    assert len(rows) == found.layers["macs_percent"].notna().sum()
+    impossible = slimfront.inspect(small_study.study(share=0.01), quiet=True)
+    assert "cannot be met" in impossible.problem
+    assert len(impossible.layers) == len(found.layers)
+    assert not list(tmp_path.iterdir())
+
+
 def test_limits_that_no_plan_meets_say_how_near_each_came(tmp_path: Path) -> None:
     with pytest.raises(LimitsUnmet, match=r"the limit macs <= .* cannot be met") as caught:
         run(small_study.study(share=0.01), folder=tmp_path, quiet=True)
@@ -244,7 +266,7 @@ def test_messages_are_those_of_the_command_line_where_there_is_no_notebook(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run(small_study.study(1), folder=tmp_path)
-    assert capfd.readouterr().err.startswith("teacher: top1 ")
+    assert capfd.readouterr().err.partition("teacher: top1 ")[2]
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from search.study.files import ensure_writable
 from search.study.machine import device_named
 from search.study.marks import MARK, recover
 from search.study.printed_tables import print_json, print_table
+from search.study.records import TEACHER
 
 if TYPE_CHECKING:
     import argparse
@@ -80,6 +81,8 @@ def exported(options: argparse.Namespace) -> Exported:
     leave_out_failing(study, context.subject)
     asked = Asked(form, options.preprocessing, options.license)
     with step(f"exporting and verifying trial {trial.number}"):
-        record = export(trial, context, weights_of(folder, trial), out, reference, asked)
+        record = export(
+            trial, context, weights_of(folder, trial), out, reference, asked, study.user_attrs.get(TEACHER, {})
+        )
     attach(study, trial, folder, {path.name: path for path in out.iterdir() if path.name not in {MARK, STATE_FILE}})
     return Exported(trial.number, out, record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
 
@@ -26,46 +26,95 @@ from search.results.inspection import (
 )
 from search.results.inspection_summary import summary
 from search.study.console import print_result, step
+from search.study.errors import UserError
 from search.study.machine import device_named
 from search.study.printed_tables import print_table
 
 if TYPE_CHECKING:
     import argparse
 
+    import pandas as pd
+
+    from search.study.spec import StudySpec
+
+
+class Inspected(NamedTuple):
+    """What can be compressed in a network.
+
+    Attributes
+    ----------
+    spec
+        The study.
+    layers
+        The table that `search.results.inspection.inspection` returns.
+    teacher
+        What was measured on the teacher; empty if the runtime cannot take it.
+    costs
+        Lines about the teacher's file, what measurements predict, and the smallest plan.
+    notes
+        Lines about what is not counted.
+    problem
+        What would stop a run of the study; None if nothing does.
+    """
+
+    spec: StudySpec
+    layers: pd.DataFrame
+    teacher: dict[str, float]
+    costs: list[str]
+    notes: list[str]
+    problem: UserError | ExportError | ImportError | None
+
 
 def command(options: argparse.Namespace) -> int:
     """Print what can be compressed in each layer, or why not; return the exit code."""
+    found = inspected(options)
+    if options.format == "table":
+        lines = [*found.costs, *summary(found.layers), "", *found.notes, *refusals(found.layers)]
+        print_result("\n".join(lines))
+        if options.all or options.verbose:
+            print_result("")
+            print_table(short(found.layers), options.format)
+    else:
+        print_table(found.layers, options.format)
+    if found.problem is not None:
+        raise found.problem
+    return 0
+
+
+def inspected(options: argparse.Namespace) -> Inspected:
+    """Find out what can be compressed in each layer, and check all that a run checks before it searches."""
     spec, _ = loaded(options)
-    device, failed = device_named(options.device), None
+    device = device_named(options.device)
+    teacher: dict[str, float] = {}
+    costs: list[str] = []
+    problem: UserError | ExportError | ImportError | None = None
     with tempfile.TemporaryDirectory() as temporary:
         try:
             context, file = prepared(spec, device, Path(temporary))
             teacher_bytes = file.stat().st_size
         except (ExportError, ImportError) as error:
-            failed, context = error, Context(spec, Subject(spec, device))
-    counts, left_out = counted(context.subject.model, context.subject.example)
-    if failed is None:
+            problem, context = error, Context(spec, Subject(spec, device))
+    counts, notes = counted(context.subject.model, context.subject.example)
+    if problem is None:
         directions = [objective.direction for objective in spec.objectives]
         study = optuna.create_study(directions=directions)  # in memory
         context = bounded(study, context)
         try_precisions(study, context)
         teacher = measure_teacher(study, context)
-    table = inspection(spec, context.subject.anatomy, counts)
-    if options.format == "table" and failed is None:
         values = ", ".join(f"{name} {in_digits(value)}" for name, value in teacher.items())
-        print_result(f"teacher: {values}; its {spec.runtime.name} file has {teacher_bytes:,} bytes")
+        costs.append(f"teacher: {values}; its {spec.runtime.name} file has {teacher_bytes:,} bytes")
         with step("predicting costs"):
-            lines = [*predicted_words(context), *smallest(context, teacher)]
-        print_result("\n".join(lines))
-    if options.format == "table":
-        print_result("\n".join([*summary(table), "", *left_out, *refusals(table)]))
-        if options.all or options.verbose:
-            print_result("")
-            print_table(short(table), options.format)
-    else:
-        print_table(table, options.format)
-    if failed is not None:
-        raise failed
-    if not limits_need_models(context):
-        check_reachable(context)
-    return 0
+            costs += [*predicted_words(context), *smallest(context, teacher)]
+        problem = _unreachable(context)
+    table = inspection(spec, context.subject.anatomy, counts)
+    return Inspected(spec, table, teacher, costs, notes, problem)
+
+
+def _unreachable(context: Context) -> UserError | None:
+    """Return the error of limits that no plan meets, None if some plan may meet them."""
+    try:
+        if not limits_need_models(context):
+            check_reachable(context)
+    except UserError as error:
+        return error
+    return None

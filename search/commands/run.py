@@ -29,6 +29,7 @@ from search.study.durations import MINUTE
 from search.study.errors import UserError
 from search.study.front import front, need_front
 from search.study.goal import limits_of_goal, measured_for_goal
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
     import argparse
@@ -62,7 +63,7 @@ def command(options: argparse.Namespace) -> int:
     (study, spec, context, folder, *_), finished, failures = searched(options)
     if not finished:
         count = len(front(study))
-        console.error(f"stopped with {count} members on the front; continue with: {options.command_line}")
+        console.error(f"stopped with {number_of(count, 'member')} on the front; continue with: {options.command_line}")
         return EXIT_STOPPED
     show_front(study, context.spec, members_of(study, spec, folder), options.format)
     if note := prediction_report(study, context.spec):
@@ -168,7 +169,7 @@ def _engine(options: argparse.Namespace, search: Search) -> Engine:
         return cluster
     gpus = torch.cuda.device_count() if search.context.subject.device.type == "cuda" else 0
     if gpus and options.workers > gpus:
-        console.print(f"{options.workers} workers share {gpus} GPU{'s' * (gpus > 1)}")
+        console.print(f"{options.workers} workers share {number_of(gpus, 'GPU')}")
     return Processes(gpus)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from search.engines.processes import Process, end_in_words
 from search.study.errors import UserError
-from spaces.network.messages import first_line
+from spaces.network.messages import first_line, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +98,7 @@ class OnRay:
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         resources = self._ray.cluster_resources()
         gpus = f", {resources['GPU']:.0f} GPUs" if "GPU" in resources else ""
-        return f"Ray cluster of {len(nodes)} machine{'s' * (len(nodes) > 1)}, {resources.get('CPU', 0):.0f} cores{gpus}"
+        return f"Ray cluster of {number_of(len(nodes), 'machine')}, {resources.get('CPU', 0):.0f} cores{gpus}"
 
     def start(self, number: int, arguments: Sequence[str], environment: dict[str, str]) -> Placed:
         """Start a worker as soon as a machine is free."""

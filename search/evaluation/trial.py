@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NoReturn
 from optuna import TrialPruned
 from optuna.trial import TrialState
 
-from objectives.objective import in_digits
 from search.costs.cost_model import inexact
 from search.evaluation.early_stopping import EarlyStopping
 from search.evaluation.trial_checkpoint import TrialCheckpoint
@@ -145,8 +144,7 @@ def _trained(
         values = _costs(shorter, spec)
     if names := inexact(predicted.exact, values):
         put_content(trial, INEXACT, names)
-        pairs = ((name, in_digits(values[name]), in_digits(predicted.exact[name])) for name in names)
-        differences = (f"{name} is {value}, computed as {computed}" for name, value, computed in pairs)
+        differences = (f"{name} is {values[name]:,.9g}, computed as {predicted.exact[name]:,.9g}" for name in names)
         console.print(f"trial {trial.number} ({plan.words()}): {'; '.join(differences)}")
     _reject(trial, spec, values, known)
     _record(trial, spec, values, known)

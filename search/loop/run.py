@@ -26,7 +26,7 @@ from search.study.queue import QUEUE, ask, enqueue, rerun_abandoned
 from search.study.records import AHEAD, DESIGNS, RANGES, SPENT, STARTED
 from search.study.weights import store_of
 from search.study.workers import Alone, Workers
-from spaces.network.messages import unknown_name
+from spaces.network.messages import number_of, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,7 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
         count = promote(study, recipe.epochs)
     if count:
         console.print(
-            f"{count} members of the front were trained for much less time than is available: training them further"
+            f"{number_of(count, 'member')} of the front: trained for much less time than there is, so trained further"
         )
     cleaning = Cleaning(study, folder)
     cleaning.clean()  # what a worker that was killed between its trial and its cleaning left

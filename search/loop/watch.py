@@ -24,6 +24,7 @@ from search.study.records import ASKED, PLAN, REASON, REPLAY
 from search.study.stop_signals import handled_by
 from search.study.trial_words import trial_words
 from search.study.workers import waits
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,7 +195,7 @@ class Watch:
         seconds = self.clock.left * self.clock.workers
         with self.context.workers.turn(QUEUE):
             if short and (count := prolong(self.study, self.context.spec, seconds)):
-                console.print(f"the remaining time is used to train {count} members of the front further")
+                console.print(f"the remaining time is used to train {number_of(count, 'member')} of the front further")
             elif count := approach(self.study, self.context.spec, seconds):
                 console.print(
                     "no candidate meets all limits yet; the remaining time is used to train the nearest further: "

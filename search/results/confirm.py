@@ -17,6 +17,7 @@ from search.study.files import Damaged, check_digest, load_or_nothing, save_json
 from search.study.records import RATE, VALUES, WEIGHTS
 from search.study.weights import CHECKPOINTS, CONFIRMED, save_state, state_path
 from search.training.checkpoint import Checkpoint
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +67,7 @@ def confirm(
     recipe = context.spec.confirmation_recipe
     total = max(1, len(members) * seeds)
     records = []
-    with track(f"confirming {len(members)} members with {seeds} seed{'s' * (seeds > 1)} each") as progress:
+    with track(f"confirming {number_of(len(members), 'member')} with {number_of(seeds, 'seed')} each") as progress:
         for index, trial in enumerate(members):
             runs = []
             for seed_number in range(seeds):

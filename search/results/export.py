@@ -7,14 +7,19 @@ import statistics
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from objectives.arena import HasSource
+from objectives.identity import Origin
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from objectives.runtimes.ends import Form
 from objectives.runtimes.names import name_of
-from objectives.trees import at, moved, shapes_of
+from objectives.trees import at, moved, run, shapes_of
 from search.results.confirm import confirmed_with
 from search.results.exported import PLAN_FILE, RECORD_FILE, STATE_FILE, described, ensure_replaceable
 from search.results.file_records import FAILURE, failure_path, read_record, record_path
@@ -31,13 +36,18 @@ from search.study.marks import EXPORT, digests_of, replace_folder, set_mark, unf
 from search.study.records import VALUES, WEIGHTS
 from search.study.weights import are_available, save_state
 from spaces import deployed
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from optuna.trial import FrozenTrial
+    from torch import nn
 
     from objectives.runtimes import Runtime
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
+    from search.study.spec import StudySpec
 
 SOURCE_FILE = "model.cc"  # beside the file, for devices without a file system
 VERIFIED_FOR = "verified_for"  # key of a record: the runtime, with its version if the study names one
@@ -79,7 +89,7 @@ def verify_front(
         unverified = [(trial, weights) for trial, weights in unverified if are_available(trial, weights)]
     if not unverified:
         return []
-    name = f"verifying the {spec.runtime.name} files of {len(unverified)} members of the front"
+    name = f"verifying {number_of(len(unverified), f'{spec.runtime.name} file')} of the front"
     with track(name) if bar else contextlib.nullcontext(lambda _: None) as progress:
         for done, (trial, weights) in enumerate(unverified):
             if clock is not None and clock.left <= 0:
@@ -199,10 +209,17 @@ class Asked(NamedTuple):
 
 
 AS_IT_IS = Asked()
+NOT_MEASURED: Mapping[str, float] = MappingProxyType({})
 
 
 def export(
-    trial: FrozenTrial, context: Context, weights: Path, folder: Path, reference: Path, asked: Asked = AS_IT_IS
+    trial: FrozenTrial,
+    context: Context,
+    weights: Path,
+    folder: Path,
+    reference: Path,
+    asked: Asked = AS_IT_IS,
+    teacher: Mapping[str, float] = NOT_MEASURED,
 ) -> dict[str, Any]:
     """Write the model and what describes it; the folder appears once all is verified.
 
@@ -221,6 +238,8 @@ def export(
         The teacher's file, to compare the latency with.
     asked
         What is asked of the file.
+    teacher
+        What was measured on the teacher, for the card.
 
     Returns
     -------
@@ -251,14 +270,24 @@ def export(
         record = verify(used, unfinished / name, spec, reference)
         values = numbers_of(trial, VALUES)
         record |= {"study": spec.name, "trial": trial.number, "searched": values, "weights": str(weights.name)}
+        record |= _origin(spec, model)
         content = {"plan": encode(plan), "words": plan.words(), "parameters": trial.params,
                    "input_shape": shapes_of(example), "inputs": described(example)}  # fmt: skip
         save_json(unfinished / PLAN_FILE, content)
         save_json(unfinished / RECORD_FILE, record)
         save_state(model, unfinished / STATE_FILE)
         first, confirmed = at(inputs, slice(1)), confirmed_with(weights, trial)
-        write_card(unfinished, trial, plan, context, record, first, confirmed, asked.license_name)
+        write_card(unfinished, trial, plan, context, record, first, confirmed, teacher, asked.license_name)
         set_mark(unfinished, EXPORT, digests_of(unfinished))
         ensure_replaceable(folder, replace=True)  # much may have been put there meanwhile
         replace_folder(unfinished, folder)
     return record
+
+
+def _origin(spec: StudySpec, model: nn.Module) -> dict[str, Any]:
+    """Return what the validation data say of the classes and the preprocessing, if they say it."""
+    names, transform = getattr(spec.splits.validation, "origin", Origin())
+    with torch.no_grad():
+        answers = run(model, spec.example())
+    fitting = isinstance(answers, Tensor) and answers.shape[1:] == (len(names),)
+    return {**({"classes": list(names)} if fitting else {}), **({"transform": transform} if transform else {})}

@@ -11,7 +11,7 @@ from objectives.mac_counter import count_and_words
 from objectives.objective import in_digits
 from search.evaluation.profiling import fit_before_search
 from search.proposals.limits import sets_of_axes
-from spaces.network.messages import first_line, listed
+from spaces.network.messages import first_line, listed, number_of
 from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def refusals(table: pd.DataFrame) -> list[str]:
                 reason = words.removeprefix(NO).replace(f"{layer!r}", "it")
                 layers_by_reason.setdefault(reason, []).append(layer)
         for reason, names in sorted(layers_by_reason.items(), key=lambda item: -len(item[1])):
-            lines.append(f"{axis}, {len(names)} layer{'s' * (len(names) > 1)}: {reason} ({listed(names)})")
+            lines.append(f"{axis}, {number_of(len(names), 'layer')}: {reason} ({listed(names)})")
     others = table[table["macs_percent"].isna()]
     for kind, modules in others.groupby("kind", sort=False)["layer"]:
         them = "them" if len(modules) > 1 else "it"

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from search.results.inspection import NO, percent_acted_on
-from spaces.network.messages import listed
+from spaces.network.messages import listed, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,14 +17,15 @@ FIRST_AXIS = 4  # column; before it are name, kind, shape and share
 MOST_GROUPS = 5  # that are shown (chosen)
 LARGEST_LAYERS = 5  # layers that are named with their shares (chosen)
 UNIT_RANGE = re.compile(r"(\d+)-(\d+) of (\d+) units")
+PERCENT_RANGE = re.compile(r"%-(?=\d)")
 ANY_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def summary(table: pd.DataFrame) -> list[str]:
     """Return paragraphs about a table of `inspection`: shares of the axes, largest layers, and layers by choice.
 
-    Layers are together if the same axes can choose the same of them, but for numbers; `(25 to 88)%` is the range of a
-    number over these layers.
+    Layers are together if the same axes can choose the same of them, but for numbers; in `12% to 75-88%` the second
+    number ranges from 75 to 88 over these layers.
     """
     layers = table[table["macs_percent"].notna()]
     axes = list(table.columns[FIRST_AXIS:])
@@ -52,14 +53,14 @@ def summary(table: pd.DataFrame) -> list[str]:
 
 def _heading(group: pd.DataFrame) -> str:
     share, names = group["macs_percent"].sum(), list(group["layer"])
-    return f"{len(names)} layer{'s' * (len(names) > 1)}, {share:.1f}% of the multiply-adds ({listed(names)}):"
+    return f"{number_of(len(names), 'layer')}, {share:.1f}% of the multiply-adds ({listed(names)}):"
 
 
 def _choice(words: str) -> str:
     """Return what an axis can choose for a layer, without the layers that are tied to it, and with shares of units."""
     if words.startswith(NO):
         return "no"
-    return UNIT_RANGE.sub(_units_in_percent, words.partition(", together with")[0])
+    return PERCENT_RANGE.sub("% to ", UNIT_RANGE.sub(_units_in_percent, words.partition(", together with")[0]))
 
 
 def _units_in_percent(found: re.Match[str]) -> str:
@@ -70,5 +71,5 @@ def _units_in_percent(found: re.Match[str]) -> str:
 def _range(choices: Sequence[str]) -> str:
     """Return choices that differ only in numbers as one, with the range of each number."""
     columns = zip(*(map(float, ANY_NUMBER.findall(choice)) for choice in choices), strict=True)
-    ranges = iter([f"{min(c):g}" if min(c) == max(c) else f"({min(c):g} to {max(c):g})" for c in columns])
+    ranges = iter([f"{min(c):g}" if min(c) == max(c) else f"{min(c):g}-{max(c):g}" for c in columns])
     return ANY_NUMBER.sub(lambda _: next(ranges), choices[0])

@@ -13,10 +13,12 @@ from search.results.verification import OLDEST_VERSION
 from search.study.attributes import numbers_of
 from search.study.files import save_text
 from search.study.machine import version_of
+from search.study.machine import words as machine_words
 from search.study.records import VALUES
 from spaces.network.copying import unwrapped
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from optuna.trial import FrozenTrial
@@ -38,6 +40,7 @@ def write_card(
     record: dict[str, Any],
     inputs: Tree,
     confirmed: dict[str, Any],
+    teacher: Mapping[str, float],
     license_name: str,
 ) -> None:
     """Write README.md and the picture of the plan into the folder of an export.
@@ -54,6 +57,8 @@ def write_card(
         One example as the file takes it.
     confirmed
         What `confirm` measured with these weights and with those of other seeds; empty if it did not.
+    teacher
+        What was measured on the teacher; empty if that is not known.
     license_name
         The license of the weights, empty if it was not said.
     """
@@ -62,8 +67,8 @@ def write_card(
         _front_matter(license_name),
         *_description(trial, context, record),
         *("## Plan", plan.words(), f"![the choices for each layer]({PICTURE_FILE})"),
-        *("## Costs", _costs(trial, record)),
-        *("## Accuracy", _accuracy(record, confirmed)),
+        *("## Costs", _costs(trial, record, teacher)),
+        *("## Accuracy", _accuracy(record, confirmed, teacher)),
         *_loading(context, record, inputs),
     ]
     save_text(folder / CARD_FILE, "\n\n".join(parts) + "\n")
@@ -83,7 +88,7 @@ def _description(trial: FrozenTrial, context: Context, record: dict[str, Any]) -
     words = (
         f"`model.{suffix}` is {given}, made smaller by slimfront {version_of('slimfront') or '(a checkout)'} in the "
         f"study {spec.name!r} (seed {spec.seed}).{goal} Runtime: {spec.runtime.name}{versions}. It was verified from "
-        f"the file, on: {record['machine']}."
+        f"the file, on: {machine_words(spec.runtime.name)}."
     )
     return [f"# {spec.name}, trial {trial.number}", words, "## Inputs and outputs", _ends(record)]
 
@@ -100,32 +105,37 @@ def _ends(record: dict[str, Any]) -> str:
             zero = one["zero_point"]
             codes = f"number = (code {'-' if zero >= 0 else '+'} {abs(zero)}) x {one['scale']:.9g}"
         lines.append(f"| {name} | {one['type']} | {shape} | {codes} |")
-    prepared = (
-        f"The file prepares its inputs itself: `{record['preprocessing']}`."
-        if "preprocessing" in record
-        else "Prepare the numbers of the inputs as in training."
-    )
+    prepared = "Prepare the numbers of the inputs as in training."
+    if "preprocessing" in record:
+        prepared = f"The file prepares its inputs itself: `{record['preprocessing']}`."
+    elif "transform" in record:
+        prepared = f"Prepare the inputs as the validation data did:\n\n```\n{record['transform']}\n```"
     sizes = " Images may have other heights and widths, as far as network and runtime take them."
     sizes = sizes if record.get("dynamic_size") else ""
-    return "\n".join(lines) + f"\n\n{prepared}{sizes}"
+    names = ", ".join(f"{index} {name}" for index, name in enumerate(record.get("classes", ())))
+    classes = f"\n\nClasses, in the order of the outputs: {names}." if names else ""
+    return "\n".join(lines) + f"\n\n{prepared}{sizes}{classes}"
 
 
-def _costs(trial: FrozenTrial, record: dict[str, Any]) -> str:
+def _costs(trial: FrozenTrial, record: dict[str, Any], teacher: Mapping[str, float]) -> str:
     latency = record["latency"]
-    measured = {name: f"{in_digits(value)}" for name, value in numbers_of(trial, VALUES).items()}
+    measured = {name: value for name, value in numbers_of(trial, VALUES).items() if f"{name}_file" not in record}
     rows = {
         "bytes of the file": (f"{record['file_bytes']:,}", f"{record['teacher_file_bytes']:,}"),
         f"CPU time of one example, in ms, {latency['threads']} thread": (
             f"{latency['cpu_ms']:.3f} ({latency['ratio']:.2f} of the teacher's)", f"{latency['reference_cpu_ms']:.3f}",
         ),
         **({"bytes of RAM": (f"{record[ARENA]:,}", "")} if ARENA in record else {}),
-        **{f"`{name}` (of the search)": (value, "") for name, value in measured.items()},
+        **{
+            f"`{name}` (computed or measured in the search)": (in_digits(value), _known(teacher, name))
+            for name, value in measured.items()
+        },
     }  # fmt: skip
     lines = [f"| {name} | {own} | {teacher} |" for name, (own, teacher) in rows.items()]
     return "\n".join(["| | this network | its teacher |", "|---|---|---|", *lines])
 
 
-def _accuracy(record: dict[str, Any], confirmed: dict[str, Any]) -> str:
+def _accuracy(record: dict[str, Any], confirmed: dict[str, Any], teacher: Mapping[str, float]) -> str:
     """Return the metrics of the file with their number of examples, and what `confirm` measured."""
     count = record["samples"]
     sentences = []
@@ -133,7 +143,10 @@ def _accuracy(record: dict[str, Any], confirmed: dict[str, Any]) -> str:
         if key.endswith("_file"):
             name = key.removesuffix("_file")
             interval = f" ({_interval(value, count)})" if name == "top1" else ""
-            sentences.append(f"- `{name}` of the file: {value:.6g}{interval}, on the validation split, n = {count}")
+            before = f"; teacher: {_known(teacher, name)}" if name in teacher else ""
+            sentences.append(
+                f"- `{name}` of the file: {value:.6g}{interval}, on the validation split, n = {count}{before}"
+            )
     if record["agreement_percent"] is not None:
         sentences.append(f"- same class as the network in torch: {record['agreement_percent']:.2f}%, n = {count}")
     for name, values in confirmed.items():
@@ -145,6 +158,10 @@ def _accuracy(record: dict[str, Any], confirmed: dict[str, Any]) -> str:
     if not confirmed:
         sentences.append("- the test split was not read; `slimfront confirm` does that")
     return "\n".join(sentences)
+
+
+def _known(teacher: Mapping[str, float], name: str) -> str:
+    return in_digits(teacher[name]) if name in teacher else ""
 
 
 def _spread(spread: float, count: int) -> str:

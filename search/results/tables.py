@@ -14,6 +14,7 @@ from search.results.goal import meets_all, relative_columns, standings
 from search.study.attributes import numbers_of
 from search.study.front import non_dominated
 from search.study.records import PLAN, PREDICTED, TEACHER, VALUES
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,8 +154,8 @@ def _predictions(spec: Outline, members: Sequence[Member]) -> list[str]:
             ranked = len(pairs) >= LEAST_FILES_FOR_CORRELATION and varied
             correlation = f", rank correlation {_rank_correlation(predicted, measured):.2f}" if ranked else ""
             lines.append(
-                f"{objective.name} was predicted with an error of at most {errors.max():.1%} on {len(errors)} "
-                f"file{'s' * (len(errors) > 1)}, "
+                f"{objective.name} was predicted with an error of at most {errors.max():.1%} on "
+                f"{number_of(len(errors), 'file')}, "
                 f"median {np.median(errors):.1%}{correlation}"
             )
     return lines

@@ -43,6 +43,7 @@ _places = {name: package.__name__ for package in _loaded for name in package.__a
 _places |= {"Result": f"{__name__}.result", "rebuild": "search.export"}
 _places |= dict.fromkeys(("LimitsUnmet", "UserError"), "search.study.errors")
 _places |= dict.fromkeys(("load_study", "run"), f"{__name__}.running")
+_places |= dict.fromkeys(("Inspection", "inspect"), f"{__name__}.inspecting")
 __all__ = sorted(_places)  # noqa: PLE0605 - of the names of all packages
 
 

@@ -77,6 +77,7 @@ from spaces import (
     with_plain_layers,
 )
 
+from .inspecting import Inspection, inspect
 from .result import Result
 from .running import load_study, run
 
@@ -101,6 +102,7 @@ __all__ = [
     "FrameTime",
     "Imitate",
     "Imitations",
+    "Inspection",
     "KMeans",
     "Latency",
     "LatencyShare",
@@ -155,6 +157,7 @@ __all__ = [
     "answers",
     "deployed",
     "fps",
+    "inspect",
     "load_study",
     "named",
     "opened",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
@@ -16,7 +17,24 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
+OPTION = re.compile(r"(slimfront [a-z]+ [^;]*)|--([a-z]+(?:-[a-z]+)*)")
+FLAGS = "replace", "dynamic-size", "preprocessing"  # options without a value
 AGAIN = "the same call"  # what continues a run
+
+
+def in_python(message: str) -> str:
+    """Return a message with the options of the command line as arguments of Python; whole commands stay as they are.
+
+    >>> in_python("name another folder with --out, or overwrite it with --replace; see slimfront export --help")
+    'name another folder with out=..., or overwrite it with replace=True; see slimfront export --help'
+    """
+
+    def argument(found: re.Match[str]) -> str:
+        command, option = found.groups()
+        value = "True" if option in FLAGS else "..."
+        return command or f"{option.replace('-', '_')}={value}"
+
+    return OPTION.sub(argument, message)
 
 
 class _Asked(Parser):

@@ -14,7 +14,7 @@ from search.commands.carrying_out import faults_in_words
 from search.study.console import console
 from search.study.errors import LimitsUnmet, UserError
 
-from .asking import AGAIN
+from .asking import AGAIN, in_python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,12 +48,13 @@ def working(*, quiet: bool) -> Iterator[None]:
     try:
         with faults_in_words(AGAIN):
             yield
-    except LimitsUnmet as error:
-        for line in error.details:
+    except UserError as error:
+        error.args = (in_python(str(error)),)
+        for line in error.details if isinstance(error, LimitsUnmet) else ():
             error.add_note(line)
         raise
     except (ExportError, ImportError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(in_python(" ".join(str(error).split()))) from error
     finally:
         console.quiet = silent
         optuna.logging.set_verbosity(level)

@@ -24,6 +24,7 @@ from search.study.errors import UserError
 from search.study.front import front, trained
 from search.study.machine import device_named
 from search.study.records import TEACHER
+from spaces.network.messages import number_of
 from spaces.network.web_table import web_table
 
 from .quiet import in_notebook, working
@@ -218,7 +219,8 @@ class Result:
 
     def _title(self) -> str:
         count = len(trained(self.study))
-        return f"{self._outline.name}: {len(front(self.study))} members on the front, {count} candidates trained"
+        members, others = number_of(len(front(self.study)), "member"), number_of(count, "candidate")
+        return f"{self._outline.name}: {members} on the front, {others} trained"
 
     def _working(self) -> Any:  # noqa: ANN401 - a context
         return working(quiet=in_notebook())

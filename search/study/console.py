@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from threading import Lock, Timer
+from threading import Event, Lock, Timer
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -136,28 +136,28 @@ def step(activity: str) -> Iterator[None]:
             else:
                 _line(f"{activity} ...")
 
-        with _if_slow(show):
+        with _if_slow(show) as shown:
             yield
-    seconds = time.monotonic() - started
-    if seconds > SILENT_SECONDS:
-        _line(f"{activity}{DONE_IN}{duration(seconds)}")
+    if shown.is_set():
+        _line(f"{activity}{DONE_IN}{duration(time.monotonic() - started)}")
 
 
 @contextlib.contextmanager
-def _if_slow(show: Callable[[], None]) -> Iterator[None]:
-    """Call a function, in a thread, once the context has taken two seconds."""
-    lock, over = Lock(), False
+def _if_slow(show: Callable[[], None]) -> Iterator[Event]:
+    """Call a function, in a thread, once the context has taken two seconds; yield an event that is set when it is."""
+    lock, over, shown = Lock(), False, Event()
 
     def call() -> None:
         with lock:
             if not over:
+                shown.set()
                 show()
 
     timer = Timer(SILENT_SECONDS, call)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield shown
     finally:
         timer.cancel()
         with lock:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from search.study.console import console
 from search.study.errors import UserError, reason_of
+from spaces.network.messages import number_of
 
 FIRST_FAILURES = 3  # plans that fail before any works; then it is not the plans that have an error (chosen)
 
@@ -40,7 +41,7 @@ class FailedPlans:
     def words(self) -> str:
         """Say how many plans failed; empty if none did."""
         count = self.reasons.total()
-        return f"{self.activity}: {count} plan{'s' * (count > 1)} failed and count as the worst" if count else ""
+        return f"{self.activity}: {number_of(count, 'plan')} failed and count as the worst" if count else ""
 
     def ensure_some_work(self, worked: int) -> None:
         """Check that not all plans failed.

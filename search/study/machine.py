@@ -42,10 +42,11 @@ def running_system() -> str:
     return boot.read_text().strip() if boot.exists() else f"{uuid.getnode():x}"
 
 
-def words() -> str:
-    """Describe this machine in one line."""
+def words(runtime: str = "") -> str:
+    """Describe this machine in one line, with the versions of torch and of a runtime, by default of all runtimes."""
     architecture, system, processor, cores, versions = identity()
     installed = [f"{name} {version}" for name, version in zip(_packages(), versions, strict=True) if version]
+    installed = [one for one in installed if runtime in one or one.startswith("torch ")]
     return ", ".join([processor or architecture, f"{cores} cores", system, *installed])
 
 

@@ -10,6 +10,8 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from spaces.network.messages import number_of
+
 
 def store_computed_weights(model: nn.Module) -> tuple[str, ...]:
     """Replace computed weights by their values, in place; return sentences about it for the user.
@@ -37,7 +39,7 @@ def store_computed_weights(model: nn.Module) -> tuple[str, ...]:
         if parametrize.is_parametrized(module):
             _store(module, found)
     return tuple(
-        f"{what} of {count} layer{'s' * (count > 1)} is stored in the weights, which candidates train without it"
+        f"{what} of {number_of(count, 'layer')} is stored in the weights, which candidates train without it"
         for what, count in found.items()
     )
 

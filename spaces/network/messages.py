@@ -16,6 +16,15 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def number_of(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural but for one.
+
+    >>> number_of(1, "layer"), number_of(3, "layer")
+    ('1 layer', '3 layers')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def listed(names: Iterable[str]) -> str:
     """Return the first names of many, and how many more there are."""
     every = [name or "the network itself" for name in names]

@@ -46,6 +46,6 @@ def _row(kind: str, cells: Sequence[object]) -> str:
 
 def _text(value: object) -> str:
     """Return a cell; whole numbers have all digits, others six."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    whole = number and float(value).is_integer()
-    return html.escape(f"{value:,.0f}" if whole else f"{value:,.6g}" if number else str(value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return html.escape(str(value))
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.6g}"
