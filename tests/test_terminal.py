@@ -259,6 +259,44 @@ def test_the_script_for_other_shells_names_every_command(shell: str, folder: Pat
     assert all(re.search(rf"\b{command}\b", found.stdout) for command in EVERY)
 
 
+ZSH = """
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'PS1=ready; fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -d {folder}/dump; LISTMAX=9999'
+zpty -w shell 'print compinit is done'
+zpty -r -m shell out '*compinit is done*compinit is done*'
+zpty -w -n shell $'slimfront run my_study.py:study --sampler \t'
+zpty -r -m shell out '*tpe*'
+print -r -- $out
+zpty -d shell
+"""
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish: apt-get install fish")
+def test_fish_completes_options_and_choices(folder: Path) -> None:
+    script = piped(folder, "completion", "fish").stdout
+    for typed, offered in (("slimfront ex", {"export"}), ("slimfront run s --sampler ", {"tpe", "gp", "random"})):
+        command = f"complete -C {shlex.quote(typed)}"
+        found = subprocess.run(
+            ["fish", "--no-config", "-c", f"{script}\n{command}"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert offered <= {line.partition("\t")[0] for line in found.stdout.splitlines()}
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh: apt-get install zsh")
+def test_zsh_completes_choices_with_the_script_in_a_folder_of_functions(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "_slimfront").write_text(piped(folder, "completion", "zsh").stdout)
+    script = ZSH.replace("{folder}", str(tmp_path))
+    found = subprocess.run(
+        ["zsh", "-f", "-c", script], cwd=folder, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert {"tpe", "nsga2", "stratified"} <= set(re.findall(r"[a-z0-9]+", found.stdout))
+
+
 def test_inspect_shows_a_network_of_54_layers_in_one_screen() -> None:
     network = mobilenet_v3_small(num_classes=10).eval()
     examples = Examples(torch.randn(32, 3, 64, 64), torch.randint(10, (32,)))

@@ -195,10 +195,10 @@ def measured_losses(context: Context, changes: Sequence[Change], allowance: Allo
     if not measured and total:
         console.print("the sensitivity table: no time is left to measure it, so all changes count alike")
     elif measured + failed.reasons.total() < total or count < min(PROXY_INPUTS, len(context.spec.splits.train)):
+        entries = f"{measured} of {total} entries, the others are interpolated," if measured < total else "all entries"
         console.print(
-            f"the sensitivity table: {measured} of {total} entries were measured, on {count} inputs each"
-            + (", the others are interpolated" if measured < total else "")
-            + f", since more would take over {TABLE_SHARE:.0%} of the budget"
+            f"the sensitivity table: measured {entries} on {count} inputs each, since more would take over "
+            f"{TABLE_SHARE:.0%} of the budget"
         )
     losses = interpolated(known, [change.axis for change in changes], [len(change.plans) for change in changes])
     for added, found, choices in zip(losses, known, refused, strict=True):
