@@ -145,6 +145,16 @@ def test_without_a_goal_or_limits_no_member_meets_them_best(found: optuna.Study)
         pick(found, free, members(found), "goal")
 
 
+def test_the_knee_goes_by_what_the_files_measured(found: optuna.Study) -> None:
+    """After `confirm` a file has other weights than the search, and may be beaten by another file."""
+    searched, confirmed = record(90, 20_000, 0.2), record(59, 20_000, 0.2)
+    for of_trial_1, number in ((searched, 1), (confirmed, 2)):
+        files = {0: record(60, 30_000, 0.9), 1: of_trial_1, 2: record(60, 10_000, 0.1)}
+        assert (
+            pick(found, SPEC, [Member(trial, files[trial.number]) for trial in front(found)], "knee").number == number
+        )
+
+
 def test_the_knee_is_nearest_to_the_ideal_point() -> None:
     values = [(100.0, 9.0), (90.0, 4.0), (0.0, 1.0)]
     # scaled distances: 1; hypot(0.1, 3/8); 1

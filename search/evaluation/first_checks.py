@@ -175,7 +175,8 @@ def other_runtime_note(spec: StudySpec) -> str:
     return (
         f"BitWidths offers the precisions of {listed(sorted(others))}, but the files are for {spec.runtime.name}, "
         "which stores those that it does not have as wider integers or in floating point: their bytes and latency are "
-        "not those that a search for the other runtime predicts"
+        f"not those that the search predicts; to search for {spec.runtime.name}, name it in the study, as in "
+        "BitWidths(runtime=...)"
     )
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from search.results.file_records import file_value
 from search.results.goal import best_for_goal
 from search.results.tables import front_table
 from search.study.errors import UserError
+from search.study.front import non_dominated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +43,10 @@ def pick(study: Study, spec: Outline, members: Sequence[Member], selection: str)
     members
         The members of its front, with the verification records of their files.
     selection
-        `goal` (the member that meets goal and limits best), `knee`, the number of a trial, or a sentence about the
-        columns of the front's table, such as `max top1 where size_bytes<=20000 and latency_ms<=0.5`. A column that
-        starts with `file_` can be named without it, unless there is a column of that name.
+        `goal` (the member that meets goal and limits best), `knee` (the best trade-off), the number of a trial, or a
+        sentence about the columns of the front's table, such as `max top1 where size_bytes<=20000 and latency_ms<=0.5`.
+        A column that starts with `file_` can be named without it, unless there is a column of that name. Goal and knee
+        go by what the files measured, where they are verified.
 
     Raises
     ------
@@ -58,7 +61,7 @@ def pick(study: Study, spec: Outline, members: Sequence[Member], selection: str)
             )
         return best_for_goal(study, spec, members).trial
     if selection == "knee":
-        return members[knee([member.trial.values for member in members], _signs(study))].trial
+        return _at_the_knee(members, spec, _signs(study))
     if selection.isdigit():
         chosen = [trial for trial, _ in members if trial.number == int(selection)]
         if not chosen:
@@ -69,6 +72,16 @@ def pick(study: Study, spec: Outline, members: Sequence[Member], selection: str)
     rows = {trial.number: row for (trial, _), row in zip(members, table.to_dict("records")[1:], strict=True)}
     number = _by_sentence(rows, selection)
     return next(trial for trial, _ in members if trial.number == number)
+
+
+def _at_the_knee(members: Sequence[Member], spec: Outline, signs: Sequence[int]) -> FrozenTrial:
+    """Return the member at the knee of what the files measured; what the search measured counts where no file did."""
+    points = [
+        [file_value(record, trial, one) for one in spec.objectives] if record else [*trial.values]
+        for trial, record in members
+    ]
+    kept = [at for at, is_kept in enumerate(non_dominated(points, spec)) if is_kept]
+    return members[kept[knee([points[at] for at in kept], signs)]].trial
 
 
 def _by_sentence(rows: Rows, sentence: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from objectives import Objective
     from spaces import Anatomy, Plan
 
 mpl.rcParams["svg.hashsalt"] = "slimfront"
@@ -35,7 +36,7 @@ class Picture(Figure):
 
 def draw_front(
     table: pd.DataFrame,
-    names: Sequence[str],
+    objectives: Sequence[Objective],
     teacher: dict[str, float],
     title: str,
     path: Path | None,
@@ -44,12 +45,14 @@ def draw_front(
 ) -> Picture:
     """Draw the first objective against each of the others: candidates, both fronts, and the teacher as a star.
 
+    The front of two objectives is drawn as a staircase: what is attained at each cost.
+
     Parameters
     ----------
     table
         As `search.results.candidates.candidates` returns it.
-    names
-        The objectives.
+    objectives
+        Of the study.
     teacher
         Their values for the teacher.
     title
@@ -59,7 +62,9 @@ def draw_front(
     files, runtime
         What the files of the front measured (`search.results.file_records.file_table`), and the runtime's name.
     """
+    names = [objective.name for objective in objectives]
     costs = names[1:] or names
+    stairs: Literal["post", "pre"] = "post" if objectives[-1].direction == "minimize" else "pre"
     figure = Picture(figsize=(6.4 * len(costs), 4.8), layout="constrained")
     trained = table[table["state"] == "trained"]
     members = trained[trained["on_front"]]
@@ -68,23 +73,25 @@ def draw_front(
         axes.scatter(trained[cost], trained[names[0]], s=18, color=GREY, label=f"trained ({len(trained)})")
         line = members.sort_values(cost)
         style = "-" if len(costs) == 1 else ""  # with three objectives the front is a surface, not a line
-        axes.plot(line[cost], line[names[0]], f"o{style}", color=BLUE, markersize=6, label=f"front ({len(members)})")
+        label = f"front ({len(members)})"
+        axes.step(line[cost], line[names[0]], where=stairs, ls=style, marker="o", color=BLUE, label=label)
         for number, x, y in zip(line["number"], line[cost], line[names[0]], strict=True):
             axes.annotate(str(number), (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=BLUE)
         kept = files[files["on_front"]].sort_values(cost)
         if len(kept):
             label = f"front of the {runtime} files ({len(kept)} of {len(files)})"
-            axes.plot(kept[cost], kept[names[0]], f"s{style}", color=GREEN, markersize=8, mfc="none", label=label)
+            axes.step(kept[cost], kept[names[0]], where=stairs, ls=style, marker="s", ms=8, mfc="none", color=GREEN,
+                      label=label)  # fmt: skip
         axes.scatter([teacher[cost]], [teacher[names[0]]], marker="*", s=180, color=RED, label="teacher", zorder=3)
         _scale(axes, [*trained[cost], *kept[cost], teacher[cost]])
         axes.set_xlabel(cost)
         axes.set_ylabel(names[0])
         axes.grid(alpha=0.3)
-        axes.legend(loc="best", fontsize=8)
         seen = [*members[names[0]], *kept[names[0]], teacher[names[0]]]
         margin = 0.1 * (max(seen) - min(seen)) or 1.0
         axes.set_ylim(min(seen) - margin, max(seen) + margin)  # candidates far behind the front would flatten it
     figure.suptitle(title)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     if path is not None:
         figure.savefig(path, dpi=140)
     return figure

@@ -77,7 +77,7 @@ def _draw(study: Study, context: Context, members: Sequence[Member], table: pd.D
     spec, names = context.spec, [objective.name for objective in context.spec.objectives]
     title = f"{spec.name}: {len(trained(study))} trained candidates, seed {spec.seed}"
     teacher, files = study.user_attrs[TEACHER], file_table(members, spec)
-    draw_front(table, names, teacher, title, out / PICTURE, files, spec.runtime.name)
+    draw_front(table, spec.objectives, teacher, title, out / PICTURE, files, spec.runtime.name)
     for trial, _ in members:
         values = ", ".join(f"{name} {in_digits(value)}" for name, value in zip(names, trial.values, strict=True))
         path = out / f"plan-{trial.number}.png"

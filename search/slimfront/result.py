@@ -98,9 +98,8 @@ class Result:
     def plot(self) -> Picture:
         """Draw the candidates, the front, the front of the files, and the teacher."""
         spec, members = self._outline, self._members()
-        names = [objective.name for objective in spec.objectives]
         table, files = candidates(self.study, spec), file_table(members, spec)
-        return draw_front(table, names, self.teacher, self._title(), None, files, spec.runtime.name)
+        return draw_front(table, spec.objectives, self.teacher, self._title(), None, files, spec.runtime.name)
 
     def plan(self, number: int) -> Plan:
         """Return the plan of a trial.

@@ -15,6 +15,7 @@ from search.study.marks import LEFT_SECONDS
 from search.study.queue import params_of
 from search.study.records import KEEP, KEY
 from search.study.weights import CANDIDATES, CHECKPOINTS, CONFIRMED, state_path, store_of_trial
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,7 +65,8 @@ class Cleaning:
     def report(self) -> None:
         """Print what was removed because it was dominated."""
         if self._count:
-            console.print(f"removed the weights of {self._count} dominated candidates, {self._bytes / 1e6:,.1f} MB")
+            count = number_of(self._count, "dominated candidate")
+            console.print(f"removed the weights of {count}, {self._bytes / 1e6:,.1f} MB")
 
     def _unneeded(self, files: dict[int, Path], trials: list[FrozenTrial], members: set[int]) -> list[int]:
         """Return the numbers of the trials whose weights nothing needs."""
