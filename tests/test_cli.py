@@ -168,6 +168,8 @@ def test_the_help_of_slimfront_names_every_command() -> None:
     assert "slimfront run studies/digits.py:study" in " ".join(result.stdout.split())
 
 
+NO_STUDY = "/runs/small; start it with slimfront run, or name its folder with --folder"
+
 # By name of the mistake: the arguments, and a part of the one line on standard error.
 ERRORS_BEFORE_RUN: dict[str, tuple[list[str], str]] = {
     "no such file": (["run", "nowhere.py:study"], "no file nowhere.py; give the path of the file with the study"),
@@ -224,10 +226,22 @@ ERRORS_BEFORE_RUN: dict[str, tuple[list[str], str]] = {
         ["run", STUDY, "--storage", "nothing://x"],
         "--storage must name a database that SQLAlchemy knows",
     ),
-    "a study that was not run": (["front", STUDY], "no study in runs/small; start it with: slimfront run"),
-    "a report before the run": (["report", STUDY], "no study in runs/small; start it with: slimfront run"),
-    "an export before the run": (["export", STUDY], "no study in runs/small; start it with: slimfront run"),
-    "confirming before the run": (["confirm", STUDY], "no study in runs/small; start it with: slimfront run"),
+    "a study that was not run": (
+        ["front", STUDY],
+        NO_STUDY,
+    ),
+    "a report before the run": (
+        ["report", STUDY],
+        NO_STUDY,
+    ),
+    "an export before the run": (
+        ["export", STUDY],
+        NO_STUDY,
+    ),
+    "confirming before the run": (
+        ["confirm", STUDY],
+        NO_STUDY,
+    ),
 }
 
 

@@ -89,7 +89,9 @@ def storage_at(folder: Path, url: str | None, *, create: bool) -> BaseStorage:
     if url is None:
         path = folder / JOURNAL
         if not create and not path.exists():
-            raise UserError(f"no study in {folder}; start it with: slimfront run")
+            raise UserError(
+                f"no study in {folder.resolve()}; start it with slimfront run, or name its folder with --folder"
+            )
         return _journal_at(path, create=create)
     if url.startswith("journal://"):
         return _journal_at(Path(url.removeprefix("journal://")), create=create)

@@ -135,7 +135,8 @@ def find(target: str, settings: list[str], folder: str | None, url: str | None) 
         raise
     except Exception as error:
         raise unusable(error, path.parent, url) from error
-    changed = words["sha256"] != _digest(words["study"])
+    digest = _digest(words["study"])  # empty where the file is not found from the present folder
+    changed = bool(digest) and words["sha256"] != digest
     return None if outline is None else Stored(study, outline, path.parent, changed)
 
 
