@@ -229,7 +229,7 @@ def test_limits_that_no_plan_meets_say_how_near_each_came(tmp_path: Path) -> Non
 
 
 def test_what_is_not_stored_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no study in .*; start it .*, or name its folder with folder="):
+    with pytest.raises(UserError, match=r"no study in .*; start it .*, or name its folder with folder="):
         load_study(small_study.study(), folder=tmp_path)
     with pytest.raises(UserError, match="holds no study that can be read without its function"):
         load_study(tmp_path)
