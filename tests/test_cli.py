@@ -80,6 +80,12 @@ def needs(data):
 BROKEN = "def study(:\n"
 
 
+@pytest.fixture(autouse=True)
+def without_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine anything may take so long that it is shown; here the other lines are of interest."""
+    monkeypatch.setattr("search.study.console.SILENT_SECONDS", 600.0)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the file of a study that has been run."""
