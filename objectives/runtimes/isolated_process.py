@@ -6,6 +6,7 @@ load, then inputs to run or a second file to compare with. Tensors pass through 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from objectives.runtimes.errors import ExportError
+from objectives.runtimes.forked_process import CAN_FORK, ForkedProcess
 from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
 from objectives.trees import Tree, leaves
 
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder of our packages
 SERVE = "from objectives.runtimes.isolated_process import main; main()"
+FORK = (
+    "from objectives.runtimes.isolated_process import main; from objectives.runtimes.forked_process import serve; "
+    "serve({}, main)"
+)
 INPUT_FILE, OUTPUT_FILE = "in.safetensors", "out.safetensors"  # in the shared folder
 
 
@@ -64,13 +70,7 @@ class IsolatedProcess:
         request = {
             "runtime": _to_json(self.runtime), "folder": self._folder.name, "path": str(self.path.resolve()),
         }  # fmt: skip
-        self._process = subprocess.Popen(  # noqa: S603 - our own code
-            python(SERVE),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-        )
+        self._process = _started(self._stderr)
         try:
             self._ask(request)
         except BaseException:
@@ -81,7 +81,11 @@ class IsolatedProcess:
     def __exit__(self, *_: object) -> None:
         """End the process."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
         self._stderr.close()
         self._folder.cleanup()
 
@@ -131,6 +135,16 @@ class IsolatedProcess:
             last = (self._stderr.read().strip().splitlines() or [f"exit code {self._process.returncode}"])[-1]
             raise ExportError(f"the process that executed {self.path.name} with {self.runtime.name} ended: {last}")
         return json.loads(answer)  # type: ignore[no-any-return]
+
+
+def _started(stderr: TextIO) -> ForkedProcess | subprocess.Popen[str]:
+    """Start a process that calls `main`: a fork where that is possible, else a new Python."""
+    if CAN_FORK:
+        with contextlib.suppress(OSError):
+            return ForkedProcess(lambda number: python(FORK.format(number)), stderr)
+    return subprocess.Popen(  # noqa: S603 - our own code
+        python(SERVE), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+    )
 
 
 def _numbered(letter: str, tree: Tree) -> dict[str, Tensor]:
