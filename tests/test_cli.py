@@ -81,7 +81,7 @@ BROKEN = "def study(:\n"
 
 
 @pytest.fixture(autouse=True)
-def without_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine anything may take so long that it is shown; here the other lines are of interest."""
     monkeypatch.setattr("search.study.console.SILENT_SECONDS", 600.0)
 
@@ -338,7 +338,6 @@ def test_a_mistake_after_the_run_is_reported_in_one_line_and_changes_no_file(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "slimfront: the following arguments are required: COMMAND; see slimfront --help"),
         (["fly"], "slimfront: argument COMMAND: invalid choice: 'fly'"),
         (["run"], "slimfront: the following arguments are required: study; see slimfront run --help"),
         (
@@ -358,6 +357,13 @@ def test_a_mistyped_command_is_reported_in_one_line(
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert printed.startswith(message)
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: slimfront ")
 
 
 @pytest.mark.parametrize("damage", ["a line of nonsense\n", '{"op_code": 99}\n', '{"op_code": 4, "trial_id": 7}\n'])

@@ -63,7 +63,7 @@ def test_a_file_computes_the_same_in_another_process(file: Path) -> None:
 
 def test_a_runtime_may_be_defined_in_the_file_of_a_study(file: Path, tmp_path: Path) -> None:
     """The module of a study has a name that no other process can import."""
-    source = tmp_path / "my_study.py"
+    source = tmp_path / "study_with_a_runtime.py"
     source.write_text("from objectives.runtimes import OnnxRuntime\n\n\nclass Mine(OnnxRuntime):\n    pass\n")
     mine = imported(str(source)).Mine()
     inputs = example(teacher(Plain))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import pytest
 
@@ -61,7 +61,7 @@ def forked(stderr: TextIO) -> Iterator[ForkedProcess]:
         yield fork
 
 
-def said(fork: ForkedProcess, line: str = "where") -> list[object]:
+def said(fork: ForkedProcess, line: str = "where") -> Any:
     fork.stdin.write(f"{line}\n")
     fork.stdin.flush()
     return eval(fork.stdout.readline())  # noqa: S307 - our own JSON

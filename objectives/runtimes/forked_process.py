@@ -7,12 +7,14 @@ process that forks runs nothing else, so a fork knows as little as a new Python.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TextIO
 
@@ -63,6 +65,7 @@ class ForkedProcess:
             os.close(its_input)
             os.close(its_output)
         self.stdin, self.stdout = os.fdopen(stdin, "w"), os.fdopen(stdout)
+        self.stdin.write(json.dumps([str(Path.cwd()), dict(os.environ), paths_of_modules()]) + "\n")
 
     def wait(self) -> int:
         """Wait until the process has ended; return its exit code."""
@@ -79,6 +82,15 @@ class ForkedProcess:
             except OSError:  # the process that forks was killed; this one ends when its pipes are closed
                 self.returncode = -signal.SIGKILL
         return self.returncode
+
+
+def paths_of_modules() -> list[str]:
+    """Return the folders where this process finds modules, in another order: the current one comes last.
+
+    Python itself puts it first, where a file of the user's may have the name of a module of ours, or of one that we
+    use.
+    """
+    return [*filter(None, sys.path), *([str(Path.cwd())] * ("" in sys.path))]
 
 
 class _Server:
@@ -112,25 +124,17 @@ class _Server:
             raise BrokenPipeError("the process that forks has ended")
         return int(answer)
 
-    def close(self) -> None:
-        """End the process."""
-        self._socket.close()
-        self._process.wait()
 
-
-_servers: dict[tuple[object, ...], _Server] = {}  # at most one, by what its forks inherit
+# By the process that started it, since one that was forked has none of its own, and by what its forks do
+_servers: dict[tuple[int, Callable[[int], list[str]]], _Server] = {}
 _change = Lock()
 
 
 def _server(command: Callable[[int], list[str]]) -> _Server:
-    """Return a process whose forks have the paths, the folder and the environment that this process has now."""
-    key = os.getpid(), tuple(sys.path), str(os.path.realpath(".")), *sorted(os.environ.items())
+    """Return the process that forks for this one."""
+    key = os.getpid(), command
     with _change:
         if key not in _servers:
-            for known in [*_servers]:
-                old = _servers.pop(known)
-                if known[0] == os.getpid():  # in a fork of ours it belongs to the other process
-                    old.close()
             _servers[key] = _Server(command)
         return _servers[key]
 
@@ -164,12 +168,17 @@ def serve(number: int, main: Callable[[], None]) -> None:
 
 
 def _become(pipes: list[int], main: Callable[[], None]) -> None:
-    """Call a function with these standard input, output and error, and end the process."""
+    """Call a function with these pipes, and folder, environment and paths of the first line; end the process."""
     for place, pipe in enumerate(pipes):
         os.dup2(pipe, place)
         os.close(pipe)
     code = 1
     try:
+        folder, environment, paths = json.loads(sys.stdin.readline())
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path[:] = paths
         main()
         code = 0
     except SystemExit as ended:

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from objectives.runtimes.errors import ExportError
-from objectives.runtimes.forked_process import CAN_FORK, ForkedProcess
+from objectives.runtimes.forked_process import CAN_FORK, ForkedProcess, paths_of_modules
 from objectives.runtimes.timing import BLOCK_MS, TIMING_ROUNDS, LatencyRatio, compare
 from objectives.trees import Tree, leaves
 
@@ -141,10 +141,14 @@ def _started(stderr: TextIO) -> ForkedProcess | subprocess.Popen[str]:
     """Start a process that calls `main`: a fork where that is possible, else a new Python."""
     if CAN_FORK:
         with contextlib.suppress(OSError):
-            return ForkedProcess(lambda number: python(FORK.format(number)), stderr)
+            return ForkedProcess(_python_that_forks, stderr)
     return subprocess.Popen(  # noqa: S603 - our own code
         python(SERVE), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
     )
+
+
+def _python_that_forks(number: int) -> list[str]:
+    return python(FORK.format(number))
 
 
 def _numbered(letter: str, tree: Tree) -> dict[str, Tensor]:
@@ -180,12 +184,10 @@ def _from_json(value: Any) -> Any:  # noqa: ANN401 - any field of a runtime
 def python(code: str) -> list[str]:
     """Return the command that runs code in another Python, which finds the modules that this one finds.
 
-    Python itself puts the current folder first, where a file of the user's may have the name of a module of ours, or
-    of one that we use. Our packages are imported from where they are now, whatever else has their names.
+    Our packages are imported from where they are now, whatever else has their names.
     """
-    paths = [*filter(None, sys.path), *([str(Path.cwd())] * ("" in sys.path))]
     lines = (
-        f"import sys; sys.path[:] = {paths!r}; import lazy_loader",  # which our packages use
+        f"import sys; sys.path[:] = {paths_of_modules()!r}; import lazy_loader",  # which our packages use
         f"sys.path.insert(0, {str(ROOT)!r}); import objectives, search, spaces; del sys.path[0]",
         code,
     )
