@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objectives.runtimes.errors import ExportError
-from search.command_line import EXIT_ERROR, EXIT_STOPPED, parser
+from search.command_line import parser
+from search.command_parser import EXIT_ERROR, EXIT_STOPPED
 from search.study.budget_clock import PROCESS_START, now
 from search.study.console import QUIET, USUAL, VERBOSE, console, results_alone
 from search.study.errors import LimitsUnmet, UserError

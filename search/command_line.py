@@ -7,10 +7,8 @@ import contextlib
 import importlib.metadata
 import os
 import shlex
-import shutil
-import sys
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from objectives.runtimes.names import RUNTIMES
 from search.command_help import (
@@ -29,10 +27,10 @@ from search.command_help import (
     WORKERS_HELP,
     Layout,
 )
+from search.command_parser import Parser
 from search.init_options import add_init
 from search.study.numbers import LARGEST_SEED, MOST
 from search.study.passwords import shown
-from search.study.wrapping import wrapped
 
 STORAGE_VARIABLE = "SLIMFRONT_STORAGE"  # in the environment, it names the storage; command lines show passwords
 MOST_SEEDS = 1000  # of a confirmation (chosen)
@@ -41,7 +39,6 @@ MOST_THREADS = 1024  # of torch (chosen); more is a slip, and may end the proces
 SMALLEST = 1e-6  # gigabytes (chosen)
 SHORTEST = 1e-3  # minutes or CPU seconds (chosen)
 MOST_SHOWN = 80  # characters of a word that an error quotes
-EXIT_ERROR, EXIT_STOPPED = 2, 130  # exit codes; shells report 130 for what Ctrl-C ended (128 + SIGINT)
 
 # The names of --sampler: samplers of Optuna, and two of slimfront.
 SAMPLERS = {
@@ -201,19 +198,7 @@ class Number:
         )
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose error messages are one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message and exit with code 2."""
-        words = " ".join(map(shown, message.split()))
-        line = f"slimfront: {words}; see {self.prog} --help"
-        if sys.stderr.isatty():
-            line = wrapped(line, shutil.get_terminal_size().columns)
-        self.exit(EXIT_ERROR, f"{line}\n")
-
-
-def parser(kind: type[Parser] = Parser) -> argparse.ArgumentParser:
+def parser(kind: type[Parser] = Parser) -> Parser:
     """Return the parser of the command line, of a kind that may report errors in another way."""
     whole = kind(
         prog="slimfront", epilog=f"{TYPICAL_USE}\n\n{EXIT_CODES}", formatter_class=Layout,
@@ -222,6 +207,7 @@ def parser(kind: type[Parser] = Parser) -> argparse.ArgumentParser:
     )  # fmt: skip
     whole.add_argument("--version", action="version", version=f"slimfront {_version()}")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    whole.commands = commands.choices
     add_init(commands.add_parser, *COMMANDS["init"])
     added = {name: _command(commands, name) for name in COMMANDS if name != "init"}
     _completion(commands)
@@ -280,7 +266,7 @@ def _command(commands: argparse._SubParsersAction[Parser], name: str) -> argpars
         epilog=f"example: slimfront {name} studies/digits.py:study {described.example}\n\n{PRINTED[name]}".rstrip(),
     )  # fmt: skip
     named = "file.py:function or package.module:function that returns a search.StudySpec"
-    command.add_argument("study", help=f"{named}; or the folder of a study" if name == "front" else named)
+    command.add_argument("study", help=f"{named}; or the folder of a study that was run before")
     shared = command.add_argument_group("options of all commands")
     add = shared.add_argument
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="argument of that function; may be repeated")

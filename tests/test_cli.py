@@ -345,7 +345,11 @@ def test_a_mistake_after_the_run_is_reported_in_one_line_and_changes_no_file(
             "slimfront: argument --trials: must be a whole number from 1 to 1,000,000,000",
         ),
         (["run", STUDY, "--sampler", "magic"], "slimfront: argument --sampler: invalid choice: 'magic'"),
-        (["front", STUDY, "--pick", "3"], "slimfront: unrecognized arguments: --pick 3; see slimfront --help"),
+        (["front", STUDY, "--pick", "3"], "slimfront: unrecognized arguments: --pick 3; see slimfront front --help"),
+        (
+            ["run", STUDY, "--minuts", "3"],
+            "slimfront: unrecognized arguments: --minuts 3; the nearest is --minutes; see slimfront run --help",
+        ),
     ],
 )
 def test_a_mistyped_command_is_reported_in_one_line(
@@ -357,6 +361,15 @@ def test_a_mistyped_command_is_reported_in_one_line(
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert printed.startswith(message)
+
+
+def test_every_command_takes_the_folder_of_a_study(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "runs/small", "--pick", "knee", "--out", "by_folder"]) == 0
+    capsys.readouterr()
+    assert main(["run", "runs/small", "--unverified"]) == 0
+    assert "for a file: slimfront export my_study.py:study --folder runs/small --pick knee" in capsys.readouterr().err
+    assert main(["report", "runs/large"]) == 2
+    assert "no study was run in the folder runs/large; those in runs/ are: runs/small;" in capsys.readouterr().err
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -278,7 +278,7 @@ def test_files_are_not_verified_once_the_time_is_over(
     over = BudgetClock(Budget(None, minutes=1), wall=time.monotonic() - 61)
     assert verify_front(with_weights, shared, tmp_path, reference, over) == []
     assert not record_path(tmp_path, member, shared.spec.runtime).exists()
-    assert "the time is over: 1 of 1 files are not verified" in " ".join(capsys.readouterr().err.split())
+    assert "the time is over: 1 of 1 files of the front are not verified" in " ".join(capsys.readouterr().err.split())
     planned = VerificationTime(shared, tmp_path, reference, wall=True)
     assert planned.of(with_weights) == 0, "it was verified to learn how long that takes"
     assert record_path(tmp_path, member, shared.spec.runtime).exists()

@@ -304,7 +304,7 @@ def test_a_goal_out_of_reach_is_reported_before_any_training(
     assert also_macs.startswith("limit macs <= 0.5 of the teacher's (6,976): met by ")
     assert error.startswith("slimfront: the limit size_bytes <= 0.111111 of the teacher's (404) cannot be met: ")
     assert "; loosen only this limit, to " in error
-    assert " of the teacher's, or extend the range of " in error
+    assert " times less), or extend the range of " in error
     assert not (tmp_path / "runs" / "small" / "candidates").exists()
 
 

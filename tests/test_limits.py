@@ -233,7 +233,7 @@ def test_without_a_single_limit_in_the_way_the_one_missed_by_most_binds() -> Non
 
 def test_a_loosened_limit_is_given_in_its_own_terms() -> None:
     assert loosened(ONE, 120) == "120"
-    assert loosened(Limit(MACS, of_teacher=0.1).against(1000), 120) == "120, 0.12 of the teacher's"
+    assert loosened(Limit(MACS, of_teacher=0.1).against(1000), 120) == "120, 0.12 of the teacher's (8.33 times less)"
     assert loosened(Limit(Top1(DATA), lose_at_most=1).against(98), 95.5) == "95.5, a loss of 2.5"
 
 
@@ -246,13 +246,16 @@ def test_a_limit_out_of_reach_is_reported_with_the_axis_that_gives_most(
         searched(spec, tmp_path)
     message = str(caught.value)
     assert message.startswith("the limit macs <= 0.01 of the teacher's (139.52) cannot be met: the nearest plan")
-    assert "; loosen only this limit, to 1,036, 0.07425 of the teacher's, or extend the range of Prune" in message
+    assert (
+        "; loosen only this limit, to 1,036, 0.07425 of the teacher's (13.5 times less), or extend the range of Prune"
+        in message
+    )
     assert "the axis that gives most: alone, at its strongest (channels -75% first, second), it reaches macs" in message
     assert [line.split(":")[0] for line in caught.value.details] == [
         "limit macs <= 0.01 of the teacher's (139.52)",
         "limit size_bytes <= 0.9 of the teacher's (3,280.5)",
     ]
-    assert "missed by 642.5%; the best value is 1,036, by channels -75%" in caught.value.details[0]
+    assert "missed by a factor of 7.43; the best value is 1,036, by channels -75%" in caught.value.details[0]
     assert "met by " in caught.value.details[1]
     assert not trainings
 

@@ -102,8 +102,14 @@ COLUMNS = (
         ),
         ("best", "a pick must be 'goal', 'knee', the number of a trial"),
         ("max top1 where", "a pick must be 'goal', 'knee', the number of a trial"),
-        ("max top2", f"the table of the front has no column 'top2'; its columns are {COLUMNS}"),
-        ("max top1 where size<=3", f"the table of the front has no column 'size'; its columns are {COLUMNS}"),
+        (
+            "max top2",
+            f"no column of the front is called 'top2'; the nearest are: top1, file_top1; all columns: {COLUMNS}",
+        ),
+        (
+            "max top1 where size<=3",
+            f"is called 'size'; the nearest are: size_bytes, feasible, file_feasible; all columns: {COLUMNS}",
+        ),
         (
             "max top1 where size_bytes<=20kB",
             "a condition must be of the form size_bytes<=20000, but got 'size_bytes<=20kB'",

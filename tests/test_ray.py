@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from search.command_line import EXIT_STOPPED
+from search.command_parser import EXIT_STOPPED
 from search.study.front import trained, trained_count
 from tests.several import check, finished, folder_of_study, has_trained, opened, started, wait_until
 

@@ -311,7 +311,7 @@ def test_inspect_shows_a_network_of_54_layers_in_one_screen() -> None:
     assert 20 <= len(lines) <= 34, "the teacher's values and the smallest plans have lines too"
     assert is_whole(lines)
     assert "BitWidths can act on 100.0% of the multiply-adds, 54 of 54 layers" in lines
-    assert "  Ranks: 12% to 25-75% of the full rank, or all" in lines
+    assert "  Ranks: 12% to 25-75% of the full rank, or all, as the layer allows" in lines
 
 
 def test_a_plot_has_a_mark_where_each_point_is() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from search.command_line import study_arguments
 from search.commands.loading import opened, with_weights
 from search.commands.showing import members_of, show_front
 from search.evaluation.answers import ensure_same_answers
@@ -75,6 +76,7 @@ def command(options: argparse.Namespace) -> int:
     elif options.format == "table":
         print_result(f"\nThe front with its {spec.runtime.name} files:")
         show_front(study, spec, members_of(study, spec, found.folder), options.format, with_plans=False)
+    console.print(f"for a file: slimfront export {study_arguments(options)}")
     for failure in failures:
         console.error(f"slimfront: {failure}")
     return 1 if failures else 0

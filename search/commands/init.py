@@ -114,7 +114,9 @@ class _Asking:
         given = getattr(self._options, name)
         if given is None and not self._terminal:
             if usual is None:
-                raise UserError(f"--{name} is missing, and there is no terminal to ask on")
+                raise UserError(
+                    f"--{name} is missing, and there is no terminal to ask on; what it asks for: slimfront init --help"
+                )
             given = usual
             console.print(f"--{name.replace('_', '-')} {usual} is taken, since there is no terminal to ask on")
         if given is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pkgutil
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,10 +21,10 @@ from search.study.goal import with_stored_goal
 from search.study.loader import load
 from search.study.spec import Budget, StudySpec
 from search.study.storage import open_study
+from search.study.stored import STARTED_WITH, started_with
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
     from optuna import Study
     from optuna.trial import FrozenTrial
@@ -35,6 +36,7 @@ def loaded(options: argparse.Namespace) -> tuple[StudySpec, Path]:
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # from fvcore; users cannot avoid it
     warnings.filterwarnings("ignore", "LSTM with projections")  # of its speed
     warnings.filterwarnings("ignore", "RNN module weights")  # from cuDNN, of weights that axes may replace one by one
+    _name_by_function(options)
     with step("loading the study"):
         spec = _spec_of(options)
     return spec, folder_of(spec, options.folder)
@@ -56,6 +58,15 @@ def on_runtime(options: argparse.Namespace, spec: StudySpec) -> StudySpec:
     """Return the study with the runtime that the options name."""
     asked = asked_runtime(options, spec.runtime)
     return spec if asked is None else dataclasses.replace(spec, runtime=asked)
+
+
+def _name_by_function(options: argparse.Namespace) -> None:
+    """Put the function and the settings of a study in the place of the folder by which it is named."""
+    if not isinstance(options.study, str) or not (Path(options.study) / STARTED_WITH).is_file():
+        return
+    folder = options.study
+    options.study, settings = started_with(Path(folder))
+    options.set, options.folder = [*settings, *options.set], options.folder or folder
 
 
 def _spec_of(options: argparse.Namespace) -> StudySpec:

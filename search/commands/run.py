@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from objectives.objective import in_digits
-from search.command_line import EXIT_STOPPED, SHORTEST, STORAGE_VARIABLE, study_arguments, study_words
+from search.command_line import SHORTEST, STORAGE_VARIABLE, study_arguments, study_words
+from search.command_parser import EXIT_STOPPED
 from search.commands.loading import with_weights
 from search.commands.searching import Search, opened_search
 from search.commands.showing import members_of, show_front

@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from search.command_line import EXIT_STOPPED
+from search.command_parser import EXIT_STOPPED
 from search.commands.searching import opened_search
 from search.study.console import console
 

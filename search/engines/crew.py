@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from search.command_line import EXIT_STOPPED
+from search.command_parser import EXIT_STOPPED
 from search.loop.board import Board
 from search.proposals.draft_start import DRAFT_SAYS
 from search.study.console import DONE_IN, console

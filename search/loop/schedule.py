@@ -155,7 +155,10 @@ def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
     alone = (clock.left - (1 + FILE_SHARE) * other_seconds) / step_seconds  # steps of a single candidate
     short = recipe.longer(min(1.0, max(wanted, min(alone, MIN_TRAINING_STEPS), 1.0) / steps))
     short_steps, part = short.steps(context.spec.splits.train), short.epochs / recipe.epochs
-    console.print(f"each candidate is trained for {short_steps} steps, {part:.0%} of the recipe, to finish in time")
+    console.print(
+        f"each candidate is trained for {short_steps} steps, {part:.0%} of the {recipe.epochs:g} epochs of the recipe, "
+        "to finish in time"
+    )
     seconds = step_seconds * short_steps + other_seconds
     if wanted < MIN_TRAINING_STEPS:
         fitting = max(1, int(clock.workers * clock.left / seconds))

@@ -18,6 +18,7 @@ from search.proposals.proxy_correlation import is_misleading
 from search.study.console import console
 from search.study.errors import Diverged, MachineFault, UserError, reason_of
 from search.study.failed_plans import FIRST_FAILURES
+from search.study.front import trained_words
 from search.study.notes import note_trial
 from search.study.queue import QUEUE, give_back
 from search.study.records import ASKED, PLAN, REASON, REPLAY
@@ -151,11 +152,11 @@ class Watch:
         if self.stopped or self.exhausted or not console.leads:
             return
         if budget.trials is not None and done >= budget.trials:
-            console.print(f"the search ends: {done} of {budget.trials} trials are trained")
+            console.print(f"the search ends: {trained_words(self.study)}, of {budget.trials}")
         else:
             used = " and ".join(f"{passed} of {bound}" for passed, bound in self.clock.words())
-            kept = "; the rest is for the files of the front" if self.clock.reserved else ""
-            console.print(f"the search ends with {done} trials trained: its time is used ({used}{kept})")
+            kept = "; the rest is for the files of the front" if self.clock.reserved and not self.clock.exceeded else ""
+            console.print(f"the search ends: {trained_words(self.study)}, and its time is used ({used}{kept})")
 
     def update(self) -> None:
         """Show the result of the last trial; stop if no trial succeeds.

@@ -51,6 +51,10 @@ if TYPE_CHECKING:
 
 SOURCE_FILE = "model.cc"  # beside the file, for devices without a file system
 VERIFIED_FOR = "verified_for"  # key of a record: the runtime, with its version if the study names one
+OUT_OF_TIME = (
+    "the time is over: {} of {} files of the front are not verified; `slimfront confirm`, with the same options and "
+    "--seeds 0, verifies them"
+)
 VERIFICATION_SECONDS = "verification_seconds"  # key of a record: wall and CPU seconds of export and verification
 
 
@@ -89,14 +93,16 @@ def verify_front(
         unverified = [(trial, weights) for trial, weights in unverified if are_available(trial, weights)]
     if not unverified:
         return []
+    if clock is not None and clock.left <= 0:
+        console.print(OUT_OF_TIME.format(len(unverified), len(unverified)))
+        return []
+    before = len(members) - len(unverified)
     name = f"verifying {number_of(len(unverified), f'{spec.runtime.name} file')} of the front"
+    name += f" ({before} verified before)" if before else ""
     with track(name) if bar else contextlib.nullcontext(lambda _: None) as progress:
         for done, (trial, weights) in enumerate(unverified):
             if clock is not None and clock.left <= 0:
-                console.print(
-                    f"the time is over: {len(unverified) - done} of {len(unverified)} files are not verified; "
-                    "`slimfront confirm STUDY --seeds 0` verifies them"
-                )
+                console.print(OUT_OF_TIME.format(len(unverified) - done, len(unverified)))
                 break
             started = now()
             record_file = record_path(folder, trial, spec.runtime)

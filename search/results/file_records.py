@@ -54,6 +54,11 @@ def is_confirmed(member: Member) -> bool:
     return WEIGHTS in member.record and member.record[WEIGHTS] != member.trial.user_attrs.get(WEIGHTS)
 
 
+def files_words(members: Sequence[Member], spec: Outline) -> str:
+    """Say in short what the verified files of the front are."""
+    return f"{spec.runtime.name} files" + (" of confirm" if any(map(is_confirmed, members)) else "")
+
+
 def record_path(folder: Path, trial: FrozenTrial, runtime: Named) -> Path:
     """Return the path of the verification record of a member's file for a runtime."""
     return record_folder(folder, runtime) / f"{trial.number}.json"

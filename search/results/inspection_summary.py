@@ -71,5 +71,7 @@ def _units_in_percent(found: re.Match[str]) -> str:
 def _range(choices: Sequence[str]) -> str:
     """Return choices that differ only in numbers as one, with the range of each number."""
     columns = zip(*(map(float, ANY_NUMBER.findall(choice)) for choice in choices), strict=True)
-    ranges = iter([f"{min(c):g}" if min(c) == max(c) else f"{min(c):g}-{max(c):g}" for c in columns])
-    return ANY_NUMBER.sub(lambda _: next(ranges), choices[0])
+    ranges = [f"{min(c):g}" if min(c) == max(c) else f"{min(c):g}-{max(c):g}" for c in columns]
+    shown = iter(ranges)
+    differs = ", as the layer allows" if any("-" in one for one in ranges) else ""
+    return ANY_NUMBER.sub(lambda _: next(shown), choices[0]) + differs

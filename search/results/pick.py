@@ -14,6 +14,7 @@ from search.results.goal import best_for_goal
 from search.results.tables import front_table
 from search.study.errors import UserError
 from search.study.front import non_dominated
+from spaces.network.messages import unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,7 +131,9 @@ def _column(rows: Rows, name: str) -> str:
     for column in (name, f"{ON_FILE}{name}"):
         if column in columns:
             return column
-    raise UserError(f"the table of the front has no column {name!r}; its columns are {', '.join(columns)}")
+    names = dict.fromkeys([*columns, *(one.removeprefix(ON_FILE) for one in columns)])
+    nearest = unknown_name("column of the front", name, names)
+    raise UserError(f"{nearest}; all columns: {', '.join(columns)}")
 
 
 def _numbers(rows: Rows, column: str) -> dict[int, float]:

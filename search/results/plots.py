@@ -41,7 +41,7 @@ def draw_front(
     title: str,
     path: Path | None,
     files: pd.DataFrame,
-    runtime: str,
+    files_name: str,
 ) -> Picture:
     """Draw the first objective against each of the others: candidates, both fronts, and the teacher as a star.
 
@@ -59,18 +59,18 @@ def draw_front(
         Of the picture.
     path
         A .png file to write, None for none.
-    files, runtime
-        What the files of the front measured (`search.results.file_records.file_table`), and the runtime's name.
+    files, files_name
+        What the files of the front measured (`search.results.file_records.file_table`), and what to call them.
     """
     names = [objective.name for objective in objectives]
     costs = names[1:] or names
     stairs: Literal["post", "pre"] = "post" if objectives[-1].direction == "minimize" else "pre"
     figure = Picture(figsize=(6.4 * len(costs), 4.8), layout="constrained")
     trained = table[table["state"] == "trained"]
-    members = trained[trained["on_front"]]
+    members, behind = trained[trained["on_front"]], trained[~trained["on_front"].astype(bool)]
     for index, cost in enumerate(costs):
         axes = figure.add_subplot(1, len(costs), index + 1)
-        axes.scatter(trained[cost], trained[names[0]], s=18, color=GREY, label=f"trained ({len(trained)})")
+        axes.scatter(behind[cost], behind[names[0]], s=18, color=GREY, label=f"behind the front ({len(behind)})")
         line = members.sort_values(cost)
         style = "-" if len(costs) == 1 else ""  # with three objectives the front is a surface, not a line
         label = f"front ({len(members)})"
@@ -79,7 +79,7 @@ def draw_front(
             axes.annotate(str(number), (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=BLUE)
         kept = files[files["on_front"]].sort_values(cost)
         if len(kept):
-            label = f"front of the {runtime} files ({len(kept)} of {len(files)})"
+            label = f"front of the {files_name} ({len(kept)} of {len(files)})"
             axes.step(kept[cost], kept[names[0]], where=stairs, ls=style, marker="s", ms=8, mfc="none", color=GREEN,
                       label=label)  # fmt: skip
         axes.scatter([teacher[cost]], [teacher[names[0]]], marker="*", s=180, color=RED, label="teacher", zorder=3)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from objectives.objective import in_digits
 from search.results.candidates import candidates
-from search.results.file_records import file_table
+from search.results.file_records import file_table, files_words
 from search.results.page.facts import facts
 from search.results.page.page import page
 from search.results.plots import draw_front, draw_plan
-from search.study.front import trained
+from search.study.front import trained_words
 from search.study.marks import REPORT, ensure_free, put_files, unfinished_folder
 from search.study.records import TEACHER
 
@@ -75,9 +75,9 @@ def report(
 def _draw(study: Study, context: Context, members: Sequence[Member], table: pd.DataFrame, out: Path) -> None:
     """Write the pictures of a report to a folder."""
     spec, names = context.spec, [objective.name for objective in context.spec.objectives]
-    title = f"{spec.name}: {len(trained(study))} trained candidates, seed {spec.seed}"
+    title = f"{spec.name}: {trained_words(study)}, seed {spec.seed}"
     teacher, files = study.user_attrs[TEACHER], file_table(members, spec)
-    draw_front(table, spec.objectives, teacher, title, out / PICTURE, files, spec.runtime.name)
+    draw_front(table, spec.objectives, teacher, title, out / PICTURE, files, files_words(members, spec))
     for trial, _ in members:
         values = ", ".join(f"{name} {in_digits(value)}" for name, value in zip(names, trial.values, strict=True))
         path = out / f"plan-{trial.number}.png"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
 
-from search.command_line import Parser, parser
+from search.command_line import parser
+from search.command_parser import Parser
 from search.study.budget_clock import now
 from search.study.errors import UserError
 from search.study.spec import StudySpec
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
-OPTION = re.compile(r"(slimfront [a-z]+ [^;]*)|--([a-z]+(?:-[a-z]+)*)")
+COMMAND_OR_OPTION = re.compile(r"(slimfront [a-z]+ [^;]*)|--([a-z]+(?:-[a-z]+)*)")
 FLAGS = "replace", "dynamic-size", "preprocessing"  # options without a value
 AGAIN = "the same call"  # what continues a run
 
@@ -34,7 +35,7 @@ def in_python(message: str) -> str:
         value = "True" if option in FLAGS else "..."
         return command or f"{option.replace('-', '_')}={value}"
 
-    return OPTION.sub(argument, message)
+    return COMMAND_OR_OPTION.sub(argument, message)
 
 
 class _Asked(Parser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -15,13 +16,13 @@ from search.commands.showing import members_of
 from search.evaluation.context import Context
 from search.evaluation.subject import Subject
 from search.results.candidates import candidates
-from search.results.file_records import file_table
+from search.results.file_records import file_table, files_words
 from search.results.goal import goal_note
 from search.results.page.columns import unit_of
 from search.results.plots import draw_front
 from search.results.tables import front_table
 from search.study.errors import UserError
-from search.study.front import front, trained
+from search.study.front import front, trained_words
 from search.study.machine import device_named
 from search.study.records import TEACHER
 from spaces.network.messages import number_of
@@ -99,7 +100,7 @@ class Result:
         """Draw the candidates, the front, the front of the files, and the teacher."""
         spec, members = self._outline, self._members()
         table, files = candidates(self.study, spec), file_table(members, spec)
-        return draw_front(table, spec.objectives, self.teacher, self._title(), None, files, spec.runtime.name)
+        return draw_front(table, spec.objectives, self.teacher, self._title(), None, files, files_words(members, spec))
 
     def plan(self, number: int) -> Plan:
         """Return the plan of a trial.
@@ -131,7 +132,7 @@ class Result:
         -------
         pd.DataFrame
             A row for each member: `trial`, `trainings`, its costs, and of each metric on validation and test the mean
-            and the spread (standard deviation) over the trainings.
+            and the spread (standard deviation) over the trainings, NaN for one training.
         """
         options = self._selection.loadable().of("confirm", seeds=seeds, pick=pick)
         with self._working():
@@ -217,9 +218,8 @@ class Result:
         return members_of(self.study, self._outline, self.folder)
 
     def _title(self) -> str:
-        count = len(trained(self.study))
-        members, others = number_of(len(front(self.study)), "member"), number_of(count, "candidate")
-        return f"{self._outline.name}: {members} on the front, {others} trained"
+        members = number_of(len(front(self.study)), "member")
+        return f"{self._outline.name}: {members} on the front, {trained_words(self.study)}"
 
     def _working(self) -> Any:  # noqa: ANN401 - a context
         return working(quiet=in_notebook())
@@ -229,7 +229,7 @@ def _row(record: dict[str, Any], spec: Outline) -> dict[str, Any]:
     """Return what `confirm` measured of a member, as scalars."""
     costs = {one.name: record["searched"][one.name] for one in spec.measured if one.is_cost}
     spread = {
-        f"{name}_{part}": value[part]
+        f"{name}_{part}": value[part] if part == "mean" or record["n"] > 1 else math.nan
         for name, value in record.items()
         if isinstance(value, dict) and "mean" in value
         for part in ("mean", "spread")

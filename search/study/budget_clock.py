@@ -93,14 +93,23 @@ class BudgetClock:
             found.append((f"{cpu_seconds() - self.cpu:,.0f}", f"{self.budget.cpu_seconds:,.0f} CPU seconds"))
         return found
 
+    @property
+    def exceeded(self) -> bool:
+        """Whether more time has passed than a bound allows, with what is reserved."""
+        return any(passed > bound for passed, bound in self._whole())
+
     def _bounds(self) -> list[tuple[float, float]]:
         """Return the seconds that have passed and the seconds of the bound without the reserve, for each time bound."""
+        return [(passed, bound - min(self.reserved, MAX_RESERVED_SHARE * bound)) for passed, bound in self._whole()]
+
+    def _whole(self) -> list[tuple[float, float]]:
+        """Return the seconds that have passed and the seconds of the bound, for each time bound."""
         bounds = []
         if self.budget.minutes is not None:
             bounds.append((time.monotonic() - self.wall, MINUTE * self.budget.minutes))
         if self.budget.cpu_seconds is not None:
             bounds.append((cpu_seconds() - self.cpu, self.budget.cpu_seconds))
-        return [(passed, bound - min(self.reserved, MAX_RESERVED_SHARE * bound)) for passed, bound in bounds]
+        return bounds
 
 
 @dataclass

@@ -18,6 +18,7 @@ from search.study.wrapping import wrapped
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+WIDEST = 10_000  # columns of a table where there is no terminal: all are beside each other
 QUIET, USUAL, VERBOSE = -1, 0, 1  # how much is said: results and errors; messages too; details too
 DONE_IN = ": done in "  # stands between an activity and its duration
 EVERY_SECONDS = 20.0  # seconds between two progress lines where there is no terminal
@@ -62,7 +63,7 @@ class _Messages(Console):
 
 # Messages go to standard error, results to standard output, so that results can be piped.
 console = _Messages(stderr=True, highlight=False, markup=False, soft_wrap=True)
-results_console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+results_console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDEST)
 display = Display(console)
 
 

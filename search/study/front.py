@@ -13,6 +13,7 @@ from search.study.errors import UserError
 from search.study.history import Trained, place, read
 from search.study.records import EXCESS, REPLAY
 from search.study.unmet import no_candidate
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,13 @@ def trained_count(study: Study) -> int:
     """Return the number of trials that were trained, to the end or until early stopping, without replays."""
     found = read(study, Trained)
     return len(found.trials) + found.stopped
+
+
+def trained_words(study: Study) -> str:
+    """Say how many candidates were trained, and how many of them not to the end."""
+    found = read(study, Trained)
+    early = f", {found.stopped} of them stopped early" if found.stopped else ""
+    return f"{number_of(len(found.trials) + found.stopped, 'candidate')} trained{early}"
 
 
 class Front:

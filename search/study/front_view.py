@@ -52,7 +52,7 @@ def front_view(study: Study, outline: Outline, width: int) -> Table | str:
     """Return a table of at most eight members, from one end of the front to the other, beside the plot."""
     members = front(study)
     if not members:
-        return "no feasible candidate yet"
+        return "no candidate meets all limits yet" if trained(study) else "no candidate is trained yet"
     shown = spread(members, MOST_SHOWN_MEMBERS)
     names = [one.name for one in outline.objectives]
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from objectives.runtimes.isolated_process import import_file
 from search.study.errors import UserError
+from search.study.files import RUNS
 from search.study.spec import StudySpec
+from search.study.stored import STARTED_WITH
 from spaces.network.messages import unknown_name
 
 if TYPE_CHECKING:
@@ -57,8 +60,12 @@ def load(target: str, settings: list[str]) -> StudySpec:
 def _function(target: str) -> Callable[..., Any]:
     """Return the function of a module; names that begin with an underscore are private."""
     location, _, name = target.rpartition(":")
-    if not name and "/" in target and not target.endswith(".py"):
-        raise UserError(f"no folder of a study {target}; a study may also be named as file.py:function")
+    if ":" not in target and not target.endswith(".py") and (os.sep in target or Path(target).is_dir()):
+        known = ", ".join(str(path.parent) for path in sorted(Path(RUNS).glob(f"*/{STARTED_WITH}"))) or "none"
+        raise UserError(
+            f"no study was run in the folder {target}; those in {RUNS}/ are: {known}; a study may also be named as "
+            "file.py:function"
+        )
     if not location or not name:
         raise UserError(
             "a study must be named as file.py:function or package.module:function, for example "

@@ -98,7 +98,8 @@ def details(found: Shortfall, candidates: Sequence[Candidate]) -> list[str]:
     for limit, candidate in found.best.items():
         excess, name = candidate.excess[str(limit)], limit.objective.name
         known = [one.excess[str(limit)] for one in candidates if str(limit) in one.excess]
-        missed = f"missed by {excess:.1%}" if excess > 0 else f"met by {sum(one <= 0 for one in known)} of {len(known)}"
+        by = f"{excess:.1%}" if excess < 1 else f"a factor of {1 + excess:,.3g}"
+        missed = f"missed by {by}" if excess > 0 else f"met by {sum(one <= 0 for one in known)} of {len(known)}"
         lines.append(
             f"limit {limit.words}: {missed}; the best value is {in_digits(candidate.values[name])}, {candidate.name}"
         )
@@ -108,7 +109,9 @@ def details(found: Shortfall, candidates: Sequence[Candidate]) -> list[str]:
 def loosened(limit: Limit, value: float) -> str:
     """Return by how much to loosen a limit so that a value meets it, in the terms in which it was given."""
     if limit.of_teacher is not None and limit.teacher is not None:
-        return f"{in_digits(value)}, {value / limit.teacher:.4g} of the teacher's"
+        smaller = limit.is_upper and 0 < value < limit.teacher
+        times = f" ({limit.teacher / value:.3g} times less)" if smaller else ""
+        return f"{in_digits(value)}, {value / limit.teacher:.4g} of the teacher's{times}"
     if limit.lose_at_most is not None and limit.teacher is not None:
         return f"{in_digits(value)}, a loss of {abs(value - limit.teacher):.4g}"
     return f"{value:.10g}"

@@ -35,7 +35,7 @@ function drawLegend(traces) {
 }
 
 const STATES = {
-  trained: {symbol: "circle", title: "trained"}, "stopped early": {symbol: "diamond-open", title: "stopped early"},
+  trained: {symbol: "circle", title: "behind the front"}, "stopped early": {symbol: "diamond-open", title: "stopped early"},
   rejected: {symbol: "x-thin-open", title: "refused before training"}, failed: {symbol: "cross-open", title: "failed"},
 };
 const kindOf = one => one.state in STATES ? one.state : "trained";  // "same as 7" repeats a result
