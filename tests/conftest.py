@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from search.evaluation.measured_parts import MEASUREMENTS_VARIABLE
-from tests import installed, postgresql_server
+from tests import installed, left_to_test_all, postgresql_server
 
 installed.for_this_process()
 
@@ -29,6 +29,11 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as `obje
 def _seeded(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setenv(MEASUREMENTS_VARIABLE, str(tmp_path_factory.getbasetemp() / f"measured-{next(FRESH)}"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before cases are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    left_to_test_all.mark(items)
 
 
 @pytest.fixture(scope="session")

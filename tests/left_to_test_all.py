@@ -1,0 +1,79 @@
+"""Which cases `make test` leaves to `make test-all`, besides tests that are marked slow.
+
+`make test` has a few minutes. It runs each of these tests too, with some of its cases; the others show the same
+property of further runtimes, networks or numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WHOLE_SUITE = 3000  # tests; of fewer not every case is expected to be there
+OTHER_RUNTIMES = r"test_runtimes\.py::Test(?:OpenVino|LiteRt|ExecuTorch)::test_"
+CASES = (  # searched in the names of tests
+    rf"{OTHER_RUNTIMES}files_of_two_axes_compute\w+\[.*-(?!Residual)\w+\]",
+    rf"{OTHER_RUNTIMES}layers_are_packed_at_the_declared_precisions\[(?!Linear|Conv2d-1\b)",
+    rf"{OTHER_RUNTIMES}the_size_of_a_file_is_predicted\[(?!\(\((?:32, 32|8, 8)\),\))",
+    rf"{OTHER_RUNTIMES}rounded_layers_are_right\w+\[(?!first second third)",
+    rf"{OTHER_RUNTIMES}a_file_contains_nothing_of_removed_branches\[(?!channels)",
+    rf"{OTHER_RUNTIMES}layers_with_equal_codes_are_both_stored\[(?!4)",
+    r"TestOpenVino::test_(?:attention_layers|layers_are_packed\w+\[Linear)",
+    r"test_ends\.py::test_files_take_and_give\w+\[(?!floats-uint8|integers-int8-litert|integers-float32-onnx)",
+    r"test_ends\.py::test_a_file_takes_what_a_camera_gives\[(?!onnx|litert)",
+    r"test_ends\.py::test_log_mel_features_are_computed_in_the_file\[(?!onnx|litert)",
+    r"test_page\.py::test_a_page_is_legible\w+\[(?!verified-1400-dark|layers_54-390-light|four_objectives-1400-light)",
+    r"test_resolution\.py::test_files_resize_as_torch_does\[(?!8-onnx|8-ai_edge)",
+    r"test_flat\.py::test_files_take_and_return_all_tensors\[(?:.*-openvino|(?!two inputs to a d|tokens).*)\]",
+    r"test_encoders\.py::test_channels_of_an_encoder\w+\[(?!bert-sdpa|vit-eager|swin-sdpa|whisper-eager)",
+    r"test_any_model\.py::test_the_file_has_the_same_outputs\w+\[(?![ACDGMOPRUZ])",
+    r"test_any_model\.py::test_a_study_trains_every_head\w+\[(?!Auxiliary)",
+    r"::test_it_combines_with_the_other_axes\[(?!Plain|Residual|Separable|Inverted|Grouped|SqueezeExcite)",
+    r"::test_costs_of_random_plans_of_all_axes\w+\[(?!Plain|Residual|Separable|Inverted|Grouped|Dense)",
+    r"test_size\.py::test_the_predicted_size_is_that_of_the_file\[small",
+    r"test_scale_free\.py::test_other_units_give_the_same_plans\[(?!losses of|costs in a small|a batch)",
+    r"test_recurrent\.py::test_other_runtimes_execute_recurrent_layers\[(?!litert-LSTM)",
+    r"test_recurrent\.py::test_an_onnx_file_has_the_operator\w+\[(?!LSTM bi|GRU)",
+    r"test_onnx_runtime\.py::test_a_chain_of_quantized_layers\w+\[(?!0-4|1-8|0-8)",
+    r"test_onnx_runtime\.py::test_the_outputs_of_other_layers_agree\[False",
+    r"test_lost_database\.py::test_an_operation_counts_once\w+\[False",
+    r"test_deploy\.py::test_transposed_convolutions\w+\[(?!Uniform\(\)-8|KMeans\(sample=8192\)-32-2)",
+    r"test_deploy\.py::test_parts_of_grouped_layers\w+\[(?!Grouped-grouped-Tucker|Separable-depthwise-Svd)",
+    r"test_band_search\.py::test_every_band_of_every_cost\w+\[(?!Dense|Residual|Separable|VisionTransformer|Plain)",
+    r"test_trust\.py::test_every_candidate_measures_what_was_recorded\w+\[[12]\]",
+    r"test_quick_database\.py::test_mixed_trials\w+\[\w+-0",
+    r"test_structures\.py::test_a_study_of_any_structure\w+\[(?!tokens|pictures_in_bytes)",
+    r"test_structures\.py::test_a_study_of_a_task_runs_to_a_verified_file\[(?!keypoints)",
+    r"test_tasks\.py::test_a_study_of_another_task\w+\[(?!segmentation)",
+    r"test_terminal\.py::test_the_example_of_the_help_runs\w+\[(?!inspect|front|export)",
+    r"test_terminal\.py::test_standard_output_is_one_json_document\[words[024]",
+    r"test_model_card\.py::test_the_lines_for_python_load_the_file\[(?!onnx|litert)",
+    r"test_tried_precisions\.py::test_what_fails_is_found_and_not_offered\[(?!Picky\(threads=1, layers=\('first')",
+    r"test_optuna_natives\.py::test_the_dashboard_shows_feasibility\w+\[postgresql",
+    r"test_fuzz\.py::test_bad_input_ends_with_one_line\[(?:stored files|studies)",
+)
+
+
+def mark(items: Sequence[pytest.Item]) -> None:
+    """Mark these cases slow.
+
+    Raises
+    ------
+    pytest.UsageError
+        If the whole suite has no case that a pattern describes.
+    """
+    found = dict.fromkeys(CASES, 0)
+    for item in items:
+        for pattern in CASES:
+            if re.search(pattern, item.nodeid):
+                item.add_marker(pytest.mark.slow)
+                found[pattern] += 1
+                break
+    unused = [pattern for pattern, count in found.items() if not count]
+    if unused and len(items) > WHOLE_SUITE:
+        raise pytest.UsageError(f"no test is described by these patterns of {__name__}: {unused}")
