@@ -59,7 +59,7 @@ class Process:
         """Return its exit code, None as long as it runs; negative: the signal that ended it."""
         code = self._process.poll()
         if code is not None:
-            self._reader.join()
+            self._close()
         return code
 
     def end_in_words(self) -> str:
@@ -76,6 +76,15 @@ class Process:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        """Close the pipes of a process that has ended, after what it printed was read."""
+        self._reader.join()
+        assert self._process.stdin is not None
+        assert self._process.stderr is not None
+        self._process.stdin.close()
+        self._process.stderr.close()
 
     def _read(self, printed: IO[str]) -> None:
         for line in printed:
