@@ -77,6 +77,7 @@ class Told:
         )
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again_and_its_trial_is_run_again(folder: Path) -> None:
     words = "run", "my_study.py:study", "--workers", "2", "--trials", "6", "--set", "epochs=25", "--unverified"
     process = started(folder, *words)

@@ -145,6 +145,7 @@ def test_a_container_that_starts_again_under_its_name_is_another_worker(folder: 
     assert len(workers) == 2
 
 
+@pytest.mark.slow
 def test_a_watched_report_follows_a_run_until_ctrl_c(folder: Path) -> None:
     """The page is there before the run has ended, and the pictures at the end."""
     out = folder / "runs/small/report"

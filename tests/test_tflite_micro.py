@@ -213,6 +213,7 @@ def small(runtime: str = "tflite-micro") -> StudySpec:
     )
 
 
+@pytest.mark.slow
 def test_a_study_ends_with_a_file_for_boards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
