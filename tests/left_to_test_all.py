@@ -51,7 +51,7 @@ CASES = (  # searched in the names of tests
     r"test_structures\.py::test_a_study_of_a_task_runs_to_a_verified_file\[(?!keypoints)",
     r"test_tasks\.py::test_a_study_of_another_task\w+\[(?!segmentation)",
     r"test_terminal\.py::test_the_example_of_the_help_runs\w+\[(?!inspect|front|export)",
-    r"test_terminal\.py::test_standard_output_is_one_json_document\[words[235]",
+    r"test_terminal\.py::test_standard_output_is_one_json_document\[words[0235]",
     r"test_model_card\.py::test_the_lines_for_python_load_the_file\[(?!onnx|litert)",
     r"test_tried_precisions\.py::test_what_fails_is_found_and_not_offered\[(?!Picky\(threads=1, layers=\('first')",
     r"test_optuna_natives\.py::test_the_dashboard_shows_feasibility\w+\[postgresql",
