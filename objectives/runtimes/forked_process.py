@@ -52,6 +52,7 @@ class ForkedProcess:
 
     def __init__(self, command: Callable[[int], list[str]], stderr: TextIO) -> None:
         self.returncode: int | None = None
+        moment = json.dumps([str(Path.cwd()), dict(os.environ), paths_of_modules()])
         its_input, stdin = os.pipe()
         stdout, its_output = os.pipe()
         try:
@@ -65,7 +66,7 @@ class ForkedProcess:
             os.close(its_input)
             os.close(its_output)
         self.stdin, self.stdout = os.fdopen(stdin, "w"), os.fdopen(stdout)
-        self.stdin.write(json.dumps([str(Path.cwd()), dict(os.environ), paths_of_modules()]) + "\n")
+        self.stdin.write(f"{moment}\n")
 
     def wait(self) -> int:
         """Wait until the process has ended; return its exit code."""

@@ -9,7 +9,7 @@ import pandas as pd
 
 from objectives import Metric
 from search.results.candidates import feasible
-from search.results.file_records import SIZE, Member, file_table, file_value, is_confirmed, measuring_runtime
+from search.results.file_records import SHARE, SIZE, Member, file_table, file_value, is_confirmed, measuring_runtime
 from search.results.goal import meets_all, relative_columns, standings
 from search.study.attributes import numbers_of
 from search.study.front import non_dominated
@@ -94,8 +94,9 @@ def files_note(spec: Outline, members: Sequence[Member]) -> str:
     first = verified[0].record
     latency = first["latency"]
     noisy = [str(trial.number) for trial, record in verified if record["latency"]["noisy"]]
+    in_search = ", which the search measured as latency_share" if SHARE in {one.name for one in spec.measured} else ""
     timing = (
-        f"latency_ratio: CPU time of the file over that of the teacher's file, interleaved, median of "
+        f"latency_ratio: CPU time of the file over that of the teacher's file{in_search}, interleaved, median of "
         f"{latency['rounds']} rounds; {first['runtime']}, {latency['threads']} thread, batch {latency['batch']}; "
         f"the teacher takes {latency['reference_cpu_ms']:.3g} ms"
         f"{f'; the machine was noisy while it timed {_trials(noisy)}' if noisy else ''}"

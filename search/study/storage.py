@@ -69,10 +69,13 @@ def open_study(spec: StudySpec, folder: Path, url: str | None, *, create: bool) 
     if changed:
         hidden = len(changed) - MOST_DIFFERENCES_SHOWN
         more = f" and {hidden} more" if hidden > 0 else ""
+        hint = ""
+        if any(words.startswith("seed was") for words in changed):
+            hint = " (--seed is the study's; the number of trainings of `confirm` is --seeds)"
         raise UserError(
             f"the study {spec.name!r} was stored with another definition: "
             f"{'; '.join(changed[:MOST_DIFFERENCES_SHOWN])}{more}; undo the change, or give the new study another name "
-            "or --folder"
+            f"or --folder{hint}"
         )
     if create:
         outline = outline_record(with_stored_goal(study, spec))
