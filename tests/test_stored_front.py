@@ -77,7 +77,7 @@ def test_a_study_can_be_named_by_its_folder(workdir: Path, capsys: pytest.Captur
     assert main(["front", "runs/small", "--format", "csv"]) == 0
     assert capsys.readouterr() == named
     assert main(["front", "runs", "--format", "csv"]) == 2
-    assert "a study must be named as file.py:function" in capsys.readouterr().err
+    assert "no study was run in the folder runs; those in runs/ are: runs/small;" in capsys.readouterr().err
 
 
 def test_torch_is_not_loaded_for_the_front(workdir: Path) -> None:

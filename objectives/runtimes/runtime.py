@@ -143,7 +143,7 @@ def import_extra(name: str, module: str) -> ModuleType:
             return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"this needs the extra {name}, but {error.name or module} is missing: pip install 'slimfront[{name}]'"
+            f'this needs the extra {name}, but {error.name or module} is missing: pip install "slimfront[{name}]"'
         ) from error
 
 
