@@ -76,6 +76,9 @@ def named():
 
 def needs(data):
     return study()
+
+def gone():
+    return torch.load("nowhere.pt")
 """
 BROKEN = "def study(:\n"
 
@@ -220,6 +223,7 @@ ERRORS_BEFORE_RUN: dict[str, tuple[list[str], str]] = {
         ["run", "variants.py:counted"],
         "variants.py:counted: RuntimeError: Given groups=1",
     ),
+    "a file that the study reads is missing": (["run", "variants.py:gone"], "'nowhere.pt' (variants.py, line "),
     "the name of the study": (
         ["run", "variants.py:named"],
         (

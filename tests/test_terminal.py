@@ -208,6 +208,15 @@ def test_quiet_prints_results_and_errors_alone(folder: Path, searched: Shown) ->
     assert piped(folder, "front", STUDY, "-q", "-v").returncode == 2
 
 
+def test_a_file_that_is_missing_is_told_before_torch_is_loaded(folder: Path) -> None:
+    code = "import sys; from search.cli import main; main(['run', 'nowhere.py:study']); print('torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert found.stderr.startswith("slimfront: no file nowhere.py; ")
+    assert found.stdout == "False\n"
+
+
 @pytest.mark.parametrize("words", [[], pytest.param(["--workers", "2"], marks=pytest.mark.slow)])
 def test_verbose_shows_each_trial_and_each_file(words: list[str], folder: Path) -> None:
     found = piped(folder, "run", STUDY, "-v", "--trials", "6", "--folder", f"verbose{len(words)}", *words)

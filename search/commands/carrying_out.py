@@ -11,6 +11,7 @@ import optuna
 from objectives.runtimes.errors import ExportError
 from search.study.console import step
 from search.study.errors import StorageFault, UserError, machine_fault
+from search.study.files import ensure_study_file
 
 if TYPE_CHECKING:
     import argparse
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 def carry_out(options: argparse.Namespace) -> int:
     """Carry out a command; return the exit code."""
+    if len(options.acts) == 1:  # else the study may be found in its storage, without its file
+        ensure_study_file(str(getattr(options, "study", "")).rpartition(":")[0])  # before torch is loaded
     with faults_in_words(options.command_line):
         answers = (_loaded(act)(options) for act in options.acts)
         return int(next(answer for answer in answers if answer is not None))

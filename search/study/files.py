@@ -28,6 +28,18 @@ class Damaged(UserError):
     """A file that is not what was written: it is cut, changed or of another kind."""
 
 
+def ensure_study_file(location: str) -> None:
+    """Check that the file of a study exists, if it is named by a file.
+
+    Raises
+    ------
+    UserError
+        If it does not.
+    """
+    if location.endswith(".py") and not Path(location).is_file():
+        raise UserError(f"no file {location}; give the path of the file with the study, such as studies/digits.py")
+
+
 def folder_of(spec: StudySpec, folder: str | None) -> Path:
     """Return the folder of the study's files: the given one, or `runs/<name of the study>`.
 

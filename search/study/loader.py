@@ -8,13 +8,15 @@ import inspect
 import math
 import os
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from objectives.runtimes.isolated_process import import_file
+from objectives.runtimes.isolated_process import ROOT, import_file
 from search.study.errors import UserError
-from search.study.files import RUNS
+from search.study.files import RUNS, ensure_study_file
+from search.study.numbers import PACKAGES
 from search.study.spec import StudySpec
 from search.study.stored import STARTED_WITH
 from spaces.network.messages import unknown_name
@@ -87,8 +89,7 @@ def imported(location: str) -> ModuleType:
     These folders come last: what we and our libraries import later, such as onnx, is not a file of the user's.
     """
     path, folders = Path(location), [Path.cwd()]
-    if location.endswith(".py") and not path.is_file():
-        raise UserError(f"no file {location}; give the path of the file with the study, such as studies/digits.py")
+    ensure_study_file(location)
     if location.endswith(".py"):
         folders.append(path.resolve().parent)
     sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
@@ -118,8 +119,12 @@ def _hidden(folders: list[Path], message: str) -> str:
 
 
 def _line_of(error: BaseException) -> str:
-    """Return the file and line that raised the error."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    """Return the file and line that raised the error: the last one of the user's, if there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    libraries += [str(ROOT / name) for name in PACKAGES]
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
+    last = (own or frames)[-1]
     return f"{Path(last.filename).name}, line {last.lineno}"
 
 
