@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,7 +42,12 @@ class Dying(OnnxRuntime):
     def load(self, path: Path) -> Callable[[Tensor], Tensor]:
         if self.when == "loading":
             os._exit(3)
-        return lambda _: os._exit(3)
+        return self._run
+
+    def _run(self, _: Tensor) -> Tensor:
+        if self.when == "never":
+            time.sleep(600)
+        os._exit(3)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +82,13 @@ def test_a_file_that_ends_its_process_is_an_error_here(file: Path) -> None:
         IsolatedProcess(Dying(), file).__enter__()
     with IsolatedProcess(Dying(when="running"), file) as fresh, pytest.raises(ExportError, match="ended: exit code 3"):
         fresh(example(teacher(Plain)))
+
+
+def test_a_file_that_never_answers_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with IsolatedProcess(Dying(when="never"), file) as fresh:
+        monkeypatch.setattr("objectives.runtimes.isolated_process.ANSWER_SECONDS", 0.5)
+        with pytest.raises(ExportError, match=r"model\.onnx did not answer in onnx within 0 seconds"):
+            fresh(example(teacher(Plain)))
 
 
 def test_modules_of_the_user_do_not_replace_those_of_slimfront(

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -41,6 +42,7 @@ FORK = (
     "from objectives.runtimes.isolated_process import main; from objectives.runtimes.forked_process import serve; "
     "serve({}, main)"
 )
+ANSWER_SECONDS = 3600.0  # that a file may take for a batch, or to be loaded (chosen); a longer one is taken to hang
 INPUT_FILE, OUTPUT_FILE = "in.safetensors", "out.safetensors"  # in the shared folder
 
 
@@ -57,7 +59,8 @@ class IsolatedProcess:
     Raises
     ------
     ExportError
-        If the process ends before it has answered; the message shows the last line of its error output.
+        If the process ends before it has answered, the message shows the last line of its error output; or if it does
+        not answer within an hour.
     """
 
     def __init__(self, runtime: Runtime, path: Path) -> None:
@@ -123,12 +126,25 @@ class IsolatedProcess:
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        patience, late = ANSWER_SECONDS, threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(patience, give_up)
+        timer.daemon = True
+        timer.start()
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
         except BrokenPipeError:
             answer = ""
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise ExportError(f"{self.path.name} did not answer in {self.runtime.name} within {patience:,.0f} seconds")
         if not answer:
             self._process.wait()
             self._stderr.seek(0)
