@@ -125,7 +125,7 @@ def _confirmed(members: Sequence[Member]) -> list[str]:
     if not numbers:
         return []
     words = "have the weights that `confirm` trained with its first seed; metrics without file_ are of the search"
-    return [f"the files of {_trials(numbers)} {words}"]
+    return [f"the files of {_trials(numbers)} {words}; `slimfront report` shows what they reach on the test split"]
 
 
 def confirmed_note(records: Sequence[dict[str, Any]]) -> str:
