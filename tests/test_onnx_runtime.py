@@ -333,5 +333,5 @@ def test_a_missing_extra_is_named_in_the_error(module: str, tmp_path: Path, monk
         RUNTIME.load(tmp_path / "model.onnx")
 
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"but {module} is missing: pip install .slimfront\[onnx\].$"):
+    with pytest.raises(ImportError, match=rf'but {module} is missing: pip install "slimfront\[onnx\]"$'):
         export_and_load()

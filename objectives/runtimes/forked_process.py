@@ -57,7 +57,7 @@ class ForkedProcess:
         stdout, its_output = os.pipe()
         try:
             self._server = _server(command)
-            self._number = self._server.ask(b"", (its_input, its_output, stderr.fileno()))
+            self._number = self._server.ask(b"fork", (its_input, its_output, stderr.fileno()))
         except BaseException:
             os.close(stdin)
             os.close(stdout)
@@ -119,7 +119,7 @@ class _Server:
             If there is none, because the process has ended.
         """
         with self._lock:
-            socket.send_fds(self._socket, [message or b"fork"], pipes)
+            socket.send_fds(self._socket, [message], pipes)
             answer = self._socket.recv(MESSAGE)
         if not answer:
             raise BrokenPipeError("the process that forks has ended")
