@@ -78,13 +78,9 @@ class Board:
 
     def state(self) -> str:
         """Describe what of the budget is spent, and what is left of it as soon as that is known."""
-        budget, now = self._clock.budget, time.monotonic()
-        parts = [f"{self.done} trained" if budget.trials is None else f"{self.done} of {budget.trials} trained"]
-        if budget.minutes is not None:
-            parts.append(f"{duration(now - self._clock.wall)} of {duration(60 * budget.minutes)}")
-        if budget.cpu_seconds is not None:
-            parts.append(f"{self._clock.spent * self._clock.total:.0f} of {budget.cpu_seconds:g} CPU seconds")
-        if (left := self._left(now)) is not None:
+        trials = self._clock.budget.trials
+        parts = [f"{self.done} trained" if trials is None else f"{self.done} of {trials} trained", *self._clock.words()]
+        if (left := self._left(time.monotonic())) is not None:
             parts.append(f"{duration(left)} left")
         return ", ".join(parts)
 

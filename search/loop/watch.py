@@ -154,7 +154,7 @@ class Watch:
         if budget.trials is not None and done >= budget.trials:
             console.print(f"the search ends: {trained_words(self.study)}, of {budget.trials}")
         else:
-            used = " and ".join(f"{passed} of {bound}" for passed, bound in self.clock.words())
+            used = " and ".join(self.clock.words())
             kept = "; the rest is for the files of the front" if self.clock.reserved and not self.clock.exceeded else ""
             console.print(f"the search ends: {trained_words(self.study)}, and its time is used ({used}{kept})")
 

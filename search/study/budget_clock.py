@@ -84,13 +84,13 @@ class BudgetClock:
         """The remaining seconds, at least 0; infinity without a time bound."""
         return max(0.0, min((bound - passed for passed, bound in self._bounds()), default=float("inf")))
 
-    def words(self) -> list[tuple[str, str]]:
-        """Return what has passed and its bound, in words, for each time bound."""
+    def words(self) -> list[str]:
+        """Return what has passed of each time bound, in words."""
         found = []
         if self.budget.minutes is not None:
-            found.append((duration(time.monotonic() - self.wall), duration(MINUTE * self.budget.minutes)))
+            found.append(f"{duration(time.monotonic() - self.wall)} of {duration(MINUTE * self.budget.minutes)}")
         if self.budget.cpu_seconds is not None:
-            found.append((f"{cpu_seconds() - self.cpu:,.0f}", f"{self.budget.cpu_seconds:,.0f} CPU seconds"))
+            found.append(f"{cpu_seconds() - self.cpu:.0f} of {self.budget.cpu_seconds:g} CPU seconds")
         return found
 
     @property
