@@ -16,10 +16,11 @@ from objectives import Limit, Macs, Parameters
 from search import Budget, DraftStart, UniformStart
 from search.costs.coarse_work import coarse_work
 from search.costs.latency_model import MOST_NETWORKS, LatencyModel, MeasuredParts, at_best_clock
+from search.costs.part_choice import most_telling
 from search.evaluation.context import Context
+from search.evaluation.profiled_plans import PROFILED_NETWORKS
 from search.evaluation.profiling import (
     PLANS_PER_ROUND,
-    PROFILED_NETWORKS,
     PROMISING_ROUNDS,
     fit_before_search,
     measure_promising,
@@ -388,6 +389,29 @@ def test_work_that_was_never_measured_adds_nothing() -> None:
     model = LatencyModel("ms", coarse_work, teacher, np.ones(1), MeasuredParts(parts, np.array([0.05, 0.01, 0.02])))
     assert (model.coefficients_F[unknown] == 0).all()
     assert model.predict(teacher + units * unknown)[0] == pytest.approx(1.0, rel=0.1)
+
+
+def test_the_time_of_small_parts_is_not_charged_to_what_large_networks_have_most_of() -> None:
+    """MobileNetV3-small in LiteRT: 96 numbers converted in one layer, 97,000 in a network, predicted as 45, not 1.1."""
+    operators_and_numbers = np.array([[1.0, 64.0], [1.0, 96.0], [1.0, 160.0], [2.0, 128.0]])
+    times = np.array([0.0095, 0.01, 0.0107, 0.0195])  # 0.01 an operator, and 5% of error
+    teacher, network = np.array([[50.0, 0.0]]), np.array([[50.0, 97_000.0]])
+    measured = MeasuredParts(operators_and_numbers, times)
+    assert LatencyModel("ms", coarse_work, teacher, np.array([0.5]), measured).predict(network)[0] > 1
+    informed = dataclasses.replace(measured, most_F=network[0])
+    predicted = LatencyModel("ms", coarse_work, teacher, np.array([0.5]), informed).predict(network)[0]
+    assert predicted == pytest.approx(0.6, rel=0.1)
+
+
+def test_the_part_that_tells_most_of_the_networks_is_measured_next() -> None:
+    networks = np.array([[40.0, 2e6, 0.0], [40.0, 1e6, 0.0]])
+    measured = MeasuredParts(np.array([[1.0, 0.0, 0.0]]), np.array([0.02]))
+    candidates = np.array([[1.0, 0.0, 0.0], [1.0, 1e5, 0.0], [1.0, 10.0, 0.0], [1.0, 0.0, 1e6]])
+    assert most_telling(candidates, measured, networks, 1.0) == 1, "what networks have much of, and is not measured"
+    nothing = MeasuredParts(np.zeros((0, 3)), np.zeros(0))
+    assert most_telling(candidates, nothing, networks, 1.0) == 1
+    both = MeasuredParts(np.array([[1.0, 1e5, 0.0]] * 20), np.full(20, 0.05))
+    assert most_telling(candidates[[1, 0]], both, networks, 1.0) == 1, "not the twenty-first of the same"
 
 
 @pytest.mark.parametrize("clock", [0.7, 1.0, 1.4])

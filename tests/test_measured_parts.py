@@ -16,7 +16,7 @@ from objectives.runtimes import OnnxRuntime
 from search import DraftStart
 from search.costs.work import Ends, work
 from search.evaluation.measured_parts import PartsFile, measurements_folder
-from search.evaluation.network_parts import drawn_parts, ends_of
+from search.evaluation.network_parts import ends_of, parts_of
 from search.evaluation.profiling import fit_before_search
 from search.results.inspection import predicted_words
 from spaces.plan import architectures_of
@@ -71,11 +71,11 @@ def test_the_parts_of_a_network_are_its_modules_and_what_they_take() -> None:
     shared = context(spec())
     layers = list(shared.cost_model.frame.layers)
     blocks = nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 5, 3)), nn.Flatten()).eval()
-    parts = {part.columns: part for part in drawn_parts(blocks, torch.randn(2, 1, 8, 8), ["0.0", "0.2"], _rng())}
+    parts = {part.columns: part for part in parts_of(blocks, torch.randn(2, 1, 8, 8), ["0.0", "0.2"])}
     assert set(parts) == {(0,), (1,), (0, 1)}
     assert parts[0, 1].module is blocks[0], "the outermost of the modules with these layers"
     assert [parts[key].ends for key in ((0,), (1,))] == [Ends(64, 3 * 36), Ends(3 * 36, 5 * 16)]
-    found = list(drawn_parts(shared.subject.finished, shared.subject.example[:3], layers, _rng()))
+    found = parts_of(shared.subject.finished, shared.subject.example[:3], layers)
     assert sorted(part.columns for part in found) == [(0,), (1,), (2,)]
     assert all(len(part.inputs) == 3 for part in found)
     assert ends_of(shared.subject.finished, shared.subject.example[:2]) == Ends(64, 4)
@@ -90,7 +90,7 @@ def test_modules_that_are_called_twice_or_take_several_tensors_are_no_parts() ->
         def forward(self, x: Tensor) -> Tensor:
             return self.two(self.twice(self.twice(x)), x)  # type: ignore[no-any-return]
 
-    assert list(drawn_parts(Odd().eval(), torch.randn(2, 4), ["twice", "two"], _rng())) == []
+    assert parts_of(Odd().eval(), torch.randn(2, 4), ["twice", "two"]) == []
 
 
 def test_measured_parts_are_read_as_they_were_written() -> None:
@@ -178,7 +178,3 @@ class Rest(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def _rng() -> np.random.Generator:
-    return np.random.default_rng(0)

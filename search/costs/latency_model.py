@@ -42,10 +42,13 @@ class MeasuredParts:
     ----------
     work_SF, values_S
         Work and measured cost of each part; none if the cost is only measured on whole networks.
+    most_F
+        The most work of each kind in a network that may be predicted, 0 if unknown.
     """
 
     work_SF: np.ndarray
     values_S: np.ndarray
+    most_F: np.ndarray | float = 0.0
 
     @cached_property
     def resamples(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -62,10 +65,12 @@ class LatencyModel:
     Each kind of work has a coefficient, fitted by non-negative least squares of relative errors. Where parts of
     networks are measured, they are small networks of their own, and the coefficients are the mean of models that are
     fitted to resampled parts and networks, each drawn a little towards zero (Breiman 1996, Bagging predictors): few
-    measurements say little about many kinds of work. The mean logarithmic residual of the networks then scales all
-    predictions: operators take longer in a large network, where they find the caches filled by others. The residuals
-    that remain are smoothed with a kernel over similar networks (Nadaraya 1964, Theory of Probability and Its
-    Applications 9(1)); far from all measured networks the smoothed residual is zero.
+    measurements say little about many kinds of work. What is drawn towards zero is what a kind costs where there is
+    most of it: of two kinds that explain the time of a small part equally well, the one of which large networks have a
+    thousand times as much would otherwise be charged there for what nobody measured. The mean logarithmic residual of
+    the networks then scales all predictions: operators take longer in a large network, where they find the caches
+    filled by others. The residuals that remain are smoothed with a kernel over similar networks (Nadaraya 1964, Theory
+    of Probability and Its Applications 9(1)); far from all measured networks the smoothed residual is zero.
 
     Parameters
     ----------
@@ -105,7 +110,7 @@ class LatencyModel:
         """Which networks each linear model is fitted to, shape (B, N), and its coefficients, shape (B, F)."""
         rows_NF, count = self.work_NF / self.values_N[:, None], len(self.values_N)
         if not len(self.parts.values_S):
-            return np.ones((1, count), dtype=bool), _coefficients(rows_NF, np.ones(count))[None]
+            return np.ones((1, count), dtype=bool), coefficients_of(rows_NF, np.ones(count))[None]
         rng = np.random.default_rng(0)
         used_BN, fits = np.zeros((RESAMPLES, count), dtype=bool), []
         for number, (part_rows_SF, part_targets_S) in enumerate(self.parts.resamples):
@@ -113,7 +118,8 @@ class LatencyModel:
             used_BN[number, drawn_N] = True
             weights_N = np.where(drawn_N == 0, 1.0, NETWORK_WEIGHT)
             rows_SF = np.vstack([rows_NF[drawn_N] * weights_N[:, None], part_rows_SF])
-            fits.append(_coefficients(rows_SF, np.append(weights_N, part_targets_S), RIDGE))
+            most_F = self.parts.most_F / self.teacher
+            fits.append(coefficients_of(rows_SF, np.append(weights_N, part_targets_S), RIDGE, most_F))
         return used_BN, np.stack(fits)
 
     @cached_property
@@ -229,17 +235,21 @@ def _reduced(rows_SF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return triangle[:, :-1], triangle[:, -1]
 
 
-def _coefficients(rows_SF: np.ndarray, targets_S: np.ndarray, ridge: float = 0.0) -> np.ndarray:
+def coefficients_of(
+    rows_SF: np.ndarray, targets_S: np.ndarray, ridge: float = 0.0, most_F: np.ndarray | float = 0.0
+) -> np.ndarray:
     """Return the non-negative coefficients with the smallest squared errors, drawn towards zero by `ridge`.
 
-    A kind of work that no equation has gets a coefficient of 0: nothing is known of it.
+    It weighs a coefficient times the most work of its kind in an equation or in `most_F`. A kind of work that no
+    equation has gets a coefficient of 0: nothing is known of it.
 
     References
     ----------
     Lawson & Hanson 1974, Solving Least Squares Problems, ch. 23.
     """
-    scale_F = np.abs(rows_SF).max(0)
-    known_F = scale_F > 0
+    largest_F = np.abs(rows_SF).max(0)
+    known_F = largest_F > 0
+    scale_F = np.maximum(largest_F, most_F)
     scaled_SF = rows_SF[:, known_F] / scale_F[known_F]
     kinds = scaled_SF.shape[1]
     if not kinds:

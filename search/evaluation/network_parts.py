@@ -11,9 +11,7 @@ from objectives.trees import leaves, length, run
 from search.costs.work import Ends
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import numpy as np
+    from collections.abc import Sequence
 
     from objectives.trees import Tree
 
@@ -35,8 +33,8 @@ def ends_of(network: nn.Module, batch: Tree) -> Ends:
         return _ends(batch, run(network, batch))
 
 
-def drawn_parts(network: nn.Module, batch: Tree, layers: Sequence[str], rng: np.random.Generator) -> Iterator[Part]:
-    """Yield each part of a network once, in random order: single layers and larger parts in turns.
+def parts_of(network: nn.Module, batch: Tree, layers: Sequence[str]) -> list[Part]:
+    """Return the parts of a network; of modules with the same layers, the outermost.
 
     Parameters
     ----------
@@ -46,19 +44,7 @@ def drawn_parts(network: nn.Module, batch: Tree, layers: Sequence[str], rng: np.
         Its inputs, shape (B, ...).
     layers
         Names of the layers in the order of their columns.
-    rng
-        Draws the order.
     """
-    single, larger = _parts(network, batch, layers)
-    queues = [[parts[at] for at in rng.permutation(len(parts))] for parts in (single, larger)]
-    while any(queues):
-        for queue in queues:
-            if queue:
-                yield queue.pop()
-
-
-def _parts(network: nn.Module, batch: Tree, layers: Sequence[str]) -> tuple[list[Part], list[Part]]:
-    """Return the modules with one layer, and those with several; of modules with the same layers, the outermost."""
     calls: dict[str, list[tuple[object, ...]]] = {}
     hooks = [
         module.register_forward_hook(
@@ -83,8 +69,7 @@ def _parts(network: nn.Module, batch: Tree, layers: Sequence[str]) -> tuple[list
             taken, returned = tensors
             if isinstance(taken, Tensor) and isinstance(returned, Tensor) and len(taken) == count == len(returned):
                 found[columns] = Part(module, columns, taken, _ends(taken, returned))
-    parts = list(found.values())
-    return [part for part in parts if len(part.columns) == 1], [part for part in parts if len(part.columns) > 1]
+    return list(found.values())
 
 
 def _ends(taken: Tree, returned: Tree) -> Ends:

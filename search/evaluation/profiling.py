@@ -6,19 +6,16 @@ import hashlib
 import itertools
 import math
 import time
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
 from objectives.objective import Partwise
-from objectives.trees import at, length
 from search.costs.coarse_work import coarse_work
 from search.costs.latency_model import MOST_NETWORKS, LatencyModel, MeasuredParts, at_best_clock
-from search.costs.work import work
-from search.evaluation.measured_parts import PartsFile, measurements_folder
-from search.evaluation.network_parts import drawn_parts, ends_of
+from search.evaluation.measured_parts import measurements_folder
+from search.evaluation.profiled_parts import ProfiledParts
+from search.evaluation.profiled_plans import PROFILED_NETWORKS, profiled_params
 from search.study import machine
 from search.study.attributes import content_of
 from search.study.console import console, track
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from optuna import Study
-    from torch import nn
 
     from objectives import Objective
     from objectives.layers import Parts
@@ -45,12 +41,8 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 RATIOS = "ratios"  # key of a file with measured latencies
-PROFILED_NETWORKS = 20  # networks that are profiled before a search (chosen)
 PARTS_SECONDS = 2.0  # CPU time for the parts of a network, over that of the network before it (chosen)
 PROMISING_ROUNDS, PLANS_PER_ROUND = 2, 6  # round r measures up to 6 r of the most promising plans (chosen)
-MIXED_PLANS = 4  # uniform plans; a profiled plan takes each parameter from one of them (chosen)
-MIXED_FOR_PARTS = 16  # the same where parts are measured (chosen)
-MIN_SHAPE, SHAPE_RANGE = 0.5, 4.0  # of the beta distribution of these plans' strengths around one strength (chosen)
 
 
 def fit_before_search(context: Context, seconds: float) -> None:
@@ -183,27 +175,25 @@ def _fitted(context: Context, objective: Objective, seconds: float) -> tuple[Lat
     path = _path(context, objective)
     stored = load_or_nothing(path, {RATIOS: list}, "its networks are measured again")
     ratios: list[float | None] = stored.get(RATIOS, [])
-    before = len(PartsFile.of(objective).read()[1]) if isinstance(objective, Partwise) else 0
+    of_parts = ProfiledParts(context, objective) if isinstance(objective, Partwise) else None
+    before = 0 if of_parts is None else len(of_parts)
     if not (seconds or ratios or before):
         return None, False
     began = time.process_time()
     teacher = objective(context.subject.finished)  # also loads the runtime, which is not repeated for each network
     known, now = len(ratios), time.process_time()
     if seconds and known < PROFILED_NETWORKS:
-        for ratio in _measured(context, objective, known, teacher, Timing(now - began, now, now + seconds)):
+        for ratio in _measured(context, objective, of_parts, known, teacher, Timing(now - began, now, now + seconds)):
             ratios.append(ratio)
             save_json(path, {RATIOS: ratios})
-    both = zip(_profiled_params(context, objective), ratios, strict=False)
+    both = zip(profiled_params(context, objective), ratios, strict=False)
     worked = [(context.plan(params), ratio) for params, ratio in both if ratio is not None]
     plans = [None, *(plan for plan, _ in worked)]
     parts = architectures_of(context.cost_model.frame, plans).parts()
     work_of: Callable[[Parts], np.ndarray] = coarse_work
     measured = MeasuredParts(np.zeros((0, 0)), np.zeros(0))
-    if isinstance(objective, Partwise):
-        work_SF, milliseconds_S = PartsFile.of(objective).read()
-        if len(milliseconds_S):
-            work_of = partial(work, ends=ends_of(context.subject.finished, at(context.subject.example, slice(2))))
-            measured = MeasuredParts(work_SF, milliseconds_S * objective.of_ms(1.0))
+    if of_parts:
+        work_of, measured = of_parts.work_of, of_parts.measured
     costs = teacher * np.array([1.0, *(ratio for _, ratio in worked)])
     model = LatencyModel(objective.name, work_of, work_of(parts), costs, measured)
     return at_best_clock(model), len(ratios) > known or len(measured.values_S) > before
@@ -218,7 +208,7 @@ class Timing(NamedTuple):
 
 
 def _measured(
-    context: Context, objective: Objective, known: int, teacher: float, timing: Timing
+    context: Context, objective: Objective, of_parts: ProfiledParts | None, known: int, teacher: float, timing: Timing
 ) -> Iterator[float | None]:
     """Measure networks, and parts of each before, until the time is up; yield each network's cost over the teacher's.
 
@@ -235,17 +225,17 @@ def _measured(
     failed, worked = FailedPlans(f"measuring networks to predict {objective.name}"), 0
     with track(f"measuring networks to predict {objective.name}") as progress:
         for number, params in enumerate(
-            itertools.islice(_profiled_params(context, objective), known, PROFILED_NETWORKS), known
+            itertools.islice(profiled_params(context, objective), known, PROFILED_NETWORKS), known
         ):
             began = time.process_time()
             plan = context.plan(params)
             try:
                 network = subject.finish(subject.build_roughly(plan))
                 built = time.process_time()
-                if isinstance(objective, Partwise):
+                if of_parts is not None:
                     too_long = built + seconds > timing.until
                     until = timing.until if too_long else min(built + PARTS_SECONDS * seconds, timing.until - seconds)
-                    _measure_parts(context, objective, plan, network, number, until)
+                    of_parts.measure(plan, network, teacher, until)
                     if too_long:
                         break
                 measuring = time.process_time()
@@ -261,7 +251,7 @@ def _measured(
             now = time.process_time()
             spent = (now - timing.began) / max(timing.until - timing.began, 1e-9)
             progress(max((number + 1) / PROFILED_NETWORKS, spent))
-            if now + (0 if isinstance(objective, Partwise) else seconds) > timing.until:
+            if now + (seconds if of_parts is None else 0) > timing.until:
                 break
 
 
@@ -270,47 +260,6 @@ def _positive(cost: float) -> float:
     if not 0 < cost < math.inf:
         raise ValueError(f"a cost must be positive and finite to be predicted, but one network has {cost}")
     return cost
-
-
-def _measure_parts(
-    context: Context, objective: Partwise, plan: Plan, network: nn.Module, number: int, until: float
-) -> None:
-    """Measure parts of a plan's finished network until the time is up, but at least one, and keep them.
-
-    Their order depends on the number of the network. A part that fails is skipped.
-    """
-    frame, example = context.cost_model.frame, context.subject.example
-    kept, parts = PartsFile.of(objective), architectures_of(frame, [plan]).parts()
-    batch = at(example, torch.arange(objective.batch) % (length(example) or 1))
-    for part in drawn_parts(network, batch, list(frame.layers), np.random.default_rng(number)):
-        try:
-            milliseconds = objective.part_ms(part.module, part.inputs)
-        except Exception as error:  # noqa: BLE001 - a runtime may refuse a part that it takes as part of a network
-            raise_machine_fault(error)
-            continue
-        if 0 < milliseconds < math.inf:
-            kept.add(parts.of_layers(part.columns), part.ends, milliseconds)
-        if time.process_time() >= until:
-            break
-
-
-def _profiled_params(context: Context, objective: Objective) -> Iterator[dict[str, float]]:
-    """Yield the parameters of the plans to profile, the same ones in every process.
-
-    Whole networks tell most if each set of axes occurs alone, parts if each layer has another combination of them.
-    """
-    space, anatomy = context.spec.space, context.subject.anatomy
-    rng = np.random.default_rng(0)
-    axes = len(space.steps)
-    for mask in itertools.cycle(mask for mask in itertools.product((1, 0), repeat=axes) if any(mask)):
-        if isinstance(objective, Partwise):
-            strength = rng.random()
-            shapes = MIN_SHAPE + SHAPE_RANGE * strength, MIN_SHAPE + SHAPE_RANGE * (1 - strength)
-            strengths = rng.beta(*shapes, (MIXED_FOR_PARTS, axes))
-        else:
-            strengths = rng.random((MIXED_PLANS, axes)) * mask
-        mixed = [space.uniform(anatomy, tuple(map(float, each))) for each in strengths]
-        yield {name: mixed[rng.integers(len(mixed))][name] for name in mixed[0]}
 
 
 def _path(context: Context, objective: Objective) -> Path:
