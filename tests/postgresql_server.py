@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pwd
@@ -86,6 +87,22 @@ class Server:
         """Stop the server: SIGINT ends all connections, SIGQUIT is a crash."""
         self._process.send_signal(how)
         self._process.wait(timeout=60)
+
+    def freeze(self) -> None:
+        """Stop all of the server's processes where they are; the system goes on to take what is sent to them."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, how: signal.Signals) -> None:
+        """Send a signal to the process that accepts connections, and then to those that serve them."""
+        main = self._process.pid
+        os.kill(main, how)
+        for child in Path(f"/proc/{main}/task/{main}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), how)
 
     def database(self) -> str:
         """Create an empty database; return its URL, as a user types it."""

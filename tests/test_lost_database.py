@@ -38,24 +38,25 @@ patience.LONGEST_OUTAGE = float(sys.argv[1])
 from search.cli import main
 sys.exit(main(sys.argv[2:]))
 """
+LATE = 0.3  # seconds; the first attempt after a loss comes at once
 
 
 class Line:
-    """A line to a server that can lose a commit, or the answer to it, and then breaks.
+    """A line to a server that can lose a commit, or the answer to it, and then breaks, or breaks before it is there.
 
     Attributes
     ----------
     commits_before
         How many commits pass before the one that is lost; None if none is.
-    answer
-        Whether the answer is lost and not the request.
+    loses
+        What is lost: the "request", the "answer", or the answer to a request that is "late".
     """
 
     def __init__(self, port: int) -> None:
         self.server, self._listener = port, socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.commits_before: int | None = None
-        self.answer = False
+        self.loses = "request"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def lose(self, after: int) -> None:
@@ -85,7 +86,9 @@ class Line:
                 if self.commits_before < 0:
                     self.commits_before = None
                     client.shutdown(socket.SHUT_WR)
-                    if self.answer:
+                    if self.loses == "late":
+                        time.sleep(LATE)
+                    if self.loses != "request":
                         server.sendall(data)
                         time.sleep(0.05)
                     break
@@ -162,12 +165,12 @@ def _delete(study: Study) -> None:
 
 
 @pytest.mark.parametrize("act", [_ask, _enqueue, _take, _tell, _delete])
-@pytest.mark.parametrize("answer", [False, True])
+@pytest.mark.parametrize("loses", ["request", "answer", "late"])
 def test_an_operation_counts_once_whichever_commit_is_lost(
-    postgresql: str, line: Line, act: Callable[[Study], None], *, answer: bool
+    postgresql: str, line: Line, act: Callable[[Study], None], loses: str
 ) -> None:
     url = postgresql.replace(f":{line.server}/", f":{line.port}/")
-    storage, line.answer = storage_at(Path(), url, create=True), answer
+    storage, line.loses = storage_at(Path(), url, create=True), loses
     for lost in itertools.count():
         study = _study(storage)
         line.lose(after=lost)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pkgutil
 import random
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 POSTGRESQL = ("postgresql", "postgres")  # what users type; SQLAlchemy names a driver, too
-# seconds, and ms in the last one, after which a server that no longer answers counts as lost (chosen)
+DRIVER = "postgresql+psycopg"  # of the extra `postgresql`
+# seconds, and ms in the last one, after which a server that cannot be reached counts as lost (chosen)
 NOTICE = {
     "connect_timeout": 10,
     "keepalives_idle": 20,
@@ -83,12 +85,15 @@ def _opened(url: URL, where: str) -> BaseStorage:
     UserError
         If the driver of the database is unknown, or not installed.
     """
-    options = {name: value for name, value in NOTICE.items() if name not in url.query}
-    options = options if url.drivername.startswith(POSTGRESQL) else {}
+    is_postgresql = url.drivername.startswith(POSTGRESQL)
+    notice = {name: value for name, value in NOTICE.items() if is_postgresql and name not in url.query}
+    options: dict[str, Any] = {"connect_args": notice}
     try:
+        if url.drivername == DRIVER:  # the only driver that we can keep from waiting for ever
+            options = {"creator": pkgutil.resolve_name("search.study.frozen_server:connector")(url, notice)}
         backend = QuickRDB.of(url, options)
     except ImportError as error:
-        missing = 'pip install "slimfront[postgresql]"' if options else f"install the driver of {url.drivername}"
+        missing = 'pip install "slimfront[postgresql]"' if is_postgresql else f"install the driver of {url.drivername}"
         *_, cause = causes(error)
         raise UserError(
             f"the storage {where} needs a package that is missing ({first_line(cause)}): {missing}"
@@ -131,4 +136,4 @@ def database_url(text: str) -> URL:
             "--storage must be a URL such as postgresql://user@host/name, sqlite:///file.db or journal://file.log, but "
             f"got {text.partition(':')[0]}:..."  # the rest may hold a password
         ) from error
-    return url.set(drivername="postgresql+psycopg") if url.drivername in POSTGRESQL else url
+    return url.set(drivername=DRIVER) if url.drivername in POSTGRESQL else url

@@ -58,6 +58,28 @@ def require_study(connection: Connection, study_id: int, *, lock: bool = False) 
         raise KeyError(models.NOT_FOUND_MSG)
 
 
+def created_with(connection: Connection, study_id: int, key: str, value: Any) -> int | None:  # noqa: ANN401 - JSON
+    """Return the id of the trial of a study that was created with a system attribute; None if there is none.
+
+    A transaction that may be creating it at this moment is waited for.
+
+    Raises
+    ------
+    KeyError
+        If there is no such study.
+    """
+    require_study(connection, study_id, lock=True)
+    trial, attribute = models.TrialModel.__table__.c, models.TrialSystemAttributeModel.__table__.c
+    query = sqlalchemy.select(trial.trial_id).where(
+        trial.study_id == study_id,
+        attribute.trial_id == trial.trial_id,
+        attribute.key == key,
+        attribute.value_json == json.dumps(value),
+    )
+    found: int | None = connection.scalar(query)
+    return found
+
+
 class _Shared:
     """What trials with the same parameters share: the names, and the dictionary of the distributions."""
 

@@ -10,7 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -22,10 +22,11 @@ from spaces.network.messages import first_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.engine.interfaces import DBAPIConnection
+
+    from search.study.quick_database import QuickRDB
 
 T = TypeVar("T")
 
@@ -120,8 +121,9 @@ class Wait:
 class Patient:
     """A storage of Optuna in a database, whose operations wait while the database cannot be reached.
 
-    A lost connection may lose the answer to an operation that has happened. So each is tried again in a way that it
-    counts once: a new trial is marked by the call that creates it, and a result that is stored already is not an error.
+    A lost connection may lose the answer to an operation that has happened, or that happens while it is tried again. So
+    each is tried again in a way that it counts once: a new trial is marked by the call that creates it, and a result
+    that is stored already is not an error.
     It takes the place of `RDBStorage` behind Optuna's cache.
 
     Parameters
@@ -132,7 +134,7 @@ class Patient:
         The database, as messages name it.
     """
 
-    def __init__(self, backend: RDBStorage, where: str) -> None:
+    def __init__(self, backend: QuickRDB, where: str) -> None:
         self._backend, self._where = backend, where
         self._fault: StorageFault | None = None  # for which the run ends
         sqlalchemy.event.listen(backend.engine, "handle_error", _raise_unavailable)
@@ -165,10 +167,8 @@ class Patient:
         marked.system_attrs = {**marked.system_attrs, CREATED_BY: mark}
 
         def attempt(again: bool) -> FrozenTrial:  # noqa: FBT001
-            for trial in reversed(self._backend.get_all_trials(study_id, deepcopy=False) if again else []):
-                if trial.system_attrs.get(CREATED_BY) == mark:
-                    return trial
-            return self._backend._create_new_trial(study_id, marked)  # noqa: SLF001 - as Optuna's cache calls it
+            created = self._backend._created_with(study_id, CREATED_BY, mark) if again else None  # noqa: SLF001
+            return created or self._backend._create_new_trial(study_id, marked)  # noqa: SLF001 - as Optuna's cache does
 
         return self._patiently(attempt)
 
@@ -179,9 +179,13 @@ class Patient:
         """
 
         def attempt(again: bool) -> bool:  # noqa: FBT001
-            if again and self._backend.get_trial(trial_id).state == state:
+            try:
+                done = self._backend.set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if not again or self._backend.get_trial(trial_id).state != state:
+                    raise
                 return True
-            return self._backend.set_trial_state_values(trial_id, state, values)
+            return done or (again and self._backend.get_trial(trial_id).state == state)
 
         return self._patiently(attempt)
 

@@ -18,7 +18,7 @@ from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study.database_reading import IDS_NAMED, read_trials, states_after
+from search.study.database_reading import IDS_NAMED, created_with, read_trials, require_study, states_after
 from search.study.database_writing import INSERTS, add_params, create, is_plain, set_attribute, set_state
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class QuickRDB(RDBStorage):
         url
             The database.
         options
-            Options of its driver.
+            Further options of SQLAlchemy's engine.
         """
         kind = WritingRDB if url.get_backend_name() in INSERTS else cls
         written = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna: a template
-        return kind(written, engine_kwargs={"connect_args": options})
+        return kind(written, engine_kwargs=options)
 
     def _set_trial_params(self, trial_id: int, params: list[tuple[str, float, str]]) -> None:
         """Add parameters to a trial: names, internal values and distributions; those that are there already stay."""
@@ -64,6 +64,18 @@ class QuickRDB(RDBStorage):
         """Return trials by their ids."""
         with self.engine.begin() as connection:
             return read_trials(connection, wanted, vars(self).setdefault("_distributions", {}))
+
+    def _created_with(self, study_id: int, key: str, value: Any) -> FrozenTrial | None:  # noqa: ANN401 - JSON
+        """Return the trial of a study that was created with an attribute that Optuna reads, None if there is none."""
+        with self.engine.begin() as connection:
+            found = created_with(connection, study_id, key, value)
+        return None if found is None else self.get_trial(found)
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study, unless a transaction that is ending does so; that one is waited for."""
+        with self.engine.begin() as connection:
+            require_study(connection, study_id, lock=True)
+        super().delete_study(study_id)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial."""
