@@ -25,32 +25,47 @@ WAY_OUT = "name the parts: Examples.of(source, inputs={inputs}, labels={labels})
 
 
 class NotFinite(ValueError):
-    """An input that a source gave is NaN or infinite: no network is to blame, and no measurement counts."""
+    """A number that a source gave is NaN or infinite: no network is to blame, and no measurement counts."""
 
 
-def ensure_finite(inputs: Tree, name: str, places: Sequence[int] | None) -> None:
-    """Check that the inputs of a batch are finite numbers.
+def ensure_finite(tree: Tree, name: str, places: Sequence[int] | None, kind: str = "inputs") -> None:
+    """Check that the inputs or the labels of a batch are finite numbers.
 
     Parameters
     ----------
-    inputs, name
-        The inputs, and the name of their source.
+    tree, name
+        The inputs or labels, and the name of their source.
     places
         Where the examples of the batch are in the source, None if that is not known.
+    kind
+        What they are, as the message says.
 
     Raises
     ------
     NotFinite
         If one is not; the message names its place.
     """
-    for tensor in leaves(inputs):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            first = int((~tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else ~tensor.isfinite()).nonzero()[0])
-            which = f"example {first} of a batch" if places is None else f"the example at index {places[first]}"
-            raise NotFinite(
-                f"all inputs must be finite, but {which} that the {name} gave contains nan or infinity; "
-                "repair it or leave it out, or look for a division by zero in the transform"
-            )
+    if isinstance(tree, PerExample):
+        for at, item in enumerate(tree):
+            if not all(map(_is_finite, leaves(item))):
+                raise _not_finite(at, name, places, kind)
+        return
+    for tensor in leaves(tree):
+        if not _is_finite(tensor):
+            first = (~tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else ~tensor.isfinite()).nonzero()[0]
+            raise _not_finite(int(first), name, places, kind)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _not_finite(at: int, name: str, places: Sequence[int] | None, kind: str) -> NotFinite:
+    which = f"example {at} of a batch" if places is None else f"the example at index {places[at]}"
+    return NotFinite(
+        f"all {kind} must be finite, but {which} that the {name} gave contains nan or infinity; repair it or leave it "
+        "out, or look for a division by zero in the transform"
+    )
 
 
 def collated(samples: Sequence[Any]) -> Any:  # noqa: ANN401 - the batch has the structure of the samples

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from objectives.accuracy import has_classes
 from objectives.examples import Examples
-from objectives.trees import PerExample, at, leaves, map_tensors, shape_words
+from objectives.samples import ensure_finite
+from objectives.trees import PerExample, at, leaves, length, map_tensors, shape_words
 from search.study.console import console
 from search.study.errors import UserError
 from spaces.network.messages import first_line
@@ -165,6 +166,21 @@ def check_finite(name: str, examples: Data, accepts: Callable[[Held], bool] | No
             console.print(f"{what}; the loss is finite on them, so they count as labels that are missing")
             continue
         raise UserError(f"all data must be finite, but {what}; {WAYS_OUT[kind]}")
+
+
+def check_all_labels(name: str, examples: Data) -> None:
+    """Check that the labels of a whole split are finite numbers, also those of a stream.
+
+    Raises
+    ------
+    NotFinite
+        If one is not; the message names its place.
+    """
+    start = 0
+    for inputs, labels in examples.batches():
+        count = length(inputs) or 0
+        ensure_finite(labels, f"{name} split", range(start, start + count), "labels")
+        start += count
 
 
 def not_finite(tree: Tree, count: int) -> Tensor:

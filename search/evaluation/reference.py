@@ -17,6 +17,7 @@ from objectives.trees import at, moved
 from search.evaluation.comparison import COMPARED, compared
 from search.evaluation.context import Context
 from search.evaluation.first_checks import check_split
+from search.evaluation.label_checks import check_all_labels
 from search.evaluation.subject import Subject
 from search.study.console import console, step
 from search.study.cpu_profile import MEASURING
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from torch import nn
 
-    from objectives import Limit, Objective
+    from objectives import Data, Limit, Objective
     from objectives.runtimes import Runtime
     from objectives.trees import Tree
     from search.study.spec import StudySpec
@@ -97,9 +98,9 @@ def _checked_export(subject: Subject, runtime: Runtime, path: Path) -> None:
     def execute(taken: Tree) -> Tree:
         return runtime.load(path)(taken)
 
-    subject.export(runtime, path)
-    model, inputs = copy.deepcopy(subject.finished).cpu(), moved(at(subject.example, slice(COMPARED)), "cpu")
-    found = compared(model, inputs, execute)
+    model, inputs = copy.deepcopy(subject.finished).cpu(), moved(subject.example, "cpu")
+    runtime.export(model, inputs, path)  # changes nothing of it
+    found = compared(model, at(inputs, slice(COMPARED)), execute)
     if found is None:
         return
     bound = min(found["allowed_sqnr_db"], EXACT_DB)
@@ -158,7 +159,8 @@ def measure_teacher(study: Study, context: Context) -> dict[str, float]:
     if TEACHER not in study.user_attrs:
         with context.cpu_profile.charge(MEASURING), step("measuring the teacher"):
             values = {
-                objective.name: _first_value(objective, context.subject.finished) for objective in context.spec.measured
+                objective.name: _first_value(objective, context.subject.finished, context.spec.splits.validation)
+                for objective in context.spec.measured
             }
         study.set_user_attr(TEACHER, values)
     return dict(study.user_attrs[TEACHER])
@@ -193,7 +195,7 @@ def _against_teacher(limit: Limit, values: dict[str, float], context: Context, *
     if objective.is_cost and isinstance(objective, Referenced):
         value = objective.of_reference()
     elif objective.is_cost and stored and not isinstance(objective, Foreseeable):
-        value = _first_value(objective, context.subject.finished)
+        value = _first_value(objective, context.subject.finished, context.spec.splits.validation)
     else:
         value = values[objective.name]
     try:
@@ -202,7 +204,7 @@ def _against_teacher(limit: Limit, values: dict[str, float], context: Context, *
         raise UserError(str(error)) from error
 
 
-def _first_value(objective: Objective, finished: nn.Module) -> float:
+def _first_value(objective: Objective, finished: nn.Module, validation: Data) -> float:
     """Measure an objective on the teacher, to find out whether the objective works."""
     try:
         value = float(objective(finished))
@@ -211,6 +213,7 @@ def _first_value(objective: Objective, finished: nn.Module) -> float:
     except Exception as error:
         raise UserError(f"the objective {objective.name} fails on the teacher: {error!r}; fix the objective") from error
     if not math.isfinite(value):
+        check_all_labels("validation", validation)
         raise UserError(
             f"every objective must be finite, but {objective.name} of the teacher is {value}; fix the objective"
         )

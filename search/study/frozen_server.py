@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from search.study.durations import duration
 
@@ -58,9 +59,13 @@ class Watched(psycopg.Connection[Any]):
     def _require_server(self, silence: float) -> None:
         """Check that the server begins to answer another connection; whatever it says, it is there."""
         info = self.info
-        where = {"host": info.host, "hostaddr": info.hostaddr, "port": info.port}  # of several servers, this one
+        this: dict[str, Any] = {
+            "host": info.host,
+            "hostaddr": info.hostaddr,
+            "port": info.port,
+        }  # where the URL names several
         try:
-            psycopg.connect(info.dsn, password=info.password, **where).close()
+            psycopg.connect(make_conninfo(info.dsn, password=info.password, **this)).close()
         except psycopg.errors.ConnectionTimeout as error:
             self.close()
             raise psycopg.OperationalError(
@@ -80,6 +85,7 @@ def connector(url: URL, options: dict[str, Any]) -> Callable[[], Watched]:
     options
         Options of the driver, beside those of the URL.
     """
-    dialect = url.get_dialect()
+    dialect: Any = url.get_dialect()
     words, named = dialect(dbapi=dialect.import_dbapi()).create_connect_args(url)
-    return lambda: Watched.connect(*words, **(named | options))
+    settings: dict[str, Any] = {**named, **options}
+    return lambda: Watched.connect(*words, **settings)

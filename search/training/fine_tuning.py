@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from objectives.outputs import device_of, outputs
-from objectives.samples import seed_all
+from objectives.samples import NotFinite, ensure_finite, seed_all
 from objectives.trees import at, leaves, like, map_tensors, moved, run
 from search.study import machine
 from search.study.errors import Diverged, UserError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from objectives import Data
+    from objectives.data import Batch
     from objectives.trees import Tree
     from search.study.spec import Recipe
     from search.training.checkpoint import Checkpoint
@@ -128,11 +129,28 @@ def training_steps(
         with precision.forward():
             output = run(student, inputs)
         loss = loss_of(recovery, map_tensors(output, precision.full), teacher_outputs, labels)
+        _ensure_labels(batch, output, loss.detach())
         precision.step(loss, student, optimizer, MAX_GRADIENT_NORM)
         if checkpoint is not None:
             checkpoint.after(step, student, optimizer)
         yield step, loss.detach()
     precision.finish(student)
+
+
+def _ensure_labels(batch: Batch, output: Tree, loss: Tensor) -> None:
+    """Check that labels which are not finite are none for the loss, either; one of the user's own may leave them out.
+
+    Raises
+    ------
+    NotFinite
+        If only they explain that the loss is not finite.
+    """
+    try:
+        places = None if batch.keys is None else batch.keys.tolist()
+        ensure_finite(batch.labels, "training split", places, "labels")
+    except NotFinite:
+        if not math.isfinite(float(loss)) and all(bool(tensor.isfinite().all()) for tensor in leaves(output)):
+            raise
 
 
 def loss_of(recovery: Recovery, output: Tree, teacher_outputs: Tree, labels: Tree) -> Tensor:
