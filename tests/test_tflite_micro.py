@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 from torch import Tensor, nn
 
@@ -27,10 +30,12 @@ from spaces.testing.runtime_contract import sqnr
 from tests import small_study
 
 if TYPE_CHECKING:
+    from objectives.runtimes import Runtime
     from search import StudySpec
 
 runtime = pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
 pytest.importorskip("litert_torch")
+transpositions = pytest.importorskip("objectives.runtimes.litert.transpositions")
 
 MICRO = TfliteMicro()
 STUDY = "tests.test_tflite_micro:small"
@@ -272,3 +277,60 @@ def test_gelu_is_written_out(approximate: str, tmp_path: Path) -> None:
     MICRO.export(nn.GELU(approximate).eval(), inputs, tmp_path / "model.tflite")
     found = MICRO.load(tmp_path / "model.tflite")(inputs)
     assert (found - nn.functional.gelu(inputs, approximate=approximate)).abs().max() < 2e-6
+
+
+@given(st.permutations(range(7)), st.lists(st.integers(1, 3), min_size=7, max_size=7), st.integers(4, 6))
+def test_steps_of_few_dimensions_do_what_a_transposition_does(order: list[int], sizes: list[int], most: int) -> None:
+    numbers = torch.arange(math.prod(sizes)).reshape(sizes)
+    found = numbers
+    for shape, moved in transpositions.steps(sizes, order, most):
+        assert len(moved) <= most
+        found = found.reshape(shape).permute(moved)
+    assert torch.equal(found.flatten(), numbers.permute(order).flatten())
+
+
+class Blocks(nn.Module):
+    """Moves the dimensions of images that are split into seven, and computes with what it gets."""
+
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return as many numbers."""
+        split = (2 * images.flatten(1)).view(len(images), 2, 3, 2, 2, 3, 2)
+        moved: Tensor = split.permute(self.order).flatten(1)
+        return moved + 1
+
+
+class Windows(nn.Module):
+    """Attends in windows of 2 x 2 pixels, as Swin does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return images (B, H, W, C) of the same shape."""
+        count, height, width, channels = images.shape
+        windows = images.view(count, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
+        windows = self.inner(windows.reshape(-1, 4, channels)).softmax(1)
+        split: Tensor = windows.view(count, height // 2, width // 2, 2, 2, channels)
+        return split.permute(0, 1, 3, 2, 4, 5).reshape(images.shape)
+
+
+@pytest.mark.parametrize("kind", [MICRO, LiteRt()], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [(Windows(), (4, 6, 8)), (Blocks(0, 4, 1, 5, 2, 6, 3), (12, 12)), (Blocks(0, 6, 5, 4, 3, 2, 1), (12, 12))],
+    ids=["windows", "mixed", "reversed"],
+)
+def test_dimensions_of_any_number_are_moved(
+    network: nn.Module, shape: tuple[int, ...], kind: Runtime, tmp_path: Path
+) -> None:
+    """TFLite Micro transposes five, LiteRT six."""
+    torch.manual_seed(0)
+    inputs, path = torch.randn(4, *shape), tmp_path / "model.tflite"
+    kind.export(network.eval(), inputs, path)
+    with torch.no_grad():
+        assert sqnr(network(inputs), kind.load(path)(inputs)) > 100

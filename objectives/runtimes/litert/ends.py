@@ -45,8 +45,8 @@ def set_types(model: schema.ModelT, ends: WithEnds) -> None:
             if {_TYPES[wanted], have} == {schema.TensorType.FLOAT32, schema.TensorType.UINT8}:  # by way of signed ones
                 assert grid is not None
                 signed = grid._replace(zero=grid.zero + INT8_MIN)
-                _convert(model, places, place, schema.TensorType.INT8, signed, first=first)
-            _convert(model, places, place, _TYPES[wanted], grid, first=first)
+                convert_end(model, places, place, schema.TensorType.INT8, signed, first=first)
+            convert_end(model, places, place, _TYPES[wanted], grid, first=first)
 
 
 def _is_rounded(tensor: schema.TensorT) -> bool:
@@ -71,7 +71,7 @@ def grids_of(content: bytes) -> tuple[list[Grid | None], list[Grid | None]]:
     return inputs, outputs
 
 
-def _convert(
+def convert_end(
     model: schema.ModelT, places: Sequence[int], place: int, wanted: int, grid: Grid | None, *, first: bool
 ) -> None:
     """Put an operator between an end and the tensor that it was."""
@@ -81,14 +81,12 @@ def _convert(
     tensor.type, tensor.buffer, tensor.quantization = wanted, 0, None
     if wanted != schema.TensorType.FLOAT32:
         assert grid is not None
-        tensor.quantization = schema.QuantizationParametersT()
-        tensor.quantization.scale = np.asarray([grid.scale], np.float32)
-        tensor.quantization.zeroPoint = np.asarray([grid.zero], np.int64)
+        tensor.quantization = quantization(grid)
     graph.tensors.append(tensor)
     source, target = (index, inner) if first else (inner, index)
     to_floats = graph.tensors[target].type == schema.TensorType.FLOAT32
     node = schema.OperatorT()
-    node.opcodeIndex = _code(model, _OPERATORS.DEQUANTIZE if to_floats else _OPERATORS.QUANTIZE)
+    node.opcodeIndex = place_of_operator(model, _OPERATORS.DEQUANTIZE if to_floats else _OPERATORS.QUANTIZE)
     node.inputs, node.outputs = [source], [target]
     if first:
         graph.operators.insert(0, node)
@@ -100,12 +98,19 @@ def _convert(
             named.tensorIndex = index if named.tensorIndex == inner else named.tensorIndex
 
 
-def _code(model: schema.ModelT, builtin: int) -> int:
+def quantization(grid: Grid) -> schema.QuantizationParametersT:
+    """Return a grid as a file holds it."""
+    found = schema.QuantizationParametersT()
+    found.scale, found.zeroPoint = np.asarray([grid.scale], np.float32), np.asarray([grid.zero], np.int64)
+    return found
+
+
+def place_of_operator(model: schema.ModelT, builtin: int, version: int = 2) -> int:
     """Return the place of an operator in the table of a file, to which it is added."""
     for place, known in enumerate(model.operatorCodes):
         if known.builtinCode == builtin:
             return place
     code = schema.OperatorCodeT()
-    code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, builtin, 2
+    code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, builtin, version
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1

@@ -27,6 +27,7 @@ from objectives.runtimes.litert.ends import set_types
 from objectives.runtimes.litert.folded_weights import Weight, restore_integer_weights
 from objectives.runtimes.litert.gelu import write_out_gelu
 from objectives.runtimes.litert.layouts import mended_layouts
+from objectives.runtimes.litert.transpositions import split_transpositions
 from objectives.runtimes.passes.constants import constant, put_constant
 from objectives.runtimes.passes.flatbuffers import serialize
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
@@ -62,6 +63,8 @@ class Storage(NamedTuple):
         Constants begin at multiples of so many bytes.
     concatenated
         The most tensors that one operator concatenates; None for any number.
+    transposed
+        The most dimensions that it transposes.
     gelu
         Whether it has GELU.
     """
@@ -70,6 +73,7 @@ class Storage(NamedTuple):
     unpacks: bool
     alignment: int
     concatenated: int | None
+    transposed: int
     gelu: bool
 
     def of_widths(self, widths: tuple[int, ...]) -> Storage:
@@ -85,6 +89,7 @@ LITERT = Storage(
     unpacks=True,
     alignment=1,
     concatenated=None,
+    transposed=6,  # kTransposeMaxDimensions of its kernel
     gelu=True,
 )
 # its DEQUANTIZE reads one scale where a weight has one for each channel, and its linear layers take 8 bits alone
@@ -93,6 +98,7 @@ MICRO = Storage(
     unpacks=False,
     alignment=16,
     concatenated=10,  # kMaxInputNum of its kernel
+    transposed=5,  # of its kernel
     gelu=False,
 )
 
@@ -197,6 +203,7 @@ def _pack(content: bytes, weights: list[Weight], storage: Storage, ends: WithEnd
         set_types(model, ends)
     if storage.concatenated is not None:
         split_concatenations(model, storage.concatenated)
+    split_transpositions(model, storage.transposed)
     _narrow(model, storage)
     model.metadata = []
     model.description = b""
