@@ -16,6 +16,7 @@ from objectives.trees import leaves, run, shape_words
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from objectives import Data
     from objectives.trees import Tree
 
 COMPARED = 8  # inputs on which a file is compared with its network before a search (chosen)
@@ -45,9 +46,8 @@ class Comparison:
         self._rounds = inner or coded is not None
         self._computed = model if coded is None else coded  # with the rounding that is asked for
         self._rounded = Rounded(self._computed) if inner else self._computed
-        self._again = _Within(ChangesLastBits(), self._computed)
-        self._equal = self._equal_again = self._counted = self._right_in_torch = self._right_in_file = 0
-        self._noise_again = 0.0
+        self._model = model
+        self._equal = self._counted = self._right_in_torch = self._right_in_file = 0
         self._outputs: list[_Power] = []
 
     def add(self, inputs: Tree, expected: Tree, actual: Tree, labels: Tree) -> None:
@@ -72,10 +72,6 @@ class Comparison:
             self._right_in_torch += int((own == labels).sum())
             self._right_in_file += int((file == labels).sum())
             self._counted += own.numel()
-            with torch.no_grad():
-                again = leaves(run(self._again, inputs))[0] if self._rounds else expected
-            self._equal_again += int((own == again.argmax(1)).sum())
-            self._noise_again += float((expected.double() - again).pow(2).sum())
         with torch.no_grad():
             rounded = leaves(run(self._rounded, inputs)) if rounds else leaves(expected)
         self._outputs = self._outputs or [_Power() for _ in rounded]
@@ -86,17 +82,36 @@ class Comparison:
         """Return what was counted: for classes top-1 and agreement in percent; the signal-to-noise ratio in dB.
 
         The ratio is that of the worst output tensor; where answers are not classes, the file must reach
-        `allowed_sqnr_db`. With classes, `own_agreement_percent` and `own_sqnr_db` compare a network that rounds its
-        inputs with itself, where the results of its operations differ in their last bits.
+        `allowed_sqnr_db`.
         """
         worst = max(self._outputs, key=lambda power: power.noise / max(power.allowed, SMALLEST_NOISE))
         found: dict[str, Any] = {"sqnr_db": worst.decibels(worst.noise)}
         if not self._counted:
             return found | {"agreement_percent": None, "allowed_sqnr_db": worst.decibels(worst.allowed)}
-        shares = (self._right_in_torch, self._right_in_file, self._equal, self._equal_again)
-        names = ("top1_torch", "top1_file", "agreement_percent", "own_agreement_percent")
-        found["own_sqnr_db"] = worst.decibels(self._noise_again)
+        shares = (self._right_in_torch, self._right_in_file, self._equal)
+        names = ("top1_torch", "top1_file", "agreement_percent")
         return found | {name: 100 * share / self._counted for name, share in zip(names, shares, strict=True)}
+
+    def of_itself(self, examples: Data) -> dict[str, Any]:
+        """Compare the classes of the network with its own where the results of operations differ in their last bits.
+
+        Returns
+        -------
+        dict
+            `own_agreement_percent` and `own_sqnr_db`; nothing for a network that rounds nothing.
+        """
+        if not self._rounds:
+            return {}
+        again, power, equal = _Within(ChangesLastBits(), self._computed), _Power(), 0
+        for inputs, _ in examples.batches():
+            with torch.no_grad():
+                own, other = (leaves(run(one, inputs))[0] for one in (self._model, again))
+            equal += int((own.argmax(1) == other.argmax(1)).sum())
+            power.add(*(tensor.double() for tensor in (own, other, own)))
+        return {
+            "own_agreement_percent": 100 * equal / self._counted,
+            "own_sqnr_db": power.decibels(power.noise),
+        }
 
 
 def compared(

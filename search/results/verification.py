@@ -125,6 +125,8 @@ def _verified(used: Interface, file: IsolatedProcess, path: Path, spec: StudySpe
         "latency": dataclasses.asdict(file.compare(reference, at(spec.example(), slice(1)), own=used.take(first))),
         "machine": machine.words(),
     }
+    if record["agreement_percent"] is not None and not _classes_agree(record):
+        record |= comparison.of_itself(examples)
     require_agreement(record, used, spec)
     ensure_free_sizes(used, spec.runtime, file)
     return record
@@ -173,9 +175,7 @@ def require_agreement(record: dict[str, Any], used: Interface, spec: StudySpec) 
     if record["agreement_percent"] is not None:
         pairs = {"top1": pairs["top1"]}
         by_rounding = _rounding_differs(record)
-        difference, least = abs(pairs["top1"][0] - pairs["top1"][1]), min(LEAST_AGREEMENT, 100 - by_rounding)
-        bound = max(LARGEST_TOP1_DIFFERENCE, 100 / record["samples"], by_rounding)
-        agrees = difference <= bound + FLOAT_TOLERANCE and record["agreement_percent"] >= least - FLOAT_TOLERANCE
+        agrees, least = _classes_agree(record, by_rounding), min(LEAST_AGREEMENT, 100 - by_rounding)
         how = f"agree on {record['agreement_percent']:.2f}% of {record['samples']} samples, of at least {least:.2f}%"
     else:
         metrics = {one.name: one for one in spec.measured if isinstance(one, Metric)}
@@ -192,13 +192,22 @@ def require_agreement(record: dict[str, Any], used: Interface, spec: StudySpec) 
         )
 
 
+def _classes_agree(record: dict[str, Any], by_rounding: float = 0.0) -> bool:
+    """Return whether classes and top-1 differ by at most the tolerances, and what rounding changes in percent."""
+    difference, least = abs(record["top1_torch"] - record["top1_file"]), min(LEAST_AGREEMENT, 100 - by_rounding)
+    bound = max(LARGEST_TOP1_DIFFERENCE, 100 / record["samples"], by_rounding)
+    return bool(difference <= bound + FLOAT_TOLERANCE and record["agreement_percent"] >= least - FLOAT_TOLERANCE)
+
+
 def _rounding_differs(record: dict[str, Any]) -> float:
-    """Return on how many percent of the samples rounding alone may give another class; 0 if the file has more noise.
+    """Return on how many percent of the samples rounding alone may give another class; 0 where that was not asked.
+
+    It is 0 too if the file has more noise.
 
     A deep network of integers computed twice, with sums that differ in their last bits, differs from itself as much
     as rounding does: a number on the border between two codes moves others in the next layer (studies/LOG.md).
     """
-    if record["sqnr_db"] < record["own_sqnr_db"] - ROUNDING_NOISE_DB:
+    if "own_sqnr_db" not in record or record["sqnr_db"] < record["own_sqnr_db"] - ROUNDING_NOISE_DB:
         return 0.0
     return float(ROUNDING_SHARE * (100 - record["own_agreement_percent"]))
 
