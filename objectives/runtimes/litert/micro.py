@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from objectives.runtimes.ends import WithEnds, network_of
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.litert.arena_tries import ArenaTries
 from objectives.runtimes.litert.loading import MICRO_LOADING
-from objectives.runtimes.litert.runtime import dequantized, grids_of, quantized
+from objectives.runtimes.litert.runtime import answers, columns_of, grids_of
 from objectives.runtimes.runtime import Precision, export_error, import_extra, require_eval_mode, require_threads
-from objectives.trees import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -147,18 +143,14 @@ class TfliteMicro:
         import_extra("micro", _INTERPRETER)
         interpreter, inputs, outputs = _interpreter(_content(path))
 
+        def execute(row: list[NDArray[Any]]) -> list[NDArray[Any]]:
+            for place, values in enumerate(row):
+                interpreter.set_input(values, place)
+            interpreter.invoke()
+            return [interpreter.get_output(place) for place in range(len(outputs))]
+
         def run(x: Tree) -> Tree:
-            given = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in leaves(x)]
-            columns = [quantized(values, source) for values, source in zip(given, inputs, strict=True)]
-            results: list[list[NDArray[Any]]] = [[] for _ in outputs]
-            for row in zip(*columns, strict=True):
-                for place, one in enumerate(row):
-                    interpreter.set_input(one[None], place)
-                interpreter.invoke()
-                for place, (found, target) in enumerate(zip(results, outputs, strict=True)):
-                    found.append(dequantized(interpreter.get_output(place), target))
-            tensors = [torch.from_numpy(np.concatenate(found)) for found in results]
-            return tensors[0] if len(tensors) == 1 else tuple(tensors)
+            return answers(columns_of(x, inputs), outputs, execute)
 
         return run
 

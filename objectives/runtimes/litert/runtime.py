@@ -153,23 +153,20 @@ class LiteRt:
 
         sizes = [tuple(source["shape"]) for source in sources]
 
+        def execute(row: list[NDArray[Any]]) -> list[NDArray[Any]]:
+            for values, source in zip(row, sources, strict=True):
+                interpreter.set_tensor(source["index"], values)
+            interpreter.invoke()
+            return [interpreter.get_tensor(target["index"]) for target in targets]
+
         def run(x: Tree) -> Tree:
-            given = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in leaves(x)]
-            columns = [quantized(values, source) for values, source in zip(given, sources, strict=True)]
+            columns = columns_of(x, sources)
             if (wanted := [(1, *values.shape[1:]) for values in columns]) != sizes:  # such as larger images
                 for source, size in zip(sources, wanted, strict=True):
                     interpreter.resize_tensor_input(source["index"], size)
                 interpreter.allocate_tensors()
                 sizes[:] = wanted
-            results: list[list[NDArray[Any]]] = [[] for _ in targets]
-            for row in zip(*columns, strict=True):
-                for one, source in zip(row, sources, strict=True):
-                    interpreter.set_tensor(source["index"], one[None])
-                interpreter.invoke()
-                for found, target in zip(results, targets, strict=True):
-                    found.append(dequantized(interpreter.get_tensor(target["index"]), target))
-            tensors = [torch.from_numpy(np.concatenate(found)) for found in results]
-            return tensors[0] if len(tensors) == 1 else tuple(tensors)
+            return answers(columns, targets, execute)
 
         return run
 
@@ -202,7 +199,37 @@ def grids_of(path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
     return found
 
 
-def quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
+def columns_of(x: Tree, sources: list[dict[str, Any]]) -> list[NDArray[Any]]:
+    """Return a batch of inputs as the input tensors of a file take them."""
+    given = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in leaves(x)]
+    return [_quantized(values, source) for values, source in zip(given, sources, strict=True)]
+
+
+def answers(
+    columns: list[NDArray[Any]],
+    targets: list[dict[str, Any]],
+    execute: Callable[[list[NDArray[Any]]], list[NDArray[Any]]],
+) -> Tree:
+    """Return the outputs of a file that takes one input at a time, for a batch.
+
+    Parameters
+    ----------
+    columns
+        The batch, as `columns_of` returns it.
+    targets
+        The output tensors of the file.
+    execute
+        Returns the outputs for one input.
+    """
+    results: list[list[NDArray[Any]]] = [[] for _ in targets]
+    for row in zip(*columns, strict=True):
+        for found, target, values in zip(results, targets, execute([one[None] for one in row]), strict=True):
+            found.append(_dequantized(values, target))
+    tensors = [torch.from_numpy(np.concatenate(found)) for found in results]
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
     """Return the values as the type of an input tensor of the file, which may be 8-bit integers."""
     if values.dtype == tensor["dtype"] or not _is_rounded(tensor):
         return values.astype(tensor["dtype"], copy=False)  # the converter makes 32-bit integers of 64-bit ones
@@ -212,7 +239,7 @@ def quantized(values: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
     return codes.astype(tensor["dtype"])
 
 
-def dequantized(codes: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
+def _dequantized(codes: NDArray[Any], tensor: dict[str, Any]) -> NDArray[Any]:
     """Return the values of an output tensor of the file as floats."""
     if not _is_rounded(tensor):
         return codes
