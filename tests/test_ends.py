@@ -16,15 +16,16 @@ from torchvision.transforms import v2
 
 from objectives import Examples, LogMel, Preprocessing, SizeBytes, Top1
 from objectives.runtimes import ExportError, LiteRt, named
-from objectives.runtimes.ends import Form, WithEnds, form_of, with_ends
-from objectives.runtimes.passes.grid import Grid
+from objectives.runtimes.ends import Form, form_of, with_ends
 from search import Budget, Recipe, Splits, StudySpec, UniformStart
 from search.cli import main
+from search.results.interface import interface
 from spaces import BitWidths, PruneRatios, Quantize, Space, Temperatures, deployed
 from spaces.testing.networks import Plain, example, teacher
 from spaces.testing.runtime_contract import sqnr
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NEEDS = {"litert": "litert_torch", "tflite-micro": "tflite_micro", "executorch": "executorch", "openvino": "openvino"}
@@ -171,25 +172,49 @@ def exported(home: Path, out: Path, *words: str) -> dict[str, Any]:
     return json.loads((out / "verification.json").read_text())  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "openvino", "litert", "executorch"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_file_takes_what_a_camera_gives(runtime: str, home: Path, tmp_path: Path) -> None:
     installed(runtime)
     out = tmp_path / "export"
-    words = "--preprocessing", "--io", "uint8,nhwc", "--dynamic-size", "--runtime", runtime
-    record = exported(home, out, *words)
-    assert record["file_inputs"] == [{"type": "uint8", "shape": [16, 20, 3], "order": "channels last"}]
+    micro = runtime == "tflite-micro"
+    sizes = [] if micro else ["--dynamic-size"]
+    record = exported(home, out, "--preprocessing", "--io", "uint8,nhwc", *sizes, "--runtime", runtime)
+    code_of_bytes = {"scale": 1.0, "zero_point": 0} if micro else {}  # its operators read codes alone
+    taken = {"type": "uint8", "shape": [16, 20, 3], "order": "channels last"}
+    assert record["file_inputs"] == [taken | code_of_bytes]
     (output,) = record["file_outputs"]
     assert (output["type"], output["shape"]) == ("uint8", [CLASSES])
     assert output["scale"] > 0
-    assert record["dynamic_size"]
+    assert record.get("dynamic_size", False) != micro
     assert "Resize(size=[12, 15]" in record["preprocessing"]
     assert record["top1_file"] > 95
     card = (out / "README.md").read_text()
-    assert "| input | uint8 | [16, 20, 3], channels last | none |" in card
+    codes = "number = (code - 0) x 1" if micro else "none"
+    assert f"| input | uint8 | [16, 20, 3], channels last | {codes} |" in card
     assert f"number = (code - {output['zero_point']}) x" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     ran = subprocess.run([sys.executable, "-c", code], cwd=out, capture_output=True, text=True, check=False)
     assert not ran.returncode, ran.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [lambda x: x / 255, lambda x: x[:, [2, 1, 0]].float(), lambda x: x.flip(1)[:, :, 2:, ::2].float(),
+     lambda x: x.flatten(1).float(), lambda x: x.flatten(2).float() + x.mT.flatten(2).float()],
+    ids=["divided", "other order of colours", "a part", "flattened", "read twice"],
+)  # fmt: skip
+def test_tflite_micro_reads_bytes_that_are_moved_first(first: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    """It makes no floats of bytes that are no codes, and moves none."""
+    pytest.importorskip("tflite_micro")
+    pytest.importorskip("litert_torch")
+
+    class Reads(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return first(images) - 3
+
+    images, micro = camera(4, 0).inputs[..., :16], named("tflite-micro")
+    micro.export(Reads().eval(), images, tmp_path / "file")
+    assert (micro.load(tmp_path / "file")(images) - Reads()(images)).abs().max() < 1e-4
 
 
 def test_a_default_file_tells_the_scale_of_its_codes(home: Path, tmp_path: Path) -> None:

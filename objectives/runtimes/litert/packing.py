@@ -22,6 +22,7 @@ from objectives.flat import flat
 from objectives.runtimes.ends import WithEnds, network_of
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import pack_bits
+from objectives.runtimes.litert.byte_inputs import make_codes_of_bytes
 from objectives.runtimes.litert.concatenations import split_concatenations
 from objectives.runtimes.litert.ends import set_types
 from objectives.runtimes.litert.folded_weights import Weight, restore_integer_weights
@@ -67,6 +68,8 @@ class Storage(NamedTuple):
         The most dimensions that it transposes.
     gelu
         Whether it has GELU.
+    casts_bytes
+        Whether it makes floats of bytes that are no codes.
     """
 
     packed: tuple[tuple[int, int, set[int]], ...]
@@ -75,6 +78,7 @@ class Storage(NamedTuple):
     concatenated: int | None
     transposed: int
     gelu: bool
+    casts_bytes: bool
 
     def of_widths(self, widths: tuple[int, ...]) -> Storage:
         """Return the storage without types of other widths."""
@@ -91,6 +95,7 @@ LITERT = Storage(
     concatenated=None,
     transposed=6,  # kTransposeMaxDimensions of its kernel
     gelu=True,
+    casts_bytes=True,
 )
 # its DEQUANTIZE reads one scale where a weight has one for each channel, and its linear layers take 8 bits alone
 MICRO = Storage(
@@ -100,6 +105,7 @@ MICRO = Storage(
     concatenated=10,  # kMaxInputNum of its kernel
     transposed=5,  # of its kernel
     gelu=False,
+    casts_bytes=False,
 )
 
 
@@ -201,6 +207,8 @@ def _pack(content: bytes, weights: list[Weight], storage: Storage, ends: WithEnd
         restore_integer_weights(model, weights)
     if ends is not None:
         set_types(model, ends)
+    if not storage.casts_bytes:
+        make_codes_of_bytes(model)
     if storage.concatenated is not None:
         split_concatenations(model, storage.concatenated)
     split_transpositions(model, storage.transposed)
