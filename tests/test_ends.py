@@ -254,13 +254,22 @@ class Turned(nn.Module):
         return prepare()(images.movedim(-1, 1))  # type: ignore[no-any-return]
 
 
-MODULES = {"InPlace": InPlace, "Chance": Chance, "Smaller": Smaller, "Turned": Turned}
+class Mixed(nn.Module):
+    """Takes two images, of which one has its channels last."""
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return prepare()(one) + 0 * prepare()(other.movedim(-1, 1))  # type: ignore[no-any-return]
+
+
+MODULES = {"InPlace": InPlace, "Chance": Chance, "Smaller": Smaller, "Turned": Turned, "Mixed": Mixed}
 
 
 def unusual(kind: str = "InPlace") -> StudySpec:
     """Return the study with another preprocessing."""
     raw = camera(60, 1)
-    raw = Examples(raw.inputs.movedim(1, -1), raw.labels) if kind == "Turned" else raw
+    last = raw.inputs.movedim(1, -1)
+    inputs = {"Turned": last, "Mixed": {"one": raw.inputs, "other": last}}.get(kind, raw.inputs)
+    raw = Examples(inputs, raw.labels)
     return dataclasses.replace(study(), preprocessing=Preprocessing(MODULES[kind]().train(), raw))
 
 
@@ -270,7 +279,7 @@ def unusual(kind: str = "InPlace") -> StudySpec:
         ("InPlace", [], "the preprocessing must not write into what it gets; use inplace=False"),
         ("Chance", [], "the preprocessing must give the same inputs every time; leave random transforms out"),
         ("Smaller", [], "the preprocessing must give float32 (8, 3, 12, 12), but gives float32 (8, 3, 11, 12)"),
-        ("Turned", ["--io", "nhwc"], "seem to have their channels last already"),
+        ("Mixed", ["--io", "nhwc"], "must have their channels all first or all last for nhwc and --dynamic-size"),
     ],
 )
 def test_a_preprocessing_that_cannot_be_a_part_of_a_file_is_refused(
@@ -281,11 +290,20 @@ def test_a_preprocessing_that_cannot_be_a_part_of_a_file_is_refused(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_images_of_a_sensor_keep_their_order(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["onnx", "litert", "executorch"])
+@pytest.mark.parametrize("words", [[], ["--dynamic-size"], ["--io", "int8,nhwc", "--dynamic-size"]], ids=str)
+def test_images_of_a_sensor_keep_their_order(
+    words: list[str], runtime: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed(runtime)
     shared = ["export", "tests.test_ends:unusual", "--folder", str(home), "--out", str(tmp_path / "out")]
-    assert main([*shared, "--preprocessing", "--set", "kind=Turned"]) == 0
+    assert main([*shared, "--preprocessing", "--set", "kind=Turned", "--runtime", runtime, *words]) == 0
     record = json.loads((tmp_path / "out" / "verification.json").read_text())
-    assert record["file_inputs"] == [{"type": "uint8", "shape": [16, 20, 3]}]
+    order = {"order": "channels last"} if "--io" in words else {}
+    assert record["file_inputs"] == [{"type": "uint8", "shape": [16, 20, 3]} | order]
+    assert record.get("dynamic_size", False) == bool(words)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert ("have their channels last already and stay so" in printed) == bool(words)
 
 
 def test_codes_at_the_ends_are_not_held_against_a_file(home: Path, tmp_path: Path) -> None:
@@ -403,8 +421,17 @@ def test_a_grid_may_stand_before_several_inputs(tmp_path: Path) -> None:
     assert sqnr(expected["sum"], found[1]) > ROUNDED
 
 
-def test_the_ends_do_not_change_the_network() -> None:
-    model = networks()["floats"]
-    ends = WithEnds(model, Form(), (Grid(0.1, 0),), (None,))
-    assert ends.model is model
-    assert dataclasses.is_dataclass(Preprocessing)
+def test_the_ends_do_not_change_what_they_are_put_around() -> None:
+    spec = unusual("Turned")
+    assert spec.preprocessing is not None
+    module, network = spec.preprocessing.module, spec.teacher
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    used, shipped, taken = interface(
+        network, network, spec.example(), spec, form_of("int8,nhwc", free_size=True), preprocessing=True
+    )
+    assert not shipped.training
+    assert taken.dtype == torch.uint8
+    assert module.training  # as the user left it
+    assert used.ends is shipped
+    assert used.ends.model is network
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

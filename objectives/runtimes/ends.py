@@ -40,11 +40,14 @@ class Form(NamedTuple):
         Whether images have their channels as last dimension, (B, H, W, C), and videos and volumes too.
     free_size
         Whether the file takes images of any height and width.
+    come_last
+        Whether images come with their channels last already, as what a sensor gives may: inputs are not moved then.
     """
 
     type: str = ""
     channels_last: bool = False
     free_size: bool = False
+    come_last: bool = False
 
 
 def form_of(words: str, *, free_size: bool = False) -> Form:
@@ -122,7 +125,7 @@ class WithEnds(nn.Module):
     def encoded(self, inputs: Tree) -> Tree:
         """Return what the file takes for inputs of the network, or of the preprocessing."""
         pairs = zip(leaves(inputs), self.grids[0], strict=True)
-        return rebuilt(inputs, [_quantized(self._last(tensor), grid) for tensor, grid in pairs])
+        return rebuilt(inputs, [_quantized(self._taken(tensor), grid) for tensor, grid in pairs])
 
     def decoded(self, outputs: Tree) -> Tree:
         """Return the outputs of the network for what the file gives; a runtime may have turned codes to floats."""
@@ -143,10 +146,18 @@ class WithEnds(nn.Module):
         return _OfArithmetic(self.model, self.form, *self.grids, self.preprocessing).eval()
 
     def _read(self, tensor: Tensor, grid: Grid | None) -> Tensor:
-        return _dequantized(self._first(tensor), grid)
+        return _dequantized(self._given(tensor), grid)
 
     def _write(self, tensor: Tensor, grid: Grid | None) -> Tensor:
         return _quantized(self._last(tensor), grid)
+
+    def _given(self, tensor: Tensor) -> Tensor:
+        """Return an input of the file as the network or the preprocessing takes it."""
+        return tensor if self.form.come_last else self._first(tensor)
+
+    def _taken(self, tensor: Tensor) -> Tensor:
+        """Return an input of the network or the preprocessing as the file takes it."""
+        return tensor if self.form.come_last else self._last(tensor)
 
     def _first(self, tensor: Tensor) -> Tensor:
         """Return a tensor of the file in the order of dimensions of the network."""
@@ -163,7 +174,7 @@ class _OfFloats(WithEnds):
     """See `WithEnds.of_floats`; the quantizers are the first and the last operators."""
 
     def _read(self, tensor: Tensor, grid: Grid | None) -> Tensor:
-        return self._first(_dequantized(_quantized(tensor, grid), grid))
+        return self._given(_dequantized(_quantized(tensor, grid), grid))
 
     def _write(self, tensor: Tensor, grid: Grid | None) -> Tensor:
         return _dequantized(_quantized(self._last(tensor), grid), grid)
@@ -173,7 +184,7 @@ class _OfArithmetic(WithEnds):
     """See `WithEnds.of_arithmetic`."""
 
     def _read(self, tensor: Tensor, grid: Grid | None) -> Tensor:
-        return self._first(tensor if grid is None else (tensor.to(torch.float32) - grid.zero) * grid.scale)
+        return self._given(tensor if grid is None else (tensor.to(torch.float32) - grid.zero) * grid.scale)
 
     def _write(self, tensor: Tensor, grid: Grid | None) -> Tensor:
         tensor = self._last(tensor)
@@ -216,7 +227,8 @@ def free_dimensions(model: nn.Module, tensor: Tensor) -> range:
     """Return the dimensions of an input that its file leaves free besides the batch: height and width, where asked."""
     if not isinstance(model, WithEnds) or not model.form.free_size or tensor.dim() not in PICTURE_DIMENSIONS:
         return range(0)
-    return range(1, tensor.dim() - 1) if model.form.channels_last else range(2, tensor.dim())
+    channels_last = model.form.channels_last or model.form.come_last
+    return range(1, tensor.dim() - 1) if channels_last else range(2, tensor.dim())
 
 
 def _nothing(model: nn.Module, example: Tree, preprocessing: nn.Module | None) -> tuple[list[None], list[None]]:

@@ -150,12 +150,12 @@ def interface(
             raise UserError("the study must have a preprocessing for --preprocessing: StudySpec(preprocessing=...)")
         module, examples = copy.deepcopy(spec.preprocessing.module).eval(), spec.preprocessing.examples
         _check(module, examples, spec)
-        _check_order(examples.example(), form)
+        form = _as_it_comes(examples.example(), form)
         network, taken = Prepared(module, model).eval(), examples.sample(spec.calibration, spec.seed).inputs
     if form.free_size:
         if isinstance(model, ResizesInput) and not model.input_resize.in_file:
             raise ExportError("this candidate takes images that are resized outside of its file, to one size")
-        _ensure_any_size(network, at(taken, slice(2)))
+        _ensure_any_size(network, at(taken, slice(2)), form)
     ends = with_ends(finished, taken, form, module)
     return Interface(network, examples, ends), ends, ends.encoded(taken)
 
@@ -196,35 +196,43 @@ def _check(module: nn.Module, examples: Data, spec: StudySpec) -> None:
         )
 
 
-def _check_order(raw: Tree, form: Form) -> None:
-    """Check that images of a sensor have their channels first, where their height and width are asked for.
+def _as_it_comes(raw: Tree, form: Form) -> Form:
+    """Return the form with the order in which images of a sensor come, where their height and width are asked for.
 
     Raises
     ------
     UserError
-        If they do not.
+        If some seem to have their channels last and others first.
     """
-    for tensor in (one for one in leaves(raw) if one.dim() in PICTURE_DIMENSIONS):
-        if (form.channels_last or form.free_size) and tensor.shape[-1] <= MOST_CHANNELS < tensor.shape[1]:
-            raise UserError(
-                f"images of the preprocessing, of shape {tuple(tensor.shape[1:])}, seem to have their channels last "
-                "already: for nhwc and --dynamic-size give them with channels first, and leave the permute out"
-            )
+    images = [tensor for tensor in leaves(raw) if tensor.dim() in PICTURE_DIMENSIONS]
+    last = [tensor.shape[-1] <= MOST_CHANNELS < tensor.shape[1] for tensor in images]
+    if not any(last) or not (form.channels_last or form.free_size):
+        return form
+    if not all(last):
+        raise UserError(
+            f"images of the preprocessing, {shape_words(raw)}, must have their channels all first or all last for nhwc "
+            "and --dynamic-size"
+        )
+    console.print(f"images of the preprocessing, {shape_words(raw)}, have their channels last already and stay so")
+    return form._replace(come_last=True)
 
 
-def _at_other_sizes(inputs: Tree, sizes: Sequence[tuple[int, int]], more: int = 0) -> list[Tree]:
+def _at_other_sizes(inputs: Tree, sizes: Sequence[tuple[int, int]], form: Form, more: int = 0) -> list[Tree]:
     """Return inputs whose images have so many times the height and the width, and some rows and columns more."""
-    return [map_tensors(inputs, functools.partial(_enlarged, factors=factors, more=more)) for factors in sizes]
+    enlarged = functools.partial(_enlarged, last=form.come_last, more=more)
+    return [map_tensors(inputs, functools.partial(enlarged, factors=factors)) for factors in sizes]
 
 
-def _enlarged(tensor: torch.Tensor, factors: tuple[int, int], more: int) -> torch.Tensor:
+def _enlarged(tensor: torch.Tensor, factors: tuple[int, int], more: int, *, last: bool) -> torch.Tensor:
     if tensor.dim() not in PICTURE_DIMENSIONS:
         return tensor
-    size = [*tensor.shape[2:-2], *(a * b + more for a, b in zip(tensor.shape[-2:], factors, strict=True))]
-    return F.interpolate(tensor.float(), size).to(tensor.dtype)
+    first = tensor.movedim(-1, 1) if last else tensor
+    size = [*first.shape[2:-2], *(a * b + more for a, b in zip(first.shape[-2:], factors, strict=True))]
+    found = F.interpolate(first.float(), size).to(tensor.dtype)
+    return found.movedim(1, -1).contiguous() if last else found
 
 
-def _ensure_any_size(network: nn.Module, inputs: Tree) -> None:
+def _ensure_any_size(network: nn.Module, inputs: Tree, form: Form) -> None:
     """Check that a network takes images of other sizes.
 
     Raises
@@ -234,7 +242,7 @@ def _ensure_any_size(network: nn.Module, inputs: Tree) -> None:
     """
     if not any(tensor.dim() in PICTURE_DIMENSIONS for tensor in leaves(inputs)):
         raise ExportError(f"--dynamic-size is about images, but the network takes {shape_words(inputs)}")
-    for larger in _at_other_sizes(inputs, OTHER_SIZES):
+    for larger in _at_other_sizes(inputs, OTHER_SIZES, form):
         try:
             with torch.no_grad():
                 run(network, larger)
@@ -257,10 +265,10 @@ def ensure_free_sizes(used: Interface, runtime: Runtime, execute: Callable[[Tree
     """
     if used.ends is None or not used.ends.form.free_size:
         return
-    inputs = moved(used.examples.example(2), "cpu")
-    sizes = [(larger, True) for larger in _at_other_sizes(inputs, OTHER_SIZES)]
+    inputs, form = moved(used.examples.example(2), "cpu"), used.ends.form
+    sizes = [(larger, True) for larger in _at_other_sizes(inputs, OTHER_SIZES, form)]
     if not (isinstance(runtime, SizesInSteps) and runtime.sizes_in_steps):
-        sizes += [(larger, False) for larger in _at_other_sizes(inputs, ((1, 1),), more=1)]
+        sizes += [(larger, False) for larger in _at_other_sizes(inputs, ((1, 1),), form, more=1)]
     for larger, must in sizes:
         try:
             found = compared(used.network, larger, lambda given: used.give(execute(used.take(given))), used.coded())
