@@ -18,6 +18,10 @@ IO_HELP = (
     "inputs and outputs of the file: float32, int8 or uint8, and nchw or nhwc, such as uint8,nhwc (default: what "
     "network and runtime have); scales and zero points are in verification.json"
 )
+SIZES_HELP = (
+    "heights and widths of images that the file takes besides the study's own, such as 64x64,96x128: an entry point "
+    "for each, which share the weights (LiteRT, ExecuTorch)"
+)
 WORKERS_HELP = "processes that search together (default: 1)"
 KEEP_HELP = "gigabytes that the study's folder may take; weights are removed for it, never those of the front; kept too"
 ARTIFACTS_HELP = (

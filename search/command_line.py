@@ -22,6 +22,7 @@ from search.command_help import (
     KEEP_HELP,
     MEMBER,
     PRINTED,
+    SIZES_HELP,
     TYPICAL_USE,
     VERBOSE_HELP,
     WORKERS_HELP,
@@ -245,6 +246,7 @@ def parser(kind: type[Parser] = Parser) -> Parser:
     add("--replace", action="store_true", help="overwrite the folder of an earlier export")
     add("--io", default="", metavar="WORDS", help=IO_HELP)
     add("--dynamic-size", action="store_true", help="let the file take images of any height and width")
+    add("--sizes", default="", metavar="HxW,...", help=SIZES_HELP)
     add("--preprocessing", action="store_true", help="let the file do the preprocessing that the study names")
     add("--license", default="", metavar="NAME", help="license of the weights, for the card: such as apache-2.0")
     return whole

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "--watch": "test_killed_commands.py",
     "--preprocessing": "test_ends.py",
     "--dynamic-size": "test_ends.py",
+    "--sizes": "test_signatures.py",
     "--device cuda": "test_run.py",
     "slimfront init --network": "test_init.py",
     "slimfront --version": "test_wheel.py",

@@ -21,15 +21,17 @@ MEASURED_AT_ONCE = 64  # examples of a batch on which ranges are measured (chose
 UINT8_MAX = INT8_MAX - INT8_MIN
 
 
-def measured_grids(network: nn.Module, example: Tree, kind: str) -> tuple[list[Grid | None], list[Grid | None]]:
+def measured_grids(
+    network: nn.Module, examples: Sequence[Tree], kind: str
+) -> tuple[list[Grid | None], list[Grid | None]]:
     """Return the grid of each input and each output tensor; None where they are no floats.
 
     Parameters
     ----------
     network
         The network in evaluation mode, on the CPU.
-    example
-        Its inputs; grids cover their values and those of the outputs, and zero.
+    examples
+        Batches of its inputs, of any sizes; grids cover their values and those of the outputs, and zero.
     kind
         ``int8`` or ``uint8``.
 
@@ -38,19 +40,19 @@ def measured_grids(network: nn.Module, example: Tree, kind: str) -> tuple[list[G
     ExportError
         If a value is not finite.
     """
-    reads = _Reads(at(example, slice(1)))
+    reads = _Reads(at(examples[0], slice(1)))
     with torch.no_grad(), reads:
         run(network, reads.inputs)
-    inputs, outputs = _ranges(network, example)
+    inputs, outputs = _ranges(network, examples)
     taken = [_grid(*pair, kind) for pair in zip(inputs, reads.grids(), strict=True)]
     return taken, [_grid(found, None, kind) for found in outputs]
 
 
-def _ranges(whole: nn.Module, example: Tree) -> tuple[list[tuple[float, float] | None], ...]:
+def _ranges(whole: nn.Module, examples: Sequence[Tree]) -> tuple[list[tuple[float, float] | None], ...]:
     """Return the least and the largest value of each input and output tensor; None where they are no floats."""
-    count = length(example) or 1
     sides: list[list[list[tuple[float, float] | None]]] = [[], []]
-    for start in range(0, count, MEASURED_AT_ONCE):
+    starts = [(one, start) for one in examples for start in range(0, length(one) or 1, MEASURED_AT_ONCE)]
+    for example, start in starts:
         few = map_tensors(at(example, slice(start, start + MEASURED_AT_ONCE)), torch.clone)  # a network may write there
         sides[0].append([_range(tensor) for tensor in leaves(few)])
         with torch.no_grad():

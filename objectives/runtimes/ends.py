@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from objectives.runtimes.end_grids import measured_grids
+from objectives.runtimes.end_grids import MEASURED_AT_ONCE, measured_grids
+from objectives.runtimes.errors import ExportError
+from objectives.runtimes.image_sizes import PICTURE_DIMENSIONS, Size, resized
 from objectives.runtimes.passes.grid import DEQUANTIZE, QUANTIZE, Grid
 from objectives.trees import Tree, at, leaves, map_tensors, rebuilt, run
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 TYPES = "float32", "int8", "uint8"
 CHANNELS_LAST, CHANNELS_FIRST = "nhwc", "nchw"
 END_WORDS = (*TYPES, CHANNELS_LAST, CHANNELS_FIRST)
-PICTURE_DIMENSIONS = 4, 5  # of a batch of images, and of videos or volumes
 
 
 class Form(NamedTuple):
@@ -42,16 +43,24 @@ class Form(NamedTuple):
         Whether the file takes images of any height and width.
     come_last
         Whether images come with their channels last already, as what a sensor gives may: inputs are not moved then.
+    sizes
+        Heights and widths that the file takes besides its own one, each by an entry point of its own.
     """
 
     type: str = ""
     channels_last: bool = False
     free_size: bool = False
     come_last: bool = False
+    sizes: tuple[Size, ...] = ()
+
+    @property
+    def last_in_file(self) -> bool:
+        """Whether the images that the file takes have their channels last."""
+        return self.channels_last or self.come_last
 
 
-def form_of(words: str, *, free_size: bool = False) -> Form:
-    """Return the form that words such as ``uint8,nhwc`` name.
+def form_of(words: str, *, free_size: bool = False, sizes: tuple[Size, ...] = ()) -> Form:
+    """Return the form that words such as ``uint8,nhwc`` name, with these sizes of images.
 
     Raises
     ------
@@ -66,15 +75,18 @@ def form_of(words: str, *, free_size: bool = False) -> Form:
             f"the ends of a file must be one of {', '.join(TYPES)}, and {CHANNELS_FIRST} or {CHANNELS_LAST}, such as "
             f"uint8,nhwc, but got {words!r}"
         )
-    return Form(types[0] if types else "", CHANNELS_LAST in orders, free_size)
+    return Form(types[0] if types else "", CHANNELS_LAST in orders, free_size, sizes=sizes)
 
 
 @runtime_checkable
 class HasGrids(Protocol):
     """A runtime whose files say which of their inputs and outputs are codes."""
 
-    def grids_of(self, path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
-        """Return the grids of the inputs and of the outputs of a file; None for those that are no codes."""
+    def grids_of(self, path: Path, entry: int = 0) -> tuple[list[Grid | None], list[Grid | None]]:
+        """Return the grids of the inputs and of the outputs of a file; None for those that are no codes.
+
+        Of several entry points, those of the one at this place; see `objectives.runtimes.signatures`.
+        """
         ...
 
 
@@ -198,7 +210,8 @@ def with_ends(model: nn.Module, example: Tree, form: Form, preprocessing: nn.Mod
     """Return a finished network with the ends that a file shall have.
 
     Where only layers that round their inputs to 8 bits, all on one grid, read an input, the file takes codes on that
-    grid, so that nothing is rounded twice. Otherwise the grid covers the values of the example, and zero.
+    grid, so that nothing is rounded twice. Otherwise the grid covers the values of the example, and zero; outputs those
+    for the example at each size of its images.
 
     Parameters
     ----------
@@ -215,7 +228,28 @@ def with_ends(model: nn.Module, example: Tree, form: Form, preprocessing: nn.Mod
     whole = WithEnds(model, Form(), *without, preprocessing).eval()
     if form.type not in {"int8", "uint8"}:
         return WithEnds(model, form, *without, preprocessing).eval()
-    return WithEnds(model, form, *measured_grids(whole, example, form.type), preprocessing).eval()
+    few = at(example, slice(MEASURED_AT_ONCE))
+    examples = [example, *(resized(few, size, channels_last=form.come_last) for size in form.sizes)]
+    return WithEnds(model, form, *measured_grids(whole, examples, form.type), preprocessing).eval()
+
+
+def require_one_entry(model: nn.Module, instead: str) -> None:
+    """Check that a file with one entry point is asked for.
+
+    Parameters
+    ----------
+    model
+        What is exported.
+    instead
+        What to do where several are asked for, for the error.
+
+    Raises
+    ------
+    ExportError
+        If it is not.
+    """
+    if isinstance(model, WithEnds) and model.form.sizes:
+        raise ExportError(f"--sizes needs files with several entry points, as those of litert or executorch; {instead}")
 
 
 def network_of(model: nn.Module) -> nn.Module:
@@ -227,8 +261,7 @@ def free_dimensions(model: nn.Module, tensor: Tensor) -> range:
     """Return the dimensions of an input that its file leaves free besides the batch: height and width, where asked."""
     if not isinstance(model, WithEnds) or not model.form.free_size or tensor.dim() not in PICTURE_DIMENSIONS:
         return range(0)
-    channels_last = model.form.channels_last or model.form.come_last
-    return range(1, tensor.dim() - 1) if channels_last else range(2, tensor.dim())
+    return range(1, tensor.dim() - 1) if model.form.last_in_file else range(2, tensor.dim())
 
 
 def _nothing(model: nn.Module, example: Tree, preprocessing: nn.Module | None) -> tuple[list[None], list[None]]:

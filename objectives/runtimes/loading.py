@@ -24,20 +24,22 @@ class HasLoading(Runtime, Protocol):
         ...
 
 
-def filled(code: str, inputs: Tree, arena: int = 0) -> str:
+def filled(code: str, inputs: Tree, arena: int = 0, name: str = "") -> str:
     """Return lines for inputs of one example; their first one gives the shape where a language shows one alone.
 
     Parameters
     ----------
     code
         The lines, in which ``$shape`` is replaced by sizes such as ``1, 3, 32, 32``, ``$shapes`` by a list of those of
-        all inputs, ``$zeros`` by tensors of torch, and ``$arena`` by bytes of RAM.
+        all inputs, ``$zeros`` by tensors of torch, ``$arena`` by bytes of RAM, and ``$name`` by that of an entry point.
     inputs
         Inputs of the file.
     arena
         Bytes of RAM, for TFLite Micro.
+    name
+        The name of an entry point; see `objectives.runtimes.signatures`.
     """
     tensors = leaves(inputs)
     zeros = ", ".join(f"torch.zeros({', '.join(map(str, one.shape))}, dtype={one.dtype})" for one in tensors)
     shape, shapes = ", ".join(map(str, tensors[0].shape)), [list(one.shape) for one in tensors]
-    return Template(code).substitute(shape=shape, shapes=shapes, zeros=zeros, arena=arena).strip()
+    return Template(code).substitute(shape=shape, shapes=shapes, zeros=zeros, arena=arena, name=name).strip()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from objectives.runtimes.ends import form_of
+from objectives.runtimes.image_sizes import sizes_of
 from search.commands.loading import opened
 from search.commands.showing import members_of
 from search.evaluation.answers import ensure_same_answers
@@ -29,6 +30,8 @@ from search.study.records import TEACHER
 
 if TYPE_CHECKING:
     import argparse
+
+    from objectives.runtimes.ends import Form
 
 
 class Exported(NamedTuple):
@@ -64,14 +67,11 @@ def exported(options: argparse.Namespace) -> Exported:
     Raises
     ------
     UserError
-        If the words for the ends of the file cannot be read, or what `export` and `pick` raise.
+        If the words for the ends of the file or its sizes cannot be read, or what `export` and `pick` raise.
     """
     study, spec, folder = opened(options)
     trial = pick(study, spec, members_of(study, spec, folder), options.pick or ("goal" if spec.goal else "knee"))
-    try:
-        form = form_of(options.io, free_size=options.dynamic_size)
-    except ValueError as error:
-        raise UserError(f"--io: {error}") from error
+    form = _form(options)
     out = Path(options.out) if options.out else folder / "export"
     recover(out)
     ensure_replaceable(out, replace=options.replace)
@@ -86,3 +86,25 @@ def exported(options: argparse.Namespace) -> Exported:
         )
     attach(study, trial, folder, {path.name: path for path in out.iterdir() if path.name not in {MARK, STATE_FILE}})
     return Exported(trial.number, out, record)
+
+
+def _form(options: argparse.Namespace) -> Form:
+    """Return what is asked of the ends of the file.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read, or contradicts itself.
+    """
+    option = "--sizes"
+    try:
+        sizes = sizes_of(options.sizes)
+        option = "--io"
+        form = form_of(options.io, free_size=options.dynamic_size, sizes=sizes)
+    except ValueError as error:
+        raise UserError(f"{option}: {error}") from error
+    if form.free_size and form.sizes:
+        raise UserError(
+            "--sizes and --dynamic-size exclude each other: an entry point for each size, or one for any size"
+        )
+    return form

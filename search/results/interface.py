@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import copy
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives.layers import ResizesInput, inputs_of_file
 from objectives.runtimes import ExportError
-from objectives.runtimes.ends import PICTURE_DIMENSIONS, Form, HasGrids, SizesInSteps, WithEnds, described, with_ends
-from objectives.trees import at, leaves, map_tensors, moved, run, shape_words
-from search.evaluation.comparison import COMPARED, compared
+from objectives.runtimes.ends import Form, HasGrids, WithEnds, described, with_ends
+from objectives.runtimes.image_sizes import PICTURE_DIMENSIONS
+from objectives.trees import at, leaves, map_tensors, run, shape_words
+from search.evaluation.comparison import COMPARED
+from search.results.other_sizes import ensure_any_size, further_sizes
 from search.study.console import console
 from search.study.errors import UserError
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from objectives import Data
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from search.study.spec import StudySpec
 
 MOST_CHANNELS = 4  # of a picture that a sensor gives: more dimensions than that are heights and widths (chosen)
-OTHER_SIZES = (2, 1), (1, 2)  # times height and width, at which a file that takes any size is tried (chosen)
 SAME_INPUTS = 1e-3  # largest difference of inputs, over their standard deviation, that is not worth a line (chosen)
 
 
@@ -80,21 +79,27 @@ class Interface:
 
     def record(self, path: Path, runtime: Runtime, execute: Callable[[Tree], Tree]) -> dict[str, Any]:
         """Return types, shapes, scales and zero points of what the file takes and gives, and what it does itself."""
-        taken = self.take(self.examples.example())
-        given = execute(taken)
-        last = self.ends is not None and self.ends.form.channels_last
-        order = "channels last" if last else "channels first"
-        raw = self.ends is not None and self.ends.preprocessing is not None and not last  # in the order of the sensor
-        inputs, outputs = runtime.grids_of(path) if isinstance(runtime, HasGrids) else self._grids(taken, given)
-        found: dict[str, Any] = {
-            "file_inputs": described(taken, inputs, "" if raw else order),
-            "file_outputs": described(given, outputs, order),
-        }
+        found = self.described(self.examples.example(), path, runtime, execute)
         if self.ends is not None and self.ends.form.free_size:
             found["dynamic_size"] = True
         if self.ends is not None and self.ends.preprocessing is not None:
             found["preprocessing"] = " ".join(str(self.ends.preprocessing).split())
         return found
+
+    def described(
+        self, inputs: Tree, path: Path, runtime: Runtime, execute: Callable[[Tree], Tree], entry: int = 0
+    ) -> dict[str, Any]:
+        """Return types, shapes, scales and zero points of what an entry point of the file takes and gives."""
+        taken = self.take(inputs)
+        given = execute(taken)
+        last = self.ends is not None and self.ends.form.channels_last
+        order = "channels last" if last else "channels first"
+        raw = self.ends is not None and self.ends.preprocessing is not None and not last  # in the order of the sensor
+        grids = runtime.grids_of(path, entry) if isinstance(runtime, HasGrids) else self._grids(taken, given)
+        return {
+            "file_inputs": described(taken, grids[0], "" if raw else order),
+            "file_outputs": described(given, grids[1], order),
+        }
 
     def _grids(self, taken: Tree, given: Tree) -> tuple[Any, Any]:
         if self.ends is not None:
@@ -152,10 +157,13 @@ def interface(
         _check(module, examples, spec)
         form = _as_it_comes(examples.example(), form)
         network, taken = Prepared(module, model).eval(), examples.sample(spec.calibration, spec.seed).inputs
-    if form.free_size:
+    if form.free_size or form.sizes:
         if isinstance(model, ResizesInput) and not model.input_resize.in_file:
             raise ExportError("this candidate takes images that are resized outside of its file, to one size")
-        _ensure_any_size(network, at(taken, slice(2)), form)
+        few = at(taken, slice(2))
+        if form.free_size:
+            ensure_any_size(network, few, channels_last=form.come_last)
+        form = form._replace(sizes=further_sizes(network, few, form.sizes, channels_last=form.come_last))
     ends = with_ends(finished, taken, form, module)
     return Interface(network, examples, ends), ends, ends.encoded(taken)
 
@@ -206,90 +214,12 @@ def _as_it_comes(raw: Tree, form: Form) -> Form:
     """
     images = [tensor for tensor in leaves(raw) if tensor.dim() in PICTURE_DIMENSIONS]
     last = [tensor.shape[-1] <= MOST_CHANNELS < tensor.shape[1] for tensor in images]
-    if not any(last) or not (form.channels_last or form.free_size):
+    if not any(last) or not (form.channels_last or form.free_size or form.sizes):
         return form
     if not all(last):
         raise UserError(
-            f"images of the preprocessing, {shape_words(raw)}, must have their channels all first or all last for nhwc "
-            "and --dynamic-size"
+            f"images of the preprocessing, {shape_words(raw)}, must have their channels all first or all last for "
+            "nhwc, --dynamic-size and --sizes"
         )
     console.print(f"images of the preprocessing, {shape_words(raw)}, have their channels last already and stay so")
     return form._replace(come_last=True)
-
-
-def _at_other_sizes(inputs: Tree, sizes: Sequence[tuple[int, int]], form: Form, more: int = 0) -> list[Tree]:
-    """Return inputs whose images have so many times the height and the width, and some rows and columns more."""
-    enlarged = functools.partial(_enlarged, last=form.come_last, more=more)
-    return [map_tensors(inputs, functools.partial(enlarged, factors=factors)) for factors in sizes]
-
-
-def _enlarged(tensor: torch.Tensor, factors: tuple[int, int], more: int, *, last: bool) -> torch.Tensor:
-    if tensor.dim() not in PICTURE_DIMENSIONS:
-        return tensor
-    first = tensor.movedim(-1, 1) if last else tensor
-    size = [*first.shape[2:-2], *(a * b + more for a, b in zip(first.shape[-2:], factors, strict=True))]
-    found = F.interpolate(first.float(), size).to(tensor.dtype)
-    return found.movedim(1, -1).contiguous() if last else found
-
-
-def _ensure_any_size(network: nn.Module, inputs: Tree, form: Form) -> None:
-    """Check that a network takes images of other sizes.
-
-    Raises
-    ------
-    ExportError
-        If it does not.
-    """
-    if not any(tensor.dim() in PICTURE_DIMENSIONS for tensor in leaves(inputs)):
-        raise ExportError(f"--dynamic-size is about images, but the network takes {shape_words(inputs)}")
-    for larger in _at_other_sizes(inputs, OTHER_SIZES, form):
-        try:
-            with torch.no_grad():
-                run(network, larger)
-        except Exception as error:
-            raise ExportError(
-                f"a network must take images of other sizes for --dynamic-size, but with {shape_words(larger)} it "
-                f"fails: {first_line(error)}"
-            ) from error
-
-
-def ensure_free_sizes(used: Interface, runtime: Runtime, execute: Callable[[Tree], Tree]) -> None:
-    """Compare the answers of a file with those of its network at other sizes of its images, where it shall take them.
-
-    Sizes that are one larger, and so odd where the example's are even, are tried where network and file take them.
-
-    Raises
-    ------
-    ExportError
-        If the file does not take them, or answers otherwise.
-    """
-    if used.ends is None or not used.ends.form.free_size:
-        return
-    inputs, form = moved(used.examples.example(2), "cpu"), used.ends.form
-    sizes = [(larger, True) for larger in _at_other_sizes(inputs, OTHER_SIZES, form)]
-    if not (isinstance(runtime, SizesInSteps) and runtime.sizes_in_steps):
-        sizes += [(larger, False) for larger in _at_other_sizes(inputs, ((1, 1),), form, more=1)]
-    for larger, must in sizes:
-        try:
-            found = compared(used.network, larger, lambda given: used.give(execute(used.take(given))), used.coded())
-        except Exception as error:
-            if not must and not _runs(used.network, larger):
-                continue
-            raise ExportError(
-                f"the file does not take {shape_words(larger)}, for which --dynamic-size asks: {first_line(error)}"
-            ) from error
-        if found is not None and found["sqnr_db"] < found["allowed_sqnr_db"]:
-            raise ExportError(
-                f"the file answers otherwise than its network to {shape_words(larger)}: {found['sqnr_db']:.1f} dB, of "
-                f"at least {found['allowed_sqnr_db']:.1f}; export it without --dynamic-size"
-            )
-
-
-def _runs(network: nn.Module, inputs: Tree) -> bool:
-    """Return whether a network takes inputs."""
-    try:
-        with torch.no_grad():
-            run(network, inputs)
-    except Exception:  # noqa: BLE001 - a network may refuse sizes in any way
-        return False
-    return True

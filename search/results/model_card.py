@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from objectives.objective import in_digits
+from objectives.runtimes.image_sizes import size_words
 from objectives.runtimes.loading import HasLoading, filled
+from objectives.runtimes.signatures import HasSignatures
+from search.results.file_at_sizes import SIGNATURES
 from search.results.file_records import ARENA
 from search.results.intervals import CONFIDENCE, of_share
 from search.results.plots import draw_plan
@@ -97,6 +102,9 @@ def _ends(record: dict[str, Any]) -> str:
     """Return what the file takes and gives."""
     inputs, outputs = record["file_inputs"], record["file_outputs"]
     rows = [("input", one) for one in inputs] + [("output", one) for one in outputs]
+    for entry in record.get(SIGNATURES, ())[1:]:
+        rows += [(f"input of `{entry['name']}`", one) for one in entry["file_inputs"]]
+        rows += [(f"output of `{entry['name']}`", one) for one in entry["file_outputs"]]
     lines = ["| | type | shape of one example | codes |", "|---|---|---|---|"]
     for name, one in rows:
         shape = f"{one['shape']}{', ' + one['order'] if 'order' in one else ''}"
@@ -189,4 +197,12 @@ def _loading(context: Context, record: dict[str, Any], inputs: Tree) -> list[str
         f"{filled(code, inputs, record.get(ARENA, 0))}\n```"
         for language, code in runtime.loading.items()
     ]
+    if SIGNATURES in record and isinstance(runtime, HasSignatures):
+        own, other, *_ = record[SIGNATURES]
+        zeros = [torch.zeros(1, *one["shape"], dtype=getattr(torch, one["type"])) for one in other["file_inputs"]]
+        codes.append(
+            f"### Other sizes, in Python\n\nThe entry points share their weights; `{own['name']}` is that of "
+            f"{size_words(own['size'])}, which the lines above call.\n\n"
+            f"```python\n{filled(runtime.signature_call, tuple(zeros), name=other['name'])}\n```"
+        )
     return ["## Load it", *codes]

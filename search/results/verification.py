@@ -15,8 +15,8 @@ from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.runtimes.versions import HasVersions
 from objectives.trees import at, leaves, rebuilt, run
 from search.evaluation.comparison import Comparison, Rounded
+from search.results.file_at_sizes import ensure_free_sizes, signatures_record
 from search.results.file_records import ARENA
-from search.results.interface import Interface, ensure_free_sizes
 from search.study import machine
 from search.study.errors import UserError
 from spaces import Imitations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from objectives import Data
     from objectives.trees import Tree
+    from search.results.interface import Interface
     from search.study.spec import StudySpec
 
 OLDEST_VERSION = "oldest_version"  # key of a record: of the runtime, of those that were tried
@@ -84,7 +85,7 @@ def verify(used: Interface, path: Path, spec: StudySpec, reference: Path) -> dic
         Every metric of the study as `<name>_torch` and `<name>_file`, for class labels also `top1`; the percentage of
         equal answers, the signal-to-quantization-noise ratio in dB, bytes, for TFLite Micro those of its RAM, the
         oldest version of the runtime that takes the file, as far as older ones were tried, types, shapes and grids of
-        the inputs and outputs of the file, latency, and the machine.
+        the inputs and outputs of the file and of each of its entry points, if it has several, latency, and the machine.
 
     Raises
     ------
@@ -128,6 +129,7 @@ def _verified(used: Interface, file: IsolatedProcess, path: Path, spec: StudySpe
     if record["agreement_percent"] is not None and not _classes_agree(record):
         record |= comparison.of_itself(examples)
     require_agreement(record, used, spec)
+    record |= signatures_record(used, path, spec.runtime, file)
     ensure_free_sizes(used, spec.runtime, file)
     return record
 

@@ -148,6 +148,7 @@ class Result:
         replace: bool = False,
         io: str = "",
         dynamic_size: bool = False,
+        sizes: str = "",
         preprocessing: bool = False,
         license: str = "",  # noqa: A002 - as the option of the command line
     ) -> Path:
@@ -162,7 +163,7 @@ class Result:
             The folder of the files; by default `export/` in the folder of the study.
         replace
             Whether an earlier export there is overwritten.
-        io, dynamic_size, preprocessing, license
+        io, dynamic_size, sizes, preprocessing, license
             As the options of the command line: `slimfront export --help`.
 
         Raises
@@ -172,7 +173,7 @@ class Result:
         """
         options = self._selection.loadable().of(
             "export", pick=pick, out=out, replace=replace, io=io or None, dynamic_size=dynamic_size,
-            preprocessing=preprocessing, license=license or None,
+            sizes=sizes or None, preprocessing=preprocessing, license=license or None,
         )  # fmt: skip
         with self._working():
             return exported(options).folder

@@ -5,7 +5,7 @@ Import this module only where the ``executorch`` extra is installed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -16,13 +16,17 @@ from torch import fx
 from objectives.flat import flat
 from objectives.runtimes.ends import WithEnds, free_dimensions, network_of
 from objectives.runtimes.errors import ExportError
+from objectives.runtimes.executorch.loading import DEFAULT_METHOD
 from objectives.runtimes.executorch.packing import Constants, packing
 from objectives.runtimes.passes.constants import constant
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
 from objectives.runtimes.passes.integers import INTEGER_LAYERS, exported, first_of, integer_graph
 from objectives.runtimes.runtime import export_error, silence
+from objectives.runtimes.signatures import entries
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from objectives.trees import Tree
@@ -34,18 +38,25 @@ LARGER = 2  # times as large as the example may images be (chosen)
 _ALL_ARGUMENTS = 3  # number of arguments, of a layer (input, weight, bias) and of a mean (input, dimensions, keepdim)
 
 
+class _Method(NamedTuple):
+    """The graph of an entry point, an example for it, and the sizes that it takes; see `_free_sizes`."""
+
+    graph_module: fx.GraphModule
+    example: tuple[Tensor, ...]
+    sizes: tuple[dict[int, Any], ...] | None
+
+
 def lower(model: nn.Module, example: Tree) -> tuple[bytes, list[str]]:
     """Return the bytes of the file, and the operators that XNNPACK does not execute; see `Runtime.export`."""
-    network = flat(model.of_arithmetic() if isinstance(model, WithEnds) else model, example)
     with silence(), torch.no_grad():
         try:
-            sizes = _free_sizes(model, network.example)
-            graph_module = integer_graph(network.module, network.example, mixed=False, sizes=sizes)
-            _complete(graph_module)
-            first, constants = first_of(network.example), Constants()
-            found = _lowered(exported(graph_module, first, sizes), constants)
-            if repeated := constants.repeated():  # as the steps of a recurrent layer, each in a part of its own
-                found = _lowered(exported(graph_module, first, sizes), Constants(repeated))
+            methods = {name: _method(model, one) for name, one in entries(model, example, DEFAULT_METHOD)}
+            constants = Constants()
+            found = _lowered(methods, constants)
+            if (
+                repeated := constants.repeated()
+            ):  # by the steps of a recurrent layer, each a part of its own, or methods
+                found = _lowered(methods, Constants(repeated))
         except ExportError:
             raise
         except Exception as error:  # the exporter raises exceptions of any type
@@ -53,15 +64,24 @@ def lower(model: nn.Module, example: Tree) -> tuple[bytes, list[str]]:
     return found
 
 
-def _lowered(program: torch.export.ExportedProgram, constants: Constants) -> tuple[bytes, list[str]]:
-    """Return the bytes of the file of a program, and the operators that XNNPACK does not execute."""
+def _method(model: nn.Module, example: Tree) -> _Method:
+    """Return the entry point for inputs of the size of an example."""
+    network = flat(model.of_arithmetic() if isinstance(model, WithEnds) else model, example)
+    sizes = _free_sizes(model, network.example)
+    graph_module = integer_graph(network.module, network.example, mixed=False, sizes=sizes)
+    _complete(graph_module)
+    return _Method(graph_module, first_of(network.example), sizes)
+
+
+def _lowered(methods: Mapping[str, _Method], constants: Constants) -> tuple[bytes, list[str]]:
+    """Return the bytes of the file of these entry points, and the operators that XNNPACK does not execute."""
     with packing(constants):
         edge = to_edge_transform_and_lower(
-            program,
+            {name: exported(*method) for name, method in methods.items()},
             partitioner=[XnnpackPartitioner()],
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )
-        nodes = edge.exported_program().graph.nodes
+        nodes = [node for name in methods for node in edge.exported_program(name).graph.nodes]
         portable = [str(node.target._op) for node in nodes if hasattr(node.target, "_op")]  # noqa: SLF001 - its name
         aligned = ExecutorchBackendConfig(segment_alignment=CONSTANT_TENSOR_ALIGNMENT)
         return bytes(edge.to_executorch(aligned).buffer), portable

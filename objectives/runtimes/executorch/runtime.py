@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from objectives.runtimes.ends import network_of
-from objectives.runtimes.executorch.loading import EXECUTORCH_LOADING
+from objectives.runtimes.executorch.loading import DEFAULT_METHOD, EXECUTORCH_LOADING, EXECUTORCH_SIGNATURE
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.runtime import (
     Precision,
@@ -19,7 +19,8 @@ from objectives.runtimes.runtime import (
     require_threads,
     silence,
 )
-from objectives.trees import at, leaves, moved
+from objectives.runtimes.signatures import entries
+from objectives.trees import at, leaves, moved, shapes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,6 +62,11 @@ class ExecuTorch:
     def loading(self) -> Mapping[str, str]:
         """How a file is loaded, by language."""
         return EXECUTORCH_LOADING
+
+    @property
+    def signature_call(self) -> str:
+        """How a method of a file is called."""
+        return EXECUTORCH_SIGNATURE
 
     @property
     def suffix(self) -> str:
@@ -126,7 +132,9 @@ class ExecuTorch:
         content, portable = import_extra("executorch", "objectives.runtimes.executorch.lowering").lower(model, example)
         path.write_bytes(content)
         try:
-            self.load(path)(moved(at(example, slice(1)), "cpu"))
+            run = self.load(path)
+            for _, one in entries(model, at(example, slice(1)), DEFAULT_METHOD):
+                run(moved(one, "cpu"))
         except RuntimeError as raised:  # a missing kernel is only reported when the file runs
             path.unlink()
             names = sorted({name for name in portable if not name.startswith("<")})  # without functions of Python
@@ -137,26 +145,54 @@ class ExecuTorch:
     def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
 
+        A file with several methods executes the one that has the sizes of the inputs.
+
         Raises
         ------
         ImportError
             If the ``executorch`` extra is not installed.
         """
+        program = self._program(path)
+        with silence():
+            loaded = [program.load_method(name) for name in program.method_names]
+        only = loaded[0] if len(loaded) == 1 else None  # which may take several sizes itself
+        methods = {} if only else {_sizes_of(method): method for method in loaded}
+
+        def run(x: Tree, _loaded: object = program) -> Tree:
+            tensors = leaves(x)
+            method = only or methods.get(tuple(tuple(tensor.shape[1:]) for tensor in tensors))
+            if method is None:
+                raise ValueError(f"the methods of the file take inputs of {[*methods]}, but got {shapes_of(x)}")
+            columns = [tensor.detach().contiguous().split(1) for tensor in tensors]
+            # clone: the runtime writes every output to the same memory
+            rows = [[one.clone() for one in method.execute(list(row))] for row in zip(*columns, strict=True)]
+            found = [torch.cat(column) for column in zip(*rows, strict=True)]
+            return found[0] if len(found) == 1 else tuple(found)
+
+        return run
+
+    def signatures_of(self, path: Path) -> list[str]:
+        """Return the names of the methods of a file, that of the network's own size first.
+
+        Raises
+        ------
+        ImportError
+            If the ``executorch`` extra is not installed.
+        """
+        names: set[str] = self._program(path).method_names
+        return sorted(names, key=lambda name: (name != DEFAULT_METHOD, name))
+
+    def _program(self, path: Path) -> Any:  # noqa: ANN401 - executorch has no types
         module = import_extra("executorch", "executorch.runtime")
         _use_threads(self.threads)
         with silence():
-            runtime = module.Runtime.get()
-            program = runtime.load_program(path.read_bytes(), verification=module.Verification.Minimal)
-            method = program.load_method("forward")
+            return module.Runtime.get().load_program(path.read_bytes(), verification=module.Verification.Minimal)
 
-        def run(x: Tree, _loaded: object = program) -> Tree:
-            columns = [tensor.detach().contiguous().split(1) for tensor in leaves(x)]
-            # clone: the runtime writes every output to the same memory
-            rows = [[one.clone() for one in method.execute(list(row))] for row in zip(*columns, strict=True)]
-            tensors = [torch.cat(column) for column in zip(*rows, strict=True)]
-            return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
-        return run
+def _sizes_of(method: Any) -> tuple[tuple[int, ...], ...]:  # noqa: ANN401 - executorch has no types
+    """Return the sizes of one example of the inputs of a method."""
+    about = method.metadata
+    return tuple(tuple(about.input_tensor_meta(place).sizes())[1:] for place in range(about.num_inputs()))
 
 
 @functools.cache

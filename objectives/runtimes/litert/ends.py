@@ -54,9 +54,9 @@ def _is_rounded(tensor: schema.TensorT) -> bool:
     return tensor.quantization is not None and tensor.quantization.scale is not None
 
 
-def grids_of(content: bytes) -> tuple[list[Grid | None], list[Grid | None]]:
-    """Return the grids of the inputs and outputs of a file; None for those that are no codes."""
-    (graph,) = flatbuffer_utils.convert_bytearray_to_object(bytearray(content)).subgraphs
+def grids_of(content: bytes, entry: int) -> tuple[list[Grid | None], list[Grid | None]]:
+    """Return the grids of the inputs and outputs of one graph of a file; None for those that are no codes."""
+    graph = flatbuffer_utils.convert_bytearray_to_object(bytearray(content)).subgraphs[entry]
     dtypes = {kind: dtype for dtype, kind in _TYPES.items() if dtype != torch.float32}
 
     def grid(index: int) -> Grid | None:

@@ -15,6 +15,15 @@ for one in interpreter.get_input_details():
 interpreter.invoke()
 print([interpreter.get_tensor(one["index"]).shape for one in interpreter.get_output_details()])
 """
+LITERT_SIGNATURE = """
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+call = Interpreter("model.tflite").get_signature_runner("$name")
+zeros = {name: np.zeros(one["shape"], one["dtype"]) for name, one in call.get_input_details().items()}
+answers = call(**zeros)  # put your prepared example instead of zeros, as codes where the table has codes
+print([answer.shape for answer in answers.values()])
+"""
 LITERT_CPP = """
 #include "tensorflow/lite/interpreter.h"
 #include "tensorflow/lite/kernels/register.h"

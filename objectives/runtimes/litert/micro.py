@@ -116,8 +116,11 @@ class TfliteMicro:
             If the ``micro`` or the ``litert`` extra is not installed.
         """
         require_eval_mode(model)
-        if isinstance(model, WithEnds) and model.form.free_size:
-            raise ExportError("a file for TFLite Micro takes images of one size, for which it plans all of its memory")
+        if isinstance(model, WithEnds) and (model.form.free_size or model.form.sizes):
+            raise ExportError(
+                "a file for TFLite Micro takes images of one size, for which it plans all of its memory; leave out "
+                "--sizes and --dynamic-size"
+            )
         import_extra("micro", _INTERPRETER)
         packing = import_extra("litert", "objectives.runtimes.litert.packing")
         content = packing.convert(model, example, packing.MICRO)
@@ -169,9 +172,9 @@ class TfliteMicro:
         with ArenaTries(_content(path)) as tries:
             return tries.smallest()
 
-    def grids_of(self, path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
+    def grids_of(self, path: Path, entry: int = 0) -> tuple[list[Grid | None], list[Grid | None]]:
         """Return the grids of the inputs and of the outputs of a file; see `LiteRt.grids_of`."""
-        return grids_of(path)
+        return grids_of(path, entry)
 
     def c_source(self, path: Path) -> str:
         """Return a file as C++ source, an aligned array, for programs without a file system."""

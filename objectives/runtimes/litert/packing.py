@@ -28,6 +28,7 @@ from objectives.runtimes.litert.ends import set_types
 from objectives.runtimes.litert.folded_weights import Weight, restore_integer_weights
 from objectives.runtimes.litert.gelu import write_out_gelu
 from objectives.runtimes.litert.layouts import mended_layouts
+from objectives.runtimes.litert.signatures import DEFAULT_SIGNATURE, joined
 from objectives.runtimes.litert.transpositions import split_transpositions
 from objectives.runtimes.passes.constants import constant, put_constant
 from objectives.runtimes.passes.flatbuffers import serialize
@@ -35,6 +36,7 @@ from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANT
 from objectives.runtimes.passes.integers import NO_LOWER_BOUND, first_of, integer_graph, movers, on_grid
 from objectives.runtimes.passes.zero_branches import ATEN
 from objectives.runtimes.runtime import export_error, silence
+from objectives.runtimes.signatures import entries
 
 if TYPE_CHECKING:
     from torch import fx, nn
@@ -111,6 +113,13 @@ MICRO = Storage(
 
 def convert(model: nn.Module, example: Tree, storage: Storage = LITERT) -> bytes:
     """Return the bytes of a file for an interpreter; see `Runtime.export`."""
+    parts = {name: _converted(model, one, storage) for name, one in entries(model, example, DEFAULT_SIGNATURE)}
+    # it stores equal vectors once, such as the zero points, 8 bytes of 0 for each channel
+    return serialize(joined(parts), _TFLITE_IDENTIFIER, storage.alignment)
+
+
+def _converted(model: nn.Module, example: Tree, storage: Storage) -> schema.ModelT:
+    """Return a file for inputs of the size of the example."""
     ends = model if isinstance(model, WithEnds) else None
     if ends is not None:
         model, example = ends.of_floats(), ends.floats_of(example)
@@ -198,7 +207,7 @@ def _quantize_weights(graph_module: fx.GraphModule) -> list[Weight]:
     return weights
 
 
-def _pack(content: bytes, weights: list[Weight], storage: Storage, ends: WithEnds | None) -> bytes:
+def _pack(content: bytes, weights: list[Weight], storage: Storage, ends: WithEnds | None) -> schema.ModelT:
     """Return the file with weights of 2 or 4 bits where the codes fit, and without all that no runtime reads."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
     _remove_barriers(model)
@@ -216,8 +225,7 @@ def _pack(content: bytes, weights: list[Weight], storage: Storage, ends: WithEnd
     model.metadata = []
     model.description = b""
     _drop_empty(model)
-    # it stores equal vectors once, such as the zero points, 8 bytes of 0 for each channel
-    return serialize(model, _TFLITE_IDENTIFIER, storage.alignment)
+    return model
 
 
 def _narrow(model: schema.ModelT, storage: Storage) -> None:
@@ -245,7 +253,7 @@ def _narrow(model: schema.ModelT, storage: Storage) -> None:
 def narrowest(content: bytes) -> int:
     """Return the bits of the narrowest weights in a file."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    kinds = {tensor.type for tensor in model.subgraphs[0].tensors}
+    kinds = {tensor.type for graph in model.subgraphs for tensor in graph.tensors}
     return next((bits for kind, bits, _ in LITERT.packed if kind in kinds), 8)
 
 

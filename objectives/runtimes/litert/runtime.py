@@ -10,13 +10,13 @@ import torch
 
 from objectives.layers import FLOAT_BITS
 from objectives.runtimes.file_layout import FileLayout
-from objectives.runtimes.litert.loading import LITERT_LOADING
+from objectives.runtimes.litert.loading import LITERT_LOADING, LITERT_SIGNATURE
 from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, require_threads, silence
 from objectives.runtimes.versions import taken_widths
 from objectives.trees import leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -70,6 +70,11 @@ class LiteRt:
     def loading(self) -> Mapping[str, str]:
         """How a file is loaded, by language."""
         return LITERT_LOADING
+
+    @property
+    def signature_call(self) -> str:
+        """How a signature of a file is called."""
+        return LITERT_SIGNATURE
 
     @property
     def suffix(self) -> str:
@@ -138,7 +143,8 @@ class LiteRt:
     def load(self, path: Path) -> Callable[[Tree], Tree]:
         """Return a function that executes the file at ``path`` on a CPU batch of any size, one input after another.
 
-        Images of other sizes make the interpreter resize its tensors, which the network must allow.
+        Images of other sizes make the interpreter resize its tensors, which the network must allow. A file with several
+        signatures executes the one that has the sizes of the inputs.
 
         Raises
         ------
@@ -149,8 +155,9 @@ class LiteRt:
         with silence():
             interpreter = module.Interpreter(model_content=path.read_bytes(), num_threads=self.threads)
             interpreter.allocate_tensors()
+        if len(names := interpreter.get_signature_list()) > 1:
+            return _by_sizes([interpreter.get_signature_runner(name) for name in names])
         sources, targets = interpreter.get_input_details(), interpreter.get_output_details()
-
         sizes = [tuple(source["shape"]) for source in sources]
 
         def execute(row: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -170,15 +177,29 @@ class LiteRt:
 
         return run
 
-    def grids_of(self, path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
+    def grids_of(self, path: Path, entry: int = 0) -> tuple[list[Grid | None], list[Grid | None]]:
         """Return the grids of the inputs and of the outputs of a file; None for those that are no codes.
+
+        Of several signatures, those of the one at this place.
 
         Raises
         ------
         ImportError
             If the ``litert`` extra is not installed.
         """
-        return grids_of(path)
+        return grids_of(path, entry)
+
+    def signatures_of(self, path: Path) -> list[str]:
+        """Return the names of the signatures of a file, that of the network's own size first.
+
+        Raises
+        ------
+        ImportError
+            If the ``litert`` extra is not installed.
+        """
+        found: list[str]
+        found = import_extra("litert", "objectives.runtimes.litert.signatures").signatures_of(path.read_bytes())
+        return found
 
     def oldest_version(self, path: Path) -> str:
         """Return the oldest version of `ai-edge-litert` that takes a file, of those that were tried.
@@ -192,11 +213,39 @@ class LiteRt:
         return self.oldest[packing.narrowest(path.read_bytes())]
 
 
-def grids_of(path: Path) -> tuple[list[Grid | None], list[Grid | None]]:
+def grids_of(path: Path, entry: int) -> tuple[list[Grid | None], list[Grid | None]]:
     """Return the grids of the inputs and of the outputs of a .tflite file; see `LiteRt.grids_of`."""
     found: tuple[list[Grid | None], list[Grid | None]]
-    found = import_extra("litert", "objectives.runtimes.litert.ends").grids_of(path.read_bytes())
+    found = import_extra("litert", "objectives.runtimes.litert.ends").grids_of(path.read_bytes(), entry)
     return found
+
+
+def _by_sizes(runners: Sequence[Any]) -> Callable[[Tree], Tree]:
+    """Return a function that executes the signature whose inputs have the sizes of those that it gets."""
+    runs = {}
+    for runner in runners:
+        inputs, outputs = _numbered(runner.get_input_details()), _numbered(runner.get_output_details())
+        sizes = tuple(tuple(int(length) for length in one["shape"][1:]) for one in inputs.values())
+        runs[sizes] = runner, inputs, outputs
+
+    def run(x: Tree) -> Tree:
+        sizes = tuple(tuple(tensor.shape[1:]) for tensor in leaves(x))
+        if sizes not in runs:
+            raise ValueError(f"the signatures of the file take inputs of {[*runs]}, but got {sizes}")
+        runner, inputs, outputs = runs[sizes]
+
+        def execute(row: list[NDArray[Any]]) -> list[NDArray[Any]]:
+            found = runner(**dict(zip(inputs, row, strict=True)))
+            return [found[name] for name in outputs]
+
+        return answers(columns_of(x, [*inputs.values()]), [*outputs.values()], execute)
+
+    return run
+
+
+def _numbered(details: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the inputs or outputs of a signature in the order of the numbers that their names end with."""
+    return {name: details[name] for name in sorted(details, key=lambda name: int(name.rpartition("_")[2]))}
 
 
 def columns_of(x: Tree, sources: list[dict[str, Any]]) -> list[NDArray[Any]]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from objectives.flat import NOT_IN_NAMES
 from objectives.layers import FLOAT_BITS
+from objectives.runtimes.ends import require_one_entry
 from objectives.runtimes.file_layout import FileLayout
 from objectives.runtimes.onnx.loading import ONNX_LOADING
 from objectives.runtimes.runtime import Precision, import_extra, require_eval_mode, require_threads
@@ -133,12 +134,14 @@ class OnnxRuntime:
         Raises
         ------
         ExportError
-            If an operator has no ONNX form or the model cannot be traced.
+            If an operator has no ONNX form, the model cannot be traced, or an entry point for each of several sizes of
+            images is asked for.
         ImportError
             If the extra of the runtime's name is not installed.
         """
         onnx = import_extra(self.name, "onnx")
         require_eval_mode(model)
+        require_one_entry(model, "an .onnx file takes images of any size with --dynamic-size")
         tracing = import_extra(self.name, "objectives.runtimes.onnx.tracing")
         graph = tracing.trace(model, example, min(self.bits), loops=self.loops)
         packed = import_extra(self.name, "objectives.runtimes.onnx.packing").pack(graph, min(self.bits))
