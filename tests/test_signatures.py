@@ -265,4 +265,12 @@ def test_a_file_that_answers_otherwise_at_one_size_fails() -> None:
 def test_images_of_one_size_are_needed() -> None:
     for inputs in (torch.zeros(2, 5), (torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 4, 4))):
         with pytest.raises(ExportError, match="--sizes is about images, all of one size, but the network takes"):
-            further_sizes(nn.Identity(), inputs, (OTHER,))
+            further_sizes(nn.Identity(), inputs, (OTHER,), channels_last=False)
+
+
+def test_images_with_their_channels_last_have_their_size_before_them() -> None:
+    images = torch.arange(2 * 8 * 6 * 3).reshape(2, 8, 6, 3)
+    assert further_sizes(nn.Identity(), images, ((8, 6), OTHER), channels_last=True) == (OTHER,)
+    larger = resized(images, (16, 6), channels_last=True)
+    assert torch.equal(larger[:, ::2], images)
+    assert torch.equal(larger[:, 1::2], images)
