@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from ai_edge_litert import schema_py_generated as schema
 
-from objectives.runtimes.litert.ends import convert_end, place_of_operator, quantization
+from objectives.runtimes.litert.ends import convert_end, is_rounded, place_of_operator, quantization
 from objectives.runtimes.passes.grid import INT8_MAX, INT8_MIN, Grid
 
-_OPERATORS, _TYPES = schema.BuiltinOperator, schema.TensorType
-_MOVERS = {_OPERATORS.TRANSPOSE, _OPERATORS.RESHAPE, _OPERATORS.SLICE, _OPERATORS.STRIDED_SLICE, _OPERATORS.GATHER,
-           _OPERATORS.GATHER_ND, _OPERATORS.REVERSE_V2}  # fmt: skip
+_OPERATORS = schema.BuiltinOperator
+_BYTE_MOVERS = {_OPERATORS.TRANSPOSE, _OPERATORS.RESHAPE, _OPERATORS.SLICE, _OPERATORS.STRIDED_SLICE, _OPERATORS.GATHER,
+                _OPERATORS.GATHER_ND, _OPERATORS.REVERSE_V2}  # fmt: skip
 _BYTES = Grid(1.0, 0, 0, INT8_MAX - INT8_MIN, torch.uint8)  # a code is its number
 _SIGNED = Grid(1.0, INT8_MIN)
 
@@ -27,10 +27,10 @@ def make_codes_of_bytes(model: schema.ModelT) -> None:
     (graph,) = model.subgraphs
     for place, index in enumerate(list(graph.inputs)):
         tensor = graph.tensors[index]
-        if tensor.type == _TYPES.UINT8 and (tensor.quantization is None or tensor.quantization.scale is None):
+        if tensor.type == schema.TensorType.UINT8 and not is_rounded(tensor):
             moved = _make_codes(model, index)
             if len(moved) > 1:
-                convert_end(model, graph.inputs, place, _TYPES.UINT8, _BYTES, first=True)
+                convert_end(model, graph.inputs, place, schema.TensorType.UINT8, _BYTES, first=True)
 
 
 def _make_codes(model: schema.ModelT, index: int) -> list[int]:
@@ -39,7 +39,7 @@ def _make_codes(model: schema.ModelT, index: int) -> list[int]:
     moved, casts = [index], []
     for one in moved:
         for node in _readers(graph, one):
-            if _code(model, node) in _MOVERS and node.inputs[0] == one:
+            if _code(model, node) in _BYTE_MOVERS and node.inputs[0] == one:
                 moved.append(node.outputs[0])
             else:
                 casts.append((one, node, _to_floats(model, node)))
@@ -52,7 +52,7 @@ def _make_codes(model: schema.ModelT, index: int) -> list[int]:
             node.inputs, node.opcodeIndex = [one], place_of_operator(model, _OPERATORS.DEQUANTIZE)
             node.builtinOptions, node.builtinOptionsType = None, schema.BuiltinOptions.NONE
     for one in moved:
-        graph.tensors[one].type = _TYPES.INT8 if len(moved) > 1 else _TYPES.UINT8
+        graph.tensors[one].type = schema.TensorType.INT8 if len(moved) > 1 else schema.TensorType.UINT8
         graph.tensors[one].quantization = quantization(_SIGNED if len(moved) > 1 else _BYTES)
     return moved
 
@@ -63,9 +63,9 @@ def _to_floats(model: schema.ModelT, node: schema.OperatorT) -> list[schema.Oper
     if _code(model, node) != _OPERATORS.CAST:
         return []
     output = node.outputs[0]
-    if graph.tensors[output].type == _TYPES.FLOAT32:
+    if graph.tensors[output].type == schema.TensorType.FLOAT32:
         return [node]
-    if graph.tensors[output].type != _TYPES.INT32 or output in graph.outputs:
+    if graph.tensors[output].type != schema.TensorType.INT32 or output in graph.outputs:
         return []
     found = [_to_floats(model, reader) for reader in _readers(graph, output)]
     return [cast for casts in found for cast in casts] if all(found) else []

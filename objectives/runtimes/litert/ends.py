@@ -40,7 +40,7 @@ def set_types(model: schema.ModelT, ends: WithEnds) -> None:
             have = graph.tensors[places[place]].type
             if wanted is None or have == _TYPES[wanted] or have not in {*_TYPES.values()}:
                 continue
-            if have != schema.TensorType.FLOAT32 and not _is_rounded(graph.tensors[places[place]]):
+            if have != schema.TensorType.FLOAT32 and not is_rounded(graph.tensors[places[place]]):
                 continue  # such as images in bytes, which the network itself takes
             if {_TYPES[wanted], have} == {schema.TensorType.FLOAT32, schema.TensorType.UINT8}:  # by way of signed ones
                 assert grid is not None
@@ -49,7 +49,7 @@ def set_types(model: schema.ModelT, ends: WithEnds) -> None:
             convert_end(model, places, place, _TYPES[wanted], grid, first=first)
 
 
-def _is_rounded(tensor: schema.TensorT) -> bool:
+def is_rounded(tensor: schema.TensorT) -> bool:
     """Return whether the integers of a tensor stand for numbers."""
     return tensor.quantization is not None and tensor.quantization.scale is not None
 
@@ -61,7 +61,7 @@ def grids_of(content: bytes, entry: int) -> tuple[list[Grid | None], list[Grid |
 
     def grid(index: int) -> Grid | None:
         tensor = graph.tensors[index]
-        if tensor.type not in dtypes or not _is_rounded(tensor):
+        if tensor.type not in dtypes or not is_rounded(tensor):
             return None
         limits = torch.iinfo(dtypes[tensor.type])
         scale, zero = float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0])
