@@ -43,11 +43,14 @@ class Repeating(Protocol):
     ----------
     loops
         Set to capture it as one loop instead of step by step.
+    unfused
+        Set to capture its steps also where one operator of torch would run them all.
     at_once
         Set to call its layers once for all steps: they do as much work, on other values.
     """
 
     loops: bool
+    unfused: bool
     at_once: bool
 
 

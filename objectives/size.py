@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from objectives.finished_layers import CONVOLUTION_KINDS, is_layer, wrapped_in
-from objectives.layers import FLOAT_BITS, Factored, LeftOut, LowPrecision, resizes_in_file
+from objectives.layers import FLOAT_BITS, Factored, LeftOut, LowPrecision, Repeating, resizes_in_file
 from objectives.runtimes.onnx.runtime import OnnxRuntime
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class SizeBytes:
         which are removed with their branches. Without such tensors, or where the prediction is too large, the
         difference is attributed to the network as a whole, such as to its pooling and its output. If the prediction is
         too large by more than the bytes of a graph, the file stores shared numbers once that the network holds twice,
-        and nothing is corrected.
+        and nothing is corrected. Loops of the network are taken to compute with integers in the others.
 
         Parameters
         ----------
@@ -117,6 +117,7 @@ class SizeBytes:
         missed = size() - plain(model)
         if count and missed > 0:
             return replace(plain, per_tensor=missed / count)
+        missed += self.runtime.layout.loop * sum(isinstance(module, Repeating) for module in model.modules())
         return replace(plain, per_network=missed) if missed > -self.runtime.layout.graph else plain
 
 

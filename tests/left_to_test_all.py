@@ -61,6 +61,8 @@ CASES = (  # searched in the names of tests
     r"test_latency_model\.py::test_invalid_costs_are_ignored\[(?!nan)",
     r"TestExecuTorch::test_a_smaller_file_has_the_same_outputs\[(?!Residual)",
     r"test_tflite_micro\.py::test_a_file_of_any_precision\w+\[(?!\(8, 8\)|\(4, 8\)|\(32, 32\))",
+    r"test_loops\.py::test_the_steps_of_integers\w+\[(?!GRU)",
+    r"test_loops\.py::test_(?:a_network_of_floats|last_states)\w+\[LSTM",
     r"test_tflite_micro\.py::test_many_tensors_are_joined_in_parts\[\(32",
     r"test_memory_layout\.py::test_weights_of_channels_last\[(?!onnx|executorch-8)",
     r"test_memory_layout\.py::test_images_of_any_layout\[(?!permuted-executorch|expanded-onnx)",

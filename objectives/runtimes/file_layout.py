@@ -44,6 +44,8 @@ class FileLayout:
         Bytes added by each output channel of integer weights, once for all weights with the same number of channels.
     mixed, ends
         Bytes of a conversion between integers and floating point, between two layers, and at the input or the output.
+    loop
+        Bytes by which the loop of a recurrent layer in one direction is larger with integers than with floats.
     inputs, clip
         Bytes added by rounding the inputs of a layer, and by rounding them to less than 8 bits, for any weight.
     """
@@ -70,6 +72,7 @@ class FileLayout:
     zeros: float = 0
     mixed: float = 0
     ends: float = 0
+    loop: float = 0
     inputs: float = 0
     clip: float = 0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from objectives.runtimes.ends import WithEnds
 from objectives.runtimes.image_sizes import resized, size_words
-from objectives.runtimes.passes.integers import RANGE_INPUTS
+from objectives.runtimes.passes.ranges import RANGE_INPUTS
 from objectives.runtimes.runtime import Runtime
 from objectives.trees import at
 

@@ -57,7 +57,7 @@ class Direction(nn.Module):
         self.input, self.hidden = linear_of(weights[0], bias_input), linear_of(weights[1], bias_hidden)
         self.projection = linear_of(weights[2], None) if len(weights) > 2 else None  # noqa: PLR2004
         self.zeros = ZeroState()
-        self.loops, self.at_once = False, False  # see `objectives.layers.Repeating`
+        self.loops, self.unfused, self.at_once = False, False, False  # see `objectives.layers.Repeating`
 
     @property
     def state_width(self) -> int:
@@ -126,7 +126,7 @@ class Direction(nn.Module):
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())  # noqa: SLF001
         # torch takes states of equal widths for a layer without a projection
         projected = self.projection is not None and (captured or self.units == self.state_width)
-        if hooked or projected:
+        if hooked or projected or self.unfused:
             return None
         last, merged = factors_of(self.input)[-1], self.loops or not captured
         repeated = [self.hidden] if self.projection is None else [self.hidden, self.projection]

@@ -20,7 +20,8 @@ from objectives.runtimes.executorch.loading import DEFAULT_METHOD
 from objectives.runtimes.executorch.packing import Constants, packing
 from objectives.runtimes.passes.constants import constant
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
-from objectives.runtimes.passes.integers import INTEGER_LAYERS, exported, first_of, integer_graph
+from objectives.runtimes.passes.integers import INTEGER_LAYERS, exported, integer_graph
+from objectives.runtimes.passes.ranges import one_by_one
 from objectives.runtimes.runtime import export_error, silence
 from objectives.runtimes.signatures import entries
 
@@ -53,9 +54,7 @@ def lower(model: nn.Module, example: Tree) -> tuple[bytes, list[str]]:
             methods = {name: _method(model, one) for name, one in entries(model, example, DEFAULT_METHOD)}
             constants = Constants()
             found = _lowered(methods, constants)
-            if (
-                repeated := constants.repeated()
-            ):  # by the steps of a recurrent layer, each a part of its own, or methods
+            if repeated := constants.repeated():  # by steps of a recurrent layer, each a part of its own, or by methods
                 found = _lowered(methods, Constants(repeated))
         except ExportError:
             raise
@@ -68,9 +67,10 @@ def _method(model: nn.Module, example: Tree) -> _Method:
     """Return the entry point for inputs of the size of an example."""
     network = flat(model.of_arithmetic() if isinstance(model, WithEnds) else model, example)
     sizes = _free_sizes(model, network.example)
-    graph_module = integer_graph(network.module, network.example, mixed=False, sizes=sizes)
+    examples = one_by_one(network.example)
+    graph_module = integer_graph(network.module, examples, mixed=False, sizes=sizes)
     _complete(graph_module)
-    return _Method(graph_module, first_of(network.example), sizes)
+    return _Method(graph_module, examples[0], sizes)
 
 
 def _lowered(methods: Mapping[str, _Method], constants: Constants) -> tuple[bytes, list[str]]:

@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 def split_concatenations(model: schema.ModelT, most: int) -> None:
     """Replace every concatenation of more than `most` tensors by several of at most so many, in place."""
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     codes = [code.builtinCode for code in model.operatorCodes]
     operators = []
     for node in graph.operators:

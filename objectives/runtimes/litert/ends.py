@@ -31,7 +31,7 @@ def set_types(model: schema.ModelT, ends: WithEnds) -> None:
     The converter makes 8-bit signed integers of rounded inputs and outputs. Other types are converted by an operator
     of the file, which costs a pass over the tensor.
     """
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     floats = torch.float32 if ends.form.type == "float32" else None
     for places, grids, first in ((graph.inputs, ends.grids[0], True), (graph.outputs, ends.grids[1], False)):
         assert len(places) == len(grids)
@@ -75,7 +75,7 @@ def convert_end(
     model: schema.ModelT, places: Sequence[int], place: int, wanted: int, grid: Grid | None, *, first: bool
 ) -> None:
     """Put an operator between an end and the tensor that it was."""
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     inner, index = places[place], len(graph.tensors)
     tensor = copy.copy(graph.tensors[inner])
     tensor.type, tensor.buffer, tensor.quantization = wanted, 0, None

@@ -30,7 +30,7 @@ def restore_integer_weights(model: schema.ModelT, weights: list[Weight]) -> None
     The converter also folds factors of a layer's output into the weight, such as the scale of attention scores. The
     scales then differ from those of the network.
     """
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     known: dict[tuple[int, ...], list[tuple[np.ndarray, int]]] = {}
     for weight in weights:
         for axes in (range(weight.codes.ndim), *_DIMENSION_ORDERS.get(weight.codes.ndim, ())):

@@ -22,18 +22,22 @@ from objectives.flat import flat
 from objectives.runtimes.ends import WithEnds, network_of
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.file_layout import pack_bits
+from objectives.runtimes.litert.barriers import remove_barriers
 from objectives.runtimes.litert.byte_inputs import make_codes_of_bytes
 from objectives.runtimes.litert.concatenations import split_concatenations
 from objectives.runtimes.litert.ends import set_types
 from objectives.runtimes.litert.folded_weights import Weight, restore_integer_weights
 from objectives.runtimes.litert.gelu import write_out_gelu
 from objectives.runtimes.litert.layouts import mended_layouts
+from objectives.runtimes.litert.loops import Loop, without_loops
 from objectives.runtimes.litert.signatures import DEFAULT_SIGNATURE, joined
+from objectives.runtimes.litert.steps import insert_loops
 from objectives.runtimes.litert.transpositions import split_transpositions
 from objectives.runtimes.passes.constants import constant, put_constant
 from objectives.runtimes.passes.flatbuffers import serialize
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
-from objectives.runtimes.passes.integers import NO_LOWER_BOUND, first_of, integer_graph, movers, on_grid
+from objectives.runtimes.passes.integers import ALMOST_ONE, integer_graph, movers, on_grid
+from objectives.runtimes.passes.ranges import one_by_one
 from objectives.runtimes.passes.zero_branches import ATEN
 from objectives.runtimes.runtime import export_error, silence
 from objectives.runtimes.signatures import entries
@@ -45,8 +49,6 @@ if TYPE_CHECKING:
 
 _QUANTIZE_WEIGHT = torch.ops.quantized_decomposed.quantize_per_channel.default
 _TFLITE_IDENTIFIER = b"TFL3"
-_ALMOST_ONE = 1 + 2.0**-23  # a factor that the converter keeps
-_NO_INPUT = -1  # index of an optional input that an operator does not have
 _UNPACKING_OPERATORS = {schema.BuiltinOperator.DEQUANTIZE}
 _LAYER_OPERATORS = {schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D,
                     schema.BuiltinOperator.FULLY_CONNECTED}  # fmt: skip
@@ -72,6 +74,8 @@ class Storage(NamedTuple):
         Whether it has GELU.
     casts_bytes
         Whether it makes floats of bytes that are no codes.
+    loops
+        Whether loops stay loops; otherwise their steps are written one after another.
     """
 
     packed: tuple[tuple[int, int, set[int]], ...]
@@ -81,6 +85,7 @@ class Storage(NamedTuple):
     transposed: int
     gelu: bool
     casts_bytes: bool
+    loops: bool
 
     def of_widths(self, widths: tuple[int, ...]) -> Storage:
         """Return the storage without types of other widths."""
@@ -98,6 +103,7 @@ LITERT = Storage(
     transposed=6,  # kTransposeMaxDimensions of its kernel
     gelu=True,
     casts_bytes=True,
+    loops=False,
 )
 # its DEQUANTIZE reads one scale where a weight has one for each channel, and its linear layers take 8 bits alone
 MICRO = Storage(
@@ -108,6 +114,7 @@ MICRO = Storage(
     transposed=5,  # of its kernel
     gelu=False,
     casts_bytes=False,
+    loops=True,
 )
 
 
@@ -126,7 +133,9 @@ def _converted(model: nn.Module, example: Tree, storage: Storage) -> schema.Mode
     network = flat(model, example)
     with silence(), torch.no_grad():
         try:
-            graph_module = integer_graph(network.module, network.example, mixed=True, unpacks=storage.unpacks)
+            module, examples = network.module, one_by_one(network.example)
+            module, examples, loops = without_loops(module, examples) if storage.loops else (module, examples, [])
+            graph_module = integer_graph(module, examples, mixed=True, unpacks=storage.unpacks)
             _isolate_operators_of_one_grid(graph_module)
             if not storage.gelu:
                 write_out_gelu(graph_module)
@@ -135,7 +144,7 @@ def _converted(model: nn.Module, example: Tree, storage: Storage) -> schema.Mode
             # the configuration only makes the converter replace the quantizers of the graph by integers
             converter = {"quant_config": QuantConfig(pt2e_quantizer=config)} if weights else {}
             with mended_layouts():
-                edge = litert_torch.convert(graph_module, first_of(network.example), **converter)
+                edge = litert_torch.convert(graph_module, examples[0], **converter)
             with tempfile.TemporaryDirectory() as folder:
                 edge.export(str(Path(folder) / "model"))
                 content = (Path(folder) / "model").read_bytes()
@@ -143,7 +152,7 @@ def _converted(model: nn.Module, example: Tree, storage: Storage) -> schema.Mode
             raise
         except Exception as error:  # the converter raises exceptions of any type
             raise export_error(network_of(model), "a LiteRT", error) from error
-    return _pack(content, weights, storage, ends)
+    return _pack(content, weights, loops, storage, ends)
 
 
 def _isolate_operators_of_one_grid(graph_module: fx.GraphModule) -> None:
@@ -160,7 +169,7 @@ def _isolate_operators_of_one_grid(graph_module: fx.GraphModule) -> None:
             if inputs[0].op == "placeholder" and any(user.target == QUANTIZE for user in node.users):
                 readers = list(node.users)
                 with graph.inserting_after(node):
-                    product = graph.call_function(ATEN.mul.Tensor, (node, _ALMOST_ONE))
+                    product = graph.call_function(ATEN.mul.Tensor, (node, ALMOST_ONE))
                 for reader in readers:
                     reader.replace_input_with(node, product)
         elif node.target == ATEN.cat.default and not all(on_grid(one, mixed=True) for one in inputs):
@@ -173,7 +182,7 @@ def _isolate_operators_of_one_grid(graph_module: fx.GraphModule) -> None:
 
 def _isolate(reader: fx.Node, source: fx.Node) -> None:
     with reader.graph.inserting_before(reader):
-        product = reader.graph.call_function(ATEN.mul.Tensor, (source, _ALMOST_ONE))
+        product = reader.graph.call_function(ATEN.mul.Tensor, (source, ALMOST_ONE))
     reader.replace_input_with(source, product)
 
 
@@ -207,11 +216,15 @@ def _quantize_weights(graph_module: fx.GraphModule) -> list[Weight]:
     return weights
 
 
-def _pack(content: bytes, weights: list[Weight], storage: Storage, ends: WithEnds | None) -> schema.ModelT:
+def _pack(
+    content: bytes, weights: list[Weight], loops: list[Loop], storage: Storage, ends: WithEnds | None
+) -> schema.ModelT:
     """Return the file with weights of 2 or 4 bits where the codes fit, and without all that no runtime reads."""
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    _remove_barriers(model)
+    remove_barriers(model)
     _separate_buffers(model)
+    if loops:
+        insert_loops(model, loops)
     if storage.unpacks:
         restore_integer_weights(model, weights)
     if ends is not None:
@@ -230,7 +243,7 @@ def _pack(content: bytes, weights: list[Weight], storage: Storage, ends: WithEnd
 
 def _narrow(model: schema.ModelT, storage: Storage) -> None:
     """Store weights in 2 or 4 bits where the codes fit, and drop the names of tensors inside the graph; in place."""
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     users: dict[int, set[int]] = {}
     for node in graph.operators:
         code = model.operatorCodes[node.opcodeIndex].builtinCode
@@ -259,54 +272,16 @@ def narrowest(content: bytes) -> int:
 
 def _drop_empty(model: schema.ModelT) -> None:
     """Remove buffers without data except the first, to which tensors without data refer, and empty quantizations."""
-    (graph,) = model.subgraphs
-    used = [0, *sorted({tensor.buffer for tensor in graph.tensors if model.buffers[tensor.buffer].data is not None})]
-    for tensor in graph.tensors:
-        tensor.buffer = used.index(tensor.buffer) if tensor.buffer in used else 0
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    used = [0, *sorted({tensor.buffer for tensor in tensors if model.buffers[tensor.buffer].data is not None})]
+    place = {buffer: at for at, buffer in enumerate(used)}
+    for tensor in tensors:
+        tensor.buffer = place.get(tensor.buffer, 0)
         if tensor.quantization is not None and tensor.quantization.scale is None:
             tensor.quantization = None
         elif tensor.quantization is not None:
             tensor.quantization.zeroPoint = np.asarray(tensor.quantization.zeroPoint, np.int64)
     model.buffers = [model.buffers[index] for index in used]
-
-
-def _remove_barriers(model: schema.ModelT) -> None:
-    """Remove the operators that kept the converter from fusing others, and the tensors that nothing reads."""
-    (graph,) = model.subgraphs
-    neutral = {schema.BuiltinOperator.MAXIMUM: NO_LOWER_BOUND, schema.BuiltinOperator.MUL: _ALMOST_ONE}
-    barriers = {
-        index: {float(np.float32(neutral[code.builtinCode]))}
-        for index, code in enumerate(model.operatorCodes)
-        if code.builtinCode in neutral
-    }
-    replaced: dict[int, int] = {}
-    for node in graph.operators:
-        if node.opcodeIndex in barriers and _distinct(model, node.inputs[1]) == barriers[node.opcodeIndex]:
-            replaced[node.outputs[0]] = node.inputs[0]
-    graph.operators = [node for node in graph.operators if node.outputs[0] not in replaced]
-    codes = sorted({node.opcodeIndex for node in graph.operators})
-    model.operatorCodes = [model.operatorCodes[index] for index in codes]
-    for node in graph.operators:
-        node.opcodeIndex = codes.index(node.opcodeIndex)
-        node.inputs = [replaced.get(index, index) for index in node.inputs]
-    read = {index for node in graph.operators for index in (*node.inputs, *node.outputs)}
-    used = sorted({*read, *graph.inputs, *graph.outputs} - {_NO_INPUT})
-    place = {index: position for position, index in enumerate(used)} | {_NO_INPUT: _NO_INPUT}
-    graph.tensors = [graph.tensors[index] for index in used]
-    for node in graph.operators:
-        node.inputs, node.outputs = ([place[index] for index in indices] for indices in (node.inputs, node.outputs))
-    graph.inputs, graph.outputs = ([place[index] for index in indices] for indices in (graph.inputs, graph.outputs))
-    for signature in model.signatureDefs or ():
-        for named in (*signature.inputs, *signature.outputs):
-            named.tensorIndex = place[named.tensorIndex]
-
-
-def _distinct(model: schema.ModelT, index: int) -> set[float]:
-    """Return the distinct values of a floating-point constant; none for a tensor that is computed."""
-    (graph,) = model.subgraphs
-    data = model.buffers[graph.tensors[index].buffer].data
-    floating = data is not None and graph.tensors[index].type == schema.TensorType.FLOAT32
-    return set(np.frombuffer(bytes(data), np.float32).tolist()) if floating else set()
 
 
 def _separate_buffers(model: schema.ModelT) -> None:

@@ -4,7 +4,8 @@ A finished network rounds the inputs of its layers, each on the grid that the se
 runtimes need more rounding: a convolution outputs integers, an addition reads and writes integers, and a tensor has one
 grid for all its readers. So the output of every operator that can compute with integers is rounded:
 
-- if it is an average of a window: on the grid of its input, since the kernels have one grid for both;
+- if it is an average of a window: on the grid of its input, since the kernels have one grid for both; so is a
+  concatenation whose inputs have one grid;
 - if only rounded inputs of layers read it, all on one grid: on that grid, which changes nothing;
 - otherwise to 8 bits that cover the range on the calibration inputs and the grids of all readers; a layer that clips
   its input then rounds it again, on its own grid. This also rounds tensors that the network does not round, such as
@@ -18,7 +19,7 @@ Legend: a `quantizer` is a `quantize_per_tensor`; the output of a `mover` lies o
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,12 +27,16 @@ from torch import Tensor, fx, nn
 from objectives.flat import by_argument
 from objectives.runtimes.passes.constants import drop_unused, fold
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, Grid
+from objectives.runtimes.passes.ranges import RangeObserver
 from objectives.runtimes.passes.tiny_scales import widen_tiny_scales
 from objectives.runtimes.passes.zero_branches import ADDITIONS, ATEN, mutates, remove_zero_branches
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 SCALE_RATIO = 100  # largest scale of a sum over the scale of a term (chosen; the bound of XNNPACK is 1024)
-RANGE_INPUTS = 128  # calibration inputs on which ranges are measured (chosen)
 NO_LOWER_BOUND = -3e38  # a clamp at this value changes no activation
+ALMOST_ONE = 1 + 2.0**-23  # a factor that the converter keeps
 # clamps that kernels fuse, and the out-of-place variants of in-place clamps
 _FUSED_CLAMPS = {ATEN.relu.default, ATEN.relu_.default, ATEN.hardtanh.default, ATEN.hardtanh_.default,
                  ATEN.relu6.default}  # fmt: skip
@@ -49,7 +54,7 @@ _ATEN_LAYERS = {*INTEGER_LAYERS, ATEN.conv1d.default, ATEN.conv1d.padding, ATEN.
 
 def integer_graph(
     model: nn.Module,
-    example: tuple[Tensor, ...],
+    examples: Sequence[tuple[Tensor, ...]],
     *,
     mixed: bool,
     unpacks: bool | None = None,
@@ -61,8 +66,8 @@ def integer_graph(
     ----------
     model
         A network in evaluation mode that takes tensors one after another.
-    example
-        The calibration inputs.
+    examples
+        The calibration inputs, one example after another: see `one_by_one`.
     mixed
         Whether the runtime can mix integers and floating point in a sum, which may have terms of both kinds.
     unpacks
@@ -75,7 +80,7 @@ def integer_graph(
     ExportError
         If an input is rounded to less than 8 bits, for which there is no kernel.
     """
-    graph_module: Any = exported(model, first_of(example), sizes).module(check_guards=False)
+    graph_module: Any = exported(model, examples[0], sizes).module(check_guards=False)
     remove_zero_branches(graph_module)
     graph = graph_module.graph
     _clamp_before_movers(graph)
@@ -89,7 +94,7 @@ def integer_graph(
         if node.target in {QUANTIZE, DEQUANTIZE}:
             node.args = (node.args[0], *Grid.signed(node.args[1:]))
     if any(node.target == QUANTIZE for node in graph.nodes):
-        _round_outputs(graph_module, example, integer, mixed=mixed)
+        _round_outputs(graph_module, examples, integer, mixed=mixed)
     if mixed:
         for node in layers:
             if node not in integer:
@@ -113,11 +118,6 @@ def exported(
     """Return the program of a network; `sizes` as in `integer_graph`."""
     shapes = None if sizes is None else by_argument(model, sizes)
     return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
-
-
-def first_of(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the first example of each tensor."""
-    return tuple(tensor[:1] for tensor in example)
 
 
 def _clamp_before_movers(graph: fx.Graph) -> None:
@@ -172,9 +172,13 @@ def _is_integer(layer: fx.Node) -> bool:
 
 def on_grid(node: fx.Node, *, mixed: bool) -> bool:
     """Return whether the output of a node lies on a grid, that is, whether integers hold it."""
+    return _before_movers(node, mixed=mixed).target == DEQUANTIZE
+
+
+def _before_movers(node: fx.Node, *, mixed: bool) -> fx.Node:
     while node.target in movers(mixed=mixed):
         node = node.all_input_nodes[0]
-    return node.target == DEQUANTIZE
+    return node
 
 
 def _isolate_float_layer(layer: fx.Node) -> None:
@@ -197,12 +201,12 @@ def _isolate_float_layer(layer: fx.Node) -> None:
 
 
 def _round_outputs(
-    graph_module: fx.GraphModule, example: tuple[Tensor, ...], integer: set[fx.Node], *, mixed: bool
+    graph_module: fx.GraphModule, examples: Sequence[tuple[Tensor, ...]], integer: set[fx.Node], *, mixed: bool
 ) -> None:
     """Round the output of every operator that computes with integers, each tensor on one grid; in place."""
-    observer = _RangeObserver(graph_module)
+    observer = RangeObserver(graph_module)
     with torch.no_grad():
-        for one in zip(*(tensor[:RANGE_INPUTS].split(1) for tensor in example), strict=True):
+        for one in examples:
             observer.run(*one)
     for node in list(graph_module.graph.nodes):
         if (
@@ -240,13 +244,13 @@ def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]
     for member in members:
         for user in member.users:
             (old if user.target == QUANTIZE else members if user.target in movers(mixed=mixed) else others).append(user)
-    grid = _common_grid(root, old, others, ranges)
-    averages = _average_before(root) is not None
-    clipping = [one for one in old if Grid.of(one).is_narrower(grid) or (averages and Grid.of(one) != grid)]
+    grid = _kept_grid(root, mixed=mixed) or _common_grid(root, old, others, ranges)
+    kept = _kept_grid(root, mixed=mixed) is not None
+    clipping = [one for one in old if Grid.of(one).is_narrower(grid) or (kept and Grid.of(one) != grid)]
     for quantizer in clipping if mixed else ():  # the converter would merge both quantizers
         source = quantizer.all_input_nodes[0]
         with graph.inserting_before(quantizer):
-            quantizer.replace_input_with(source, graph.call_function(ATEN.clamp_min.default, (source, NO_LOWER_BOUND)))
+            quantizer.replace_input_with(source, graph.call_function(ATEN.mul.Tensor, (source, ALMOST_ONE)))
     for quantizer in old:
         if quantizer in clipping:
             continue
@@ -268,8 +272,6 @@ def _common_grid(
     root: fx.Node, quantizers: list[fx.Node], others: list[fx.Node], ranges: dict[str, tuple[float, float]]
 ) -> Grid:
     """Return the grid of a tensor that these quantizers and others read."""
-    if (average := _average_before(root)) is not None:
-        return Grid.of(average.all_input_nodes[0])
     grids = {Grid.of(quantizer) for quantizer in quantizers}
     if len(grids) == 1 and not others:
         return grids.pop()
@@ -279,28 +281,21 @@ def _common_grid(
     return Grid.over(min(lows), max(highs))
 
 
-def _average_before(node: fx.Node) -> fx.Node | None:
-    """Return the average of a window of a rounded tensor whose output, maybe clamped, is this node, if there is one."""
+def _kept_grid(node: fx.Node, *, mixed: bool) -> Grid | None:
+    """Return the grid of the inputs of an operator, maybe clamped, whose output lies on it, if there is one.
+
+    That is an average of a window, or a concatenation of tensors that all lie on one grid.
+    """
     while node.target in _FUSED_CLAMPS:
         node = node.all_input_nodes[0]
+    inputs = node.all_input_nodes
     windows = node.target == ATEN.avg_pool2d.default or (
         node.target == ATEN.adaptive_avg_pool2d.default and set(node.args[1]) != {1}  # type: ignore[arg-type]
     )
-    return node if windows and node.all_input_nodes[0].target == DEQUANTIZE else None
-
-
-class _RangeObserver(fx.Interpreter):
-    """An interpreter of the graph that records the range of every tensor."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
-        self.ranges: dict[str, tuple[float, float]] = {}
-
-    def run_node(self, node: fx.Node) -> Any:  # noqa: ANN401 - any value of a graph
-        """Run one node and extend its range; that of a constant is known after the first run."""
-        value = super().run_node(node)
-        known = node.op == "get_attr" and node.name in self.ranges
-        if not known and isinstance(value, Tensor) and value.is_floating_point():
-            low, high = self.ranges.get(node.name, (0.0, 0.0))
-            self.ranges[node.name] = min(low, float(value.min())), max(high, float(value.max()))
-        return value
+    if windows:
+        return Grid.of(inputs[0]) if inputs[0].target == DEQUANTIZE else None
+    if node.target != ATEN.cat.default:
+        return None
+    sources = [_before_movers(one, mixed=mixed) for one in inputs]
+    grids = {Grid.of(one) if one.target == DEQUANTIZE else None for one in sources}
+    return grids.pop() if len(grids) == 1 else None
