@@ -148,12 +148,10 @@ def read_trials(
     }
 
     def columns(model: Any, *names: str) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401 - of Optuna
-        """Yield the columns of a table, each with its trial; one that was created meanwhile is not among them."""
-        for at, *found in _columns(connection, model, ids, *names):
-            if at in trials:
-                yield trials[at], *found
+        """Yield the columns of a table, each with its trial."""
+        return _with_trials(_columns(connection, model, ids, *names), trials)
 
-    for trial, *found in columns(models.TrialParamModel, "param_name", "param_value", "distribution_json"):
+    for trial, *found in _with_trials(_params(connection, ids), trials):
         shared.add(trial, *found)
     objectives: dict[int, dict[int, float]] = {}
     values: Any = models.TrialValueModel
@@ -173,6 +171,41 @@ def read_trials(
         stored = map(values.stored_repr_to_intermediate_value, numbers, types)
         trial.intermediate_values.update(zip(steps, stored, strict=True))
     return [trials[at] for at in sorted(trials)]
+
+
+def _with_trials(rows: Iterator[tuple[Any, ...]], trials: dict[int, FrozenTrial]) -> Iterator[tuple[Any, ...]]:
+    """Yield rows, each with its trial; one that was created meanwhile is not among them."""
+    for at, *found in rows:
+        if at in trials:
+            yield trials[at], *found
+
+
+def _params(connection: Connection, ids: list[int]) -> Iterator[tuple[Any, ...]]:
+    """Yield trials, by id, each with the names, the internal values and the distributions of its parameters.
+
+    A long study is asked for the values alone, and for a digest of the rest, which most trials share: PostgreSQL would
+    send, and the driver decode, the same texts for every trial.
+    """
+    model: Any = models.TrialParamModel
+    if connection.dialect.name != "postgresql" or len(ids) <= IDS_NAMED:
+        yield from _columns(connection, model, ids, "param_name", "param_value", "distribution_json")
+        return
+    table = model.__table__.c
+    separator = sqlalchemy.literal("\n")
+    each = table.param_name + separator + table.distribution_json + separator
+    text = sqlalchemy.func.string_agg(each, aggregate_order_by(sqlalchemy.literal(""), table.param_id))
+    digest = sqlalchemy.func.sha256(sqlalchemy.func.convert_to(text, "UTF8"), type_=sqlalchemy.types.NullType())
+    values = sqlalchemy.func.array_agg(aggregate_order_by(table.param_value, table.param_id))
+    query = sqlalchemy.select(table.trial_id, sqlalchemy.type_coerce(values, sqlalchemy.types.NullType()), digest)
+    rows = connection.execute(query.where(_chosen(connection, table.trial_id, ids)).group_by(table.trial_id)).all()
+    first = {kind: at for at, _, kind in reversed(rows)}
+    kinds = {
+        at: found
+        for at, *found in _columns(connection, model, sorted(first.values()), "param_name", "distribution_json")
+    }
+    for at, numbers, kind in rows:
+        names, texts = (several[: len(numbers)] for several in kinds[first[kind]])  # one that runs may have more by now
+        yield at, names, numbers, texts
 
 
 def _columns(connection: Connection, model: Any, ids: list[int], *names: str) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401
