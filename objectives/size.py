@@ -10,11 +10,11 @@ import numpy as np
 from torch import nn
 
 from objectives.finished_layers import CONVOLUTION_KINDS, is_layer, wrapped_in
-from objectives.layers import FLOAT_BITS, Factored, LeftOut, LowPrecision, Repeating, resizes_in_file
+from objectives.layers import FLOAT_BITS, Factored, LeftOut, LowPrecision, resizes_in_file
 from objectives.runtimes.onnx.runtime import OnnxRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Mapping
 
     from objectives.layers import Parts
     from objectives.objective import Direction
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from objectives.runtimes.runtime import Runtime
 
 BYTE_BITS = 8  # bits in a byte
+TOLERANCE = 0.002  # relative error of a size that no part of a layout has to explain (chosen)
+OUTSIDE_SHARE = 0.1  # share of the numbers outside of layers that files are likely to leave out (chosen)
 FLOAT_LAYER = 1, FLOAT_BITS, FLOAT_BITS, 0  # output channels (any), bits of weight and input, levels: see `_summary`
 Numbers = Any  # a number, or an array of one number a layer: the formulas hold for both
 
@@ -34,48 +36,28 @@ class SizeBytes:
     ----------
     runtime
         The runtime that writes the file; codes count at the width in which it stores them.
-    per_tensor, per_network
-        Corrections in bytes for what the layout of the runtime does not model: for each parameter tensor outside of
-        layers (operators such as attention have some), and for the whole network. Set by `calibrated`.
+    read_off
+        The layout as files of one network have it, set by `calibrated`; by default that of the runtime.
     """
 
     runtime: Runtime = field(default_factory=OnnxRuntime)
-    per_tensor: float = field(default=0.0, repr=False, metadata={"found": True})
-    per_network: float = field(default=0.0, repr=False, metadata={"found": True})
+    read_off: FileLayout | None = field(default=None, repr=False, metadata={"found": True})
     name: ClassVar[str] = "size_bytes"
     direction: ClassVar[Direction] = "minimize"
     is_cost: ClassVar[bool] = True
 
+    @property
+    def layout(self) -> FileLayout:
+        """The layout from which sizes are predicted."""
+        return self.read_off or self.runtime.layout
+
     def __call__(self, model: nn.Module) -> float:
         """Return the prediction in bytes."""
-        layout, wrapped = self.runtime.layout, wrapped_in(model)
-        total, summaries = layout.graph + self.per_network + self.per_tensor * _tensors_outside_layers(model), []
-        for module in model.modules():
-            if isinstance(module, LowPrecision):
-                total += _low_precision_bytes(layout, module)
-                summaries += [_summary(module)]
-            elif id(module) not in wrapped:
-                numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-                total += (
-                    float(_layer_bytes(layout, _node_bytes_of(layout, module), floats=numbers))
-                    if is_layer(module)
-                    else 4 * numbers
-                )
-                summaries += [FLOAT_LAYER] * is_layer(module)
-            if isinstance(module, LeftOut):
-                total -= layout.sum * module.sums_left_out
-            if isinstance(module, Factored):
-                linear = any(isinstance(inner, nn.Linear) for inner in module.modules())
-                grouped = any(getattr(inner, "groups", 1) > 1 for inner in module.modules())
-                total -= float(_factor_saving(layout, linear, grouped)) * (module.split_into - 1)
-        total += layout.resize * resizes_in_file(model)
-        if summaries:
-            total += _network_bytes(layout, *np.array(summaries).T[:, None, None])[0]
-        return float(round(total))
+        return _file_bytes(self.layout, model)
 
     def foreseen(self, parts: Parts) -> np.ndarray:
         """Return the same prediction from the shapes of the layers."""
-        layout = self.runtime.layout
+        layout = self.layout
         each = _layer_bytes(
             layout,
             _node_bytes(layout, parts.linear, parts.padded, parts.strided, parts.grouped),
@@ -87,38 +69,101 @@ class SizeBytes:
             levels=parts.levels,
         )
         exists = (parts.outputs > 0).astype(float)
-        total: np.ndarray = (each * exists).sum((0, 2)) + 4 * parts.parameters
+        total: np.ndarray = (each * exists).sum((0, 2)) + layout.outside * parts.parameters
         saving = _factor_saving(layout, parts.linear, parts.grouped) * exists
         total -= saving[1:].sum((0, 2))
         total += layout.sum * parts.sums + layout.resize * parts.resized
-        if self.per_tensor:
-            total += self.per_tensor * parts.held
+        if layout.tensor:
+            total += layout.tensor * parts.held
         if layout.zeros or layout.mixed or layout.ends:
             total += _network_bytes(layout, parts.outputs, parts.weight_bits, parts.activation_bits, parts.levels)
         return total
 
-    def calibrated(self, model: nn.Module, size: Callable[[], float]) -> SizeBytes:
-        """Return the prediction corrected by the file of one network, for networks that are compressed from it.
+    def calibrated(self, *files: tuple[nn.Module, float]) -> SizeBytes:
+        """Return the prediction with a layout that explains files of one network, for networks compressed from it.
 
-        Bytes that the prediction misses are attributed to the parameter tensors outside of layers, as in LayerNorm,
-        which are removed with their branches. Without such tensors, or where the prediction is too large, the
-        difference is attributed to the network as a whole, such as to its pooling and its output. If the prediction is
-        too large by more than the bytes of a graph, the file stores shared numbers once that the network holds twice,
-        and nothing is corrected. Loops of the network are taken to compute with integers in the others.
+        What a layer adds to a file depends on what stands around it: a rounded layer between operators of floats needs
+        conversions, and a factor may need a transposition. The parts of the layout for this are changed by as little
+        as explains the bytes that it misses, each relative to its own size: ridge regression (Hoerl and Kennard 1970,
+        Technometrics 12(1), §2). What is then left of the first file is attributed to the graph, so that it is exact.
+
+        If the first prediction is too large by more than all that is outside of layers, the file stores shared numbers
+        once that the network holds twice, and nothing is corrected.
 
         Parameters
         ----------
-        model
-            A finished network.
-        size
-            Returns the bytes of its file.
+        files
+            Finished networks with the bytes of their files: the network itself, then some that are compressed from it,
+            best with all axes at once.
         """
-        count, plain = _tensors_outside_layers(model), replace(self, per_tensor=0.0, per_network=0.0)
-        missed = size() - plain(model)
-        if count and missed > 0:
-            return replace(plain, per_tensor=missed / count)
-        missed += self.runtime.layout.loop * sum(isinstance(module, Repeating) for module in model.modules())
-        return replace(plain, per_network=missed) if missed > -self.runtime.layout.graph else plain
+        layout, models = self.runtime.layout, [model for model, _ in files]
+        sizes, predicted = np.array([size for _, size in files]), _each_file_bytes(layout, models)
+        scales = _scales(layout)
+        counts = {part: _each_file_bytes(_changed(layout, {part: 1.0}), models) - predicted for part in scales}
+        if predicted[0] - sizes[0] > layout.graph + layout.outside * counts["outside"][0]:
+            return replace(self, read_off=None)
+        tolerated = TOLERANCE * sizes
+        rows = {part: scale * counts[part] / tolerated for part, scale in scales.items()}
+        shares = _ridge(rows, (sizes - predicted) / tolerated)
+        if shares["outside"] > 0:  # files may leave out numbers, but hold none twice
+            shares = _ridge(rows | {"outside": np.zeros(len(sizes))}, (sizes - predicted) / tolerated)
+        found = _changed(layout, {part: shares[part] * scale for part, scale in scales.items()})
+        return replace(self, read_off=_changed(found, {"graph": float(sizes[0]) - _file_bytes(found, models[0])}))
+
+
+def _ridge(rows: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, float]:
+    """Return the coefficients, small ones, of a sum of these rows that is close to the targets."""
+    design, count = np.stack(list(rows.values()), 1), len(rows)
+    found, *_ = np.linalg.lstsq(np.concatenate([design, np.eye(count)]), np.concatenate([targets, np.zeros(count)]))
+    return dict(zip(rows, found.tolist(), strict=True))
+
+
+def _scales(layout: FileLayout) -> dict[str, float]:
+    """Return the parts of a layout that depend on the network, each with the bytes by which it is likely to be wrong.
+
+    Most may be wrong by as much as they are; what a runtime does not have stays 0.
+    """
+    layer = max(layout.convolution, layout.linear)
+    of_layers = dict.fromkeys(("tensor", "factor", "grouped_factor", "linear_factor"), layer)
+    own = {part: getattr(layout, part) or 0.0 for part in ("graph", "floating", "integer", "codebook", "mixed", "ends")}
+    return {"outside": OUTSIDE_SHARE * layout.outside} | of_layers | {part: size for part, size in own.items() if size}
+
+
+def _changed(layout: FileLayout, changes: Mapping[str, float]) -> FileLayout:
+    """Return the layout with these bytes added to its parts."""
+    return replace(layout, **{part: getattr(layout, part) + change for part, change in changes.items()})
+
+
+def _each_file_bytes(layout: FileLayout, models: Iterable[nn.Module]) -> np.ndarray:
+    return np.array([_file_bytes(layout, model) for model in models])
+
+
+def _file_bytes(layout: FileLayout, model: nn.Module) -> float:
+    """Return the bytes of the file of a finished network."""
+    total, wrapped = layout.graph + layout.tensor * _tensors_outside_layers(model), wrapped_in(model)
+    summaries = []
+    for module in model.modules():
+        if isinstance(module, LowPrecision):
+            total += _low_precision_bytes(layout, module)
+            summaries += [_summary(module)]
+        elif id(module) not in wrapped:
+            numbers = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            total += (
+                float(_layer_bytes(layout, _node_bytes_of(layout, module), floats=numbers))
+                if is_layer(module)
+                else layout.outside * numbers
+            )
+            summaries += [FLOAT_LAYER] * is_layer(module)
+        if isinstance(module, LeftOut):
+            total -= layout.sum * module.sums_left_out
+        if isinstance(module, Factored):
+            linear = any(isinstance(inner, nn.Linear) for inner in module.modules())
+            grouped = any(getattr(inner, "groups", 1) > 1 for inner in module.modules())
+            total -= float(_factor_saving(layout, linear, grouped)) * (module.split_into - 1)
+    total += layout.resize * resizes_in_file(model)
+    if summaries:
+        total += _network_bytes(layout, *np.array(summaries).T[:, None, None])[0]
+    return float(total)
 
 
 def _tensors_outside_layers(model: nn.Module) -> int:

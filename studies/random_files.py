@@ -5,7 +5,7 @@
 
 Plans draw pruning ratios, ranks and the precisions of the runtime at random, layer by layer, without those that a study
 finds to fail before it searches. The networks are not trained. A file counts as right if its noise is at most that
-which verification allows. Sizes are predicted as in a study, calibrated on the file of the whole network. Rows are
+which verification allows. Sizes are predicted as in a study, calibrated on three files. Rows are
 printed as they come; `--out FILE.csv` keeps them.
 """
 
@@ -31,6 +31,7 @@ from objectives.runtimes.isolated_process import IsolatedProcess
 from search import Splits, StudySpec
 from search.evaluation.comparison import COMPARED, compared
 from search.evaluation.context import Context
+from search.evaluation.size_calibration import calibrated
 from search.evaluation.subject import Subject
 from search.evaluation.tried_precisions import try_precisions
 from spaces import BitWidths, PruneRatios, Ranks, Space, Temperatures
@@ -57,7 +58,7 @@ def rows(name: str, runtime: Runtime, plans: int, seed: int, path: Path) -> Iter
     yield {"network": name, "plan": "whole"} | first
     if "bytes" not in first:
         return
-    size = SizeBytes(runtime).calibrated(whole, lambda: first["bytes"])
+    (size,) = calibrated(spec, subject, path).objectives
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     started = time.perf_counter()
     try_precisions(study, Context(spec, subject))

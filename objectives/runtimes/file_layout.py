@@ -38,14 +38,18 @@ class FileLayout:
         Bytes added by each output channel of such a weight.
     floating_bits, integer_bits
         Bit widths in which such a weight can be stored, ascending; a weight that needs more takes 32 bits.
+    tensor
+        Bytes of a parameter tensor outside of layers, as LayerNorm and attention have, with its operators. They depend
+        on the network, so that no layout has them: `SizeBytes.calibrated` reads them off its files.
+    outside
+        Bytes of a number in such a tensor; less than 4 if files leave out what the network never reads, as rows of a
+        table of positions.
     codebook
         Bytes added by a weight of indices and its table; None if the file stores the numbers that the indices denote.
     zeros
         Bytes added by each output channel of integer weights, once for all weights with the same number of channels.
     mixed, ends
         Bytes of a conversion between integers and floating point, between two layers, and at the input or the output.
-    loop
-        Bytes by which the loop of a recurrent layer in one direction is larger with integers than with floats.
     inputs, clip
         Bytes added by rounding the inputs of a layer, and by rounding them to less than 8 bits, for any weight.
     """
@@ -72,9 +76,10 @@ class FileLayout:
     zeros: float = 0
     mixed: float = 0
     ends: float = 0
-    loop: float = 0
     inputs: float = 0
     clip: float = 0
+    tensor: float = 0
+    outside: float = 4
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:

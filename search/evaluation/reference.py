@@ -1,4 +1,4 @@
-"""The teacher as the reference of a study: its file, the calibration of sizes on that file, and its values."""
+"""The teacher as the reference of a study: its file and its values."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import copy
 import dataclasses
 import functools
 import math
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from objectives import SizeBytes
 from objectives.objective import Foreseeable, Referenced
 from objectives.runtimes import ExportError
 from objectives.trees import at, moved
@@ -18,15 +15,17 @@ from search.evaluation.comparison import COMPARED, compared
 from search.evaluation.context import Context
 from search.evaluation.first_checks import check_split
 from search.evaluation.label_checks import check_all_labels
+from search.evaluation.size_calibration import calibrated
 from search.evaluation.subject import Subject
-from search.study.console import console, step
+from search.study.console import step
 from search.study.cpu_profile import MEASURING
 from search.study.errors import UserError
 from search.study.files import named_by_content, save_named_by_content
 from search.study.records import TEACHER
-from spaces.network.messages import first_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from optuna import Study
     from torch import nn
@@ -42,7 +41,7 @@ EXACT_DB = 60.0  # signal-to-noise ratio of rounding to 32-bit floats, at least;
 def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Context, Path]:
     """Return the context of a study and the path of the teacher's file, after all that can be checked without training.
 
-    The predicted sizes are calibrated on that file, so it is written first.
+    The predicted sizes are calibrated on that file and those of two plans, so it is written first.
 
     Parameters
     ----------
@@ -64,6 +63,7 @@ def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Conte
         subject = Subject(spec, device)
     with step(f"exporting the teacher to {spec.runtime.name}"):
         path = teacher_file(subject, spec.runtime, folder)
+    with step("calibrating the predicted sizes"):
         spec = calibrated(spec, subject, path)
     with step("checking the data and a training step"):
         context = Context(spec, subject)
@@ -110,42 +110,6 @@ def _checked_export(subject: Subject, runtime: Runtime, path: Path) -> None:
             f"ratio of {found['sqnr_db']:.1f} dB, of at least {bound:.1f}, so would it for all candidates; use another "
             "--runtime, and please report the network"
         )
-
-
-def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
-    """Return the study with its sizes calibrated on the teacher's file.
-
-    Parameters
-    ----------
-    spec, subject
-        The study and its teacher.
-    path
-        The teacher's file for the study's runtime. A size for another runtime is calibrated on a temporary file of
-        that runtime; if its export fails, the size is not calibrated, and a message says so.
-    """
-    calibrated_sizes = {}
-    for objective in spec.measured:
-        if isinstance(objective, SizeBytes):
-            size = functools.partial(
-                _file_bytes, subject, objective.runtime, path if objective.runtime == spec.runtime else None
-            )
-            try:
-                calibrated_sizes[objective.name] = objective.calibrated(subject.finished, size)
-            except (ExportError, ImportError) as error:
-                console.print(
-                    f"{objective.name} is not calibrated on the teacher's file, which cannot be exported: "
-                    f"{first_line(error)}"
-                )
-    return spec.with_objectives(calibrated_sizes)
-
-
-def _file_bytes(subject: Subject, runtime: Runtime, path: Path | None) -> int:
-    if path is not None:
-        return path.stat().st_size
-    with tempfile.TemporaryDirectory() as folder:
-        exported = Path(folder) / "teacher"
-        subject.export(runtime, exported)
-        return exported.stat().st_size
 
 
 def measure_teacher(study: Study, context: Context) -> dict[str, float]:

@@ -96,7 +96,6 @@ class TfliteMicro:
             zeros=11,
             mixed=189,
             ends=28,
-            loop=709,
             integer_bits=(4, 8),
         )
 

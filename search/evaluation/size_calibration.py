@@ -1,0 +1,111 @@
+"""Calibrates predicted sizes on files of the teacher: the whole, and two plans in which every axis acts."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.trial import FixedTrial
+
+from objectives import SizeBytes
+from objectives.layers import inputs_of_file
+from objectives.runtimes import ExportError
+from objectives.trees import moved
+from search.study.console import console
+from search.study.definition import define_value
+from search.study.errors import raise_machine_fault
+from search.study.files import DIGITS, load_or_nothing, save_json
+from spaces.network.messages import first_line
+from spaces.plan import Removing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from objectives.runtimes import Runtime
+    from search.evaluation.subject import Subject
+    from search.study.spec import StudySpec
+    from spaces import Anatomy, Plan, Space
+    from spaces.plan import Axis
+
+SEED = 1_000_003  # of the random plan, the same one in every process, which no study draws (chosen)
+LAYOUT = "layout"  # key of the stored parts
+
+
+def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
+    """Return the study with its sizes calibrated on files of the teacher and of two plans.
+
+    What is read off them is kept beside the teacher's file, so that every run and every worker predicts the same.
+
+    Parameters
+    ----------
+    spec, subject
+        The study and its teacher.
+    path
+        The teacher's file for the study's runtime. A size for another runtime is calibrated on a temporary file of
+        that runtime; if its export fails, the size is not calibrated, and a message says so.
+    """
+    found = {}
+    for objective in spec.measured:
+        if isinstance(objective, SizeBytes):
+            whole = path if objective.runtime == spec.runtime else None
+            try:
+                found[objective.name] = _once(objective, spec.space, subject, whole, path.parent)
+            except (ExportError, ImportError) as error:
+                console.print(
+                    f"{objective.name} is not calibrated on the teacher's file, which cannot be exported: "
+                    f"{first_line(error)}"
+                )
+    return spec.with_objectives(found)
+
+
+def _once(size: SizeBytes, space: Space, subject: Subject, whole: Path | None, folder: Path) -> SizeBytes:
+    """Return the size with the layout that is stored in the folder; measure and store it where there is none."""
+    key = subject.fingerprint, sorted(define_value(size).items()), sorted(define_value(space).items())
+    digest, layout = hashlib.sha256(repr(key).encode()).hexdigest()[:DIGITS], size.runtime.layout
+    path = folder / f"sizes-{digest}.json"
+    stored = load_or_nothing(path, {LAYOUT: dict}, "sizes are calibrated anew").get(LAYOUT)
+    if stored is None or not stored.keys() <= asdict(layout).keys():
+        found = size.calibrated(*_files(size.runtime, space, subject, whole))
+        stored = {name: value for name, value in asdict(found.layout).items() if value != getattr(layout, name)}
+        save_json(path, {LAYOUT: stored})
+    return replace(size, read_off=replace(layout, **stored) if stored else None)
+
+
+def _files(runtime: Runtime, space: Space, subject: Subject, whole: Path | None) -> Iterator[tuple[nn.Module, float]]:
+    """Yield the finished teacher and those of the plans whose export works, each with the bytes of its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model.{runtime.suffix}"
+        if whole is None:
+            subject.export(runtime, path)
+        yield subject.finished, float((whole or path).stat().st_size)
+        for plan in sample_plans(space, subject.anatomy):
+            finished = subject.finish(subject.build_roughly(plan).eval()).cpu()
+            try:
+                runtime.export(finished, inputs_of_file(finished, moved(subject.example, "cpu")), path)
+            except Exception as error:  # noqa: BLE001 - tries of precisions come later, and say what fails
+                raise_machine_fault(error)
+                continue
+            yield finished, float(path.stat().st_size)
+
+
+def sample_plans(space: Space, anatomy: Anatomy) -> tuple[Plan, Plan]:
+    """Return the plan that compresses most with all layers in place, and a random one, whose layers are unlike.
+
+    In the first, each layer is rounded and split where it can be; the second has layers of floats between rounded ones.
+    """
+    strengths = tuple(float(not _removes(axis, anatomy)) for axis in space.steps)
+    strongest = space.suggest(FixedTrial(space.uniform(anatomy, strengths)), anatomy)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(SEED))  # in memory
+    return strongest, space.suggest(study.ask(), anatomy)
+
+
+def _removes(axis: Axis, anatomy: Anatomy) -> bool:
+    """Return whether the axis removes whole layers; without them nothing could be learned about them."""
+    step = axis.suggest(FixedTrial(axis.uniform(anatomy, 1.0)), anatomy)
+    return isinstance(step, Removing) and bool(step.removed)
