@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from objectives.runtimes.runtime import Runtime
 
 BYTE_BITS = 8  # bits in a byte
-TOLERANCE = 0.002  # relative error of a size that no part of a layout has to explain (chosen)
+SIZE_TOLERANCE = 0.002  # relative error of a size that no part of a layout has to explain (chosen)
 OUTSIDE_SHARE = 0.1  # share of the numbers outside of layers that files are likely to leave out (chosen)
 FLOAT_LAYER = 1, FLOAT_BITS, FLOAT_BITS, 0  # output channels (any), bits of weight and input, levels: see `_summary`
 Numbers = Any  # a number, or an array of one number a layer: the formulas hold for both
@@ -102,7 +102,7 @@ class SizeBytes:
         counts = {part: _each_file_bytes(_changed(layout, {part: 1.0}), models) - predicted for part in scales}
         if predicted[0] - sizes[0] > layout.graph + layout.outside * counts["outside"][0]:
             return replace(self, read_off=None)
-        tolerated = TOLERANCE * sizes
+        tolerated = SIZE_TOLERANCE * sizes
         rows = {part: scale * counts[part] / tolerated for part, scale in scales.items()}
         shares = _ridge(rows, (sizes - predicted) / tolerated)
         if shares["outside"] > 0:  # files may leave out numbers, but hold none twice

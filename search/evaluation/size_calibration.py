@@ -15,10 +15,12 @@ from objectives import SizeBytes
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from objectives.trees import moved
+from search.evaluation.measured_parts import measurements_folder
+from search.study import machine
 from search.study.console import console
 from search.study.definition import define_value
 from search.study.errors import raise_machine_fault
-from search.study.files import DIGITS, load_or_nothing, save_json
+from search.study.files import load_or_nothing, save_json
 from spaces.network.messages import first_line
 from spaces.plan import Removing
 
@@ -33,14 +35,14 @@ if TYPE_CHECKING:
     from spaces import Anatomy, Plan, Space
     from spaces.plan import Axis
 
-SEED = 1_000_003  # of the random plan, the same one in every process, which no study draws (chosen)
+PLAN_SEED = 1_000_003  # of the random plan, the same one in every process, which no study draws (chosen)
 LAYOUT = "layout"  # key of the stored parts
 
 
 def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
     """Return the study with its sizes calibrated on files of the teacher and of two plans.
 
-    What is read off them is kept beside the teacher's file, so that every run and every worker predicts the same.
+    What is read off them is kept with the measurements of the machine, so that its runs and workers predict the same.
 
     Parameters
     ----------
@@ -55,7 +57,7 @@ def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
         if isinstance(objective, SizeBytes):
             whole = path if objective.runtime == spec.runtime else None
             try:
-                found[objective.name] = _once(objective, spec.space, subject, whole, path.parent)
+                found[objective.name] = _once(objective, spec.space, subject, whole)
             except (ExportError, ImportError) as error:
                 console.print(
                     f"{objective.name} is not calibrated on the teacher's file, which cannot be exported: "
@@ -64,17 +66,17 @@ def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
     return spec.with_objectives(found)
 
 
-def _once(size: SizeBytes, space: Space, subject: Subject, whole: Path | None, folder: Path) -> SizeBytes:
-    """Return the size with the layout that is stored in the folder; measure and store it where there is none."""
-    key = subject.fingerprint, sorted(define_value(size).items()), sorted(define_value(space).items())
-    digest, layout = hashlib.sha256(repr(key).encode()).hexdigest()[:DIGITS], size.runtime.layout
-    path = folder / f"sizes-{digest}.json"
-    stored = load_or_nothing(path, {LAYOUT: dict}, "sizes are calibrated anew").get(LAYOUT)
-    if stored is None or not stored.keys() <= asdict(layout).keys():
+def _once(size: SizeBytes, space: Space, subject: Subject, whole: Path | None) -> SizeBytes:
+    """Return the size with the layout that is kept for this machine; measure and keep it where there is none."""
+    layout, study = size.runtime.layout, (subject.fingerprint, define_value(size), define_value(space))
+    key = repr((machine.identity(), layout, study))
+    path = measurements_folder() / f"sizes-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    kept = load_or_nothing(path, {LAYOUT: dict}, "sizes are calibrated anew").get(LAYOUT)
+    if kept is None:
         found = size.calibrated(*_files(size.runtime, space, subject, whole))
-        stored = {name: value for name, value in asdict(found.layout).items() if value != getattr(layout, name)}
-        save_json(path, {LAYOUT: stored})
-    return replace(size, read_off=replace(layout, **stored) if stored else None)
+        kept = {name: value for name, value in asdict(found.layout).items() if value != getattr(layout, name)}
+        save_json(path, {LAYOUT: kept})
+    return replace(size, read_off=replace(layout, **kept) if kept else None)
 
 
 def _files(runtime: Runtime, space: Space, subject: Subject, whole: Path | None) -> Iterator[tuple[nn.Module, float]]:
@@ -101,7 +103,7 @@ def sample_plans(space: Space, anatomy: Anatomy) -> tuple[Plan, Plan]:
     """
     strengths = tuple(float(not _removes(axis, anatomy)) for axis in space.steps)
     strongest = space.suggest(FixedTrial(space.uniform(anatomy, strengths)), anatomy)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(SEED))  # in memory
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(PLAN_SEED))  # in memory
     return strongest, space.suggest(study.ask(), anatomy)
 
 
