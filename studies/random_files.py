@@ -5,8 +5,8 @@
 
 Plans draw pruning ratios, ranks and the precisions of the runtime at random, layer by layer, without those that a study
 finds to fail before it searches. The networks are not trained. A file counts as right if its noise is at most that
-which verification allows. Sizes are predicted as in a study, calibrated on three files. Rows are
-printed as they come; `--out FILE.csv` keeps them.
+which verification allows. Sizes are predicted as in a study, calibrated on the files of the whole network and of three
+other plans. Rows are printed as they come; `--out FILE.csv` keeps them.
 """
 
 from __future__ import annotations

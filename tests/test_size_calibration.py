@@ -1,4 +1,4 @@
-"""Predicted sizes that are calibrated on files of the teacher and of two plans."""
+"""Predicted sizes that are calibrated on the files of the teacher and of three plans."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     Written.files.clear()
 
 
-def test_two_plans_tell_what_layers_and_norms_add_to_the_files_of_all(tmp_path: Path) -> None:
+def test_three_plans_tell_what_layers_and_norms_add_to_the_files_of_all(tmp_path: Path) -> None:
     spec, runtime = study(Written()), Written()
     context, path = prepared(spec, torch.device("cpu"), tmp_path)
     subject, size = context.subject, context.spec.objectives[0]
-    assert len(Written.files) == 3
+    assert len(Written.files) == 4
     assert size(subject.finished) == pytest.approx(path.stat().st_size)
     on_teacher = SizeBytes(runtime).calibrated((subject.finished, path.stat().st_size))
     errors: dict[Objective, list[float]] = {size: [], on_teacher: []}
@@ -119,11 +119,15 @@ def test_a_plan_whose_export_fails_calibrates_nothing(tmp_path: Path) -> None:
     assert context.spec.objectives[0](context.subject.finished) == pytest.approx(path.stat().st_size)
 
 
-def test_no_layer_is_left_out_of_the_strongest_of_the_two_plans() -> None:
-    network = study(Written()).teacher
-    strongest, random = sample_plans(SPACE, SPACE.trace(network, torch.randn(32, 8)))
-    removed = [step.removed for plan in (strongest, random) for step in plan.steps if isinstance(step, Removing)]
-    assert [len(layers) > 0 for layers in removed] == [False, True]
+def test_only_the_random_one_of_the_three_plans_leaves_layers_out() -> None:
+    plans = sample_plans(SPACE, SPACE.trace(study(Written()).teacher, torch.randn(32, 8)))
+    removed = [step.removed for plan in plans for step in plan.steps if isinstance(step, Removing)]
+    assert [len(layers) > 0 for layers in removed] == [False, False, True]
+
+
+def test_equal_plans_are_exported_once() -> None:
+    space = Space((BitWidths(runtime=OnnxRuntime()),), Temperatures())
+    assert len(sample_plans(space, space.trace(study(Written()).teacher, torch.randn(32, 8)))) == 2
 
 
 def test_files_that_store_shared_numbers_once_correct_nothing() -> None:

@@ -41,7 +41,7 @@ EXACT_DB = 60.0  # signal-to-noise ratio of rounding to 32-bit floats, at least;
 def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Context, Path]:
     """Return the context of a study and the path of the teacher's file, after all that can be checked without training.
 
-    The predicted sizes are calibrated on that file and those of two plans, so it is written first.
+    The predicted sizes are calibrated on that file and those of a few plans, so it is written first.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Calibrates predicted sizes on files of the teacher: the whole, and two plans in which every axis acts."""
+"""Calibrates predicted sizes on the files of the teacher and of three plans, which tell what its axes add to files."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from search.study.console import console
 from search.study.definition import define_value
 from search.study.errors import raise_machine_fault
 from search.study.files import load_or_nothing, save_json
+from spaces import BitWidths
 from spaces.network.messages import first_line
 from spaces.plan import Removing
 
@@ -40,7 +41,7 @@ LAYOUT = "layout"  # key of the stored parts
 
 
 def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
-    """Return the study with its sizes calibrated on files of the teacher and of two plans.
+    """Return the study with its sizes calibrated on the files of the teacher and of a few plans.
 
     What is read off them is kept with the measurements of the machine, so that its runs and workers predict the same.
 
@@ -80,31 +81,35 @@ def _once(size: SizeBytes, space: Space, subject: Subject, whole: Path | None) -
 
 
 def _files(runtime: Runtime, space: Space, subject: Subject, whole: Path | None) -> Iterator[tuple[nn.Module, float]]:
-    """Yield the finished teacher and those of the plans whose export works, each with the bytes of its file."""
+    """Yield the finished teacher, and those of the plans that can be exported, each with the bytes of its file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model.{runtime.suffix}"
         if whole is None:
             subject.export(runtime, path)
         yield subject.finished, float((whole or path).stat().st_size)
         for plan in sample_plans(space, subject.anatomy):
-            finished = subject.finish(subject.build_roughly(plan).eval()).cpu()
             try:
+                finished = subject.finish(subject.build_roughly(plan).eval()).cpu()
                 runtime.export(finished, inputs_of_file(finished, moved(subject.example, "cpu")), path)
-            except Exception as error:  # noqa: BLE001 - tries of precisions come later, and say what fails
+            except Exception as error:  # noqa: BLE001 - of an axis or a runtime; later tries and trials say what fails
                 raise_machine_fault(error)
                 continue
             yield finished, float(path.stat().st_size)
 
 
-def sample_plans(space: Space, anatomy: Anatomy) -> tuple[Plan, Plan]:
-    """Return the plan that compresses most with all layers in place, and a random one, whose layers are unlike.
+def sample_plans(space: Space, anatomy: Anatomy) -> tuple[Plan, ...]:
+    """Return the plans whose files are compared with the teacher's: without any of them, causes are mistaken.
 
-    In the first, each layer is rounded and split where it can be; the second has layers of floats between rounded ones.
+    - All layers at their narrowest precision, and nothing else: what rounding adds.
+    - The plan that compresses most with all layers in place: what is the same however small a network is, and factors.
+    - A random plan: layers of floats between rounded ones.
     """
-    strengths = tuple(float(not _removes(axis, anatomy)) for axis in space.steps)
-    strongest = space.suggest(FixedTrial(space.uniform(anatomy, strengths)), anatomy)
+    rounding = tuple(float(isinstance(axis, BitWidths)) for axis in space.steps)
+    strongest = tuple(float(not _removes(axis, anatomy)) for axis in space.steps)
+    params = [space.uniform(anatomy, strengths) for strengths in (rounding, strongest) if any(strengths)]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(PLAN_SEED))  # in memory
-    return strongest, space.suggest(study.ask(), anatomy)
+    plans = [space.suggest(trial, anatomy) for trial in (*map(FixedTrial, params), study.ask())]
+    return tuple(dict.fromkeys(plans))  # they are equal where only one axis acts
 
 
 def _removes(axis: Axis, anatomy: Anatomy) -> bool:
