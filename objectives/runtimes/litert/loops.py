@@ -53,8 +53,6 @@ class Loop:
         The lowest and highest number of every tensor of the step.
     integer
         Whether it computes with integers.
-    grid
-        The grid of the outputs of a loop of integers.
     """
 
     step: fx.GraphModule
@@ -63,7 +61,6 @@ class Loop:
     read: tuple[int, ...]
     ranges: dict[str, tuple[float, float]]
     integer: bool
-    grid: Grid
 
 
 def without_loops(
@@ -98,8 +95,8 @@ def without_loops(
     for node in scans:
         loop, results = _taken_out(graph_module, node, recorder, grid)
         loops.append(loop)
-        for one, found in zip(inputs, results, strict=True):
-            one.extend(found)
+        for taken, found in zip(inputs, results, strict=True):
+            taken.extend(found)
     graph = graph_module.graph
     graph.set_codegen(fx.graph.CodeGen())  # plain arguments and results
     graph.eliminate_dead_code()
@@ -197,7 +194,7 @@ def _taken_out(
     output, sequence = graph.output_node(), node.args[2][0]  # type: ignore[index]
     output.args = ((*output.args[0], sequence),)  # type: ignore[misc]
     read = tuple(sorted(parts))
-    loop = Loop(step, start, backwards, read, ranges, integer, grid)
+    loop = Loop(step, start, backwards, read, ranges, integer)
     return loop, [[run[place] for place in read] for run in results]
 
 
@@ -242,15 +239,16 @@ def _finish(
 
 def _turn_around(node: fx.Node, outputs: int) -> bool:
     """Let a loop read a turned sequence from its end, and write its outputs there, without turning either; in place."""
-    reader, sequence = node, node.args[2][0]  # type: ignore[index]
+    arguments: Any = node.args
+    reader, sequence = node, arguments[2][0]
     while sequence.target in _MOVED and len(sequence.users) == 1:
-        reader, sequence = sequence, sequence.args[0]
+        reader, sequence = sequence, sequence.all_input_nodes[0]
     turned = [user for part in node.users if part.args[1] == outputs for user in part.users]
     if not all(map(_turns, [sequence, *turned])):
         return False
-    reader.replace_input_with(sequence, sequence.args[0])
+    reader.replace_input_with(sequence, sequence.all_input_nodes[0])
     for one in turned:
-        one.replace_all_uses_with(one.args[0])
+        one.replace_all_uses_with(one.all_input_nodes[0])
     return True
 
 

@@ -95,7 +95,7 @@ class _Step:
         self.body = Writer(model)
         self._loop, self._graph = loop, loop.step.graph
         self._wide = INT16 if loop.integer else FLOAT32
-        self._found: dict[fx.Node, Any] = {}  # the index of the tensor of each node, or of several
+        self._found: dict[Any, Any] = {}  # the index of the tensor of each node, or of several
         self._widened: dict[int, int] = {}
         self._given = [node for node in self._graph.nodes if node.op == "placeholder"]
         results: Any = self._graph.output_node().args[0]
@@ -156,27 +156,31 @@ class _Step:
 
     def _written(self, node: fx.Node) -> Any:  # noqa: ANN401 - one index or several
         """Write one operator, and return its tensor, or its tensors."""
+        arguments: Any = node.args
         writers = {SPLIT: self._split, LINEAR: self._linear, QUANTIZE: self._quantize, **dict.fromkeys(SUMS, self._sum)}
         if node.target in writers:
             return writers[node.target](node)
         if node.target in CURVES:
-            return self._run(CURVES[node.target], node, [self._wide_of(node.args[0])])
+            return self._run(CURVES[node.target], node, [self._wide_of(arguments[0])])
         if node.target == operator.getitem:
-            return self._found[node.args[0]][node.args[1]]
+            return self._found[arguments[0]][arguments[1]]
         assert node.target in {DEQUANTIZE, DEQUANTIZE_WEIGHT, CLONE, RELU}
-        return self._found.get(node.args[0])  # of codes: read as such, or widened where they are read
+        return self._found.get(arguments[0])  # of codes: read as such, or widened where they are read
 
     def _sum(self, node: fx.Node) -> int:
-        name = SUMS[node.target]
+        target: Any = node.target
+        name, terms = SUMS[target], [self._wide_of(one) for one in node.all_input_nodes]
+        terms = terms if len(terms) > 1 else 2 * terms  # of a tensor and itself
         options = {"ADD": schema.AddOptionsT, "SUB": schema.SubOptionsT, "MUL": schema.MulOptionsT}[name]()
         if any(user.target == RELU for user in node.users):
             options.fusedActivationFunction = schema.ActivationFunctionType.RELU
         if name != "MUL":
             options.potScaleInt16 = False  # their scales are no powers of two
-        return self._run(name, node, [self._wide_of(one) for one in node.args], options)
+        return self._run(name, node, terms, options)
 
     def _split(self, node: fx.Node) -> list[int]:
-        source, count, dimension = node.args
+        arguments: Any = node.args
+        source, count, dimension = arguments
         whole = self._wide_of(source)
         tensor = self.body.graph.tensors[whole]
         shape, axis = list(tensor.shape), dimension if dimension < 0 else dimension + 1
@@ -189,7 +193,8 @@ class _Step:
         return outputs
 
     def _linear(self, node: fx.Node) -> int:
-        source, weight, *bias = node.args
+        arguments: Any = node.args
+        source, weight, *bias = arguments
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
         value = None if not bias or bias[0] is None else constant(self._loop.step, bias[0]).numpy()
@@ -210,9 +215,9 @@ class _Step:
 
     def _quantize(self, node: fx.Node) -> int:
         """Write a quantizer; that of an integer layer is the layer itself."""
-        source, grid = node.args[0], Grid.of(node)
+        (source,), grid = node.all_input_nodes, Grid.of(node)
         if self._loop.integer and source.target == LINEAR:
-            return self._found[source]
+            return int(self._found[source])
         output = self.body.tensor(self._shape(node), INT8, grid.scale, grid.zero)
         self.body.run("QUANTIZE", [self._found[source]], [output])
         return output
