@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,9 +14,12 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
+from search import Recipe
 from search.evaluation.reference import bounded, teacher_file
 from search.loop.run import run
 from search.proposals.defaults import resolved
+from search.results.confirm import confirm, confirmed_with, weights_of
+from search.results.confirmed_elsewhere import bring
 from search.results.export import verify_front
 from search.results.recorded import restored
 from search.study.errors import MachineFault, UserError
@@ -85,6 +89,39 @@ def test_another_machine_verifies_what_it_did_not_train(home: Path, found: Study
     own, copied = (state_path(home / name, trial.number) for name in ("first", "second"))
     assert verify_front([(trial, copied)], other, here, reference) == []
     assert own.read_bytes() == copied.read_bytes()
+
+
+def test_another_machine_exports_what_was_confirmed(home: Path, found: Study) -> None:
+    first, here = (
+        open_study(resolved(study(4)), home / name, f"sqlite:///{home / 'my.db'}", create=False)
+        for name in ("first", "second")
+    )
+    trial = front(found)[0]
+    records = confirm([trial], context(study(4)), home / "first", 2, study=first)
+    first.set_user_attr("confirmed:../../0-seed0", {"values": {}, "recipe": {}})  # no name of ours
+    bring(here, home / "second")
+    weights = weights_of(home / "second", trial)
+    assert weights.parent.name == "confirmed"
+    assert not weights.exists()
+    assert confirmed_with(weights, trial)["n"] == records[0]["n"] == 2
+    restored(trial, context(study(4)), weights)
+    assert weights.read_bytes() == weights_of(home / "first", trial).read_bytes()
+    assert confirm([trial], context(study(4)), home / "second", 2, study=here) == records, "nothing is trained twice"
+    written = {path.name for path in home.parent.rglob("*-seed*.json")}
+    assert written == {f"{trial.number}-seed{number}.json" for number in range(2)}
+
+
+def test_a_later_confirmation_replaces_that_of_another_machine(home: Path, found: Study) -> None:
+    trial, later = front(found)[0], dataclasses.replace(study(4), confirmation=Recipe(2, 32))
+    confirm([trial], context(study(4)), home / "first", 1, study=found)
+    bring(found, home / "second")
+    restored(trial, context(study(4)), weights_of(home / "second", trial))
+    confirm([trial], context(later), home / "first", 1, study=found)
+    bring(found, home / "second")
+    weights = weights_of(home / "second", trial)
+    assert not weights.exists(), "weights of the earlier recipe"
+    restored(trial, context(study(4)), weights)
+    assert weights.read_bytes() == weights_of(home / "first", trial).read_bytes()
 
 
 def test_another_machine_continues_a_training(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,5 +93,5 @@ def confirmed(options: argparse.Namespace) -> Confirmed:
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
     rate = range_tested(study, context) if options.seeds else None
-    records = confirm(trials, context, folder, options.seeds, rate) if options.seeds else []
+    records = confirm(trials, context, folder, options.seeds, rate, study) if options.seeds else []
     return Confirmed(study, context, folder, reference, trials, records)

@@ -14,6 +14,7 @@ from search.command_line import SAMPLERS
 from search.commands.showing import asked_runtime
 from search.proposals.defaults import resolved
 from search.results.confirm import weights_of
+from search.results.confirmed_elsewhere import bring
 from search.study.console import step
 from search.study.errors import UserError
 from search.study.files import folder_of
@@ -46,6 +47,7 @@ def opened(options: argparse.Namespace) -> tuple[Study, StudySpec, Path]:
     """Open a stored study; return it, its specification with its goal and on the runtime of the options, its folder."""
     spec, folder = loaded(options)
     study = open_study(spec, folder, options.storage, create=False)
+    bring(study, folder)
     return study, on_runtime(options, with_stored_goal(study, spec)), folder
 
 

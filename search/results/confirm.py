@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from objectives import Metric
 from search.evaluation.first_checks import check_split
 from search.evaluation.trial import key_of, seed_of
+from search.results.confirmed_elsewhere import share
 from search.study.attributes import numbers_of
 from search.study.console import console, track
 from search.study.definition import define_value, differences
 from search.study.errors import Diverged, reason_of
 from search.study.files import Damaged, check_digest, load_or_nothing, save_json
 from search.study.records import RATE, VALUES, WEIGHTS
-from search.study.weights import CHECKPOINTS, CONFIRMED, save_state, state_path
+from search.study.weights import CHECKPOINTS, CONFIRMED, are_available, save_state, state_path
 from search.training.checkpoint import Checkpoint
 from spaces.network.messages import number_of
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from optuna import Study
     from optuna.trial import FrozenTrial
     from torch import nn
 
@@ -32,7 +34,12 @@ if TYPE_CHECKING:
 
 
 def confirm(
-    members: list[FrozenTrial], context: Context, folder: Path, seeds: int, rate: Rate | None = None
+    members: list[FrozenTrial],
+    context: Context,
+    folder: Path,
+    seeds: int,
+    rate: Rate | None = None,
+    study: Study | None = None,
 ) -> list[dict[str, Any]]:
     """Train every member with several seeds; return one record per member.
 
@@ -50,6 +57,8 @@ def confirm(
         Number of trainings per member, each with a different seed.
     rate
         The result of the study's range test, if the recipe has no learning rate.
+    study
+        The study, whose other machines see the trainings if it has a store; by default they stay here.
 
     Returns
     -------
@@ -73,7 +82,7 @@ def confirm(
             for seed_number in range(seeds):
                 done = index * seeds + seed_number
                 report_share = functools.partial(_report_share, progress, done, total)
-                runs.append(_confirmation_run(trial, context, folder, recipe, seed_number, rate, report_share))
+                runs.append(_confirmation_run(trial, context, folder, recipe, seed_number, rate, report_share, study))
                 progress((done + 1) / total)
             records.append(_record(trial, runs))
     teacher = metrics(context.spec, context.subject.finished)
@@ -88,7 +97,8 @@ def weights_of(folder: Path, trial: FrozenTrial) -> Path:
     """
     record = _path(folder, trial, 0)
     confirmed = record.with_suffix(".safetensors")
-    return confirmed if confirmed.exists() and record.exists() else state_path(folder, trial.number)
+    there = record.exists() and are_available(trial, confirmed)
+    return confirmed if there else state_path(folder, trial.number)
 
 
 def confirmed_with(weights: Path, trial: FrozenTrial) -> dict[str, Any]:
@@ -128,6 +138,7 @@ def _confirmation_run(
     seed_number: int,
     rate: Rate | None,
     progress: Callable[[float], None],
+    study: Study | None,
 ) -> dict[str, Any]:
     """Return the record of one training of a member: the stored one if its recipe is the same, else a new one."""
     path = _path(folder, trial, seed_number)
@@ -151,6 +162,8 @@ def _confirmation_run(
         console.print(f"trial {trial.number}, seed {seed_number}: {reason}")
         values, saved = {}, {}
     record = {"trial": trial.number, "seed": seed_number, "recipe": recipe_definition, "values": values} | saved
+    if study is not None:
+        record = share(study, record, weights)
     save_json(path, record)
     checkpoint.remove()
     measured = ", ".join(f"{name} {value:.5g}" for name, value in values.items())

@@ -52,6 +52,7 @@ LIMIT, TRIAL = "limit", "trial"
 REASON = "reason"  # why it ended without values; a failed trial without a reason was interrupted
 REPLAY = "replay_of"  # number of the earlier trial of the same plan whose result it repeats
 WEIGHTS = "weights_sha256"  # SHA-256 of the file of its weights; also in records of confirmations and verifications
+CONFIRMED_RUN = "confirmed:"  # prefix of trial and seed: the record of a training of `confirm`, if there is a store
 STORE = "weights_store"  # URL of the store that has a copy of its weights, under their SHA-256
 TRAINED_LOSS = "trained_loss"  # proxy loss on validation examples after the training
 SECONDS = "cpu_seconds"  # CPU seconds that it took

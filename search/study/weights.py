@@ -20,7 +20,7 @@ from optuna.exceptions import ExperimentalWarning
 from safetensors import SafetensorError
 
 from search.study.errors import MachineFault, UserError
-from search.study.files import Damaged, check_digest, sha256, whole
+from search.study.files import Damaged, check_digest, load_or_nothing, sha256, whole
 from search.study.records import ARTIFACTS, STORE, WEIGHTS
 from spaces.network.messages import first_line
 
@@ -184,25 +184,36 @@ def store_of(study: Study) -> Store | None:
 
 def store_of_trial(trial: FrozenTrial) -> tuple[Store | None, str]:
     """Return the store that has a copy of the weights of a trial, None if there is none, and their SHA-256."""
-    url = trial.user_attrs.get(STORE)
-    return (Store(url) if url else None), str(trial.user_attrs.get(WEIGHTS, ""))
+    return _store_in(trial.user_attrs)
+
+
+def _store_in(record: Mapping[str, object]) -> tuple[Store | None, str]:
+    url = record.get(STORE)
+    return (Store(str(url)) if url else None), str(record.get(WEIGHTS, ""))
+
+
+def _store_of_file(trial: FrozenTrial, path: Path) -> tuple[Store | None, str]:
+    """Return the same for a file of weights: of the search, or of `confirm`, whose record is beside it."""
+    if path.parent.name == CONFIRMED:
+        return _store_in(load_or_nothing(path.with_suffix(".json"), {}, "its weights are not looked for"))
+    return store_of_trial(trial)
 
 
 def are_available(trial: FrozenTrial, path: Path) -> bool:
-    """Return whether the weights of a trial are here, or can be had from a store."""
-    return path.exists() or (path.parent.name == CANDIDATES and STORE in trial.user_attrs)
+    """Return whether weights of a trial are here, or can be had from a store."""
+    return path.exists() or _store_of_file(trial, path)[0] is not None
 
 
 def fetch(trial: FrozenTrial, path: Path) -> None:
-    """Download the weights of a trial if they are not here and a store has them.
+    """Download weights of a trial if they are not here and a store has them.
 
     Raises
     ------
     Damaged
         If the store does not give them.
     """
-    store, digest = store_of_trial(trial)
-    if store is not None and path.parent.name == CANDIDATES and not path.exists():
+    store, digest = _store_of_file(trial, path)
+    if store is not None and not path.exists():
         store.download(digest, path)
 
 
