@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from objectives.runtimes.runtime import Runtime
 
 BYTE_BITS = 8  # bits in a byte
-SIZE_TOLERANCE = 0.002  # relative error of a size that no part of a layout has to explain (chosen)
+RIGHT = 0.03  # relative error of sizes that need no correction (chosen: little more than where layouts are right)
+SIZE_TOLERANCE = 0.002  # relative error that no part of a layout has to explain, beside the bytes of a layer (chosen)
 OUTSIDE_SHARE = 0.1  # share of the numbers outside of layers that files are likely to leave out (chosen)
 FLOAT_LAYER = 1, FLOAT_BITS, FLOAT_BITS, 0  # output channels (any), bits of weight and input, levels: see `_summary`
 Numbers = Any  # a number, or an array of one number a layer: the formulas hold for both
@@ -85,7 +86,8 @@ class SizeBytes:
         What a layer adds to a file depends on what stands around it: a rounded layer between operators of floats needs
         conversions, and a factor may need a transposition. The parts of the layout for this are changed by as little
         as explains the bytes that it misses, each relative to its own size: ridge regression (Hoerl and Kennard 1970,
-        Technometrics 12(1), §2). What is then left of the first file is attributed to the graph, so that it is exact.
+        Technometrics 12(1), §2). The first file is then predicted exactly. It alone is explained, if the others are
+        predicted well enough by that.
 
         If the first prediction is too large by more than all that is outside of layers, the file stores shared numbers
         once that the network holds twice, and nothing is corrected.
@@ -94,21 +96,34 @@ class SizeBytes:
         ----------
         files
             Finished networks with the bytes of their files: the network itself, then some that are compressed from it,
-            best with all axes at once.
+            at best one with rounding alone, and some with all axes at once.
         """
         layout, models = self.runtime.layout, [model for model, _ in files]
         sizes, predicted = np.array([size for _, size in files]), _each_file_bytes(layout, models)
-        scales = _scales(layout)
-        counts = {part: _each_file_bytes(_changed(layout, {part: 1.0}), models) - predicted for part in scales}
+        counts = {part: _each_file_bytes(_changed(layout, {part: 1.0}), models) - predicted for part in _scales(layout)}
         if predicted[0] - sizes[0] > layout.graph + layout.outside * counts["outside"][0]:
             return replace(self, read_off=None)
-        tolerated = SIZE_TOLERANCE * sizes
-        rows = {part: scale * counts[part] / tolerated for part, scale in scales.items()}
-        shares = _ridge(rows, (sizes - predicted) / tolerated)
-        if shares["outside"] > 0:  # files may leave out numbers, but hold none twice
-            shares = _ridge(rows | {"outside": np.zeros(len(sizes))}, (sizes - predicted) / tolerated)
-        found = _changed(layout, {part: shares[part] * scale for part, scale in scales.items()})
-        return replace(self, read_off=_changed(found, {"graph": float(sizes[0]) - _file_bytes(found, models[0])}))
+        for used in (1, len(files)):
+            had = {part: count[:used] for part, count in counts.items()}
+            found = _changed(layout, _explaining(layout, had, (sizes - predicted)[:used], sizes[:used]))
+            found = _changed(found, {"graph": float(sizes[0]) - _file_bytes(found, models[0])})
+            if (np.abs(_each_file_bytes(found, models) / sizes - 1) < RIGHT).all():
+                break
+        return replace(self, read_off=found)
+
+
+def _explaining(
+    layout: FileLayout, counts: Mapping[str, np.ndarray], missed: np.ndarray, sizes: np.ndarray
+) -> dict[str, float]:
+    """Return the bytes to add to each part of the layout, given how often each of F files has it, shape (F,)."""
+    scales = _scales(layout)
+    tolerated = scales["factor"] + SIZE_TOLERANCE * sizes
+    tolerated[0] = 1.0  # what is left of the largest file would be much of the small ones
+    rows = {part: scale * counts[part] / tolerated for part, scale in scales.items()}
+    shares = _ridge(rows, missed / tolerated)
+    if shares["outside"] > 0:  # files may leave out numbers, but hold none twice
+        shares = _ridge(rows | {"outside": np.zeros(len(sizes))}, missed / tolerated)
+    return {part: shares[part] * scale for part, scale in scales.items()}
 
 
 def _ridge(rows: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import optuna
 import pytest
@@ -128,6 +128,14 @@ def test_only_the_random_one_of_the_three_plans_leaves_layers_out() -> None:
 def test_equal_plans_are_exported_once() -> None:
     space = Space((BitWidths(runtime=OnnxRuntime()),), Temperatures())
     assert len(sample_plans(space, space.trace(study(Written()).teacher, torch.randn(32, 8)))) == 2
+
+
+def test_a_layout_that_is_right_is_corrected_by_the_file_of_the_teacher_alone(tmp_path: Path) -> None:
+    runtime = Written(hidden=replace(ELSEWHERE, floating=62, linear_factor=44, tensor=0, outside=4))
+    context, _ = prepared(study(runtime), torch.device("cpu"), tmp_path)
+    assert len(Written.files) == 4
+    size, layout = cast("SizeBytes", context.spec.objectives[0]), runtime.layout
+    assert (size.layout.floating, size.layout.linear_factor) == pytest.approx((layout.floating, layout.linear_factor))
 
 
 def test_files_that_store_shared_numbers_once_correct_nothing() -> None:
