@@ -119,6 +119,22 @@ def test_an_arena_whose_use_ends_the_interpreter_is_too_small(tmp_path: Path, mo
         assert tries.smallest() == 1_000_000
 
 
+def test_an_arena_in_which_kernels_find_other_types_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Integers with a scale for each channel said so of arenas of which a third was missing."""
+    program = tmp_path / "confused.py"
+    program.write_text(
+        "import sys\n"
+        "for line in sys.stdin:\n"
+        "    small = int(line.split()[0]) < 1_000_000\n"
+        "    print('false was not true' if small else 'starts', flush=True)\n"
+    )
+    monkeypatch.setattr(arena_tries, "PROGRAM", program)
+    with arena_tries.ArenaTries(b"") as tries:
+        assert tries.smallest() == 1_000_000
+
+
 def test_a_file_that_starts_in_no_arena_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "dying.py"
     program.write_text("raise SystemExit(1)")
