@@ -117,7 +117,7 @@ def _explaining(
 ) -> dict[str, float]:
     """Return the bytes to add to each part of the layout, given how often each of F files has it, shape (F,)."""
     scales = _scales(layout)
-    tolerated = scales["factor"] + SIZE_TOLERANCE * sizes
+    tolerated = np.hypot(scales["factor"], SIZE_TOLERANCE * sizes)
     tolerated[0] = 1.0  # what is left of the largest file would be much of the small ones
     rows = {part: scale * counts[part] / tolerated for part, scale in scales.items()}
     shares = _ridge(rows, missed / tolerated)

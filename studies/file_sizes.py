@@ -5,7 +5,8 @@
 
 The files hold plans of every strength (pruning, depth, ranks and bits) for four small networks. The networks are not
 trained, since no size depends on training. Half of the plans have the same bit widths in all layers, as most plans that
-a search finds. Sizes are predicted as in a study: calibrated on the file of the uncompressed network. With `--fit`,
+a search finds. Sizes are calibrated on the file of the uncompressed network alone, which
+shows the layout; a study may correct more. With `--fit`,
 parts of the runtime's `FileLayout` are fitted to the same files by least squares on relative errors; this is for
 developers who change how files are written. Do not fit what a format fixes, such as 4 bytes for a scale.
 """
@@ -128,7 +129,7 @@ def _with(layout: FileLayout, parts: dict[str, float]) -> FileLayout:
 
 
 def predicted_sizes(layout: FileLayout, files: list[File]) -> np.ndarray:
-    """Return the predicted bytes of each file, calibrated on the teacher's file as in `SizeBytes.calibrated`."""
+    """Return the predicted bytes of each file, calibrated on the teacher's file."""
     size = uncalibrated(layout)
     return np.array([size(file.model) + file.teacher_size - size(file.teacher) for file in files])
 

@@ -79,7 +79,7 @@ def study(runtime: Runtime) -> StudySpec:
 
 
 @pytest.fixture(autouse=True)
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the comparison of the teacher's file with the network: the files hold nothing."""
     monkeypatch.setattr("search.evaluation.reference.compared", lambda *_: None)
     Written.files.clear()
