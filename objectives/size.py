@@ -123,7 +123,8 @@ def _explaining(
     shares = _ridge(rows, missed / tolerated)
     if shares["outside"] > 0:  # files may leave out numbers, but hold none twice
         shares = _ridge(rows | {"outside": np.zeros(len(sizes))}, missed / tolerated)
-    return {part: shares[part] * scale for part, scale in scales.items()}
+    # whole bytes, so that sizes are; numbers outside of layers are too many for that
+    return {part: round(shares[part] * scale, 2 * (part == "outside")) for part, scale in scales.items()}
 
 
 def _ridge(rows: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, float]:
