@@ -184,6 +184,7 @@ def test_an_operation_counts_once_whichever_commit_is_lost(
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("search.study.console.SILENT_SECONDS", 600.0)  # a busy machine is slow to import torch
     (tmp_path / "small.py").write_text((Path(__file__).parent / "small_study.py").read_text())
     monkeypatch.chdir(tmp_path)
     return "small.py:study"
