@@ -279,7 +279,11 @@ def unusual(kind: str = "InPlace") -> StudySpec:
         ("InPlace", [], "the preprocessing must not write into what it gets; use inplace=False"),
         ("Chance", [], "the preprocessing must give the same inputs every time; leave random transforms out"),
         ("Smaller", [], "the preprocessing must give float32 (8, 3, 12, 12), but gives float32 (8, 3, 11, 12)"),
-        ("Mixed", ["--io", "nhwc"], "must have their channels all first or all last for nhwc and --dynamic-size"),
+        (
+            "Mixed",
+            ["--io", "nhwc"],
+            "must have their channels all first or all last for nhwc, --dynamic-size and --sizes",
+        ),
     ],
 )
 def test_a_preprocessing_that_cannot_be_a_part_of_a_file_is_refused(

@@ -24,7 +24,7 @@ def make_codes_of_bytes(model: schema.ModelT) -> None:
     Those that are moved before, as by a transposition, are signed integers there, since kernels move these alone. An
     input that anything else reads stays as it is.
     """
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]  # loops read no inputs of the file
     for place, index in enumerate(list(graph.inputs)):
         tensor = graph.tensors[index]
         if tensor.type == schema.TensorType.UINT8 and not is_rounded(tensor):
@@ -35,7 +35,7 @@ def make_codes_of_bytes(model: schema.ModelT) -> None:
 
 def _make_codes(model: schema.ModelT, index: int) -> list[int]:
     """Make codes of a tensor of bytes and of all that is only moved of it; return these, none if it stays as it is."""
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]  # loops read no inputs of the file
     moved, casts = [index], []
     for one in moved:
         for node in _readers(graph, one):
@@ -59,7 +59,7 @@ def _make_codes(model: schema.ModelT, index: int) -> list[int]:
 
 def _to_floats(model: schema.ModelT, node: schema.OperatorT) -> list[schema.OperatorT]:
     """Return the casts to floats that begin with an operator, itself or those of its 32-bit integers, if it is one."""
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]  # loops read no inputs of the file
     if _code(model, node) != _OPERATORS.CAST:
         return []
     output = node.outputs[0]
