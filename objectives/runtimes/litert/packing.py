@@ -286,7 +286,7 @@ def _drop_empty(model: schema.ModelT) -> None:
 
 def _separate_buffers(model: schema.ModelT) -> None:
     """Give every tensor its own buffer: equal constants share one, but may be packed differently."""
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     seen: set[int] = set()
     for tensor in graph.tensors:
         if tensor.buffer in seen and model.buffers[tensor.buffer].data is not None:

@@ -23,7 +23,7 @@ _TRANSPOSE, _RESHAPE = schema.BuiltinOperator.TRANSPOSE, schema.BuiltinOperator.
 
 def split_transpositions(model: schema.ModelT, most: int) -> None:
     """Replace every transposition of more than `most` dimensions by reshapes and smaller transpositions, in place."""
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     operators = []
     for node in graph.operators:
         shape = graph.tensors[node.outputs[0]].shape
@@ -93,7 +93,7 @@ def _operator(
     model: schema.ModelT, code: int, source: int, constant: Sequence[int], shape: Sequence[int]
 ) -> schema.OperatorT:
     """Return an operator with a constant as second input, and a new output of a shape."""
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     numbers, output = schema.TensorT(), copy.deepcopy(graph.tensors[source])
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(np.asarray(constant, np.int32).tobytes(), np.uint8)
@@ -112,7 +112,7 @@ def _operator(
 
 def _join_reshapes(model: schema.ModelT) -> None:
     """Let reshapes of reshapes read what these read, and remove those that nothing reads then, in place."""
-    (graph,) = model.subgraphs
+    graph = model.subgraphs[0]
     reshapes = [node for node in graph.operators if model.operatorCodes[node.opcodeIndex].builtinCode == _RESHAPE]
     made = {node.outputs[0]: node for node in reshapes}
     for node in reshapes:  # in the order of execution
