@@ -106,29 +106,21 @@ def test_the_arena_is_the_smallest_in_which_the_interpreter_starts(tmp_path: Pat
         runtime.Interpreter.from_bytes(content, arena_size=needed - 16)
 
 
-def test_an_arena_whose_use_ends_the_interpreter_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "dying.py"
+@pytest.mark.parametrize(
+    "reaction",
+    [pytest.param("os.kill(os.getpid(), 11)", id="ends the interpreter"),
+     # integers with a scale for each channel said so of arenas of which a third was missing
+     pytest.param("print('false was not true', flush=True)", id="kernels find other types")],
+)  # fmt: skip
+def test_an_arena_is_too_small_however_it_shows(reaction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "failing.py"
     program.write_text(
         "import os, sys\n"
         "for line in sys.stdin:\n"
-        "    int(line.split()[0]) < 1_000_000 and os.kill(os.getpid(), 11)\n"
-        "    print('starts', flush=True)\n"
-    )
-    monkeypatch.setattr(arena_tries, "PROGRAM", program)
-    with arena_tries.ArenaTries(b"") as tries:
-        assert tries.smallest() == 1_000_000
-
-
-def test_an_arena_in_which_kernels_find_other_types_is_too_small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Integers with a scale for each channel said so of arenas of which a third was missing."""
-    program = tmp_path / "confused.py"
-    program.write_text(
-        "import sys\n"
-        "for line in sys.stdin:\n"
-        "    small = int(line.split()[0]) < 1_000_000\n"
-        "    print('false was not true' if small else 'starts', flush=True)\n"
+        "    if int(line.split()[0]) < 1_000_000:\n"
+        f"        {reaction}\n"
+        "    else:\n"
+        "        print('starts', flush=True)\n"
     )
     monkeypatch.setattr(arena_tries, "PROGRAM", program)
     with arena_tries.ArenaTries(b"") as tries:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,14 +44,21 @@ class ProfiledParts:
 
     def __init__(self, context: Context, objective: Partwise) -> None:
         self._context, self._objective, self._file = context, objective, PartsFile.of(objective)
-        example = at(context.subject.example, slice(2))
-        self.work_of: Callable[[Parts], np.ndarray] = partial(work, ends=ends_of(context.subject.finished, example))
-        self._networks_MF = work_of_plans(context, objective, self.work_of)
         self._work_SF, self._milliseconds_S = self._file.read()
 
     def __len__(self) -> int:
         """Return how many parts are measured."""
         return len(self._milliseconds_S)
+
+    @cached_property
+    def work_of(self) -> Callable[[Parts], np.ndarray]:
+        """A function that returns the work of N networks of the study, shape (N, F)."""
+        subject = self._context.subject
+        return partial(work, ends=ends_of(subject.finished, at(subject.example, slice(2))))
+
+    @cached_property
+    def _networks_MF(self) -> np.ndarray:  # noqa: N802 - suffix of the shape
+        return work_of_plans(self._context, self._objective, self.work_of)
 
     @property
     def measured(self) -> MeasuredParts:

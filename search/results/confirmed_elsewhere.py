@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from search.study.console import console
 from search.study.files import load_or_nothing, save_json
 from search.study.records import CONFIRMED_RUN, STORE, WEIGHTS
-from search.study.weights import CONFIRMED, store_of
+from search.study.weights import CONFIRMATION, CONFIRMED, store_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from optuna import Study
-
-NAME = re.compile(r"\d{1,9}-seed\d{1,9}")  # trial and seed; names in a storage may be anything
 
 
 def share(study: Study, record: dict[str, Any], weights: Path) -> dict[str, Any]:
@@ -66,8 +63,8 @@ def bring(study: Study, folder: Path) -> None:
         return
     for key, record in study.user_attrs.items():
         name = key.removeprefix(CONFIRMED_RUN)
-        if name == key or not NAME.fullmatch(name) or not isinstance(record, dict):
-            continue
+        if name == key or not CONFIRMATION.fullmatch(name) or not isinstance(record, dict):
+            continue  # names in a storage may be anything
         path = folder / CONFIRMED / f"{name}.json"
         if not path.exists() or load_or_nothing(path, {}, "that of the storage replaces it") != record:
             console.detail(f"trial and seed {name} were confirmed on another machine")

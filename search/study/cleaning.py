@@ -14,7 +14,7 @@ from search.study.front import front
 from search.study.marks import LEFT_SECONDS
 from search.study.queue import params_of
 from search.study.records import KEEP, KEY
-from search.study.weights import CANDIDATES, CHECKPOINTS, CONFIRMED, state_path, store_of_trial
+from search.study.weights import CANDIDATES, CHECKPOINTS, CONFIRMATION, CONFIRMED, state_path, store_of_trial
 from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 GIGABYTE = 10**9
 LEFTOVER = re.compile(r"\..+-[0-9a-f]{8}\.safetensors")  # names of unfinished files (`search.study.files.whole`)
-CONFIRMATION = re.compile(r"(\d+)-seed(\d+)")
 
 
 class Cleaning:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import pkgutil
+import re
 import shutil
 import urllib.parse
 import urllib.request
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CANDIDATES, CONFIRMED = "candidates", "confirmed"  # folders in that of a study: weights of the search and of `confirm`
+CONFIRMATION = re.compile(r"(\d{1,9})-seed(\d{1,9})")  # what files of `confirm` are named by: trial and seed
 CHECKPOINTS = "checkpoints"  # the same: of trainings under way
 # Optuna's backends, which import the libraries of clouds; so they are named, and imported where they are used
 ON_DISK = "optuna.artifacts:FileSystemArtifactStore"

@@ -1,14 +1,6 @@
 """How .pte files are loaded; the lines for Python are tested, the others follow ExecuTorch's documents."""
 
 DEFAULT_METHOD = "forward"
-EXECUTORCH_PYTHON = """
-import torch
-from executorch.runtime import Runtime
-
-method = Runtime.get().load_program("model.pte").load_method("forward")
-answers = method.execute([$zeros])  # put your prepared example instead of zeros
-print([tuple(answer.shape) for answer in answers])
-"""
 EXECUTORCH_SIGNATURE = """
 import torch
 from executorch.runtime import Runtime
@@ -17,6 +9,7 @@ method = Runtime.get().load_program("model.pte").load_method("$name")
 answers = method.execute([$zeros])  # put your prepared example instead of zeros
 print([tuple(answer.shape) for answer in answers])
 """
+EXECUTORCH_PYTHON = EXECUTORCH_SIGNATURE.replace("$name", DEFAULT_METHOD)
 EXECUTORCH_CPP = """
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from ai_edge_litert import schema_py_generated as schema
 
-from objectives.runtimes.litert.ends import convert_end, is_rounded, place_of_operator, quantization
+from objectives.runtimes.litert.ends import convert_end, is_rounded, quantization
+from objectives.runtimes.litert.writing import place_of_operator
 from objectives.runtimes.passes.grid import INT8_MAX, INT8_MIN, Grid
 
 _OPERATORS = schema.BuiltinOperator
@@ -35,7 +36,7 @@ def make_codes_of_bytes(model: schema.ModelT) -> None:
 
 def _make_codes(model: schema.ModelT, index: int) -> list[int]:
     """Make codes of a tensor of bytes and of all that is only moved of it; return these, none if it stays as it is."""
-    graph = model.subgraphs[0]  # loops read no inputs of the file
+    graph = model.subgraphs[0]
     moved, casts = [index], []
     for one in moved:
         for node in _readers(graph, one):
@@ -49,7 +50,7 @@ def _make_codes(model: schema.ModelT, index: int) -> list[int]:
         if first not in last:
             graph.operators.remove(first)
         for node in last:
-            node.inputs, node.opcodeIndex = [one], place_of_operator(model, _OPERATORS.DEQUANTIZE)
+            node.inputs, node.opcodeIndex = [one], place_of_operator(model, _OPERATORS.DEQUANTIZE, 2)
             node.builtinOptions, node.builtinOptionsType = None, schema.BuiltinOptions.NONE
     for one in moved:
         graph.tensors[one].type = schema.TensorType.INT8 if len(moved) > 1 else schema.TensorType.UINT8
@@ -59,7 +60,7 @@ def _make_codes(model: schema.ModelT, index: int) -> list[int]:
 
 def _to_floats(model: schema.ModelT, node: schema.OperatorT) -> list[schema.OperatorT]:
     """Return the casts to floats that begin with an operator, itself or those of its 32-bit integers, if it is one."""
-    graph = model.subgraphs[0]  # loops read no inputs of the file
+    graph = model.subgraphs[0]
     if _code(model, node) != _OPERATORS.CAST:
         return []
     output = node.outputs[0]

@@ -13,6 +13,7 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
+from objectives.runtimes.litert.writing import place_of_operator
 from objectives.runtimes.passes.grid import INT8_MIN, Grid
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def convert_end(
     source, target = (index, inner) if first else (inner, index)
     to_floats = graph.tensors[target].type == schema.TensorType.FLOAT32
     node = schema.OperatorT()
-    node.opcodeIndex = place_of_operator(model, _OPERATORS.DEQUANTIZE if to_floats else _OPERATORS.QUANTIZE)
+    node.opcodeIndex = place_of_operator(model, _OPERATORS.DEQUANTIZE if to_floats else _OPERATORS.QUANTIZE, 2)
     node.inputs, node.outputs = [source], [target]
     if first:
         graph.operators.insert(0, node)
@@ -103,14 +104,3 @@ def quantization(grid: Grid) -> schema.QuantizationParametersT:
     found = schema.QuantizationParametersT()
     found.scale, found.zeroPoint = np.asarray([grid.scale], np.float32), np.asarray([grid.zero], np.int64)
     return found
-
-
-def place_of_operator(model: schema.ModelT, builtin: int, version: int = 2) -> int:
-    """Return the place of an operator in the table of a file, to which it is added."""
-    for place, known in enumerate(model.operatorCodes):
-        if known.builtinCode == builtin:
-            return place
-    code = schema.OperatorCodeT()
-    code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, builtin, version
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1

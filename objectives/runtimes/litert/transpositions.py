@@ -5,15 +5,14 @@ Import this module only where the ``litert`` extra is installed.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from objectives.runtimes.litert.ends import place_of_operator
+from objectives.runtimes.litert.writing import INT32, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,23 +23,20 @@ _TRANSPOSE, _RESHAPE = schema.BuiltinOperator.TRANSPOSE, schema.BuiltinOperator.
 def split_transpositions(model: schema.ModelT, most: int) -> None:
     """Replace every transposition of more than `most` dimensions by reshapes and smaller transpositions, in place."""
     graph = model.subgraphs[0]
-    operators = []
-    for node in graph.operators:
+    writer, nodes, graph.operators = Writer(model, graph), graph.operators, []
+    for node in nodes:
         shape = graph.tensors[node.outputs[0]].shape
         if model.operatorCodes[node.opcodeIndex].builtinCode != _TRANSPOSE or len(shape) <= most:
-            operators.append(node)
+            graph.operators.append(node)
             continue
         order = np.frombuffer(bytes(model.buffers[graph.tensors[node.inputs[1]].buffer].data), np.int32)
         sizes = [int(shape[list(order).index(axis)]) for axis in range(len(order))]
         index = node.inputs[0]
         for blocks, moved in steps(sizes, order.tolist(), most):
-            operators.append(_operator(model, _RESHAPE, index, blocks, blocks))
-            index = operators[-1].outputs[0]
-            operators.append(_operator(model, _TRANSPOSE, index, moved, [blocks[axis] for axis in moved]))
-            index = operators[-1].outputs[0]
-        operators.append(_operator(model, _RESHAPE, index, shape, shape))
-        operators[-1].outputs = node.outputs
-    graph.operators = operators
+            index = _reshape(writer, index, blocks)
+            index = _operator(writer, "TRANSPOSE", index, moved, [blocks[axis] for axis in moved])
+        _reshape(writer, index, shape)
+        graph.operators[-1].outputs = node.outputs
     _join_reshapes(model)
 
 
@@ -89,25 +85,26 @@ def _merged(sizes: Sequence[int], order: Sequence[int]) -> tuple[list[int], list
     return [math.prod(sizes[kept[axis]] for axis in run) for run in blocks], [blocks.index(run) for run in runs]
 
 
+def _reshape(writer: Writer, source: int, shape: Sequence[int]) -> int:
+    """Write a reshape; return the index of its output."""
+    options = schema.ReshapeOptionsT()
+    options.newShape = list(shape)
+    return _operator(writer, "RESHAPE", source, shape, shape, options)
+
+
 def _operator(
-    model: schema.ModelT, code: int, source: int, constant: Sequence[int], shape: Sequence[int]
-) -> schema.OperatorT:
-    """Return an operator with a constant as second input, and a new output of a shape."""
-    graph = model.subgraphs[0]
-    numbers, output = schema.TensorT(), copy.deepcopy(graph.tensors[source])
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(np.asarray(constant, np.int32).tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    numbers.type, numbers.shape, numbers.buffer = schema.TensorType.INT32, [len(constant)], len(model.buffers) - 1
-    output.shape, output.shapeSignature, output.buffer, output.name = list(shape), None, 0, b""
-    graph.tensors += [numbers, output]
-    node = schema.OperatorT()
-    node.opcodeIndex = place_of_operator(model, code, 1)
-    node.inputs, node.outputs = [source, len(graph.tensors) - 2], [len(graph.tensors) - 1]
-    if code == _RESHAPE:
-        node.builtinOptionsType, node.builtinOptions = schema.BuiltinOptions.ReshapeOptions, schema.ReshapeOptionsT()
-        node.builtinOptions.newShape = list(shape)
-    return node
+    writer: Writer,
+    name: str,
+    source: int,
+    constant: Sequence[int],
+    shape: Sequence[int],
+    options: Any = None,  # noqa: ANN401 - of any operator
+) -> int:
+    """Write an operator with a constant as second input and an output of a shape; return the index of the output."""
+    numbers, output = writer.constant(constant, INT32), writer.like(writer.graph.tensors[source])
+    writer.graph.tensors[output].shape = list(shape)
+    writer.run(name, [source, numbers], [output], options)
+    return output
 
 
 def _join_reshapes(model: schema.ModelT) -> None:

@@ -75,7 +75,7 @@ class Writer:
     def run(self, name: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None) -> schema.OperatorT:  # noqa: ANN401 - of any operator
         """Add an operator by its name in the schema, and return it."""
         node = schema.OperatorT()
-        node.opcodeIndex = self._code(getattr(schema.BuiltinOperator, name))
+        node.opcodeIndex = place_of_operator(self.model, getattr(schema.BuiltinOperator, name), 1)
         node.inputs, node.outputs = list(inputs), list(outputs)
         if options is not None:
             node.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
@@ -83,12 +83,13 @@ class Writer:
         self.graph.operators.append(node)
         return node
 
-    def _code(self, builtin: int) -> int:
-        """Return the index of an operator in the operator codes of the file; add it if it is missing."""
-        for index, code in enumerate(self.model.operatorCodes):
-            if code.builtinCode == builtin:
-                return index
-        code = schema.OperatorCodeT()
-        code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, _OLD_CODES), 1
-        self.model.operatorCodes.append(code)
-        return len(self.model.operatorCodes) - 1
+
+def place_of_operator(model: schema.ModelT, builtin: int, version: int) -> int:
+    """Return the place of an operator in the table of a file, to which it is added in a version if it is missing."""
+    for place, known in enumerate(model.operatorCodes):
+        if known.builtinCode == builtin:
+            return place
+    code = schema.OperatorCodeT()
+    code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, _OLD_CODES), version
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1

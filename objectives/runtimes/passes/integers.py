@@ -244,8 +244,8 @@ def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]
     for member in members:
         for user in member.users:
             (old if user.target == QUANTIZE else members if user.target in movers(mixed=mixed) else others).append(user)
-    grid = _kept_grid(root, mixed=mixed) or _common_grid(root, old, others, ranges)
-    kept = _kept_grid(root, mixed=mixed) is not None
+    kept = _kept_grid(root, mixed=mixed)
+    grid = kept or _common_grid(root, old, others, ranges)
     clipping = [one for one in old if Grid.of(one).is_narrower(grid) or (kept and Grid.of(one) != grid)]
     for quantizer in clipping if mixed else ():  # the converter would merge both quantizers
         source = quantizer.all_input_nodes[0]
