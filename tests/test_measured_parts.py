@@ -129,7 +129,7 @@ def test_damaged_lines_of_measured_parts_are_left_out(tmp_path: Path) -> None:
 
 def test_parts_and_networks_are_measured_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
     shared = context(spec())
-    fit_before_search(shared, 3.0)
+    fit_before_search(shared, 60.0)  # more than all of its networks take
     model = shared.cost_model.models["delay_ms"]
     assert len(model.parts.values_S) > 5
     assert all(len(inputs) == Delay.batch for inputs in Delay.parts)
