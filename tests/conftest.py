@@ -1,11 +1,12 @@
-"""What holds for every test: one thread, the same random numbers, and no measurements of the tests that ran before.
+"""What holds for every test: one thread, the same random numbers, and no times of the tests that ran before.
+
+Sizes of files are kept: they are exact, and calibrating them takes half of the time of a small study.
 
 Tests import OpenVINO themselves, to skip where it is missing; no import of it may report to its maker.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,26 @@ installed.for_this_process()
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-FRESH = itertools.count()
 torch.set_num_threads(1)
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as `objectives.runtimes.onnx.openvino` does
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patched:
+        folder = tmp_path_factory.mktemp("measured", numbered=False)
+        patched.setenv(MEASUREMENTS_VARIABLE, str(folder))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
-def _seeded(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _seeded(_measurements: Path) -> None:
     torch.manual_seed(0)
-    monkeypatch.setenv(MEASUREMENTS_VARIABLE, str(tmp_path_factory.getbasetemp() / f"measured-{next(FRESH)}"))
+    for path in _measurements.iterdir():
+        if not path.name.startswith("sizes-"):
+            path.unlink()
 
 
 @pytest.hookimpl(tryfirst=True)  # before cases are chosen by their marks

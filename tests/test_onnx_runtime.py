@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import onnx
 import onnxruntime
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives.runtimes import ExportError, OnnxRuntime
+from objectives.runtimes.onnx import translations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -335,3 +336,22 @@ def test_a_missing_extra_is_named_in_the_error(module: str, tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf'but {module} is missing: pip install "slimfront\[onnx\]"$'):
         export_and_load()
+
+
+def test_translations_are_read_once_and_an_export_adds_nothing_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted() -> dict[int, int]:
+        return {opset: sum(map(len, known.functions.values())) for opset, known in translations.KEPT.items()}
+
+    def read_again(opset_version: int) -> NoReturn:
+        raise AssertionError(opset_version)
+
+    model, inputs = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), torch.randn(2, 4)
+    RUNTIME.export(model, inputs, tmp_path / "first.onnx")
+    before = counted()
+    monkeypatch.setattr(translations.ONNXRegistry, "from_torchlib", read_again)
+    RUNTIME.export(model, inputs, tmp_path / "second.onnx")
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+    assert before
+    assert before == counted()

@@ -14,6 +14,7 @@ from objectives import Examples, SizeBytes
 from objectives.runtimes import ExportError, OnnxRuntime
 from search import Splits, StudySpec
 from search.evaluation.reference import prepared
+from search.evaluation.measured_parts import MEASUREMENTS_VARIABLE
 from search.evaluation.size_calibration import sample_plans
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
 from spaces.plan import Removing
@@ -79,8 +80,9 @@ def study(runtime: Runtime) -> StudySpec:
 
 
 @pytest.fixture(autouse=True)
-def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the comparison of the teacher's file with the network: the files hold nothing."""
+def _unchecked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Leave out the comparison of the teacher's file with the network: the files hold nothing. No sizes are known."""
+    monkeypatch.setenv(MEASUREMENTS_VARIABLE, str(tmp_path / "measured"))
     monkeypatch.setattr("search.evaluation.reference.compared", lambda *_: None)
     Written.files.clear()
 

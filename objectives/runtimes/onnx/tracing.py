@@ -3,27 +3,25 @@
 Import this module only where the ``onnx`` extra is installed.
 """
 
-import functools
 from typing import Any
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto
 from onnxscript import ir, optimizer
-from onnxscript import opset21 as op
 from torch import Tensor, nn
 
 from objectives.flat import by_argument, flat
 from objectives.layers import Repeating
 from objectives.runtimes.ends import free_dimensions, network_of
 from objectives.runtimes.onnx.packing import needs_two_bits
+from objectives.runtimes.onnx.translations import TRANSLATIONS, read_once
 from objectives.runtimes.passes.zero_branches import remove_zero_branches
 from objectives.runtimes.runtime import export_error, silence
 from objectives.trees import Tree
 
 _OPSET = 21  # first ONNX opset with 4-bit integers
 _OPSET_TWO_BITS = 25  # first ONNX opset with 2-bit integers
-_UINT8_MAX = 255
 _FOLDED_SIZE = 2**20  # elements of a constant that is folded, such as the zero points of a layer with many outputs
 
 
@@ -56,7 +54,7 @@ def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> M
     two = tuple(tensor[:1].repeat_interleave(2, dim=0) for tensor in network.example)
     batch = [dict.fromkeys((0, *free_dimensions(model, tensor)), torch.export.Dim.DYNAMIC) for tensor in two]
     dynamic = by_argument(network.module, batch)
-    with silence(), torch.no_grad():
+    with silence(), torch.no_grad(), read_once():
         try:
             program = torch.onnx.export(
                 _captured(network.module, two, dynamic, loops=loops),
@@ -69,7 +67,7 @@ def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> M
                 external_data=False,
                 opset_version=opset,
                 dynamic_shapes=dynamic,
-                custom_translation_table=_TRANSLATIONS,
+                custom_translation_table=TRANSLATIONS,
             )
         except torch.onnx.OnnxExporterError as error:
             raise export_error(network_of(model), "an ONNX", error) from error
@@ -94,76 +92,6 @@ def _captured(
             module.loops = False
     remove_zero_branches(program.graph_module)
     return program
-
-
-def _quantize(
-    x: Any,  # noqa: ANN401 - a symbolic tensor of the exporter
-    scale: float,
-    zero_point: int,
-    quant_min: int,  # noqa: ARG001
-    quant_max: int,
-    dtype: int,
-) -> Any:  # noqa: ANN401
-    """Translate quantize_per_tensor; ONNX saturates only at the limits of the type, so fewer bits need a Clip.
-
-    The Clip acts on the integers after the quantizer: between a convolution and its quantizer it would prevent ONNX
-    Runtime from fusing the two to an integer convolution.
-    """
-    if dtype == ir.DataType.INT8:  # the output of the file
-        return op.QuantizeLinear(x, op.Constant(value_float=scale), _byte(zero_point, TensorProto.INT8))
-    codes = op.QuantizeLinear(x, op.Constant(value_float=scale), _byte(zero_point))
-    return codes if quant_max == _UINT8_MAX else op.Clip(codes, None, _byte(quant_max))
-
-
-def _plain_recurrence(
-    inputs: Any,  # noqa: ANN401 - symbolic tensors of the exporter, here and below
-    state: Any,  # noqa: ANN401
-    weights: Any,  # noqa: ANN401
-    has_biases: bool,  # noqa: FBT001 - the signature is torch's
-    layers: int,
-    dropout: float,  # noqa: ARG001
-    train: bool,  # noqa: ARG001, FBT001
-    bidirectional: bool,  # noqa: FBT001
-    batch_first: bool,  # noqa: FBT001
-    *,
-    activation: str,
-) -> Any:  # noqa: ANN401
-    """Translate rnn_tanh and rnn_relu, which the exporter would write step by step."""
-    directions, held = 1 + bidirectional, 4 if has_biases else 2
-    x = op.Transpose(inputs, perm=[1, 0, 2]) if batch_first else inputs
-    last = []
-    for layer in range(layers):
-        at = range(layer * directions, (layer + 1) * directions)
-        own = [[op.Unsqueeze(weight, _ints(0)) for weight in weights[held * one : held * (one + 1)]] for one in at]
-        biases = [op.Concat(*one[2:], axis=1) for one in own if has_biases]
-        sides = {"W": [one[0] for one in own], "R": [one[1] for one in own], "B": biases}
-        every, end = op.RNN(
-            x,
-            **{name: op.Concat(*side, axis=0) if len(side) > 1 else side[0] for name, side in sides.items() if side},
-            initial_h=op.Slice(state, _ints(at.start), _ints(at.stop), _ints(0)),
-            activations=[activation] * directions,
-            direction="bidirectional" if bidirectional else "forward",
-            hidden_size=state.shape[2],
-        )
-        x = op.Reshape(op.Transpose(every, perm=[0, 2, 1, 3]), _ints(0, 0, -1))
-        last.append(end)
-    x = op.Transpose(x, perm=[1, 0, 2]) if batch_first else x
-    return x, op.Concat(*last, axis=0) if layers > 1 else last[0]
-
-
-def _ints(*values: int) -> Any:  # noqa: ANN401
-    return op.Constant(value_ints=values)
-
-
-def _byte(value: int, kind: int = TensorProto.UINT8) -> Any:  # noqa: ANN401
-    return op.Constant(value=helper.make_tensor("byte", kind, (), [value]))
-
-
-_TRANSLATIONS: dict[Any, Any] = {
-    torch.ops.quantized_decomposed.quantize_per_tensor.default: _quantize,
-    torch.ops.aten.rnn_tanh.input: functools.partial(_plain_recurrence, activation="Tanh"),
-    torch.ops.aten.rnn_relu.input: functools.partial(_plain_recurrence, activation="Relu"),
-}
 
 
 def _optimize(model: ir.Model) -> None:
