@@ -249,6 +249,7 @@ class Perceptron(nn.Module):
         return self.layers(x)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_predicted_sizes_are_corrected_for_networks_with_and_without_other_modules(tmp_path: Path) -> None:
     corrected, plain = _size_errors(Perceptron, tmp_path, torch.randn(16, 20))
     assert corrected < 0.03 < plain

@@ -153,6 +153,7 @@ def test_the_studies_are_short() -> None:
         assert len([line for line in written(name).splitlines() if line.strip()]) <= MOST_LINES
 
 
+@pytest.mark.slow
 def test_the_study_leads_to_a_file_that_onnx_runtime_executes(
     typed: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

@@ -491,6 +491,7 @@ def test_report_prints_the_paths_of_its_files(finished_dir: Path, capsys: pytest
     assert all(Path(name).is_file() for name in named)
 
 
+@pytest.mark.slow
 def test_confirm_prints_mean_and_spread_on_test(finished_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["confirm", STUDY, "--pick", "knee", "--seeds", "2", "--format", "csv"]) == 0
     teacher, row = pd.read_csv(io.StringIO(capsys.readouterr().out)).to_dict("records")
@@ -500,6 +501,7 @@ def test_confirm_prints_mean_and_spread_on_test(finished_dir: Path, capsys: pyte
     assert "±" in row["test_top1"]
 
 
+@pytest.mark.slow
 def test_files_of_another_runtime_are_verified_without_any_training(
     finished_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,7 @@ def test_the_example_of_a_contract_is_a_test() -> None:
     assert dataclasses.is_dataclass(names["TestKernelSizes"].axis)
 
 
+@pytest.mark.slow
 def test_the_example_of_an_impossible_goal_shows_what_is_printed(tmp_path: Path) -> None:
     (example,) = (text for text in blocks(ROOT / "docs/pages/goals.md", "") if "9x smaller" in text)
     command, *shown = example.splitlines()

@@ -224,6 +224,7 @@ def test_a_study_trains_the_best_plan_of_each_band_of_its_draft_and_is_reproduci
         assert tuple((name, trial.params[name]) for name in draft.trials[0].params) in known
 
 
+@pytest.mark.slow
 def test_a_run_shortens_trainings_to_stay_within_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timed = dataclasses.replace(
         study(epochs=400), start=DraftStart(plans=5), budget=Budget(trials=None, cpu_seconds=12.0)
@@ -236,6 +237,7 @@ def test_a_run_shortens_trainings_to_stay_within_its_time(tmp_path: Path, capsys
     assert len([trial for trial in main.trials if trial.values]) >= 3
 
 
+@pytest.mark.slow
 def test_the_draft_gets_time_even_if_measurements_took_most_of_its_share() -> None:
     main = optuna.create_study(study_name="late", storage=optuna.storages.InMemoryStorage())
     late = BudgetClock(Budget(None, cpu_seconds=60.0), cpu=cpu_seconds() - 30.0)

@@ -217,6 +217,7 @@ def test_tflite_micro_reads_bytes_that_are_moved_first(first: Callable[[Tensor],
     assert (micro.load(tmp_path / "file")(images) - Reads()(images)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_default_file_tells_the_scale_of_its_codes(home: Path, tmp_path: Path) -> None:
     """A .tflite file whose first layer computes with integers takes integers."""
     pytest.importorskip("litert_torch")

@@ -132,6 +132,7 @@ def typed(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_study_of_a_folder_of_images_runs_as_it_is(folder: Path) -> None:
     made = typed(*answers(goal="3x smaller, lose at most 50 points"))
     assert made.returncode == 0, made.stderr

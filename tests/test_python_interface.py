@@ -141,6 +141,7 @@ def test_a_member_is_exported_as_a_file_that_was_verified(result: Result, tmp_pa
         result.export("max top1 where size_bytes<=1", replace=True, out=folder)
 
 
+@pytest.mark.slow
 def test_a_confirmation_gives_mean_and_spread_as_numbers(tmp_path: Path) -> None:
     found = run(small_study.study(2), folder=tmp_path, quiet=True, verify=False)
     assert "file_bytes" in found.front
@@ -302,6 +303,7 @@ def test_files_with_names_of_ours_are_not_imported(folder: Path, way: str) -> No
     assert done.stdout.split() == [str(ROOT / name / "__init__.py") for name in ("objectives", "search", "spaces")]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_folder_with_such_files_verifies_its_files_in_other_processes(folder: Path) -> None:
     (folder / "notebook.py").write_text(
         "from slimfront import run\nfrom my_study import study\n"
@@ -341,6 +343,7 @@ def test_the_import_alone_is_quick_and_loads_nothing_heavy() -> None:
     assert heavy == "set()"
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_a_bar_and_nothing_else(tmp_path: Path) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     (tmp_path / "my_net.py").write_text(Path(small_study.__file__).read_text())

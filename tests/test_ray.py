@@ -115,6 +115,7 @@ def test_a_cluster_is_started_where_there_is_none(folder: Path, monkeypatch: pyt
     check(folder, 2)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_cannot_be_reached_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     process = started(folder, "run", "my_study.py:study", "--engine", "ray", "--workers", "2")

@@ -210,6 +210,7 @@ def test_what_cannot_be_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_run_at_a_size_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = ["tests.test_ends:study", "--folder", str(tmp_path), "--set", "flat=True"]
     assert main(["run", *shared, "--unverified", "--trials", "1"]) == 0

@@ -133,6 +133,7 @@ def test_the_help_fits_the_terminal(command: str, folder: Path) -> None:
         assert all(re.search(rf"^  {code}  +\w", found.text, re.MULTILINE) for code in (0, 1, 2, 130))
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_terminal_shows_how_to_continue(folder: Path) -> None:
     words = ["run", STUDY, "--trials", "40", "--unverified", "--folder", "stopped", "--set", "epochs=25"]
     found = shown(folder, *words, until="training trial 2", keys=CTRL_C)
@@ -142,6 +143,7 @@ def test_ctrl_c_in_the_terminal_shows_how_to_continue(folder: Path) -> None:
     assert shlex.split(command) == ["slimfront", *words]
 
 
+@pytest.mark.slow
 def test_what_takes_long_is_shown(folder: Path) -> None:
     found = shown(folder, "inspect", "variants.py:slow")
     assert found.code == 2
@@ -217,6 +219,7 @@ def test_a_file_that_is_missing_is_told_before_torch_is_loaded(folder: Path) -> 
     assert found.stdout == "False\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], pytest.param(["--workers", "2"], marks=pytest.mark.slow)])
 def test_verbose_shows_each_trial_and_each_file(words: list[str], folder: Path) -> None:
     found = piped(folder, "run", STUDY, "-v", "--trials", "6", "--folder", f"verbose{len(words)}", *words)
