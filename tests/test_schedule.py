@@ -163,6 +163,15 @@ def test_the_range_test_fits_the_time(
     assert range_tested(main, shared) == rate
 
 
+def test_no_plan_is_scored_for_a_range_test_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = unrated()
+    main = open_study(resolved(made), tmp_path, None, create=True)
+    shared = context(made)
+    monkeypatch.setattr(Context, "step_seconds", lambda *_: 0.5)
+    monkeypatch.setattr("search.loop.schedule.proxy_loss_of", lambda *_: pytest.fail("a plan was scored"))
+    assert range_tested(main, shared, BudgetClock(Budget(trials=None, cpu_seconds=100))) == DEFAULT_RATE
+
+
 def test_a_slow_step_is_timed_once(tmp_path: Path) -> None:
     shared = context(made := unrated())
     plan = shared.plan(made.space.uniform(shared.subject.anatomy, (0.5,) * len(made.space.steps)))

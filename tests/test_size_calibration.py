@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from objectives import Examples, SizeBytes
 from objectives.runtimes import ExportError, OnnxRuntime
 from search import Splits, StudySpec
-from search.evaluation.reference import prepared
 from search.evaluation.measured_parts import MEASUREMENTS_VARIABLE
+from search.evaluation.reference import prepared
 from search.evaluation.size_calibration import sample_plans
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
 from spaces.plan import Removing

@@ -14,7 +14,7 @@ from search.proposals.table_losses import LEAST_COUNTED_INPUTS, proxy_loss_of
 from search.study.console import console, step
 from search.study.cpu_profile import BUILDING, TRAINING
 from search.study.durations import duration
-from search.study.errors import reason_of
+from search.study.errors import raise_machine_fault, reason_of
 from search.study.failed_plans import FailedPlans
 from search.study.front import front, trained, trained_count
 from search.study.queue import enqueue, fixed, params_of
@@ -67,30 +67,47 @@ def range_tested(study: Study, context: Context, clock: BudgetClock | None = Non
     with context.workers.turn("the range test"):
         if RANGE not in study.user_attrs:
             with step("testing learning rates"):
-                plan = _smallest_trainable(_initial_designs(study, context), context)
-                study.set_user_attr(RANGE, _found_rate(context, plan, clock))
+                study.set_user_attr(RANGE, _found_rate(context, _initial_designs(study, context), clock))
     return Rate(*study.user_attrs[RANGE])
 
 
-def _found_rate(context: Context, plan: Plan, clock: BudgetClock | None) -> Rate:
-    """Return the learning rate that a range test finds with this plan, or the usual one if there is no time for it."""
-    spec, model, steps = context.spec, context.build(plan), TEST_STEPS
+def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) -> Rate:
+    """Return the learning rate that a range test finds, or the usual one if there is no time for it."""
+    spec, smallest = context.spec, plans[-1]
+    # a large network takes long for the losses of its plans; none takes less time for a step than the smallest one
+    steps = _steps_in_time(context, smallest, clock)
+    if steps >= LEAST_TEST_STEPS:
+        plan = _smallest_trainable(plans, context)
+        steps = steps if plan == smallest else _steps_in_time(context, plan, clock)
+    if steps < LEAST_TEST_STEPS:
+        console.print(
+            f"no range test, since {USUAL_RATES} trainings of {LEAST_TEST_STEPS} steps would take over "
+            f"{RANGE_TEST_SHARE:.0%} of the time: the learning rate is {DEFAULT_RATE.rate}, scaled to each "
+            "network's loss and steps; Recipe(learning_rate=...) names another"
+        )
+        return DEFAULT_RATE
+    model = context.build(plan)
     with context.cpu_profile.charge(TRAINING):
-        if clock is not None and clock.timed:
-            seconds = RANGE_TEST_SHARE * clock.total / USUAL_RATES
-            steps = min(steps, int(seconds / context.step_seconds(model, plan, spec.recipe, 2, seconds)))
-        if steps < LEAST_TEST_STEPS:
-            console.print(
-                f"no range test, since {USUAL_RATES} trainings of {LEAST_TEST_STEPS} steps would take over "
-                f"{RANGE_TEST_SHARE:.0%} of the time: the learning rate is {DEFAULT_RATE.rate}, scaled to each "
-                "network's loss and steps; Recipe(learning_rate=...) names another"
-            )
-            return DEFAULT_RATE
         rate = range_test(model, context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed, steps)
-        shorter = f" in {steps} steps, since the time is short" if steps < TEST_STEPS else ""
-        words = f"the range test found a learning rate of {rate:.2g}{shorter}"
-        console.print(f"{words}; it is scaled to each network's loss and steps")
-        return Rate(rate, context.proxy_loss(model), steps)
+    shorter = f" in {steps} steps, since the time is short" if steps < TEST_STEPS else ""
+    console.print(
+        f"the range test found a learning rate of {rate:.2g}{shorter}; it is scaled to each network's loss and steps"
+    )
+    return Rate(rate, context.proxy_loss(model), steps)
+
+
+def _steps_in_time(context: Context, plan: Plan, clock: BudgetClock | None) -> int:
+    """Return the steps of each training of a range test with this plan; as many as usual if it cannot be timed."""
+    if clock is None or not clock.timed:
+        return TEST_STEPS
+    seconds = RANGE_TEST_SHARE * clock.total / USUAL_RATES
+    try:
+        model = context.build(plan)
+        with context.cpu_profile.charge(TRAINING):
+            return min(TEST_STEPS, int(seconds / context.step_seconds(model, plan, context.spec.recipe, 2, seconds)))
+    except Exception as error:  # noqa: BLE001 - of this plan; another one may be trained
+        raise_machine_fault(error)
+        return TEST_STEPS
 
 
 def _smallest_trainable(plans: list[Plan], context: Context) -> Plan:
