@@ -115,8 +115,7 @@ def ours(bench: Bench) -> list[dict[str, Any]]:
     teacher = context.measure(context.subject.model, bench.spec.costs)
     chosen: dict[int, None] = {}
     values = [context.measure_costs(member.plan, context.build(member.plan), bench.spec.costs) for member in found]
-    costs = [*names[1:], *(objective.name for objective in bench.spec.reported)]
-    for share, name in itertools.product(SHARES, costs):
+    for share, name in itertools.product(SHARES, names[1:]):
         inside = [at for at, own in enumerate(values) if own[name] <= share * teacher[name]]
         if inside:
             chosen[max(inside, key=lambda at: found[at].accuracy)] = None
