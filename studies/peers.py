@@ -22,7 +22,7 @@ fine-tuning in the methods that do not search, an eighth to each network. Every 
 and test split, in a process of its own; latency is CPU time over that of the teacher's file, interleaved. The table
 shows, for each cost and share of the teacher's, the test accuracy of the file with the best validation accuracy, the
 mean over seeds; all methods have the teacher itself, and a cell is empty if a method has no file that cheap with some
-seed.
+seed. On EfficientNet-Lite0 the fine-tuning of all methods is the search's recipe of two epochs.
 """
 
 from __future__ import annotations
@@ -80,10 +80,16 @@ def speech() -> StudySpec:
     return replace(spec, name="peers-speech", objectives=(*spec.objectives, latency))
 
 
+def efficientnet() -> StudySpec:
+    """Return the study of EfficientNet-Lite0 with the search's recipe for all: a confirmation takes 20 CPU minutes."""
+    spec = imagenet_sample.efficientnet()
+    return replace(spec, confirmation=spec.recipe)
+
+
 NETWORKS: dict[str, Callable[[], StudySpec]] = {
     "residual": residual,
     "mobilenet": photographs.mobilenet,
-    "efficientnet": imagenet_sample.efficientnet,
+    "efficientnet": efficientnet,
     "speech": speech,
 }
 
