@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, NoReturn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives.runtimes import ExportError, OnnxRuntime
+from objectives.runtimes.exporting import exporting
 from objectives.runtimes.onnx import translations
 
 if TYPE_CHECKING:
@@ -355,3 +357,21 @@ def test_translations_are_read_once_and_an_export_adds_nothing_to_them(
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
     assert before
     assert before == counted()
+
+
+def test_operators_are_looked_up_again_if_there_are_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = importlib.import_module("torch._export.utils")
+    look_up, calls = utils._materialize_cpp_cia_ops, []
+    monkeypatch.setattr(utils, "_materialize_cpp_cia_ops", lambda: calls.append(look_up()))
+    with torch.library._scoped_library("slimfront", "DEF") as library:
+        with exporting():
+            utils._collect_all_valid_cia_ops()
+            before = len(calls)
+            utils._collect_all_valid_cia_ops()
+        assert len(calls) == before <= 1
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: 2 * x, "CompositeImplicitAutograd")
+        with exporting():
+            found = {operator.name() for operator in utils._collect_all_valid_cia_ops()}
+    assert len(calls) == before + 1
+    assert "slimfront::twice" in found

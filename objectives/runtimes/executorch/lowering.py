@@ -18,11 +18,12 @@ from objectives.runtimes.ends import WithEnds, free_dimensions, network_of
 from objectives.runtimes.errors import ExportError
 from objectives.runtimes.executorch.loading import DEFAULT_METHOD
 from objectives.runtimes.executorch.packing import Constants, packing
+from objectives.runtimes.exporting import exporting
 from objectives.runtimes.passes.constants import constant
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
 from objectives.runtimes.passes.integers import INTEGER_LAYERS, exported, integer_graph
 from objectives.runtimes.passes.ranges import one_by_one
-from objectives.runtimes.runtime import export_error, silence
+from objectives.runtimes.runtime import export_error
 from objectives.runtimes.signatures import entries
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class _Method(NamedTuple):
 
 def lower(model: nn.Module, example: Tree) -> tuple[bytes, list[str]]:
     """Return the bytes of the file, and the operators that XNNPACK does not execute; see `Runtime.export`."""
-    with silence(), torch.no_grad():
+    with exporting():
         try:
             methods = {name: _method(model, one) for name, one in entries(model, example, DEFAULT_METHOD)}
             constants = Constants()

@@ -21,6 +21,7 @@ from litert_torch.quantize.quant_config import QuantConfig
 from objectives.flat import flat
 from objectives.runtimes.ends import WithEnds, network_of
 from objectives.runtimes.errors import ExportError
+from objectives.runtimes.exporting import exporting
 from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.litert.barriers import remove_barriers
 from objectives.runtimes.litert.byte_inputs import make_codes_of_bytes
@@ -39,7 +40,7 @@ from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANT
 from objectives.runtimes.passes.integers import ALMOST_ONE, integer_graph, movers, on_grid
 from objectives.runtimes.passes.ranges import one_by_one
 from objectives.runtimes.passes.zero_branches import ATEN
-from objectives.runtimes.runtime import export_error, silence
+from objectives.runtimes.runtime import export_error
 from objectives.runtimes.signatures import entries
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _converted(model: nn.Module, example: Tree, storage: Storage) -> schema.Mode
     if ends is not None:
         model, example = ends.of_floats(), ends.floats_of(example)
     network = flat(model, example)
-    with silence(), torch.no_grad():
+    with exporting():
         try:
             module, examples = network.module, one_by_one(network.example)
             module, examples, loops = without_loops(module, examples) if storage.loops else (module, examples, [])
