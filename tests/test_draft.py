@@ -270,8 +270,8 @@ def test_a_recipe_that_fits_the_time_is_unchanged() -> None:
     [
         (1.0, 83, ""),  # eight candidates and a quarter of the time for the front
         (8.0, 25, "the time is short: about 9 candidates can be trained, since one takes 10 s"),
-        (49.0, 20, "the time is short: about 1 candidates can be trained, since one takes 51 s"),  # and its file
-        (90.0, 1, "the time is short: about 1 candidates can be trained, since one takes 90 s"),
+        (49.0, 20, "the time is short: about 1 candidate can be trained, since one takes 51 s"),  # and its file
+        (90.0, 1, "the time is short: about 1 candidate can be trained, since one takes 90 s"),
     ],
 )
 def test_a_training_is_shortened_until_a_candidate_and_its_file_fit(

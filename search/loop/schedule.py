@@ -27,6 +27,7 @@ from search.training.learning_rate import (
     Rate,
     range_test,
 )
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,9 +179,9 @@ def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
     )
     seconds = step_seconds * short_steps + other_seconds
     if wanted < MIN_TRAINING_STEPS:
-        fitting = max(1, int(clock.workers * clock.left / seconds))
+        fitting = number_of(max(1, int(clock.workers * clock.left / seconds)), "candidate")
         console.print(
-            f"the time is short: about {fitting} candidates can be trained, since one takes {seconds:.0f} s; "
+            f"the time is short: about {fitting} can be trained, since one takes {seconds:.0f} s; "
             f"{together} of them take some {duration(count * seconds / (1 - FRONT_SHARE))}"
         )
     return short.epochs
