@@ -12,9 +12,10 @@ from optuna.trial import TrialState
 from safetensors.torch import load_file
 from torch import nn
 
-from objectives import Examples, Limit
+from objectives import Examples, Limit, SizeBytes, Top1
 from search import Budget, Recipe
 from search.evaluation.context import Context
+from search.evaluation.proxy_loss import ProxyLoss
 from search.loop.schedule import approach, prolong, promote, range_tested
 from search.proposals.defaults import resolved
 from search.results.confirm import confirm
@@ -40,6 +41,7 @@ from spaces import Distill, Plan
 from tests.small_study import Net, context, searched, splits, study, teacher, watched
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -180,6 +182,27 @@ def test_a_slow_step_is_timed_once(tmp_path: Path) -> None:
     for most in (0.0, 100.0):
         assert 0 < shared.step_seconds(network, plan, made.recipe, 2, most) < 60
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_all_that_a_candidate_takes_beside_its_steps_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = context(made := unrated())
+    plan = shared.plan(made.space.uniform(shared.subject.anatomy, (0.5,) * len(made.space.steps)))
+    now = 0.0
+
+    def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return function(*arguments)
+
+        return slow
+
+    monkeypatch.setattr("search.evaluation.context.time.process_time", lambda: now)
+    monkeypatch.setattr(Context, "build", taking(10, Context.build))
+    monkeypatch.setattr(SizeBytes, "__call__", taking(20, SizeBytes.__call__))
+    monkeypatch.setattr(Top1, "__call__", taking(4, Top1.__call__))
+    monkeypatch.setattr(ProxyLoss, "__call__", taking(2, ProxyLoss.__call__))  # on training and validation inputs
+    assert shared.seconds_a_candidate(made.recipe, plan)[1] == 10 + 20 + 2 * 2 + 2 * 4, "metrics are measured twice"
 
 
 def test_the_range_test_reports_that_no_loss_is_finite() -> None:
