@@ -16,7 +16,10 @@ from objectives import Macs, Top1
 from objectives.runtimes import named
 from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.runtimes.runtime import import_extra, silence
+from search.proposals.draft_records import draft_of
 from search.results.verification import FromFile
+from search.study.records import REASON
+from search.study.storage import open_study
 from search.training.fine_tuning import fine_tune
 from spaces.network.copying import compressible_copy
 from spaces.network.messages import first_line
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from search import Recipe, StudySpec
     from search.evaluation.context import Context
     from search.training.learning_rate import Rate
+    from spaces import Plan
 
 NETWORKS_PER_METHOD = 8
 PRUNED_SHARES = (0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05)  # of multiply-adds
@@ -108,22 +112,45 @@ class Bench:
 
 
 def ours(bench: Bench) -> list[dict[str, Any]]:
-    """Search, fine-tune what is best at some share of some cost, export."""
-    found, _ = searched(bench.spec, bench.seconds, bench.folder / "search")
-    names = [objective.name for objective in bench.spec.objectives]
+    """Search, fine-tune what is best at some share of some cost, export; see `_best_at_shares`."""
+    folder = bench.folder / "search"
+    found, _ = searched(bench.spec, bench.seconds, folder)
+    if not found:
+        return []
     context = found[0].context
-    teacher = context.measure(context.subject.model, bench.spec.costs)
-    chosen: dict[int, None] = {}
-    values = [context.measure_costs(member.plan, context.build(member.plan), bench.spec.costs) for member in found]
-    for share, name in itertools.product(SHARES, names[1:]):
-        inside = [at for at, own in enumerate(values) if own[name] <= share * teacher[name]]
-        if inside:
-            chosen[max(inside, key=lambda at: found[at].accuracy)] = None
+    draft = draft_of(open_study(context.spec, folder, None, create=False))
+    scored = [] if draft is None else [trial for trial in draft.trials if REASON not in trial.user_attrs]
+    candidates = [  # trained ones, and plans of the draft by their proxy loss
+        *((one.plan, context.measure_costs(one.plan, context.build(one.plan), context.spec.costs)) for one in found),
+        *((plan, _predicted(context, plan)) for plan in (context.plan(trial.params) for trial in scored)),
+    ]
+    ranks = [(1, one.accuracy) for one in found] + [(0, -trial.values[0]) for trial in scored]
+    teacher = context.measure(context.subject.model, context.spec.costs)
     rows = []
-    for turn, at in enumerate(list(chosen)[:NETWORKS_PER_METHOD]):
-        finished = bench.fine_tuned(context.build(found[at].plan), 0.0, turn)
-        rows.append(bench.exported(finished, found[at].plan.words()))
+    for turn, at in enumerate(_best_at_shares([costs for _, costs in candidates], ranks, teacher)):
+        plan = candidates[at][0]
+        rows.append(bench.exported(bench.fine_tuned(context.build(plan), 0.0, turn), plan.words()))
     return rows
+
+
+def _predicted(context: Context, plan: Plan) -> dict[str, float]:
+    costs = context.cost_model.predict(plan)
+    return costs.exact | costs.modelled
+
+
+def _best_at_shares(
+    costs: list[dict[str, float]], ranks: list[tuple[int, float]], teacher: dict[str, float]
+) -> list[int]:
+    """Return the positions of the candidates that rank highest within some share of some cost, at most eight.
+
+    Those at large shares are first; they are followed by those that fit where no other one does.
+    """
+    chosen: dict[int, None] = {}
+    for share, name in itertools.product(SHARES, teacher):
+        inside = [at for at, own in enumerate(costs) if own.get(name, np.inf) <= share * teacher[name]]
+        if inside:
+            chosen[max(inside, key=ranks.__getitem__)] = None
+    return list(chosen)[:NETWORKS_PER_METHOD]
 
 
 def uniform(bench: Bench) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ spoken digits).
 What is compared:
 
 - `ours`: a search of that many CPU seconds for small files with few multiply-adds and little latency, then the
-  fine-tuning of the members of its front that are the best on validation at some share of some cost, at most eight.
+  fine-tuning of the members of its front that are the best on validation at some share of some cost, at most eight;
+  where no member is that cheap, the plan of the draft with the smallest proxy loss.
 - `torch-pruning`: Torch-Pruning's global pruning of groups by their L2 norm to eight shares of multiply-adds, as
   floating point, by the runtime's own static int8, and by NNCF's.
 - `uniform`: our plans that compress all layers equally, at eight strengths.
