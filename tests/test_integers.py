@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from objectives.runtimes import ExecuTorch, LiteRt, Runtime
 from objectives.runtimes.passes.integers import _clamp_before_movers
+from spaces import Quantize, deployed
+from spaces.testing.runtime_contract import sqnr
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class FunctionNet(nn.Module):
@@ -87,3 +93,34 @@ def clamp_of_the_network_input(x: Tensor, y: Tensor) -> Tensor:
 )
 def test_tensors_with_other_readers_do_not_change(function: Any) -> None:
     assert "relu" in " ".join(operators_of(function))
+
+
+class Dense(nn.Module):
+    """Averages and concatenates what two layers compute, one a hundred times as large; a norm makes them alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = (nn.Conv2d(3, 8, 3, padding=1, bias=False) for _ in range(2))
+        self.norm, self.last = nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1)
+        with torch.no_grad():
+            self.large.weight *= 100
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat([F.avg_pool2d(self.large(x), 4), F.avg_pool2d(self.small(x), 4)], 1)
+        return self.last(F.relu(self.norm(joined)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("runtime", [LiteRt(), ExecuTorch()], ids=["litert", "executorch"])
+def test_small_averages_and_parts_of_a_concatenation_are_not_lost_before_a_norm(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    """Only operators in floating point read them, so that they need no grid that inputs and output share."""
+    pytest.importorskip(runtime.name.replace("litert", "litert_torch"))
+    torch.manual_seed(0)
+    net, inputs, path = Dense(), torch.randn(64, 3, 8, 8), tmp_path / "model"
+    for _ in range(50):
+        net(inputs)
+    net.eval()
+    finished = deployed(Quantize(tuple((name, 8, 8) for name in ("large", "small", "last"))).apply(net, inputs), inputs)
+    runtime.export(finished, inputs, path)
+    assert sqnr(finished(inputs).detach(), runtime.load(path)(inputs)) > 35  # 5.7 on one grid

@@ -6,6 +6,8 @@ grid for all its readers. So the output of every operator that can compute with 
 
 - if it is an average of a window: on the grid of its input, since the kernels have one grid for both; so is a
   concatenation whose inputs have one grid;
+- if it is one of these two, and only operators in floating point read it, such as norms: not at all, since they may
+  enlarge small averages and parts;
 - if only rounded inputs of layers read it, all on one grid: on that grid, which changes nothing;
 - otherwise to 8 bits that cover the range on the calibration inputs and the grids of all readers; a layer that clips
   its input then rounds it again, on its own grid. This also rounds tensors that the network does not round, such as
@@ -209,6 +211,13 @@ def _round_outputs(
         for one in examples:
             observer.run(*one)
     for node in list(graph_module.graph.nodes):
+        if _has_one_grid(node) and _only_floats_read(node):
+            integers = [part for part in node.all_input_nodes if on_grid(part, mixed=mixed)]
+            for part in integers if mixed else ():  # the converter would compute with their codes
+                with node.graph.inserting_before(node):
+                    barrier = node.graph.call_function(ATEN.mul.Tensor, (part, ALMOST_ONE))
+                node.replace_input_with(part, barrier)
+            continue
         if (
             not mixed
             and node.target in _INTEGER_OPERATORS
@@ -224,6 +233,22 @@ def _round_outputs(
         )
         if is_integer:
             _round(graph_module.graph, _last_clamp(node), observer.ranges, mixed=mixed)
+
+
+def _has_one_grid(node: fx.Node) -> bool:
+    """Return whether integer kernels have one grid for inputs and output: concatenations and averages of windows."""
+    if node.target == ATEN.adaptive_avg_pool2d.default:
+        return set(node.args[1]) != {1}  # type: ignore[arg-type]
+    return node.target in {ATEN.avg_pool2d.default, ATEN.cat.default}
+
+
+def _only_floats_read(node: fx.Node) -> bool:
+    """Return whether all readers of a tensor compute in floating point, also of what is moved or clamped of it."""
+    moved, integers = {*_MOVERS, *_PARTS, *_FUSED_CLAMPS}, {QUANTIZE, "output", *_INTEGER_OPERATORS}
+    return all(
+        _only_floats_read(one) if one.target in moved or _has_one_grid(one) else one.target not in integers
+        for one in node.users
+    )
 
 
 def _last_clamp(node: fx.Node) -> fx.Node:
@@ -288,14 +313,8 @@ def _kept_grid(node: fx.Node, *, mixed: bool) -> Grid | None:
     """
     while node.target in _FUSED_CLAMPS:
         node = node.all_input_nodes[0]
-    inputs = node.all_input_nodes
-    windows = node.target == ATEN.avg_pool2d.default or (
-        node.target == ATEN.adaptive_avg_pool2d.default and set(node.args[1]) != {1}  # type: ignore[arg-type]
-    )
-    if windows:
-        return Grid.of(inputs[0]) if inputs[0].target == DEQUANTIZE else None
-    if node.target != ATEN.cat.default:
+    if not _has_one_grid(node):
         return None
-    sources = [_before_movers(one, mixed=mixed) for one in inputs]
+    sources = [_before_movers(one, mixed=mixed) for one in node.all_input_nodes]
     grids = {Grid.of(one) if one.target == DEQUANTIZE else None for one in sources}
     return grids.pop() if len(grids) == 1 else None
