@@ -119,6 +119,48 @@ def test_a_running_trial_of_another_worker_is_seen_to_end_at_once(url: str) -> N
     assert (seen.state.name, seen.values, list(seen.params)) == ("COMPLETE", [2.0], ["x"])
 
 
+def test_the_parameters_of_a_running_trial_are_not_read_again_when_it_ends(url: str, statements: list[str]) -> None:
+    first, second = opened(url), opened(url)
+    first.optimize(lambda trial: trial.suggest_float("x", 0, 1), 1)
+    trial = first.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("a", 1)
+    assert list(second.get_trials(deepcopy=False)[-1].params) == ["x"]
+    first.tell(trial, 2.0)
+    statements.clear()
+    seen = second.get_trials(deepcopy=False)[-1]
+    assert (seen.state.name, seen.params, seen.distributions) == ("COMPLETE", trial.params, trial.distributions)
+    assert not any("param_value" in one for one in statements)
+
+
+def test_parameters_that_a_running_trial_gets_later_are_read(url: str) -> None:
+    first, second = opened(url), opened(url)
+    trial = first.ask()
+    for name in "xy":
+        trial.suggest_float(name, 0, 1)
+        second.get_trials(deepcopy=False)
+    first.tell(trial, 2.0)
+    assert second.get_trials(deepcopy=False)[-1].params == trial.params
+
+
+def test_of_unfinished_trials_only_what_has_changed_is_read(url: str) -> None:
+    first, second = opened(url), opened(url)
+    for number in range(2):
+        first.enqueue_trial({"x": number})
+    running, again = first.ask(), first.ask()
+    first.enqueue_trial({"x": 2})
+    ids = [trial._trial_id for trial in second.get_trials(deepcopy=False)]
+    backend: Any = second._storage._backend  # type: ignore[attr-defined]
+    known = second._study_id, set(ids), {ids[-1]}, ids[-1]
+    assert backend._states_after(*known) == []
+    first.tell(running, 1.0)
+    first.ask()
+    assert backend._states_after(*known) == [(ids[0], TrialState.COMPLETE), (ids[-1], TrialState.RUNNING)]
+    assert [trial.state.name for trial in second.get_trials(deepcopy=False)] == ["COMPLETE", "RUNNING", "RUNNING"]
+    first.tell(again, 1.0)
+    assert [trial.state.name for trial in second.get_trials(deepcopy=False)] == ["COMPLETE", "COMPLETE", "RUNNING"]
+
+
 def test_a_worker_sees_what_it_wrote_at_once(url: str) -> None:
     study = opened(url)
     trial = study.ask()

@@ -16,13 +16,14 @@ from unittest import mock
 
 import optuna
 import pytest
+from filelock import FileLock
 from optuna.trial import TrialState
 
 import search.study.workers
 from search.study.journal import journal_storage
 from search.study.queue import ask, enqueue, rerun_abandoned
 from search.study.records import ASKED, PULSE, RERUN, WORKER
-from search.study.workers import Alone, Workers
+from search.study.workers import Alone, Workers, _is_locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +117,19 @@ def test_nobody_is_gone_because_the_storage_cannot_be_reached(
             time.sleep(1.0)
         assert one.name in two.living()
         assert two.name in one.living()
+
+
+def test_a_lock_is_seen_as_its_owner_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lock = FileLock(path, thread_local=False)
+    assert not _is_locked(path)
+    with lock:
+        assert _is_locked(path)
+        assert _is_locked(path)
+    path.touch()
+    assert not _is_locked(path)
+    with lock.acquire(timeout=0):  # looking has not kept it
+        pass
 
 
 def test_a_worker_with_a_pulse_is_alive_however_the_clocks_jump(

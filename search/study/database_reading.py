@@ -13,11 +13,12 @@ import sqlalchemy
 from optuna.distributions import FloatDistribution, IntDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.exc import DBAPIError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from optuna.distributions import BaseDistribution
     from sqlalchemy import Connection
@@ -25,23 +26,40 @@ if TYPE_CHECKING:
 IDS_NAMED = 500  # trials that a query names one by one (chosen)
 
 
-def states_after(connection: Connection, study_id: int, known: set[int], last: int) -> list[tuple[int, TrialState]]:
-    """Return the states of known trials, and of all with an id above the last one, by id.
+def states_after(
+    connection: Connection, study_id: int, known: set[int], waiting: set[int], last: int
+) -> list[tuple[int, TrialState]]:
+    """Return the new states of known trials, and the states of all with an id above the last one, by id.
+
+    Parameters
+    ----------
+    connection
+        A connection to the database.
+    study_id
+        The study.
+    known, waiting
+        The trials that had not finished when they were last read, which may be thousands, and those of them that
+        waited.
+    last
+        The largest id that is known.
 
     Raises
     ------
     KeyError
         If there is no such study.
     """
-    table = models.TrialModel.__table__.c
-    query = sqlalchemy.select(table.trial_id, table.state).where(table.study_id == study_id)
-    rows: list[tuple[int, TrialState]] = []
-    for ids in [*_parts(sorted(one for one in known if one <= last)), None]:
-        chosen = table.trial_id > last if ids is None else table.trial_id.in_(ids)
-        rows += [(trial_id, state) for trial_id, state in connection.execute(query.where(chosen))]
-    if not rows:  # a trial has a study
-        require_study(connection, study_id)
-    return sorted(rows)
+    table, study = models.TrialModel.__table__.c, models.StudyModel.__table__.c.study_id
+    query = sqlalchemy.select(table.trial_id, table.state)
+    rows: list[Any] = []
+    for state, several in ((TrialState.RUNNING, known - waiting), (TrialState.WAITING, known & waiting)):
+        for ids in _parts(connection, sorted(several)):
+            rows += connection.execute(query.where(_among(connection, table.trial_id, ids), table.state != state)).all()
+    new = (table.study_id == study) & (table.trial_id > last)
+    joined = models.StudyModel.__table__.outerjoin(models.TrialModel.__table__, new)
+    found = connection.execute(query.select_from(joined).where(study == study_id)).all()
+    if not found:
+        raise KeyError(models.NOT_FOUND_MSG)
+    return sorted({trial_id: state for trial_id, state in (*rows, *found) if trial_id is not None}.items())
 
 
 def require_study(connection: Connection, study_id: int, *, lock: bool = False) -> None:
@@ -125,7 +143,10 @@ class _Shared:
 
 
 def read_trials(
-    connection: Connection, wanted: set[int], distributions: dict[str, BaseDistribution]
+    connection: Connection,
+    wanted: set[int],
+    distributions: dict[str, BaseDistribution],
+    known: Mapping[int, FrozenTrial],
 ) -> list[FrozenTrial]:
     """Return trials by their ids.
 
@@ -137,6 +158,9 @@ def read_trials(
         The ids.
     distributions
         Distributions by their texts, to which new ones are added, so that equal ones are kept once.
+    known
+        Some of them as they were read before. Parameters never change, so they are not read again unless there are
+        more by now.
     """
     table = models.TrialModel.__table__.c
     query = sqlalchemy.select(table.trial_id, table.number, table.state, table.datetime_start, table.datetime_complete)
@@ -151,8 +175,12 @@ def read_trials(
         """Yield the columns of a table, each with its trial."""
         return _with_trials(_columns(connection, model, ids, *names), trials)
 
-    for trial, *found in _with_trials(_params(connection, ids), trials):
+    kept = _with_all_params(connection, known)
+    others = [at for at in ids if at not in kept]
+    for trial, *found in _with_trials(_params(connection, others) if others else iter(()), trials):
         shared.add(trial, *found)
+    for at in kept & trials.keys():
+        trials[at].params, trials[at]._distributions = known[at].params, known[at]._distributions  # noqa: SLF001
     objectives: dict[int, dict[int, float]] = {}
     values: Any = models.TrialValueModel
     for trial, places, numbers, kinds in columns(values, "objective", "value", "value_type"):
@@ -171,6 +199,16 @@ def read_trials(
         stored = map(values.stored_repr_to_intermediate_value, numbers, types)
         trial.intermediate_values.update(zip(steps, stored, strict=True))
     return [trials[at] for at in sorted(trials)]
+
+
+def _with_all_params(connection: Connection, known: Mapping[int, FrozenTrial]) -> set[int]:
+    """Return the ids of the known trials that have no parameters but the known ones."""
+    ids = sorted(at for at, trial in known.items() if trial.params)
+    if not ids:
+        return set()
+    table = models.TrialParamModel.__table__.c.trial_id
+    query = sqlalchemy.select(table, sqlalchemy.func.count()).where(_chosen(connection, table, ids)).group_by(table)
+    return {at for at, count in connection.execute(query).all() if at in known and count == len(known[at].params)}
 
 
 def _with_trials(rows: Iterator[tuple[Any, ...]], trials: dict[int, FrozenTrial]) -> Iterator[tuple[Any, ...]]:
@@ -221,7 +259,8 @@ def _columns(connection: Connection, model: Any, ids: list[int], *names: str) ->
         arrays = [
             sqlalchemy.func.array_agg(aggregate_order_by(one, key), type_=sqlalchemy.types.NullType()) for one in wanted
         ]
-        yield from map(tuple, connection.execute(sqlalchemy.select(at, *arrays).where(chosen).group_by(at)))
+        query = sqlalchemy.select(at, *arrays).where(chosen).group_by(at)
+        yield from map(tuple, connection.execute(query).all())  # all: the driver's own loop
         return
     query = sqlalchemy.select(at, *wanted).where(chosen).order_by(key)
     result = connection.execute(query)
@@ -247,11 +286,20 @@ def _plain(column: sqlalchemy.Column[Any]) -> sqlalchemy.ColumnElement[Any]:
 def _chosen(
     connection: Connection, column: sqlalchemy.ColumnElement[int], ids: list[int]
 ) -> sqlalchemy.ColumnElement[bool]:
-    """Return the condition that a row belongs to one of these trials, or to others of this range if they are many."""
-    if len(ids) <= IDS_NAMED:
-        return column.in_(ids)
+    """Return the condition that a row belongs to one of these trials, or, in SQLite, to others of this range."""
+    if len(ids) <= IDS_NAMED or connection.dialect.name == "postgresql":
+        return _among(connection, column, ids)
     # SQLite would go through an index and sort all rows by their keys, which costs more than reading a whole table
     return (column + 0 if connection.dialect.name == "sqlite" else column).between(ids[0], ids[-1])
+
+
+def _among(
+    connection: Connection, column: sqlalchemy.ColumnElement[int], ids: list[int]
+) -> sqlalchemy.ColumnElement[bool]:
+    """Return the condition that a number is one of these; in PostgreSQL its text does not depend on how many."""
+    if connection.dialect.name == "postgresql":
+        return column == sqlalchemy.any_(sqlalchemy.literal(ids, postgresql.ARRAY(sqlalchemy.Integer)))
+    return column.in_(ids)
 
 
 def _values(texts: Sequence[str]) -> list[Any]:
@@ -265,7 +313,7 @@ def _local(time_: datetime | None) -> datetime | None:
     return None if time_ is None else time_.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
-def _parts(ids: list[int]) -> Iterator[list[int]]:
+def _parts(connection: Connection, ids: list[int]) -> Iterator[list[int]]:
     """Yield the ids in lists that a query can name."""
-    for start in range(0, len(ids), IDS_NAMED):
-        yield ids[start : start + IDS_NAMED]
+    most = max(1, len(ids)) if connection.dialect.name == "postgresql" else IDS_NAMED
+    yield from (ids[start : start + most] for start in range(0, len(ids), most))

@@ -22,7 +22,7 @@ from search.study.database_reading import IDS_NAMED, created_with, read_trials, 
 from search.study.database_writing import INSERTS, add_params, create, is_plain, set_attribute, set_state
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from optuna.distributions import BaseDistribution
     from sqlalchemy import URL
@@ -55,15 +55,17 @@ class QuickRDB(RDBStorage):
         with self.engine.begin() as connection:
             add_params(connection, trial_id, params)
 
-    def _states_after(self, study_id: int, known: set[int], last: int) -> list[tuple[int, TrialState]]:
-        """Return the states of known trials, and of all with an id above the last one, by id."""
+    def _states_after(
+        self, study_id: int, known: set[int], waiting: set[int], last: int
+    ) -> list[tuple[int, TrialState]]:
+        """Return the new states of known trials, and those of all with an id above the last one, by id."""
         with self.engine.begin() as connection:
-            return states_after(connection, study_id, known, last)
+            return states_after(connection, study_id, known, waiting, last)
 
-    def _load_trials(self, wanted: set[int]) -> list[FrozenTrial]:
-        """Return trials by their ids."""
+    def _load_trials(self, wanted: set[int], known: Mapping[int, FrozenTrial]) -> list[FrozenTrial]:
+        """Return trials by their ids; some of them are known as they were before."""
         with self.engine.begin() as connection:
-            return read_trials(connection, wanted, vars(self).setdefault("_distributions", {}))
+            return read_trials(connection, wanted, vars(self).setdefault("_distributions", {}), known)
 
     def _created_with(self, study_id: int, key: str, value: Any) -> FrozenTrial | None:  # noqa: ANN401 - JSON
         """Return the trial of a study that was created with an attribute that Optuna reads, None if there is none."""
@@ -79,7 +81,7 @@ class QuickRDB(RDBStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial."""
-        for trial in self._load_trials({trial_id}):
+        for trial in self._load_trials({trial_id}, {}):
             return trial
         raise KeyError(models.NOT_FOUND_MSG)
 
@@ -122,6 +124,7 @@ class QuickCache(_CachedStorage):
         super().__init__(backend)
         self._lists: dict[int, list[FrozenTrial | None]] = {}  # by number; None of those that are not read yet
         self._open: dict[int, set[int]] = {}  # numbers of the trials of each study that have not finished
+        self._waiting: dict[int, set[int]] = {}  # ids of those of them that wait
         self._refreshed: dict[int, float] = {}  # since when the attributes of each study's running trials are known
         # finished trials that nobody has asked for yet, by study and id: those of other workers, and all tickets
         self._unread: dict[int, dict[int, TrialState]] = {}
@@ -190,7 +193,7 @@ class QuickCache(_CachedStorage):
         """Delete a study."""
         super().delete_study(study_id)
         with self._lock:
-            for kept in (self._lists, self._open, self._refreshed, self._unread):
+            for kept in (self._lists, self._open, self._waiting, self._refreshed, self._unread):
                 kept.pop(study_id, None)
 
     def get_all_trials(
@@ -216,31 +219,33 @@ class QuickCache(_CachedStorage):
         with self._lock:
             study = self._studies.setdefault(study_id, _StudyInfo())
             unread = self._unread.setdefault(study_id, {})
-            rows = self._backend._states_after(study_id, study.unfinished_trial_ids, study.last_finished_trial_id)  # type: ignore[attr-defined]  # noqa: SLF001
+            unfinished = study.unfinished_trial_ids
+            waiting = self._waiting.setdefault(study_id, set())
+            rows = self._backend._states_after(study_id, unfinished, waiting, study.last_finished_trial_id)  # type: ignore[attr-defined]  # noqa: SLF001
             now = time.monotonic()
-            old = min(ATTRIBUTES_EVERY + LONGER_FOR_EACH * len(study.unfinished_trial_ids), LONGEST_OLD)
-            again = now - self._refreshed.get(study_id, 0.0) > old
-            news = {trial_id: state for trial_id, state in rows if self._is_news(trial_id, state, again=again)}
-            if again:
+            old = min(ATTRIBUTES_EVERY + LONGER_FOR_EACH * len(unfinished), LONGEST_OLD)
+            news = {trial_id: state for trial_id, state in rows if self._is_news(trial_id, state)}
+            again = self._written & unfinished
+            if now - self._refreshed.get(study_id, 0.0) > old:
                 self._refreshed[study_id] = now
+                again = set(unfinished)
             finished = {trial_id: state for trial_id, state in news.items() if state.is_finished()}
             self._forget(study_id, finished)
             unread |= finished
             wanted = {trial_id for trial_id, state in unread.items() if states is None or state in states}
             if len(wanted) > IDS_NAMED:  # whole tables are read, and the others with them
                 wanted |= unread.keys()
-            wanted |= news.keys() - finished.keys()
+            wanted |= (news.keys() | again) - finished.keys()
             if wanted:
-                self._add_trials_to_cache(study_id, self._backend._load_trials(wanted))  # type: ignore[attr-defined]  # noqa: SLF001
+                known = {trial_id: trial for trial_id in wanted if (trial := self._known(trial_id)) is not None}
+                self._add_trials_to_cache(study_id, self._backend._load_trials(wanted, known))  # type: ignore[attr-defined]  # noqa: SLF001
                 self._written -= wanted
             for trial_id in wanted & unread.keys():
                 del unread[trial_id]
             for trial_id, state in rows:
-                if state.is_finished():
-                    study.unfinished_trial_ids.discard(trial_id)
-                    study.last_finished_trial_id = max(study.last_finished_trial_id, trial_id)
-                else:
-                    study.unfinished_trial_ids.add(trial_id)
+                (unfinished.discard if state.is_finished() else unfinished.add)(trial_id)
+                # trials of a study appear in the order of their ids; the unfinished ones are asked for by their ids
+                study.last_finished_trial_id = max(study.last_finished_trial_id, trial_id)
 
     def _forget(self, study_id: int, finished: Container[int]) -> None:
         """Take trials that have finished from those of which it was known that they had not."""
@@ -251,22 +256,26 @@ class QuickCache(_CachedStorage):
                 trials[number] = None
                 unfinished.discard(number)
 
-    def _is_news(self, trial_id: int, state: TrialState, *, again: bool) -> bool:
-        """Return whether a trial is to be read: it is new, its state is, or its attributes may be."""
+    def _known(self, trial_id: int) -> FrozenTrial | None:
+        """Return a trial as it was when it was last read; None if it was not."""
         at = self._trial_id_to_study_id_and_number.get(trial_id)
-        if at is None:
-            return True
-        known = self._studies[at[0]].trials[at[1]].state
-        return known != state or (not state.is_finished() and (again or trial_id in self._written))
+        return None if at is None else self._studies[at[0]].trials.get(at[1])
+
+    def _is_news(self, trial_id: int, state: TrialState) -> bool:
+        """Return whether a trial is new, or its state."""
+        known = self._known(trial_id)
+        return known is None or known.state != state
 
     def _add_trials_to_cache(self, study_id: int, trials: list[FrozenTrial]) -> None:
         super()._add_trials_to_cache(study_id, trials)
         listed, unfinished = self._lists.setdefault(study_id, []), self._open.setdefault(study_id, set())
+        waiting = self._waiting.setdefault(study_id, set())
         first = self._studies[study_id].param_distribution
         for trial in trials:
             listed += [None] * (trial.number + 1 - len(listed))
             listed[trial.number] = trial
             (unfinished.discard if trial.state.is_finished() else unfinished.add)(trial.number)
+            (waiting.add if trial.state == TrialState.WAITING else waiting.discard)(trial._trial_id)  # noqa: SLF001
             if trial.distributions.keys() - first.keys():
                 for name, distribution in trial.distributions.items():
                     first.setdefault(name, distribution)

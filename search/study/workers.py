@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import sys
 import threading
 import time
 import uuid
@@ -23,6 +24,9 @@ from optuna.trial import TrialState, create_trial
 from search.study.machine import running_system
 from search.study.notes import note_study, workers_text
 from search.study.records import LOCKED_ON, PULSE, RESULT, TASK, WORKER, WORKERS
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -246,13 +250,9 @@ class Workers:
             return True
         path = self._folder / name
         if present.user_attrs[LOCKED_ON] == running_system() and path.exists():
-            lock = FileLock(path, thread_local=False)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+            if _is_locked(path):
                 self._living[name] = time.monotonic()
                 return True
-            lock.release()
             path.unlink(missing_ok=True)
             return False
         if self._seen.get(name, (None,))[0] != pulse:
@@ -271,6 +271,22 @@ class Workers:
             except Exception:  # noqa: BLE001, S112 - the main thread uses the same storage and reports its faults
                 continue
             self._stored += 1
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock of a file; as `FileLock` does, which takes 30 times as long."""
+    if sys.platform == "win32":
+        try:
+            with FileLock(path, thread_local=False).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing the file gives it back
+        except BlockingIOError:
+            return True
+    return False
 
 
 def waits() -> Iterator[None]:
