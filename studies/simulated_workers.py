@@ -1,20 +1,25 @@
 """Many workers of one study on PostgreSQL, whose trials sleep instead of training.
 
-    python -m studies.simulated_workers --workers 8 64 512 1000
+    python -m studies.simulated_workers --workers 8 64 512 1000 --seconds 300
     python -m studies.simulated_workers --workers 64 --url postgresql://user@host/empty_database
 
 Everything that a worker does with the storage is done as in a run, of a network with 73 parameters: tickets, proposals
 by the default sampler, attributes, results, the front. Without `--url` a server of its own is started, as by the tests.
-Workers are threads of several processes; the threads of a process share a connection pool and a cache, as the workers
-of a machine could. Each size starts with an empty database and ends by itself. With `--proxy` (it needs grpcio, of the
-extra `peers`) all processes reach the database through one gRPC proxy of Optuna.
+Each worker has a connection and a cache of its own; up to four are threads of one process, since a process takes 30 MB
+of its own, though all are forked from one that has imported all. They start one after the other within the length of a
+trial. Once the last one has begun its first trial it is measured for some minutes what all do; then they are killed.
+Each size starts with an empty database. With `--proxy` (it needs grpcio, of the extra `peers`)
+all reach the database through one gRPC proxy of Optuna.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import pkgutil
@@ -50,14 +55,13 @@ from search.study.workers import Workers
 from studies.synthetic_trials import spec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from optuna import Study
     from optuna.storages import BaseStorage
 
 NAME = "simulated"
-MOST_PROCESSES = 16  # in which workers are threads (chosen)
-GRACE = 10.0  # seconds that a trial under way may take at the end (chosen)
+THREADS = 4  # workers of a process, at most (chosen)
 
 
 def simulated(
@@ -74,9 +78,9 @@ def simulated(
     seconds
         Length of a trial.
     minutes
-        How long they work.
+        How long they are measured, once all have begun.
     queue
-        Whether each proposal takes a turn at the queue, as in a run.
+        Whether each proposal takes a turn at the queue.
     server
         Process of the server, None if it is unknown.
     proxy
@@ -85,45 +89,61 @@ def simulated(
     torch.set_num_threads(1)
     spec = spec_of(17)
     context = Context(spec, Subject(spec, torch.device("cpu")))
-    _study(database_storage(url, create=True), 0)
-    processes = min(count, MOST_PROCESSES)
-    shares = [count // processes + (at < count % processes) for at in range(processes)]
     forked = multiprocessing.get_context("fork")
-    results = forked.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder, _proxy(url) if proxy else contextlib.nullcontext() as port:
-        started, until = _server_seconds(server), time.monotonic() + 60 * minutes
-        reached = url if port is None else port
+    with tempfile.TemporaryDirectory() as name, _proxy(url) if proxy else contextlib.nullcontext() as port:
+        folder, started = Path(name), time.monotonic()
+        where = url if port is None else port
+        study = study_in(database_storage(url, create=True), 0)
+        work(study, folder, context, lambda: None, lambda _: None, queue=queue, trials=1)
+        del study
+        gc.collect()
+        gc.freeze()  # a collection would write to all pages, which the workers share with this process
+        now, several = time.monotonic(), math.ceil(count / THREADS)
+        starts = {number: now + number * seconds / count for number in range(count)}
         workers = [
             forked.Process(
-                target=_process, args=(reached, Path(folder), context, share, at, seconds, until, queue, results)
+                target=_process,
+                args=(where, folder, context, dict(list(starts.items())[at::several]), seconds, queue),
+                daemon=True,
             )
-            for at, share in enumerate(shares)
+            for at in range(several)
         ]
         for worker in workers:
             worker.start()
-        found = [results.get() for _ in workers]
+        while not all(_lines(folder, number) for number in range(count)):
+            time.sleep(1)
+        begun, cpu = time.monotonic(), (_seconds(os.getpid()), _seconds(server))
+        time.sleep(60 * minutes)
+        ended, used = time.monotonic(), (_seconds(os.getpid()) - cpu[0], _seconds(server) - cpu[1])
         for worker in workers:
-            worker.join()
-    ends = [end for each in found for end in each["ends"]]
-    window = [end for end in ends if until - 30 * minutes <= end <= until]  # the second half, when all have begun
-    rate = len(window) / (30 * minutes)
-    between = [one for each in found for one in each["between"]]
-    asks = [one for each in found for one in each["asks"]]
-    done = max(1, len(ends))
+            worker.kill()
+        found = [_lines(folder, number) for number in range(count)]
+    trials = [one for lines in found for one in lines if begun <= one.get("end", -math.inf) <= ended]
+    done = max(1, len(trials))
     return {
         "workers": count,
-        "trials": len(ends),
-        "trials_a_second": rate,
-        "efficiency": rate / (count / seconds),
-        "ask_ms": 1000 * statistics.median(asks) if asks else float("nan"),
-        "between_trials_s": statistics.median(between) if between else float("nan"),
-        "worker_cpu_ms": 1000 * sum(each["cpu"] for each in found) / done,
-        "server_cpu_ms": 1000 * (_server_seconds(server) - started) / done,
-        "errors": sum(each["errors"] for each in found),
+        "trials": len(trials),
+        "trials_a_second": len(trials) / (ended - begun),
+        "efficiency": len(trials) / (ended - begun) / (count / seconds),
+        "ask_ms": 1000 * statistics.median([one["ask"] for one in trials] or [math.nan]),
+        "between_trials_s": statistics.median([one["between"] for one in trials] or [math.nan]),
+        "worker_cpu_ms": 1000 * used[0] / done,
+        "server_cpu_ms": 1000 * used[1] / done,
+        "open_cpu_ms": 1000
+        * statistics.median([lines[0]["opened"] for lines in found if "opened" in lines[0]] or [math.nan]),
+        "start_s": begun - started,
+        "errors": sum("error" in one for lines in found for one in lines),
     }
 
 
-def _study(storage: BaseStorage, seed: int) -> Study:
+def _lines(folder: Path, number: int) -> list[dict[str, Any]]:
+    """Return what a worker has recorded."""
+    path = folder / f"{number}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def study_in(storage: BaseStorage, seed: int) -> Study:
+    """Return the study in a storage, as a worker with this seed sees it."""
     return optuna.create_study(
         storage=storage, study_name=NAME, directions=["maximize", "minimize"], load_if_exists=True,
         sampler=SeededSampler(JointTPE, seed),
@@ -164,49 +184,50 @@ def _process(
     where: str | int,
     folder: Path,
     context: Context,
-    share: int,
-    at: int,
+    starts: dict[int, float],
     seconds: float,
-    until: float,
     queue: bool,  # noqa: FBT001
-    results: Any,  # noqa: ANN401
 ) -> None:
-    """Be some of the workers, and put what they did into a queue."""
-    storage = _reached(where)
-    done: dict[str, Any] = {"ends": [], "between": [], "asks": [], "errors": 0}
+    """Be some of the workers, from these moments on, and record what they do."""
 
-    def work(number: int) -> None:
-        rng = random.Random(f"{at} {number}")  # noqa: S311 - when it begins
-        try:
-            _work(_study(storage, at * 1000 + number), folder, context, rng, seconds, until, done, queue=queue)
-        except Exception as error:  # noqa: BLE001 - counted, and the others go on
-            done["errors"] += 1
-            sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}\n")
+    def begin(number: int) -> None:
+        time.sleep(max(0.0, starts[number] - time.monotonic()))
+        with (folder / f"{number}.jsonl").open("w", buffering=1) as record:
 
-    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(share)]
-    for thread in threads:
+            def note(what: dict[str, Any]) -> None:
+                record.write(json.dumps(what) + "\n")
+
+            try:
+                study = study_in(_reached(where), number)
+                work(study, folder, context, lambda: time.sleep(seconds), note, queue=queue)
+            except Exception as error:  # noqa: BLE001 - counted, and the others go on
+                note({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"})
+                sys.stderr.write(f"{error}\n")
+
+    for thread in [threading.Thread(target=begin, args=(number,)) for number in starts]:
         thread.start()
-    for thread in threads:
-        thread.join(max(0.0, until + GRACE - time.monotonic()))
-    results.put(done | {"cpu": time.process_time()})
-    os._exit(0)  # the heartbeats of workers that failed go on
 
 
-def _work(
+def work(
     study: Study,
     folder: Path,
     context: Context,
-    rng: random.Random,
-    seconds: float,
-    until: float,
-    done: dict[str, Any],
+    train: Callable[[], object],
+    note: Callable[[dict[str, Any]], object],
     *,
     queue: bool,
+    trials: int | None = None,
 ) -> None:
-    time.sleep(rng.random() * seconds)
+    """Be a worker for so many trials, without end if it is None; `train` takes the place of a training.
+
+    `note` is called with the CPU seconds until the first training, and after each trial with the time, the seconds that
+    it took without its training, and those of its proposal.
+    """
+    rng = random.Random(str(time.monotonic()))  # noqa: S311 - results
     (limit,) = context.spec.limits
+    opened = False
     with Workers(study, folder) as workers:
-        while time.monotonic() < until:
+        for _ in itertools.count() if trials is None else range(trials):
             started = time.monotonic()
             rerun_abandoned(study, workers)
             with workers.ticket("one of the budget's trials") as ticket:
@@ -219,31 +240,34 @@ def _work(
                 plan = context.spec.space.suggest(trial, context.subject.anatomy)
                 key = key_of(plan)
                 trial.set_user_attr(KEY, key)
-                done["asks"].append(time.monotonic() - asking)
+                asked = time.monotonic() - asking
                 trial.set_user_attr(PLAN, plan.words())
                 with workers.ticket(f"train {key} for 4 epochs") as training:
                     training.ahead()
                     read(study, ByPlan).of(key)
                     put_numbers(trial, VALUES, {"macs": 500.0})
                     trial.set_user_attr(EPOCHS, 4)
+                    if not opened:
+                        opened = True
+                        note({"opened": time.thread_time()})
                     before = time.monotonic() - started
-                    time.sleep(seconds)
+                    train()
                     after = time.monotonic()
                     size = 3000 * rng.lognormvariate(0, 1)
                     values = {"top1": 90 + rng.gauss(0, 3), "size_bytes": size, "macs": 500.0}
                     put_numbers(trial, VALUES, values)
                     put_numbers(trial, EXCESS, {str(limit): -0.5})
                     put_constraints(trial, [-0.5])
-                    trial.set_user_attr(SECONDS, seconds)
+                    trial.set_user_attr(SECONDS, after - started - before)
                 note_trial(study, study.tell(trial, [values["top1"], values["size_bytes"]]))
                 trained_count(study)
                 front(study)
-            done["ends"].append(time.monotonic())
-            done["between"].append(before + time.monotonic() - after)
+            end = time.monotonic()
+            note({"end": end, "between": before + end - after, "ask": asked})
 
 
-def _server_seconds(process: int | None) -> float:
-    """Return the CPU seconds of a server and its processes, those that have ended included."""
+def _seconds(process: int | None) -> float:
+    """Return the CPU seconds of a process and those that it started, also of those that have ended."""
     if process is None:
         return float("nan")
     ticks = 0
@@ -264,7 +288,7 @@ def _server(url: str | None) -> Iterator[tuple[Any, int | None]]:
     if url is not None:
         yield (lambda: url), None
         return
-    settings = {"max_connections": "600", "shared_buffers": "256MB", "synchronous_commit": "on"}
+    settings = {"max_connections": "1100", "shared_buffers": "256MB", "synchronous_commit": "on"}
     with pkgutil.resolve_name("tests.postgresql_server:Server")(settings) as server:
         yield server.database, server._process.pid  # noqa: SLF001
 
@@ -273,11 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workers", nargs="+", type=int, default=(8, 64, 512, 1000), help="numbers of workers")
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of a trial (default: 20)")
-    parser.add_argument("--minutes", type=float, default=1.5, help="how long each number works (default: 1.5)")
-    parser.add_argument(
-        "--queue", action="store_true", help="take a turn at the queue for each proposal, as a run does"
-    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of a trial (default: 60)")
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long each number is measured (default: 2)")
+    parser.add_argument("--queue", action="store_true", help="take a turn at the queue for each proposal")
     parser.add_argument("--proxy", action="store_true", help="reach the database through a gRPC proxy")
     parser.add_argument("--url", help="an empty database; by default that of a server that is started")
     options = parser.parse_args(arguments)
