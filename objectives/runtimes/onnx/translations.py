@@ -23,7 +23,7 @@ try:
 except ImportError:  # another version of torch; there translations are read again for each file
     ONNXRegistry = None  # type: ignore[assignment,misc]
 
-REGISTRIES: dict[int, Any] = {}  # the exporter's translations to each version of ONNX
+KNOWN_TRANSLATIONS: dict[int, Any] = {}  # the exporter's translations to each version of ONNX
 
 
 @contextlib.contextmanager
@@ -38,9 +38,9 @@ def read_once() -> Iterator[None]:
         return
 
     def registry(opset_version: int) -> Any:  # noqa: ANN401 - of a private class
-        if opset_version not in REGISTRIES:
-            REGISTRIES[opset_version] = read(opset_version=opset_version)
-        own = copy.copy(REGISTRIES[opset_version])
+        if opset_version not in KNOWN_TRANSLATIONS:
+            KNOWN_TRANSLATIONS[opset_version] = read(opset_version=opset_version)
+        own = copy.copy(KNOWN_TRANSLATIONS[opset_version])
         own.functions = {name: list(functions) for name, functions in own.functions.items()}  # the exporter adds ours
         return own
 
