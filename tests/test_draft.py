@@ -277,7 +277,7 @@ def test_a_recipe_that_fits_the_time_is_unchanged() -> None:
 def test_a_training_is_shortened_until_a_candidate_and_its_file_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], other_seconds: float, steps: int, words: str
 ) -> None:
-    monkeypatch.setattr(Context, "seconds_a_candidate", lambda *_: (0.1, other_seconds))
+    monkeypatch.setattr(Context, "seconds_a_candidate", lambda *_: (0.1, other_seconds, 0.0))
     long = context(dataclasses.replace(spec(), recipe=shared().spec.recipe.of_length(1000)))
     clock = BudgetClock(Budget(None, cpu_seconds=100.0))
     assert affordable(optuna.create_study(), long, clock).steps(long.spec.splits.train) == pytest.approx(steps, abs=1)
@@ -287,7 +287,7 @@ def test_a_training_is_shortened_until_a_candidate_and_its_file_fit(
 
 
 def test_trainings_are_shortened_only_for_the_trials_that_remain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Context, "seconds_a_candidate", lambda *_: (1e-6, 100.0))
+    monkeypatch.setattr(Context, "seconds_a_candidate", lambda *_: (1e-6, 100.0, 0.0))
     recipe, new = shared().spec.recipe.of_length(1000), optuna.create_study()
     long = context(dataclasses.replace(spec(), recipe=recipe))
     assert affordable(new, long, BudgetClock(Budget(2, cpu_seconds=220.0))) == recipe

@@ -201,8 +201,13 @@ def test_all_that_a_candidate_takes_beside_its_steps_is_timed(monkeypatch: pytes
     monkeypatch.setattr(Context, "build", taking(10, Context.build))
     monkeypatch.setattr(SizeBytes, "__call__", taking(20, SizeBytes.__call__))
     monkeypatch.setattr(Top1, "__call__", taking(4, Top1.__call__))
-    monkeypatch.setattr(ProxyLoss, "__call__", taking(2, ProxyLoss.__call__))  # on training and validation inputs
-    assert shared.seconds_a_candidate(made.recipe, plan)[1] == 10 + 20 + 2 * 2 + 2 * 4, "metrics are measured twice"
+    monkeypatch.setattr(ProxyLoss, "__call__", taking(2, ProxyLoss.__call__))
+    monkeypatch.setattr(ProxyLoss, "answer", taking(100, ProxyLoss.answer))  # once for all candidates
+    building, judging = shared.seconds_a_candidate(made.recipe, plan)[1:]
+    assert building == 10 + 20 + 4
+    assert judging == 2 + 2 + 4, "losses on training and validation inputs, and the early check"
+    rated = dataclasses.replace(made.recipe, learning_rate=1e-3)
+    assert shared.seconds_a_candidate(rated, plan)[1:] == (building, judging - 2)
 
 
 def test_the_range_test_reports_that_no_loss_is_finite() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FixedTrial
 
-from objectives import Examples
+from objectives import Examples, Metric
 from objectives.outputs import outputs
 from search.costs.cost_model import CostModel
 from search.evaluation.first_checks import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from spaces.plan import Step
 
 VALIDATION_INPUTS = 1024  # most validation inputs on which a trained network's loss is measured (chosen)
+EARLY_EXAMPLES = 1000  # most validation examples of the early check (chosen)
 CHECKED_EXAMPLES = 5  # examples on which the loss is tried (chosen)
 TIMED_STEPS = 10  # training steps whose time is averaged (chosen)
 
@@ -151,6 +153,16 @@ class Context:
         count = VALIDATION_INPUTS if isinstance(validation, Examples) else PROXY_INPUTS  # of a stream, few are held
         return ProxyLoss(self.subject.model, validation, recovery, self.spec.seed + 1, count)
 
+    @functools.cached_property
+    def early_objectives(self) -> list[tuple[int, Objective]]:
+        """The objectives that training changes, each with its position, for the early check of a training."""
+        examples = self.spec.splits.validation.head(EARLY_EXAMPLES)
+        return [
+            (at, objective.on(examples) if isinstance(objective, Metric) else objective)
+            for at, objective in enumerate(self.spec.objectives)
+            if not objective.is_cost
+        ]
+
     def validation_loss_of(self, model: nn.Module) -> float | None:
         """Return the proxy loss of a trained network on validation examples; None if the loss cannot take them."""
         with self.cpu_profile.charge(MEASURING):
@@ -203,8 +215,8 @@ class Context:
             return recipe
         return recipe.at_rate(rate.at(self.proxy_loss(model), recipe.steps(self.spec.splits.train)))
 
-    def seconds_a_candidate(self, recipe: Recipe, plan: Plan, most: float = math.inf) -> tuple[float, float]:
-        """Return the CPU seconds of one training step, and of building and measuring, timed on one plan's network.
+    def seconds_a_candidate(self, recipe: Recipe, plan: Plan, most: float = math.inf) -> tuple[float, float, float]:
+        """Return the CPU seconds of parts of a trial, timed on one plan's network.
 
         Parameters
         ----------
@@ -212,18 +224,32 @@ class Context:
             How and what is trained.
         most
             CPU seconds that timing the steps may take, more or less.
+
+        Returns
+        -------
+        float
+            One training step.
+        float
+            Building the network and measuring it.
+        float
+            All else that is measured on it: its proxy loss, the early check and its loss on validation inputs.
         """
+        for loss in (self.proxy_loss, self._validation_loss):
+            with contextlib.suppress(Exception):  # labels for the metrics may not be labels for the loss
+                loss.answer()
         started = time.process_time()
         model = self.build(plan)
-        self._measured.setdefault(plan.steps, self.measure(model, self.spec.costs))
-        self.proxy_loss(model)  # for the learning rate
+        values = self.measure(model, self.spec.measured)
+        building = time.process_time() - started
+        self._measured.setdefault(plan.steps, {cost.name: values[cost.name] for cost in self.spec.costs})
+        started = time.process_time()
+        if recipe.learning_rate is None:
+            self.proxy_loss(model)
+        self.measure(model, [objective for _, objective in self.early_objectives])
         self.validation_loss_of(model)
-        before = time.process_time()
-        self.measure(model, [objective for objective in self.spec.measured if not objective.is_cost])
-        ended = time.process_time()
-        other_seconds = ended - started + ended - before  # once more a quarter into the training
+        judging = time.process_time() - started
         with self.cpu_profile.charge(TRAINING):
-            return self.step_seconds(model, plan, recipe, TIMED_STEPS, most), other_seconds
+            return self.step_seconds(model, plan, recipe, TIMED_STEPS, most), building, judging
 
     def step_seconds(self, model: nn.Module, plan: Plan, recipe: Recipe, count: int, most: float) -> float:
         """Return the CPU seconds of one training step of a copy of the network.

@@ -10,7 +10,6 @@ import numpy as np
 from optuna import TrialPruned
 from optuna.trial import TrialState
 
-from objectives import Metric
 from search.study.attributes import content_of, put_content
 from search.study.cpu_profile import MEASURING
 from search.study.history import read
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
 
 CHECK_SHARE = 0.25  # share of the training after which early stopping measures the network (chosen)
-CHECK_EXAMPLES = 1000  # at most this many validation examples are used (chosen)
 MIN_TRIALS = 8  # trained trials; with fewer the gain in the rest of a training cannot be estimated (chosen)
 
 
@@ -61,12 +59,7 @@ class EarlyStopping:
     ) -> None:
         self._trial, self._context, self._model, self._progress = trial, context, model, progress
         self._epochs, self._strict = epochs, strict
-        examples = context.spec.splits.validation.head(CHECK_EXAMPLES)
-        self._objectives = [
-            (at, x.on(examples) if isinstance(x, Metric) else x)
-            for at, x in enumerate(context.spec.objectives)
-            if not x.is_cost
-        ]
+        self._objectives = context.early_objectives
         self._costs = {at: values[x.name] for at, x in enumerate(context.spec.objectives) if x.is_cost}
         # a trial that is run again may have passed the check before
         self._done = content_of(trial, EARLY_CHECK) is not None or not (self._objectives and self._costs)

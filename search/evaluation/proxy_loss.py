@@ -56,6 +56,10 @@ class ProxyLoss:
         loss = self._loss(outputs(model.eval(), at(self._inputs, slice(count))), scale.answers, count)
         return (loss - scale.best) / scale.unit
 
+    def answer(self) -> None:
+        """Compute the teacher's answers to all inputs, unless they are known; the first call would."""
+        self._scale(self._count)
+
     def _scale(self, count: int) -> _Scale:
         """Return the teacher's answers to the first inputs, with their loss, and that of the mean answer above it."""
         if count not in self._scales:

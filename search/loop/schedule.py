@@ -75,7 +75,7 @@ def range_tested(study: Study, context: Context, clock: BudgetClock | None = Non
 def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) -> Rate:
     """Return the learning rate that a range test finds, or the usual one if there is no time for it."""
     spec, smallest = context.spec, plans[-1]
-    # a large network takes long for the losses of its plans; none takes less time for a step than the smallest one
+    # a large network takes long for the losses of its plans, and usually the smallest one has the quickest steps
     steps = _steps_in_time(context, smallest, clock)
     if steps >= LEAST_TEST_STEPS:
         plan = _smallest_trainable(plans, context)
@@ -160,17 +160,17 @@ def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
     designs = _initial_designs(study, context)
     plan = designs[len(designs) // 2]
     try:
-        step_seconds, other_seconds = context.seconds_a_candidate(recipe, plan, TIMING_SHARE * clock.total)
+        step_seconds, building, judging = context.seconds_a_candidate(recipe, plan, TIMING_SHARE * clock.total)
     except Exception as error:  # noqa: BLE001 - a trial will report any error, and the next plan may work
         console.print(f"the time per candidate is unknown, because timing one failed: {reason_of(error)}")
         return recipe.epochs
-    trials = clock.budget.trials
+    trials, other_seconds = clock.budget.trials, building + judging
     together = MIN_CANDIDATES if trials is None else max(1, min(MIN_CANDIDATES, trials - trained_count(study)))
     count = math.ceil(together / clock.workers)
     if clock.left >= count * (step_seconds * steps + other_seconds):
         return recipe.epochs
     wanted = ((clock.left - FRONT_SHARE * clock.total) / count - other_seconds) / step_seconds
-    alone = (clock.left - (1 + FILE_SHARE) * other_seconds) / step_seconds  # steps of a single candidate
+    alone = (clock.left - other_seconds - FILE_SHARE * building) / step_seconds  # steps of a single candidate
     short = recipe.longer(min(1.0, max(wanted, min(alone, MIN_TRAINING_STEPS), 1.0) / steps))
     short_steps, part = short.steps(context.spec.splits.train), short.epochs / recipe.epochs
     console.print(
