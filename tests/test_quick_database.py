@@ -161,10 +161,12 @@ def test_of_unfinished_trials_only_what_has_changed_is_read(url: str) -> None:
     assert [trial.state.name for trial in second.get_trials(deepcopy=False)] == ["COMPLETE", "COMPLETE", "RUNNING"]
 
 
-def test_a_worker_sees_what_it_wrote_at_once(url: str) -> None:
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_worker_sees_what_it_wrote_at_once(url: str, looks: bool) -> None:  # noqa: FBT001
     study = opened(url)
     trial = study.ask()
-    study.get_trials(deepcopy=False)
+    if looks:
+        study.get_trials(deepcopy=False)
     trial.suggest_float("x", 0, 1)
     trial.set_user_attr("a", 1)
     trial.set_constraint("limit", 1.0)

@@ -225,15 +225,17 @@ class QuickCache(_CachedStorage):
             now = time.monotonic()
             old = min(ATTRIBUTES_EVERY + LONGER_FOR_EACH * len(unfinished), LONGEST_OLD)
             news = {trial_id: state for trial_id, state in rows if self._is_news(trial_id, state)}
-            again = self._written & unfinished
+            live = unfinished | {trial_id for trial_id, state in rows if not state.is_finished()}
+            again = self._written & live
             if now - self._refreshed.get(study_id, 0.0) > old:
                 self._refreshed[study_id] = now
-                again = set(unfinished)
+                again = live
             finished = {trial_id: state for trial_id, state in news.items() if state.is_finished()}
             self._forget(study_id, finished)
             unread |= finished
             wanted = {trial_id for trial_id, state in unread.items() if states is None or state in states}
-            if len(wanted) > IDS_NAMED:  # whole tables are read, and the others with them
+            if len(wanted) > IDS_NAMED and self._backend.engine.dialect.name != "postgresql":
+                # whole tables are read, and the others with them
                 wanted |= unread.keys()
             wanted |= (news.keys() | again) - finished.keys()
             if wanted:
