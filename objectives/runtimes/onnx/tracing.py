@@ -16,7 +16,7 @@ from objectives.layers import Repeating
 from objectives.runtimes.ends import free_dimensions, network_of
 from objectives.runtimes.exporting import exporting
 from objectives.runtimes.onnx.packing import needs_two_bits
-from objectives.runtimes.onnx.translations import TRANSLATIONS, read_once
+from objectives.runtimes.onnx.translations import TRANSLATIONS, translations_read_once
 from objectives.runtimes.passes.zero_branches import remove_zero_branches
 from objectives.runtimes.runtime import export_error
 from objectives.trees import Tree
@@ -55,7 +55,7 @@ def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> M
     two = tuple(tensor[:1].repeat_interleave(2, dim=0) for tensor in network.example)
     batch = [dict.fromkeys((0, *free_dimensions(model, tensor)), torch.export.Dim.DYNAMIC) for tensor in two]
     dynamic = by_argument(network.module, batch)
-    with exporting(), read_once():
+    with exporting(), translations_read_once():
         try:
             program = torch.onnx.export(
                 _captured(network.module, two, dynamic, loops=loops),

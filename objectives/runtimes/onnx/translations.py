@@ -6,6 +6,7 @@ Import this module only where the ``onnx`` extra is installed.
 import contextlib
 import copy
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -23,11 +24,11 @@ try:
 except ImportError:  # another version of torch; there translations are read again for each file
     ONNXRegistry = None  # type: ignore[assignment,misc]
 
-KNOWN_TRANSLATIONS: dict[int, Any] = {}  # the exporter's translations to each version of ONNX
+known_registries: dict[Any, Any] = {}  # the exporter's translations, by what they depend on
 
 
 @contextlib.contextmanager
-def read_once() -> Iterator[None]:
+def translations_read_once() -> Iterator[None]:
     """Let the exporter read its translations once in a process, not once for each file.
 
     There are about 540, and reading parses the source of most of them: half of the export of a small network.
@@ -37,10 +38,12 @@ def read_once() -> Iterator[None]:
         yield
         return
 
-    def registry(opset_version: int) -> Any:  # noqa: ANN401 - of a private class
-        if opset_version not in KNOWN_TRANSLATIONS:
-            KNOWN_TRANSLATIONS[opset_version] = read(opset_version=opset_version)
-        own = copy.copy(KNOWN_TRANSLATIONS[opset_version])
+    def registry(**options: Any) -> Any:  # noqa: ANN401 - of a private class
+        # operators that are not registered yet are left out, as torchvision's before it is imported
+        key = "torchvision" in sys.modules, *sorted(options.items())
+        if key not in known_registries:
+            known_registries[key] = read(**options)
+        own = copy.copy(known_registries[key])
         own.functions = {name: list(functions) for name, functions in own.functions.items()}  # the exporter adds ours
         return own
 
