@@ -37,7 +37,7 @@ from objectives.runtimes.litert.transpositions import split_transpositions
 from objectives.runtimes.passes.constants import constant, put_constant
 from objectives.runtimes.passes.flatbuffers import serialize
 from objectives.runtimes.passes.grid import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
-from objectives.runtimes.passes.integers import ALMOST_ONE, integer_graph, movers, on_grid
+from objectives.runtimes.passes.integers import ALMOST_ONE, integer_graph, isolate, movers, on_grid
 from objectives.runtimes.passes.ranges import one_by_one
 from objectives.runtimes.passes.zero_branches import ATEN
 from objectives.runtimes.runtime import export_error
@@ -175,16 +175,10 @@ def _isolate_operators_of_one_grid(graph_module: fx.GraphModule) -> None:
                     reader.replace_input_with(node, product)
         elif node.target == ATEN.cat.default and not all(on_grid(one, mixed=True) for one in inputs):
             for source in [one for one in inputs if on_grid(one, mixed=True)]:
-                _isolate(node, source)
+                isolate(node, source)
         elif node.target == QUANTIZE and _is_part_of_floats(inputs[0]):
-            _isolate(node, inputs[0])
+            isolate(node, inputs[0])
     graph_module.recompile()
-
-
-def _isolate(reader: fx.Node, source: fx.Node) -> None:
-    with reader.graph.inserting_before(reader):
-        product = reader.graph.call_function(ATEN.mul.Tensor, (source, ALMOST_ONE))
-    reader.replace_input_with(source, product)
 
 
 def _is_part_of_floats(node: fx.Node) -> bool:

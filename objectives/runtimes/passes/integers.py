@@ -4,10 +4,9 @@ A finished network rounds the inputs of its layers, each on the grid that the se
 runtimes need more rounding: a convolution outputs integers, an addition reads and writes integers, and a tensor has one
 grid for all its readers. So the output of every operator that can compute with integers is rounded:
 
-- if it is an average of a window: on the grid of its input, since the kernels have one grid for both; so is a
-  concatenation whose inputs have one grid;
-- if it is one of these two, and only operators in floating point read it, such as norms: not at all, since they may
-  enlarge small averages and parts;
+- if it is an average of a window or a concatenation, and only operators in floating point read it, such as norms: not
+  at all, since they may enlarge what is small on a grid that the kernels have for inputs and output;
+- if it is any other average of a window: on the grid of its input; so is a concatenation whose inputs have one grid;
 - if only rounded inputs of layers read it, all on one grid: on that grid, which changes nothing;
 - otherwise to 8 bits that cover the range on the calibration inputs and the grids of all readers; a layer that clips
   its input then rounds it again, on its own grid. This also rounds tensors that the network does not round, such as
@@ -214,9 +213,7 @@ def _round_outputs(
         if _has_one_grid(node) and _only_floats_read(node):
             integers = [part for part in node.all_input_nodes if on_grid(part, mixed=mixed)]
             for part in integers if mixed else ():  # the converter would compute with their codes
-                with node.graph.inserting_before(node):
-                    barrier = node.graph.call_function(ATEN.mul.Tensor, (part, ALMOST_ONE))
-                node.replace_input_with(part, barrier)
+                isolate(node, part)
             continue
         if (
             not mixed
@@ -233,6 +230,13 @@ def _round_outputs(
         )
         if is_integer:
             _round(graph_module.graph, _last_clamp(node), observer.ranges, mixed=mixed)
+
+
+def isolate(reader: fx.Node, source: fx.Node) -> None:
+    """Insert a factor of almost one, beyond which the converter of LiteRT gives neither the grid of the other."""
+    with reader.graph.inserting_before(reader):
+        product = reader.graph.call_function(ATEN.mul.Tensor, (source, ALMOST_ONE))
+    reader.replace_input_with(source, product)
 
 
 def _has_one_grid(node: fx.Node) -> bool:
@@ -273,9 +277,7 @@ def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]
     grid = kept or _common_grid(root, old, others, ranges)
     clipping = [one for one in old if Grid.of(one).is_narrower(grid) or (kept and Grid.of(one) != grid)]
     for quantizer in clipping if mixed else ():  # the converter would merge both quantizers
-        source = quantizer.all_input_nodes[0]
-        with graph.inserting_before(quantizer):
-            quantizer.replace_input_with(source, graph.call_function(ATEN.mul.Tensor, (source, ALMOST_ONE)))
+        isolate(quantizer, quantizer.all_input_nodes[0])
     for quantizer in old:
         if quantizer in clipping:
             continue
