@@ -17,8 +17,8 @@ from objectives.runtimes import named
 from objectives.runtimes.isolated_process import IsolatedProcess
 from objectives.runtimes.runtime import import_extra, silence
 from search.proposals.draft_records import draft_of
+from search.proposals.table_losses import LARGEST_LOSS
 from search.results.verification import FromFile
-from search.study.records import REASON
 from search.study.storage import open_study
 from search.training.fine_tuning import fine_tune
 from spaces.network.copying import compressible_copy
@@ -119,11 +119,12 @@ def ours(bench: Bench) -> list[dict[str, Any]]:
         return []
     context = found[0].context
     draft = draft_of(open_study(context.spec, folder, None, create=False))
-    scored = [] if draft is None else [trial for trial in draft.trials if REASON not in trial.user_attrs]
+    scored = [] if draft is None else [trial for trial in draft.trials if trial.values[0] < LARGEST_LOSS]
     candidates = [  # trained ones, and plans of the draft by their proxy loss
         *((one.plan, context.measure_costs(one.plan, context.build(one.plan), context.spec.costs)) for one in found),
         *((plan, _predicted(context, plan)) for plan in (context.plan(trial.params) for trial in scored)),
     ]
+    # trained ones first
     ranks = [(1, one.accuracy) for one in found] + [(0, -trial.values[0]) for trial in scored]
     teacher = context.measure(context.subject.model, context.spec.costs)
     rows = []
@@ -141,9 +142,9 @@ def _predicted(context: Context, plan: Plan) -> dict[str, float]:
 def _best_at_shares(
     costs: list[dict[str, float]], ranks: list[tuple[int, float]], teacher: dict[str, float]
 ) -> list[int]:
-    """Return the positions of the candidates that rank highest within some share of some cost, at most eight.
+    """Return the positions of the candidates that rank highest within a share of a cost, from the largest share on.
 
-    Those at large shares are first; they are followed by those that fit where no other one does.
+    They are eight at most.
     """
     chosen: dict[int, None] = {}
     for share, name in itertools.product(SHARES, teacher):

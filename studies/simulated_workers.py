@@ -8,8 +8,8 @@ by the default sampler, attributes, results, the front. Without `--url` a server
 Each worker has a connection and a cache of its own; up to four are threads of one process, since a process takes 30 MB
 of its own, though all are forked from one that has imported all. They start one after the other within the length of a
 trial. Once the last one has begun its first trial it is measured for some minutes what all do; then they are killed.
-Each size starts with an empty database. With `--proxy` (it needs grpcio, of the extra `peers`)
-all reach the database through one gRPC proxy of Optuna.
+Each size starts with an empty database, unless `--url` names one. With `--proxy` (it needs grpcio, of the extra
+`peers`) all reach the database through one gRPC proxy of Optuna, whose CPU time counts as that of the workers.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def simulated(
     spec = spec_of(17)
     context = Context(spec, Subject(spec, torch.device("cpu")))
     forked = multiprocessing.get_context("fork")
+    study = study_in(database_storage(url, create=True), 0)  # before a proxy would create the same tables
     with tempfile.TemporaryDirectory() as name, _proxy(url) if proxy else contextlib.nullcontext() as port:
         folder, started = Path(name), time.monotonic()
         where = url if port is None else port
-        study = study_in(database_storage(url, create=True), 0)
         work(study, folder, context, lambda: None, lambda _: None, queue=queue, trials=1)
         del study
         gc.collect()
@@ -111,6 +111,8 @@ def simulated(
         for worker in workers:
             worker.start()
         while not all(_lines(folder, number) for number in range(count)):
+            if not all(worker.is_alive() for worker in workers):
+                sys.exit("a process of workers ended before its first trial; there may be too little memory")
             time.sleep(1)
         begun, cpu = time.monotonic(), (_seconds(os.getpid()), _seconds(server))
         time.sleep(60 * minutes)

@@ -96,7 +96,7 @@ def filled(context: Context, folder: Path, url: str | None, trials: int) -> Stud
     draft = create_draft(study, [PROXY_LOSS, SizeBytes().name])
     draft.set_user_attr(INPUTS, 256)
     rng = np.random.default_rng(0)
-    distributions = _distributions(context)
+    distributions = distributions_of(context)
     drafted = list(_drafted(context, distributions, rng))
     _add(draft, folder, url, drafted)
     first = [trial.params | spec.space.recovery.usual() for trial in drafted[:TRAINED_OF_DRAFT]]
@@ -121,7 +121,7 @@ def finished_trials(
         kind = rng.random()
         replays = kind < REPLAYED and earlier
         source = earlier[int(rng.integers(len(earlier)))] if replays else None
-        given = first[number] if number < len(first) else _drawn(distributions, rng)
+        given = first[number] if number < len(first) else drawn_params(distributions, rng)
         params = given if source is None else source.params
         plan = context.plan(params)
         size = int(800 * math.exp(4 * rng.random()))
@@ -166,7 +166,7 @@ def finished_trials(
         yield trial
 
 
-def _distributions(context: Context) -> dict[str, Any]:
+def distributions_of(context: Context) -> dict[str, Any]:
     """Return the distribution of every parameter of the study's space."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trial = study.ask()
@@ -174,7 +174,7 @@ def _distributions(context: Context) -> dict[str, Any]:
     return dict(trial.distributions)
 
 
-def _drawn(distributions: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+def drawn_params(distributions: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """Return a value of each parameter, uniform in its distribution."""
     drawn = {}
     for name, distribution in distributions.items():
@@ -191,7 +191,7 @@ def _drafted(context: Context, distributions: dict[str, Any], rng: np.random.Gen
     """Yield the trials of a draft."""
     searched = {name: one for name, one in distributions.items() if name not in context.spec.space.recovery.usual()}
     for _ in range(DRAFTED):
-        params = _drawn(searched, rng)
+        params = drawn_params(searched, rng)
         size = 800 * math.exp(4 * rng.random())
         loss = 0.02 * 44_000 / size * math.exp(rng.normal() / 4)
         yield create_trial(
@@ -217,7 +217,7 @@ def _add(study: Study, folder: Path, url: str | None, trials: list[FrozenTrial])
                 file.writelines(f"{json.dumps(r, separators=(',', ':'))}\n" for r in _records(study, at, trial))
     else:
         for start in range(0, len(trials), BATCH):
-            _insert(study, first + 1 + start, start, trials[start : start + BATCH])
+            insert_all(study, first + 1 + start, start, trials[start : start + BATCH])
 
 
 def _count(study: Study) -> int:
@@ -246,8 +246,8 @@ def _records(study: Study, number: int, trial: FrozenTrial) -> Iterator[dict[str
     yield {"op_code": ENDED, **of, "state": int(trial.state), "values": trial.values, "datetime_complete": now}
 
 
-def _insert(study: Study, first: int, number: int, trials: list[FrozenTrial]) -> None:
-    """Insert finished trials into a database, with these ids and numbers on."""
+def insert_all(study: Study, first: int, number: int, trials: list[FrozenTrial]) -> None:
+    """Insert trials into a database, with ids and numbers from these on; all have times of a beginning and an end."""
     with study._storage._backend.engine.begin() as connection:  # type: ignore[attr-defined]  # noqa: SLF001
         now = datetime.now()  # noqa: DTZ005 - Optuna's columns have no zone
         rows: dict[Any, list[dict[str, Any]]] = {

@@ -39,7 +39,7 @@ from search.study.patience import CREATED_BY
 from search.study.records import KEY, LOCKED_ON, PULSE, TASK, WORKER, WORKERS
 from search.study.workers import PRESENT
 from studies.simulated_workers import study_in, work
-from studies.synthetic_trials import _distributions, _drawn, _insert, finished_trials, spec_of
+from studies.synthetic_trials import distributions_of, drawn_params, finished_trials, insert_all, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,8 +75,8 @@ class Others:
         self.engine: sqlalchemy.Engine = self.study._storage._backend.engine  # type: ignore[attr-defined]  # noqa: SLF001
         self._tickets = optuna.load_study(study_name=self.study.study_name + WORKERS, storage=self.study._storage)  # noqa: SLF001
         self.names = [f"{at:032x}" for at in range(count)]
-        rng, distributions = np.random.default_rng(0), _distributions(context)
-        first = [_drawn(distributions, rng) for _ in range(count)]
+        rng, distributions = np.random.default_rng(0), distributions_of(context)
+        first = [drawn_params(distributions, rng) for _ in range(count)]
         self._trials = list(finished_trials(context, distributions, first, count, rng))
         present = {TASK: PRESENT, LOCKED_ON: running_system(), PULSE: 0}
         self._add(self._tickets, [present | {WORKER: name} for name in self.names])
@@ -116,7 +116,7 @@ class Others:
             )
             for trial, each in zip(drawn, attributes, strict=True)
         ]  # fmt: skip
-        _insert(study, self._last() + 1, len(study.get_trials(deepcopy=False)), trials)
+        insert_all(study, self._last() + 1, len(study.get_trials(deepcopy=False)), trials)
         with self.engine.begin() as connection:
             connection.exec_driver_sql(
                 "SELECT setval(pg_get_serial_sequence('trials', 'trial_id'), max(trial_id)) FROM trials"
