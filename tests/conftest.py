@@ -39,7 +39,7 @@ def _seeded(_measurements: Path) -> None:
     torch.manual_seed(0)
     for path in _measurements.iterdir():
         if not path.name.startswith("sizes-"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before cases are chosen by their marks

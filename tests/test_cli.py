@@ -312,7 +312,7 @@ ERRORS_AFTER_RUN: dict[str, tuple[list[str], str]] = {
     "confirming no member": (["confirm", STUDY, "--pick", "77"], "trial 77 is not on the front"),
     "an export to a full folder": (
         ["export", STUDY, "--out", "runs"],
-        "runs contains other files than an export, such as measured; name another folder with --out",
+        "runs contains other files than an export, such as small; name another folder with --out",
     ),
     "an export that would replace another's files": (
         ["export", STUDY, "--out", ".", "--replace"],

@@ -116,6 +116,7 @@ class Chained(nn.Module):
         return self.head(self.second(x, last)[0][:, -1])  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_steps_are_written_one_by_one_where_a_loop_starts_with_what_is_computed(tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = tmp_path / "model.tflite"

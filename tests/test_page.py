@@ -310,6 +310,7 @@ def test_the_page_prints_in_light_colours_without_controls(made: dict[str, Any],
         page.wait_for_function("document.documentElement.dataset.theme === undefined")
 
 
+@pytest.mark.slow
 def test_a_page_that_renews_itself_keeps_what_was_chosen(made: dict[str, Any], started: Any, tmp_path: Path) -> None:
     found, members, path = made["verified"]
     home, out = path.parent.parent, tmp_path / "watched"

@@ -302,6 +302,7 @@ def enlarged() -> StudySpec:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [embeddings, tags, keypoints, enlarged])
 def test_a_study_of_a_task_runs_to_a_verified_file(spec: Callable[[], StudySpec], tmp_path: Path) -> None:
     made = resolved(spec())

@@ -111,6 +111,7 @@ def test_what_fails_is_found_and_not_offered(runtime: OnnxRuntime, expected: dic
     assert ((2, 8) in offered["first"]) == ("first" not in expected)
 
 
+@pytest.mark.slow
 def test_it_is_said_by_name_and_reason(capsys: pytest.CaptureFixture[str]) -> None:
     shared, _ = tried(Picky())
     said = " ".join(capsys.readouterr().err.split())
@@ -129,6 +130,7 @@ def test_a_layer_that_fails_at_all_precisions_is_not_quantized() -> None:
     assert "precision/head" not in shared.spec.space.uniform(anatomy, (1.0, 1.0))
 
 
+@pytest.mark.slow
 def test_a_study_without_what_fails_is_restored_as_it_was(tmp_path: Path) -> None:
     runtime = Picky()
     study = small_study.searched(spec(runtime), tmp_path)
