@@ -90,10 +90,9 @@ def simulated(
     spec = spec_of(17)
     context = Context(spec, Subject(spec, torch.device("cpu")))
     forked = multiprocessing.get_context("fork")
-    study = study_in(database_storage(url, create=True), 0)  # before a proxy would create the same tables
+    study = study_in(database_storage(url, create=True), 0)  # before a proxy creates the tables
     with tempfile.TemporaryDirectory() as name, _proxy(url) if proxy else contextlib.nullcontext() as port:
-        folder, started = Path(name), time.monotonic()
-        where = url if port is None else port
+        folder, started, where = Path(name), time.monotonic(), url if port is None else port
         work(study, folder, context, lambda: None, lambda _: None, queue=queue, trials=1)
         del study
         gc.collect()
@@ -112,7 +111,7 @@ def simulated(
             worker.start()
         while not all(_lines(folder, number) for number in range(count)):
             if not all(worker.is_alive() for worker in workers):
-                sys.exit("a process of workers ended before its first trial; there may be too little memory")
+                sys.exit("a process ended before its first trial; there may be too little memory")
             time.sleep(1)
         begun, cpu = time.monotonic(), (_seconds(os.getpid()), _seconds(server))
         time.sleep(60 * minutes)
@@ -121,6 +120,7 @@ def simulated(
             worker.kill()
         found = [_lines(folder, number) for number in range(count)]
     trials = [one for lines in found for one in lines if begun <= one.get("end", -math.inf) <= ended]
+    opened = [lines[0]["opened"] for lines in found if "opened" in lines[0]]
     done = max(1, len(trials))
     return {
         "workers": count,
@@ -131,8 +131,7 @@ def simulated(
         "between_trials_s": statistics.median([one["between"] for one in trials] or [math.nan]),
         "worker_cpu_ms": 1000 * used[0] / done,
         "server_cpu_ms": 1000 * used[1] / done,
-        "open_cpu_ms": 1000
-        * statistics.median([lines[0]["opened"] for lines in found if "opened" in lines[0]] or [math.nan]),
+        "open_cpu_ms": 1000 * statistics.median(opened or [math.nan]),
         "start_s": begun - started,
         "errors": sum("error" in one for lines in found for one in lines),
     }

@@ -286,10 +286,7 @@ def _plain(column: sqlalchemy.Column[Any]) -> sqlalchemy.ColumnElement[Any]:
 def _chosen(
     connection: Connection, column: sqlalchemy.ColumnElement[int], ids: list[int]
 ) -> sqlalchemy.ColumnElement[bool]:
-    """Return the condition that a row belongs to one of these trials.
-
-    If they are many, and not in PostgreSQL, it also holds for other trials between the first and the last of them.
-    """
+    """Return a condition for the rows of these trials; of many, not in PostgreSQL, for those of all between them."""
     if len(ids) <= IDS_NAMED or connection.dialect.name == "postgresql":
         return _among(connection, column, ids)
     # SQLite would go through an index and sort all rows by their keys, which costs more than reading a whole table

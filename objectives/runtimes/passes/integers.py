@@ -4,8 +4,8 @@ A finished network rounds the inputs of its layers, each on the grid that the se
 runtimes need more rounding: a convolution outputs integers, an addition reads and writes integers, and a tensor has one
 grid for all its readers. So the output of every operator that can compute with integers is rounded:
 
-- if it is an average of a window or a concatenation, and only operators in floating point read it, such as norms: not
-  at all, since they may enlarge what is small on a grid that the kernels have for inputs and output;
+- if it is an average of a window or a concatenation that only floating-point operators such as norms read: not at all,
+  since they may enlarge what is small on the kernels' grid for inputs and output;
 - if it is any other average of a window: on the grid of its input; so is a concatenation whose inputs have one grid;
 - if only rounded inputs of layers read it, all on one grid: on that grid, which changes nothing;
 - otherwise to 8 bits that cover the range on the calibration inputs and the grids of all readers; a layer that clips
@@ -211,9 +211,9 @@ def _round_outputs(
             observer.run(*one)
     for node in list(graph_module.graph.nodes):
         if _has_one_grid(node) and _only_floats_read(node):
-            integers = [part for part in node.all_input_nodes if on_grid(part, mixed=mixed)]
-            for part in integers if mixed else ():  # the converter would compute with their codes
-                isolate(node, part)
+            for part in node.all_input_nodes if mixed else ():
+                if on_grid(part, mixed=mixed):  # the converter would compute with its codes
+                    isolate(node, part)
             continue
         if (
             not mixed
@@ -235,8 +235,7 @@ def _round_outputs(
 def isolate(reader: fx.Node, source: fx.Node) -> None:
     """Insert a factor of almost one, beyond which the converter of LiteRT gives neither the grid of the other."""
     with reader.graph.inserting_before(reader):
-        product = reader.graph.call_function(ATEN.mul.Tensor, (source, ALMOST_ONE))
-    reader.replace_input_with(source, product)
+        reader.replace_input_with(source, reader.graph.call_function(ATEN.mul.Tensor, (source, ALMOST_ONE)))
 
 
 def _has_one_grid(node: fx.Node) -> bool:
@@ -278,9 +277,7 @@ def _round(graph: fx.Graph, root: fx.Node, ranges: dict[str, tuple[float, float]
     clipping = [one for one in old if Grid.of(one).is_narrower(grid) or (kept and Grid.of(one) != grid)]
     for quantizer in clipping if mixed else ():  # the converter would merge both quantizers
         isolate(quantizer, quantizer.all_input_nodes[0])
-    for quantizer in old:
-        if quantizer in clipping:
-            continue
+    for quantizer in [one for one in old if one not in clipping]:
         for dequantizer in list(quantizer.users):
             dequantizer.replace_all_uses_with(quantizer.all_input_nodes[0])
             graph.erase_node(dequantizer)
