@@ -18,6 +18,7 @@ from search.proposals.limits import excess_over_limits, meet_limits
 from search.proposals.seeds import best_sums, seeds_within_limits
 from search.proposals.sensitivity_table import SensitivityTable, sensitivity_table, single_changes
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
+from spaces.axes.bits import WEIGHT_BITS
 from spaces.testing import networks
 from tests.small_study import context, study
 from tests.user_nets import VisionTransformer
@@ -252,3 +253,24 @@ def test_a_limit_that_few_plans_meet_leaves_seeds(kind: type[nn.Module]) -> None
     within = found.cost_model.of(table.combine(tight))
     assert meet_limits(found, within).all()
     assert (excess_over_limits(found, within) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "kind", [networks.Residual, networks.Separable, VisionTransformer], ids=lambda kind: kind.__name__
+)
+def test_one_precision_for_all_layers_is_a_seed_where_conversions_cost(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, table = made(kind)
+    real = found.cost_model.of
+
+    def with_conversions(architectures: Architectures) -> dict[str, np.ndarray]:
+        bits = architectures.chosen[WEIGHT_BITS]
+        conversions = (bits[:, 1:] != bits[:, :-1]).sum(1)
+        return real(architectures) | {"macs": (1 + 3 * conversions) * (1 + bits.mean(1))}
+
+    monkeypatch.setattr(found.cost_model, "of", with_conversions)
+    seeds = seeds_within_limits(found, table, ["macs"])
+    bits = table.combine(seeds).chosen[WEIGHT_BITS]
+    assert {8, 4, 2} <= {int(row[0]) for row in bits if len(set(row)) == 1}
+    assert len(np.unique(seeds, axis=0)) == len(seeds)

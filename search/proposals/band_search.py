@@ -39,6 +39,7 @@ def band_search(
     axes: Sequence[int],
     evaluate: Callable[[np.ndarray], Evaluation],
     seed: int = 0,
+    starts: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the choices with the best sums of losses at every cost, for every set of axes, within the limits.
 
@@ -62,6 +63,8 @@ def band_search(
         Returns the costs of plans, given the choices in each row, shape (N, P).
     seed
         Seed of the mutations.
+    starts
+        Plans to begin with, besides those of the greedy paths, shape (plans, P).
 
     Returns
     -------
@@ -80,7 +83,10 @@ def band_search(
     rng = np.random.default_rng(seed)
     most = min(MAX_GENERATIONS, max(MIN_GENERATIONS, MUTATED // (GENERATION_PLANS * len(losses))))
     found = search.greedy_paths()
+    begun = search.plans(starts) if starts is not None and len(starts) else None
     cells = Cells(search.sets_S, *search.range(), found)
+    if begun is not None:
+        cells.add(begun)
     for _ in range(MAX_EVOLUTIONS):
         quiet = 0
         for _ in range(most):

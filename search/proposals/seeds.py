@@ -19,6 +19,8 @@ from search.proposals.table_losses import TABLE_SHARE, middles
 from search.study.console import console
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from search.evaluation.context import Context
     from search.proposals.sensitivity_table import SensitivityTable
     from search.study.budget_clock import BudgetClock
@@ -61,8 +63,11 @@ def seeds_within_limits(context: Context, table: SensitivityTable, cost_names: l
 def seeds_by_margin(context: Context, table: SensitivityTable, cost_names: list[str], margin: float) -> np.ndarray:
     """Return the choices from the table with the best sums of losses at every cost, within the limits.
 
-    Any number of first rows spans the costs. A plan that is cheap in one cost may be expensive in another, so limited
-    costs are searched like the wanted ones. The margin says by how many times their error predictions are raised.
+    First come the plans that compress all layers equally by one axis, such as one precision for all, unless another one
+    is at least as good in the loss and in every cost: where a layer costs less among layers like it, such as without
+    conversions between integers and floating point, changes of few layers do not lead there. After them, any number of
+    first rows spans the costs. A plan that is cheap in one cost may be expensive in another, so limited costs are
+    searched like the wanted ones. The margin says by how many times their error predictions are raised.
     """
     formulas = context.cost_model.formulas
     limited = [limit.objective.name for limit in limits_before_training(context)]
@@ -72,7 +77,36 @@ def seeds_by_margin(context: Context, table: SensitivityTable, cost_names: list[
         costs = context.cost_model.of(table.combine(chosen))
         return Evaluation(np.column_stack([costs[name] for name in names]), excess_over_limits(context, costs, margin))
 
-    return band_search(table.losses, table.axes, evaluate, context.spec.seed)
+    equal = _equal_strengths(context, table)
+    found = band_search(table.losses, table.axes, evaluate, context.spec.seed, equal)
+    return np.vstack([_not_dominated(equal, found, evaluate, table), found]) if len(found) else found
+
+
+def _equal_strengths(context: Context, table: SensitivityTable) -> np.ndarray:
+    """Return the choices that compress all layers equally by one axis, for every axis and strength."""
+    space, anatomy = context.spec.space, context.subject.anatomy
+    rows = [[0] * len(table.names)]
+    for axis in sorted(set(table.axes)):
+        most = max(len(values) for values, owner in zip(table.values, table.axes, strict=True) if owner == axis) - 1
+        for step in range(1, most + 1):
+            strengths = tuple(step / most if at == axis else 0.0 for at in range(len(space.steps)))
+            params = space.uniform(anatomy, strengths)
+            pairs = zip(table.names, table.values, strict=True)
+            rows.append([int(np.abs(np.array(values) - params[name]).argmin()) for name, values in pairs])
+    return np.unique(rows, axis=0)[1:]
+
+
+def _not_dominated(
+    rows: np.ndarray, found: np.ndarray, evaluate: Callable[[np.ndarray], Evaluation], table: SensitivityTable
+) -> np.ndarray:
+    """Return the rows within the limits that were not found, and beat each found row in the loss or in a cost."""
+    rows = rows[(rows[:, None] != found).any(2).all(1)]
+    if not len(rows):
+        return rows
+    (costs_NC, excess_N), others_MC = evaluate(rows), evaluate(found).costs_NC
+    values, others = np.column_stack([table.sums(rows), costs_NC]), np.column_stack([table.sums(found), others_MC])
+    dominated = (others[None] <= values[:, None]).all(2).any(1)
+    return rows[(excess_N <= 0) & ~dominated]
 
 
 def best_sums(context: Context, table: SensitivityTable, cost_names: list[str], count: int) -> list[dict[str, float]]:
