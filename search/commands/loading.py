@@ -15,6 +15,7 @@ from search.commands.showing import asked_runtime
 from search.proposals.defaults import resolved
 from search.results.confirm import weights_of
 from search.results.confirmed_elsewhere import bring
+from search.study import machine
 from search.study.console import step
 from search.study.errors import UserError
 from search.study.files import folder_of
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 def loaded(options: argparse.Namespace) -> tuple[StudySpec, Path]:
     """Return the study that the options describe, and the folder of its files; prepare torch."""
     torch.set_num_threads(options.threads)
+    machine.keep_freed_memory()  # a study may train its teacher
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # from fvcore; users cannot avoid it
     warnings.filterwarnings("ignore", "LSTM with projections")  # of its speed
     warnings.filterwarnings("ignore", "RNN module weights")  # from cuDNN, of weights that axes may replace one by one

@@ -25,6 +25,7 @@ from search.evaluation.first_checks import (
 )
 from search.evaluation.label_checks import check_loss, check_probabilities, classes_of, few
 from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
+from search.study import machine
 from search.study.console import console
 from search.study.cpu_profile import BUILDING, MEASURING, TRAINING, CpuProfile
 from search.study.workers import Alone
@@ -88,6 +89,7 @@ class Context:
     """
 
     def __init__(self, spec: StudySpec, subject: Subject) -> None:
+        machine.keep_freed_memory()
         self.spec = subject.referred_to(spec)
         self.subject = subject
         self.classes = self._checked_classes()
@@ -207,7 +209,12 @@ class Context:
     ) -> None:
         """Train the network of a plan in place; see `search.training.fine_tuning.fine_tune`."""
         with self.cpu_profile.charge(TRAINING):
-            fine_tune(model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, progress, checkpoint)
+            try:
+                fine_tune(
+                    model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, progress, checkpoint
+                )
+            finally:
+                machine.return_freed_memory()  # exports and other processes may need it
 
     def with_rate(self, recipe: Recipe, model: nn.Module, rate: Rate | None) -> Recipe:
         """Return the recipe with a learning rate for a network: the recipe's own, or `rate` scaled to the network."""
