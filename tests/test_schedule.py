@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from objectives import Examples, Limit, SizeBytes, Top1
+from objectives.outputs import outputs
 from search import Budget, Recipe
 from search.evaluation.context import Context
-from search.evaluation.proxy_loss import ProxyLoss
+from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
+from search.evaluation.subject import Subject
 from search.loop.schedule import approach, prolong, promote, range_tested
 from search.proposals.defaults import resolved
 from search.results.confirm import confirm
@@ -190,10 +192,10 @@ def test_all_that_a_candidate_takes_beside_its_steps_is_timed(monkeypatch: pytes
     now = 0.0
 
     def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
-        def slow(*arguments: Any) -> Any:
+        def slow(*arguments: Any, **named: Any) -> Any:
             nonlocal now
             now += seconds
-            return function(*arguments)
+            return function(*arguments, **named)
 
         return slow
 
@@ -208,6 +210,26 @@ def test_all_that_a_candidate_takes_beside_its_steps_is_timed(monkeypatch: pytes
     assert judging == 2 + 2 + 4, "losses on training and validation inputs, and the early check"
     rated = dataclasses.replace(made.recipe, learning_rate=1e-3)
     assert shared.seconds_a_candidate(rated, plan)[1:] == (building, judging - 2)
+    # where that takes too long, one forward pass tells
+    monkeypatch.setattr("search.evaluation.context.outputs", taking(0.16, outputs))
+    monkeypatch.setattr(Top1, "__call__", lambda *_: pytest.fail("it takes too long"))
+    validation, input_seconds = len(made.splits.validation), 0.01
+    building, judging = shared.seconds_a_candidate(made.recipe, plan, most=1.0)[1:]
+    assert building == pytest.approx(10 + 20 + validation * input_seconds)
+    assert judging == pytest.approx((PROXY_INPUTS + 2 * validation) * input_seconds)
+
+
+def test_a_network_that_was_timed_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = context(unrated())
+    plan = shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (0.5,) * len(shared.spec.space.steps)))
+    usual = shared.subject.build(plan)
+    shared.seconds_a_candidate(shared.spec.recipe, plan)
+    monkeypatch.setattr(Subject, "build", lambda *_: pytest.fail("it was built before"))
+    model = shared.build(plan)
+    for name, tensor in usual.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), "the timed steps changed a copy"
+    monkeypatch.undo()
+    assert shared.build(plan) is not model, "it is kept for one more time alone"
 
 
 def test_the_range_test_reports_that_no_loss_is_finite() -> None:

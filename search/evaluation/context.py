@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FixedTrial
 
 from objectives import Examples, Metric
-from objectives.outputs import outputs
+from objectives.outputs import device_of, outputs
+from objectives.trees import moved
 from search.costs.cost_model import CostModel
 from search.evaluation.first_checks import (
     check_answers,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 VALIDATION_INPUTS = 1024  # most validation inputs on which a trained network's loss is measured (chosen)
 EARLY_EXAMPLES = 1000  # most validation examples of the early check (chosen)
 CHECKED_EXAMPLES = 5  # examples on which the loss is tried (chosen)
+TIMED_INPUTS = 16  # inputs whose forward pass is timed (chosen)
 TIMED_STEPS = 10  # training steps whose time is averaged (chosen)
 
 
@@ -99,6 +101,7 @@ class Context:
         self.workers: Workers | Alone = Alone()
         self.store: Store | None = None
         self._measured: dict[tuple[Step, ...], dict[str, float]] = {}  # costs, by the steps of a plan
+        self._kept: dict[tuple[Step, ...], nn.Module] = {}  # a network that will be needed again, if any
 
     def _checked_classes(self) -> int:
         """Return the number of classes, after a check that all data fit the teacher and the loss."""
@@ -179,10 +182,12 @@ class Context:
         space = self.spec.space
         return space.suggest(FixedTrial({**space.recovery.usual(), **params}), self.subject.anatomy)
 
-    def build(self, plan: Plan) -> nn.Module:
-        """Return the untrained network of a plan."""
+    def build(self, plan: Plan, *, again: bool = False) -> nn.Module:
+        """Return the untrained network of a plan; if it will be built `again` next, a copy saves doing it twice."""
         with self.cpu_profile.charge(BUILDING):
-            return self.subject.build(plan)
+            model = self._kept.pop(plan.steps, None) or self.subject.build(plan)
+            self._kept = {plan.steps: copy.deepcopy(model)} if again else {}
+            return model
 
     def measure(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
         """Measure objectives on the finished form of a network."""
@@ -230,7 +235,8 @@ class Context:
         recipe, plan
             How and what is trained.
         most
-            CPU seconds that timing the steps may take, more or less.
+            CPU seconds that timing may take, more or less: the steps, and all measurements that training changes. The
+            latter are estimated by the time of a few inputs if they take longer.
 
         Returns
         -------
@@ -245,18 +251,38 @@ class Context:
             with contextlib.suppress(Exception):  # labels for the metrics may not be labels for the loss
                 loss.answer()
         started = time.process_time()
-        model = self.build(plan)
-        values = self.measure(model, self.spec.measured)
+        model = self.build(plan, again=True)
+        costs = self.measure(model, self.spec.costs)  # also where they are known, for the time
+        self._measured.setdefault(plan.steps, costs)
         building = time.process_time() - started
-        self._measured.setdefault(plan.steps, {cost.name: values[cost.name] for cost in self.spec.costs})
-        started = time.process_time()
-        if recipe.learning_rate is None:
-            self.proxy_loss(model)
-        self.measure(model, [objective for _, objective in self.early_objectives])
-        self.validation_loss_of(model)
-        judging = time.process_time() - started
+        metrics = [objective for objective in self.spec.measured if not objective.is_cost]
+        rated = recipe.learning_rate is None
+        validation = len(self.spec.splits.validation)
+        judged = PROXY_INPUTS * rated + len(self.early_objectives) * min(EARLY_EXAMPLES, validation)
+        judged += min(VALIDATION_INPUTS, validation)
+        input_seconds = self._input_seconds(model)
+        if (judged + len(metrics) * validation) * input_seconds > most:
+            building += len(metrics) * validation * input_seconds
+            judging = judged * input_seconds
+        else:
+            started = time.process_time()
+            self.measure(model, metrics)
+            building += time.process_time() - started
+            started = time.process_time()
+            if rated:
+                self.proxy_loss(model)
+            self.measure(model, [objective for _, objective in self.early_objectives])
+            self.validation_loss_of(model)
+            judging = time.process_time() - started
         with self.cpu_profile.charge(TRAINING):
             return self.step_seconds(model, plan, recipe, TIMED_STEPS, most), building, judging
+
+    def _input_seconds(self, model: nn.Module) -> float:
+        """Return the CPU seconds of a forward pass, for each input of a few."""
+        inputs = moved(self.spec.splits.train.example(TIMED_INPUTS), device_of(model))
+        started = time.process_time()
+        outputs(model.eval(), inputs)
+        return (time.process_time() - started) / min(TIMED_INPUTS, len(self.spec.splits.train))
 
     def step_seconds(self, model: nn.Module, plan: Plan, recipe: Recipe, count: int, most: float) -> float:
         """Return the CPU seconds of one training step of a copy of the network.

@@ -103,7 +103,7 @@ def _steps_in_time(context: Context, plan: Plan, clock: BudgetClock | None) -> i
         return TEST_STEPS
     seconds = RANGE_TEST_SHARE * clock.total / USUAL_RATES
     try:
-        model = context.build(plan)
+        model = context.build(plan, again=True)
         with context.cpu_profile.charge(TRAINING):
             return min(TEST_STEPS, int(seconds / context.step_seconds(model, plan, context.spec.recipe, 2, seconds)))
     except Exception as error:  # noqa: BLE001 - of this plan; another one may be trained

@@ -9,7 +9,6 @@ import os
 import platform
 import uuid
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -104,19 +103,20 @@ def keep_freed_memory() -> None:
     By default, glibc gives large blocks back to the system, which must then clear each page again: half of the CPU time
     of training a large network. Nothing changes with other allocators, or if environment variables choose otherwise.
     """
-    if _allocator() is not None and not any(name in os.environ for name in ALLOCATOR_VARIABLES):
-        for option, value in ((MAP_THRESHOLD, LARGEST_BLOCK), (TRIM_THRESHOLD, NEVER)):
-            _allocator().mallopt(option, value)
+    library = _allocator()
+    if library is not None and not any(name in os.environ for name in ALLOCATOR_VARIABLES):
+        library.mallopt(MAP_THRESHOLD, LARGEST_BLOCK)
+        library.mallopt(TRIM_THRESHOLD, NEVER)
 
 
 def return_freed_memory() -> None:
     """Give the memory that this process has freed back to the system."""
-    if _allocator() is not None:
-        _allocator().malloc_trim(0)
+    if (library := _allocator()) is not None:
+        library.malloc_trim(0)
 
 
 @functools.cache
-def _allocator() -> Any:
+def _allocator() -> ctypes.CDLL | None:
     """Return the C library if it is glibc, else None."""
     if platform.libc_ver()[0] != "glibc":
         return None
