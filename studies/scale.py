@@ -1,7 +1,7 @@
 """What one turn of a run costs as its study grows: CPU milliseconds and memory at several numbers of finished trials.
 
     python -m studies.scale --trials 100 1000 10000
-    python -m studies.scale --trials 10000 --blocks 50 --storage sqlite
+    python -m studies.scale --trials 10000 --storage sqlite postgresql
 
 The trials are synthetic, written as a run writes them (`studies.synthetic_trials`). Each size runs in a process of its
 own. Of the turn, the median of several is taken; each adds a trial, so that nothing can be kept from the turn before.
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import pkgutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,16 +58,25 @@ TURNS = 5
 def measured(blocks: int, trials: int, storage: str, folder: Path) -> dict[str, Any]:
     """Fill a study, and measure what its turns cost."""
     context = _context(blocks)
-    url = None if storage == "journal" else f"sqlite:///{folder}/study.db"
-    study = filled(context, folder, url, trials)
-    del study
-    command = [sys.executable, "-m", "studies.scale", "--only", str(blocks), str(folder), url or ""]
     found: dict[str, Any] = {"storage": storage, "trials": trials}
-    for turn in ("first", "second"):
-        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
-        last = json.loads(lines.splitlines()[-1])
-        found |= last if turn == "first" else {"open_again_ms": last["open_ms"]}
+    with ExitStack() as stack:
+        url = _database(storage, folder, stack)
+        study = filled(context, folder, url, trials)
+        del study
+        command = [sys.executable, "-m", "studies.scale", "--only", str(blocks), str(folder), url or ""]
+        for turn in ("first", "second"):
+            lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
+            last = json.loads(lines.splitlines()[-1])
+            found |= last if turn == "first" else {"open_again_ms": last["open_ms"]}
     return found
+
+
+def _database(storage: str, folder: Path, stack: ExitStack) -> str | None:
+    """Return the address of an empty database, None for the journal; a server of PostgreSQL is started for it."""
+    if storage == "postgresql":
+        server: str = stack.enter_context(pkgutil.resolve_name("tests.postgresql_server:Server")({})).database()
+        return server
+    return f"sqlite:///{folder}/study.db" if storage == "sqlite" else None
 
 
 def turns_of(blocks: int, folder: Path, url: str | None) -> dict[str, float]:
@@ -168,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", nargs="+", type=int, default=(100, 1000, 10000), help="finished trials")
     parser.add_argument("--blocks", nargs="+", type=int, default=BLOCKS[:1], help="convolutions of the network")
-    parser.add_argument("--storage", nargs="+", choices=("journal", "sqlite"), default=("journal",))
+    parser.add_argument("--storage", nargs="+", choices=("journal", "sqlite", "postgresql"), default=("journal",))
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

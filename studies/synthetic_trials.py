@@ -281,3 +281,7 @@ def insert_all(study: Study, first: int, number: int, trials: list[FrozenTrial])
         for table, several in rows.items():
             if several:
                 connection.execute(table.__table__.insert(), several)
+        if connection.dialect.name == "postgresql":  # it does not count the ids that were given
+            connection.exec_driver_sql(
+                "SELECT setval(pg_get_serial_sequence('trials', 'trial_id'), max(trial_id)) FROM trials"
+            )

@@ -117,10 +117,6 @@ class Others:
             for trial, each in zip(drawn, attributes, strict=True)
         ]  # fmt: skip
         insert_all(study, self._last() + 1, len(study.get_trials(deepcopy=False)), trials)
-        with self.engine.begin() as connection:
-            connection.exec_driver_sql(
-                "SELECT setval(pg_get_serial_sequence('trials', 'trial_id'), max(trial_id)) FROM trials"
-            )
 
     def _last(self) -> int:
         with self.engine.begin() as connection:
