@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import get_storage
 from optuna.trial import TrialState
 
-from search.study import database_reading, quick_database
+from search.study import database_naming, quick_database
 from search.study.database import database_storage, database_url
 from tests.test_quick_journal import act, said
 
@@ -231,8 +231,7 @@ def add_mixed_trials(storage: BaseStorage, study_id: int, rng: random.Random) ->
 def test_mixed_trials_are_read_as_optuna_reads_them(
     url: str, by_optuna: Callable[[], Any], seed: int, named: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (database_reading, quick_database):
-        monkeypatch.setattr(module, "IDS_NAMED", named)
+    monkeypatch.setattr(database_naming, "IDS_NAMED", named)
     rng, optunas = random.Random(seed), by_optuna()  # noqa: S311 - of a test
     orders: dict[int, list[str]] = {}
     for name in ("s", "t"):

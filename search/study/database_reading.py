@@ -13,17 +13,16 @@ import sqlalchemy
 from optuna.distributions import FloatDistribution, IntDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.exc import DBAPIError
+
+from search.study.database_naming import among, are_many, parts_of, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from optuna.distributions import BaseDistribution
     from sqlalchemy import Connection
-
-IDS_NAMED = 500  # trials that a query names one by one (chosen)
 
 
 def states_after(
@@ -52,8 +51,8 @@ def states_after(
     query = sqlalchemy.select(table.trial_id, table.state)
     rows: list[Any] = []
     for state, several in ((TrialState.RUNNING, known - waiting), (TrialState.WAITING, known & waiting)):
-        for ids in _parts(connection, sorted(several)):
-            rows += connection.execute(query.where(_among(connection, table.trial_id, ids), table.state != state)).all()
+        for ids in parts_of(connection, sorted(several)):
+            rows += connection.execute(query.where(among(connection, table.trial_id, ids), table.state != state)).all()
     new = (table.study_id == study) & (table.trial_id > last)
     joined = models.StudyModel.__table__.outerjoin(models.TrialModel.__table__, new)
     found = connection.execute(query.select_from(joined).where(study == study_id)).all()
@@ -167,7 +166,7 @@ def read_trials(
     ids, shared = sorted(wanted), _Shared(distributions)
     trials = {
         at: FrozenTrial(number, state, None, _local(start), _local(end), {}, {}, {}, {}, {}, at)
-        for at, number, state, start, end in connection.execute(query.where(_chosen(connection, table.trial_id, ids)))
+        for at, number, state, start, end in connection.execute(query.where(rows_of(connection, table.trial_id, ids)))
         if at in wanted
     }
 
@@ -207,7 +206,7 @@ def _with_all_params(connection: Connection, known: Mapping[int, FrozenTrial]) -
     if not ids:
         return set()
     table = models.TrialParamModel.__table__.c.trial_id
-    query = sqlalchemy.select(table, sqlalchemy.func.count()).where(_chosen(connection, table, ids)).group_by(table)
+    query = sqlalchemy.select(table, sqlalchemy.func.count()).where(rows_of(connection, table, ids)).group_by(table)
     return {at for at, count in connection.execute(query).all() if at in known and count == len(known[at].params)}
 
 
@@ -225,7 +224,7 @@ def _params(connection: Connection, ids: list[int]) -> Iterator[tuple[Any, ...]]
     send, and the driver decode, the same texts for every trial.
     """
     model: Any = models.TrialParamModel
-    if connection.dialect.name != "postgresql" or len(ids) <= IDS_NAMED:
+    if connection.dialect.name != "postgresql" or not are_many(len(ids)):
         yield from _columns(connection, model, ids, "param_name", "param_value", "distribution_json")
         return
     table = model.__table__.c
@@ -235,7 +234,7 @@ def _params(connection: Connection, ids: list[int]) -> Iterator[tuple[Any, ...]]
     digest = sqlalchemy.func.sha256(sqlalchemy.func.convert_to(text, "UTF8"), type_=sqlalchemy.types.NullType())
     values = sqlalchemy.func.array_agg(aggregate_order_by(table.param_value, table.param_id))
     query = sqlalchemy.select(table.trial_id, sqlalchemy.type_coerce(values, sqlalchemy.types.NullType()), digest)
-    rows = connection.execute(query.where(_chosen(connection, table.trial_id, ids)).group_by(table.trial_id)).all()
+    rows = connection.execute(query.where(rows_of(connection, table.trial_id, ids)).group_by(table.trial_id)).all()
     first = {kind: at for at, _, kind in reversed(rows)}
     kinds = {
         at: found
@@ -253,7 +252,7 @@ def _columns(connection: Connection, model: Any, ids: list[int], *names: str) ->
     """
     table = model.__table__
     (key,), at = table.primary_key, table.c.trial_id
-    chosen = _chosen(connection, at, ids)
+    chosen = rows_of(connection, at, ids)
     wanted = [_plain(table.c[name]) for name in names]
     if connection.dialect.name == "postgresql":  # the driver decodes arrays in C
         arrays = [
@@ -283,25 +282,6 @@ def _plain(column: sqlalchemy.Column[Any]) -> sqlalchemy.ColumnElement[Any]:
     )
 
 
-def _chosen(
-    connection: Connection, column: sqlalchemy.ColumnElement[int], ids: list[int]
-) -> sqlalchemy.ColumnElement[bool]:
-    """Return a condition for the rows of these trials; of many, not in PostgreSQL, for those of all between them."""
-    if len(ids) <= IDS_NAMED or connection.dialect.name == "postgresql":
-        return _among(connection, column, ids)
-    # SQLite would go through an index and sort all rows by their keys, which costs more than reading a whole table
-    return (column + 0 if connection.dialect.name == "sqlite" else column).between(ids[0], ids[-1])
-
-
-def _among(
-    connection: Connection, column: sqlalchemy.ColumnElement[int], ids: list[int]
-) -> sqlalchemy.ColumnElement[bool]:
-    """Return the condition that a number is one of these; in PostgreSQL its text does not depend on how many."""
-    if connection.dialect.name == "postgresql":
-        return column == sqlalchemy.any_(sqlalchemy.literal(ids, postgresql.ARRAY(sqlalchemy.Integer)))
-    return column.in_(ids)
-
-
 def _values(texts: Sequence[str]) -> list[Any]:
     """Return the values of several JSON texts."""
     found: list[Any] = json.loads(f"[{','.join(texts)}]")
@@ -311,9 +291,3 @@ def _values(texts: Sequence[str]) -> list[Any]:
 def _local(time_: datetime | None) -> datetime | None:
     """Return the local time of a stored one, which is UTC, both without a zone."""
     return None if time_ is None else time_.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
-
-
-def _parts(connection: Connection, ids: list[int]) -> Iterator[list[int]]:
-    """Yield the ids in lists that a query can name."""
-    most = max(1, len(ids)) if connection.dialect.name == "postgresql" else IDS_NAMED
-    yield from (ids[start : start + most] for start in range(0, len(ids), most))

@@ -18,7 +18,8 @@ from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from search.study.database_reading import IDS_NAMED, created_with, read_trials, require_study, states_after
+from search.study.database_naming import reads_between
+from search.study.database_reading import created_with, read_trials, require_study, states_after
 from search.study.database_writing import INSERTS, add_params, create, is_plain, set_attribute, set_state
 
 if TYPE_CHECKING:
@@ -234,8 +235,7 @@ class QuickCache(_CachedStorage):
             self._forget(study_id, finished)
             unread |= finished
             wanted = {trial_id for trial_id, state in unread.items() if states is None or state in states}
-            if len(wanted) > IDS_NAMED and self._backend.engine.dialect.name != "postgresql":
-                # whole tables are read, and the others with them
+            if reads_between(self._backend.engine.dialect, len(wanted)):
                 wanted |= unread.keys()
             wanted |= (news.keys() | again) - finished.keys()
             if wanted:
