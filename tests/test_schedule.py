@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,14 +30,16 @@ from search.study.queue import enqueue, fixed
 from search.study.records import ASKED, EPOCHS, RANGE, RATE, SECONDS, VALUES
 from search.study.storage import open_study
 from search.study.weights import state_path
-from search.training.fine_tuning import TeacherOutputs, fine_tune
+from search.training.fine_tuning import TeacherOutputs, fine_tune, training_steps
 from search.training.learning_rate import (
     DEFAULT_RATE,
     MAX_FITTED_STEPS,
     MAX_RATE,
     MIN_RATE,
+    QUICK_LENGTH,
     TEST_STEPS,
     Rate,
+    quick_test,
     range_test,
 )
 from spaces import Distill, Plan
@@ -148,7 +151,12 @@ def test_the_range_test_uses_the_smallest_trainable_network(
     [
         (0.1, TEST_STEPS, "the range test found a learning rate of "),
         (0.3, 12, " in 12 steps, since the time is short; it is scaled"),
-        (0.5, DEFAULT_RATE.steps, "no range test, since 4 trainings of 8 steps would take over 15% of the time: the "),
+        (
+            0.5,
+            QUICK_LENGTH,
+            "no range test, since 4 trainings of 8 steps would take over 15% of the time: single steps ",
+        ),
+        (5.0, DEFAULT_RATE.steps, "no range test, since 4 trainings of 8 steps would take over 15% of the time: the "),
     ],
 )
 def test_the_range_test_fits_the_time(
@@ -173,7 +181,29 @@ def test_no_plan_is_scored_for_a_range_test_that_does_not_fit(tmp_path: Path, mo
     shared = context(made)
     monkeypatch.setattr(Context, "step_seconds", lambda *_: 0.5)
     monkeypatch.setattr("search.loop.schedule.proxy_loss_of", lambda *_: pytest.fail("a plan was scored"))
-    assert range_tested(main, shared, BudgetClock(Budget(trials=None, cpu_seconds=100))) == DEFAULT_RATE
+    rate = range_tested(main, shared, BudgetClock(Budget(trials=None, cpu_seconds=100)))
+    assert rate is not None
+    assert rate.steps == QUICK_LENGTH
+
+
+def test_a_quick_test_finds_the_step_that_lowers_the_loss_on_other_examples_most() -> None:
+    network = Net()
+    answers, recovery, recipe = TeacherOutputs(teacher(), TRAIN), Distill(), Recipe(batch_size=32)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = quick_test(network, answers, TRAIN, recovery, recipe, 0)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+    def loss_after(rate: float) -> float:
+        model = copy.deepcopy(network)
+        for seed, each in ((0, rate), (1, 0.0)):
+            ((_, loss),) = training_steps(model, answers, TRAIN, recovery, recipe, seed, [each])
+        return float(loss)
+
+    losses = {factor: loss_after(found * factor) for factor in (1 / 8, 1 / 3, 1, 3, 8)}
+    assert min(losses, key=losses.__getitem__) == 1
+    assert losses[1 / 3] < losses[1 / 8]
+    assert losses[3] < losses[8]
 
 
 def test_a_slow_step_is_timed_once(tmp_path: Path) -> None:

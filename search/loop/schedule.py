@@ -23,8 +23,11 @@ from search.training.learning_rate import (
     DEFAULT_RATE,
     LEAST_TEST_STEPS,
     MAX_TRAINABLE_LOSS,
+    QUICK_LENGTH,
+    QUICK_TEST_STEPS,
     TEST_STEPS,
     Rate,
+    quick_test,
     range_test,
 )
 from spaces.network.messages import number_of
@@ -80,13 +83,8 @@ def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) 
     if steps >= LEAST_TEST_STEPS:
         plan = _smallest_trainable(plans, context)
         steps = steps if plan == smallest else _steps_in_time(context, plan, clock)
-    if steps < LEAST_TEST_STEPS:
-        console.print(
-            f"no range test, since {USUAL_RATES} trainings of {LEAST_TEST_STEPS} steps would take over "
-            f"{RANGE_TEST_SHARE:.0%} of the time: the learning rate is {DEFAULT_RATE.rate}, scaled to each "
-            "network's loss and steps; Recipe(learning_rate=...) names another"
-        )
-        return DEFAULT_RATE
+    if clock is not None and steps < LEAST_TEST_STEPS:
+        return _quickly_found_rate(context, plans, clock)
     model = context.build(plan)
     with context.cpu_profile.charge(TRAINING):
         rate = range_test(model, context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed, steps)
@@ -95,6 +93,24 @@ def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) 
         f"the range test found a learning rate of {rate:.2g}{shorter}; it is scaled to each network's loss and steps"
     )
     return Rate(rate, context.proxy_loss(model), steps)
+
+
+def _quickly_found_rate(context: Context, plans: list[Plan], clock: BudgetClock) -> Rate:
+    """Return the learning rate that single steps of a middle plan show, or the usual one if there is no time for it."""
+    spec, plan = context.spec, plans[len(plans) // 2]  # it is trained first
+    why = (
+        f"no range test, since {USUAL_RATES} trainings of {LEAST_TEST_STEPS} steps would take over "
+        f"{RANGE_TEST_SHARE:.0%} of the time"
+    )
+    scaled = "it is scaled to each network's loss and steps; Recipe(learning_rate=...) names another"
+    if USUAL_RATES * _steps_in_time(context, plan, clock) < QUICK_TEST_STEPS:
+        console.print(f"{why}: the learning rate is {DEFAULT_RATE.rate}; {scaled}")
+        return DEFAULT_RATE
+    model = context.build(plan, again=True)
+    with context.cpu_profile.charge(TRAINING):
+        rate = quick_test(model, context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed)
+    console.print(f"{why}: single steps find a learning rate of {rate:.2g}; {scaled}")
+    return Rate(rate, context.proxy_loss(model), QUICK_LENGTH)
 
 
 def _steps_in_time(context: Context, plan: Plan, clock: BudgetClock | None) -> int:

@@ -7,10 +7,14 @@ import math
 import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from search.study.errors import UserError
 from search.training.fine_tuning import training_steps, warmed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from objectives import Data
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 FIRST_RATE, MIN_RATE, MAX_RATE = 4e-3, 1e-6, 10.0  # learning rates: the first that is tried, and the bounds (chosen)
 RATE_FACTOR = 2.0  # ratio of one tried learning rate to the next (chosen)
 TEST_STEPS, LEAST_TEST_STEPS = 25, 8  # steps of each training of a range test, and if the time is short (chosen)
+QUICK_TEST_STEPS = 7  # about the steps of a quick test: one, and one for each rate that it tries (chosen)
+QUICK_FIRST_RATE = 5e-4  # the first rate of a quick test (chosen)
+QUICK_LENGTH = 12  # steps of a training that the rate of a quick test suits (fitted: studies/LOG.md)
 SCORED_STEPS_SHARE = 0.25  # last share of these steps, whose mean loss is compared (chosen)
 LOSS_EXPONENT = 0.65  # the best learning rate grows with this power of the loss (fitted: studies/LOG.md)
 STEPS_EXPONENT = 0.5  # the best learning rate grows with this power of the steps (fitted: studies/LOG.md)
@@ -97,15 +104,69 @@ def range_test(
         mean = statistics.fmean(float(loss) for loss in losses[-round(SCORED_STEPS_SHARE * steps) :])
         return mean if math.isfinite(mean) else math.inf
 
-    final_losses = {FIRST_RATE: final_loss(FIRST_RATE)}
+    return _lowest(final_loss, FIRST_RATE)
+
+
+def quick_test(
+    student: nn.Module,
+    teacher: TeacherOutputs,
+    examples: Data,
+    recovery: Recovery,
+    recipe: Recipe,
+    seed: int,
+) -> float:
+    """Return the learning rate at which one step lowers the loss on other examples most.
+
+    It takes about `QUICK_TEST_STEPS` steps, and is for networks whose range test takes too long. The step of an
+    optimizer is proportional to its learning rate, so that one step tells those of all rates.
+
+    Parameters
+    ----------
+    student, teacher, examples, recovery, recipe, seed
+        As in `range_test`.
+
+    Raises
+    ------
+    UserError
+        If no loss is finite.
+    """
+
+    def step(model: nn.Module, rate: float, seed: int) -> float:
+        ((_, loss),) = training_steps(model, teacher, examples, recovery, recipe, seed, [rate])
+        return float(loss)
+
+    moved = copy.deepcopy(student)
+    step(moved, QUICK_FIRST_RATE, seed)
+    changes = [(new - old).detach() for new, old in zip(moved.parameters(), student.parameters(), strict=True)]
+
+    def loss_after(rate: float) -> float:
+        model = copy.deepcopy(student)
+        with torch.no_grad():
+            for parameter, change in zip(model.parameters(), changes, strict=True):
+                parameter.add_(change, alpha=rate / QUICK_FIRST_RATE)
+        loss = step(model, 0.0, seed + 1)
+        return loss if math.isfinite(loss) else math.inf
+
+    return _lowest(loss_after, QUICK_FIRST_RATE)
+
+
+def _lowest(final_loss: Callable[[float], float], first: float) -> float:
+    """Return the learning rate with the smallest loss, searched downhill from the first one.
+
+    Raises
+    ------
+    UserError
+        If no loss is finite.
+    """
+    final_losses = {first: final_loss(first)}
     for factor in (RATE_FACTOR, 1 / RATE_FACTOR):
-        rate = FIRST_RATE * factor
+        rate = first * factor
         while MIN_RATE <= rate <= MAX_RATE:
             final_losses[rate] = final_loss(rate)
             if final_losses[rate] > final_losses[rate / factor] or (factor > 1 and math.isinf(final_losses[rate])):
                 break
             rate *= factor
-        if factor > 1 and min(final_losses, key=final_losses.__getitem__) != FIRST_RATE:
+        if factor > 1 and min(final_losses, key=final_losses.__getitem__) != first:
             break
     best = min(final_losses, key=final_losses.__getitem__)
     if math.isinf(final_losses[best]):
