@@ -187,13 +187,16 @@ class Context:
         with self.cpu_profile.charge(BUILDING):
             model = self._kept.pop(plan.steps, None) or self.subject.build(plan)
             self._kept = {plan.steps: copy.deepcopy(model)} if again else {}
+            machine.spare_memory()
             return model
 
     def measure(self, model: nn.Module, objectives: Iterable[Objective]) -> dict[str, float]:
         """Measure objectives on the finished form of a network."""
         with self.cpu_profile.charge(MEASURING):
             finished = self.subject.finish(model)
-            return {objective.name: objective(finished) for objective in objectives}
+            values = {objective.name: objective(finished) for objective in objectives}
+            machine.spare_memory()
+            return values
 
     def measure_costs(self, plan: Plan, model: nn.Module, costs: Iterable[Objective]) -> dict[str, float]:
         """Measure the costs of a plan's network, each once per process, because training does not change them."""
@@ -214,12 +217,7 @@ class Context:
     ) -> None:
         """Train the network of a plan in place; see `search.training.fine_tuning.fine_tune`."""
         with self.cpu_profile.charge(TRAINING):
-            try:
-                fine_tune(
-                    model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, progress, checkpoint
-                )
-            finally:
-                machine.return_freed_memory()  # exports and other processes may need it
+            fine_tune(model, self.teacher, self.spec.splits.train, plan.recovery, recipe, seed, progress, checkpoint)
 
     def with_rate(self, recipe: Recipe, model: nn.Module, rate: Rate | None) -> Recipe:
         """Return the recipe with a learning rate for a network: the recipe's own, or `rate` scaled to the network."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from objectives.outputs import device_of, outputs
 from objectives.trees import at, map_tensors, moved
+from search.study.machine import spare_memory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,6 +55,7 @@ class ProxyLoss:
         count = self._count if count is None else min(count, self._count)
         scale = self._scale(count)
         loss = self._loss(outputs(model.eval(), at(self._inputs, slice(count))), scale.answers, count)
+        spare_memory()
         return (loss - scale.best) / scale.unit
 
     def answer(self) -> None:

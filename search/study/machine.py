@@ -22,7 +22,9 @@ LATER_PACKAGES = ("tflite-micro",)
 # Options of glibc's `mallopt` (malloc.h), and the environment variables by which a user chooses them.
 TRIM_THRESHOLD, MAP_THRESHOLD = -1, -3
 ALLOCATOR_VARIABLES = "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
-NEVER, LARGEST_BLOCK = -1, 2**30  # blocks above a GiB are still mapped (chosen)
+# Larger blocks are still mapped, since networks of other shapes could not use the holes that they leave (chosen).
+NEVER, LARGEST_BLOCK = -1, 2**27
+HELD_SHARE = 1 / 8  # of the machine's memory that a process may hold before it gives freed memory back (chosen)
 
 LEAST_MEMORY = 4 * 2**30  # bytes that a machine is taken to have if the system does not say
 
@@ -98,7 +100,7 @@ def device_named(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that tensors free, for the next ones, until `return_freed_memory`.
+    """Let this process keep the memory that tensors free, for the next ones; `spare_memory` gives it back.
 
     By default, glibc gives large blocks back to the system, which must then clear each page again: half of the CPU time
     of training a large network. Nothing changes with other allocators, or if environment variables choose otherwise.
@@ -109,10 +111,19 @@ def keep_freed_memory() -> None:
         library.mallopt(TRIM_THRESHOLD, NEVER)
 
 
-def return_freed_memory() -> None:
-    """Give the memory that this process has freed back to the system."""
-    if (library := _allocator()) is not None:
+def spare_memory() -> None:
+    """Give freed memory back to the system if this process holds a large share of the machine's.
+
+    To be called between activities: tensors of other shapes may not fit into what the last one has freed.
+    """
+    library = _allocator()
+    if library is not None and _held_bytes() > HELD_SHARE * memory_bytes():
         library.malloc_trim(0)
+
+
+def _held_bytes() -> int:
+    """Return the memory of this process that is in RAM, on Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from objectives.samples import NotFinite, ensure_finite, seed_all
 from objectives.trees import at, leaves, like, map_tensors, moved, run
 from search.study import machine
 from search.study.errors import Diverged, UserError
+from search.study.machine import spare_memory
 from search.training.precision import Precision
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def fine_tune(
             if not math.isfinite(mean):
                 raise Diverged(f"the loss became {mean} within {step} of {count} steps; try a lower learning rate")
     student.eval()
+    spare_memory()
 
 
 def training_steps(
