@@ -105,8 +105,9 @@ def _not_dominated(
         return rows
     (costs_NC, excess_N), others_MC = evaluate(rows), evaluate(found).costs_NC
     values, others = np.column_stack([table.sums(rows), costs_NC]), np.column_stack([table.sums(found), others_MC])
-    dominated = (others[None] <= values[:, None]).all(2).any(1)
-    return rows[(excess_N <= 0) & ~dominated]
+    dominated = np.any(np.all(others[None] <= values[:, None], axis=2), axis=1)
+    kept: np.ndarray = rows[(excess_N <= 0) & ~dominated]
+    return kept
 
 
 def best_sums(context: Context, table: SensitivityTable, cost_names: list[str], count: int) -> list[dict[str, float]]:
