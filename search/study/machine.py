@@ -24,7 +24,7 @@ TRIM_THRESHOLD, MAP_THRESHOLD = -1, -3
 ALLOCATOR_VARIABLES = "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
 # Larger blocks are still mapped, since networks of other shapes could not use the holes that they leave (chosen).
 NEVER, LARGEST_BLOCK = -1, 2**27
-HELD_SHARE = 1 / 8  # of the machine's memory that a process may hold before it gives freed memory back (chosen)
+HELD_SHARE = 1 / 4  # of a core's share of the memory; taking more, a process gives freed memory back again (chosen)
 
 LEAST_MEMORY = 4 * 2**30  # bytes that a machine is taken to have if the system does not say
 
@@ -99,6 +99,9 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
+_HELD_AFTER: dict[str, int] = {}  # bytes that this process held when it last gave freed memory back
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory that tensors free, for the next ones; `spare_memory` gives it back.
 
@@ -112,13 +115,15 @@ def keep_freed_memory() -> None:
 
 
 def spare_memory() -> None:
-    """Give freed memory back to the system if this process holds a large share of the machine's.
+    """Give freed memory back to the system if this process has taken much of the machine's since it last did.
 
     To be called between activities: tensors of other shapes may not fit into what the last one has freed.
     """
     library = _allocator()
-    if library is not None and _held_bytes() > HELD_SHARE * memory_bytes():
+    most = HELD_SHARE * memory_bytes() / (os.cpu_count() or 1)  # there may be a worker for each core
+    if library is not None and _held_bytes() - _HELD_AFTER.get("trim", 0) > most:
         library.malloc_trim(0)
+        _HELD_AFTER["trim"] = _held_bytes()
 
 
 def _held_bytes() -> int:
