@@ -186,6 +186,41 @@ def test_no_plan_is_scored_for_a_range_test_that_does_not_fit(tmp_path: Path, mo
     assert rate.steps == QUICK_LENGTH
 
 
+@pytest.mark.parametrize("middle", ["hardly trainable", "failing"])
+def test_a_quick_test_leaves_a_plan_that_cannot_be_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], middle: str
+) -> None:
+    made = unrated()
+    main = open_study(resolved(made), tmp_path, None, create=True)
+    shared = context(made)
+    strengths = [(strength,) * len(made.space.steps) for strength in (0.1, 0.5, 0.9)]
+    starts = [made.space.uniform(shared.subject.anatomy, each) for each in strengths]
+    for params in starts:
+        enqueue(main, params)
+    plans = [shared.plan(params) for params in starts]
+    tested = []
+
+    def quick(model: nn.Module, *_: object) -> float:
+        if middle == "failing":
+            raise RuntimeError("too narrow")
+        tested.append(sum(parameter.numel() for parameter in model.parameters()))
+        return 0.0123
+
+    monkeypatch.setattr(Context, "step_seconds", lambda *_: 0.5)
+    monkeypatch.setattr("search.loop.schedule.quick_test", quick)
+    losses = iter([1.0, 0.2])
+    monkeypatch.setattr(ProxyLoss, "__call__", lambda *_: next(losses))
+    rate = range_tested(main, shared, BudgetClock(Budget(trials=None, cpu_seconds=100)))
+    if middle == "failing":
+        assert rate == DEFAULT_RATE
+        assert "single steps fail: RuntimeError: too narrow: the learning rate is " in " ".join(
+            capsys.readouterr().err.split()
+        )
+    else:
+        assert rate == Rate(0.0123, 0.2, QUICK_LENGTH)
+        assert tested == [sum(p.numel() for p in shared.subject.build(plans[0]).parameters())]
+
+
 def test_a_quick_test_finds_the_step_that_lowers_the_loss_on_other_examples_most() -> None:
     network = Net()
     answers, recovery, recipe = TeacherOutputs(teacher(), TRAIN), Distill(), Recipe(batch_size=32)

@@ -96,21 +96,27 @@ def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) 
 
 
 def _quickly_found_rate(context: Context, plans: list[Plan], clock: BudgetClock) -> Rate:
-    """Return the learning rate that single steps of a middle plan show, or the usual one if there is no time for it."""
-    spec, plan = context.spec, plans[len(plans) // 2]  # it is trained first
-    why = (
-        f"no range test, since {USUAL_RATES} trainings of {LEAST_TEST_STEPS} steps would take over "
-        f"{RANGE_TEST_SHARE:.0%} of the time"
-    )
+    """Return the learning rate that single steps show, or the usual one if there is no time for them, or they fail."""
+    spec, tests = context.spec, f"{USUAL_RATES} trainings of {LEAST_TEST_STEPS} steps"
+    why = f"no range test, since {tests} would take over {RANGE_TEST_SHARE:.0%} of the time"
     scaled = "it is scaled to each network's loss and steps; Recipe(learning_rate=...) names another"
-    if USUAL_RATES * _steps_in_time(context, plan, clock) < QUICK_TEST_STEPS:
-        console.print(f"{why}: the learning rate is {DEFAULT_RATE.rate}; {scaled}")
-        return DEFAULT_RATE
-    model = context.build(plan, again=True)
-    with context.cpu_profile.charge(TRAINING):
-        rate = quick_test(model, context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed)
-    console.print(f"{why}: single steps find a learning rate of {rate:.2g}; {scaled}")
-    return Rate(rate, context.proxy_loss(model), QUICK_LENGTH)
+    try:
+        for plan in (plans[len(plans) // 2], plans[0]):  # the first to be trained; if it hardly can be, the largest
+            if USUAL_RATES * _steps_in_time(context, plan, clock) < QUICK_TEST_STEPS:
+                break
+            model = context.build(plan, again=True)
+            loss = context.proxy_loss(model)
+            if loss <= MAX_TRAINABLE_LOSS or plan == plans[0]:
+                given = context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed
+                with context.cpu_profile.charge(TRAINING):
+                    rate = quick_test(model, *given)
+                console.print(f"{why}: single steps find a learning rate of {rate:.2g}; {scaled}")
+                return Rate(rate, loss, QUICK_LENGTH)
+    except Exception as error:  # noqa: BLE001 - of this plan; another one may be trained
+        raise_machine_fault(error)
+        why += f", and single steps fail: {reason_of(error)}"
+    console.print(f"{why}: the learning rate is {DEFAULT_RATE.rate}; {scaled}")
+    return DEFAULT_RATE
 
 
 def _steps_in_time(context: Context, plan: Plan, clock: BudgetClock | None) -> int:
