@@ -76,7 +76,7 @@ def range_tested(study: Study, context: Context, clock: BudgetClock | None = Non
 
 
 def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) -> Rate:
-    """Return the learning rate that a range test finds, or the usual one if there is no time for it."""
+    """Return the learning rate that a range test finds, or `_quickly_found_rate` if there is no time for it."""
     spec, smallest = context.spec, plans[-1]
     # a large network takes long for the losses of its plans, and usually the smallest one has the quickest steps
     steps = _steps_in_time(context, smallest, clock)

@@ -120,8 +120,10 @@ def spare_memory() -> None:
     To be called between activities: tensors of other shapes may not fit into what the last one has freed.
     """
     library = _allocator()
+    if library is None:
+        return
     most = HELD_SHARE * memory_bytes() / (os.cpu_count() or 1)  # there may be a worker for each core
-    if library is not None and _held_bytes() - _HELD_AFTER.get("trim", 0) > most:
+    if _held_bytes() - _HELD_AFTER.get("trim", 0) > most:
         library.malloc_trim(0)
         _HELD_AFTER["trim"] = _held_bytes()
 
