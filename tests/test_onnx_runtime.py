@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from onnx import TensorProto
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.traceback import NodeSource
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from objectives.runtimes import ExportError, OnnxRuntime
@@ -357,6 +358,17 @@ def test_translations_are_read_once_and_an_export_adds_nothing_to_them(
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
     assert before
     assert before == counted()
+
+
+def test_origins_of_nodes_are_not_copied_for_each_pass() -> None:
+    node = fx.symbolic_trace(nn.ReLU()).graph.output_node()
+    node.meta["from_node"] = [NodeSource(None, "first")]
+    copied = NodeSource(node, "second").from_node
+    with exporting():
+        shared = NodeSource(node, "second").from_node
+    assert shared[0] is node.meta["from_node"][0]
+    assert copied[0] is not shared[0]
+    assert [origin.pass_name for origin in copied] == [origin.pass_name for origin in shared] == ["first"]
 
 
 def test_operators_are_looked_up_again_if_there_are_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
