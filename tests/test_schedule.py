@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from objectives import Examples, Limit, SizeBytes, Top1
+from objectives.data import BATCH
 from objectives.outputs import outputs
 from search import Budget, Recipe
 from search.evaluation.context import Context
@@ -282,6 +283,25 @@ def test_all_that_a_candidate_takes_beside_its_steps_is_timed(monkeypatch: pytes
     building, judging = shared.seconds_a_candidate(made.recipe, plan, most=1.0)[1:]
     assert building == pytest.approx(10 + 20 + validation * input_seconds)
     assert judging == pytest.approx((PROXY_INPUTS + 2 * validation) * input_seconds)
+
+
+def test_a_call_does_not_count_as_the_time_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = context(unrated())
+    now, counts = 0.0, []
+
+    def called(model: nn.Module, inputs: Tensor) -> Tensor:
+        nonlocal now
+        now += 0.1 + 0.001 * len(inputs)
+        counts.append(len(inputs))
+        return outputs(model, inputs)
+
+    monkeypatch.setattr("search.evaluation.context.time.process_time", lambda: now)
+    monkeypatch.setattr("search.evaluation.context.outputs", called)
+    assert shared._input_seconds(teacher(), enough=0.16) == pytest.approx(0.164 / 64)
+    assert counts == [16, 32, 64], "until a pass takes long enough"
+    batch = min(BATCH, len(shared.spec.splits.train))
+    found = shared._input_seconds(teacher(), enough=9.0)
+    assert found == pytest.approx(0.001 + 0.1 / batch), "until one is of a whole batch"
 
 
 def test_a_network_that_was_timed_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FixedTrial
 
 from objectives import Examples, Metric
+from objectives.data import BATCH
 from objectives.outputs import device_of, outputs
 from objectives.trees import moved
 from search.costs.cost_model import CostModel
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
 VALIDATION_INPUTS = 1024  # most validation inputs on which a trained network's loss is measured (chosen)
 EARLY_EXAMPLES = 1000  # most validation examples of the early check (chosen)
 CHECKED_EXAMPLES = 5  # examples on which the loss is tried (chosen)
-TIMED_INPUTS = 16  # inputs whose forward pass is timed (chosen)
+TIMED_INPUTS = 16  # inputs whose forward pass is timed first (chosen)
+TIMED_PASS_SHARE = 1 / 8  # of the time for timing: a forward pass this long tells the time of an input (chosen)
 TIMED_STEPS = 10  # training steps whose time is averaged (chosen)
 
 
@@ -234,7 +236,7 @@ class Context:
             How and what is trained.
         most
             CPU seconds that timing may take, more or less: the steps, and all measurements that training changes. The
-            latter are estimated by the time of a few inputs if they take longer.
+            latter are estimated by the time of a part of the inputs if they take longer.
 
         Returns
         -------
@@ -258,7 +260,7 @@ class Context:
         validation = len(self.spec.splits.validation)
         judged = PROXY_INPUTS * rated + len(self.early_objectives) * min(EARLY_EXAMPLES, validation)
         judged += min(VALIDATION_INPUTS, validation)
-        input_seconds = self._input_seconds(model)
+        input_seconds = self._input_seconds(model, TIMED_PASS_SHARE * most)
         if (judged + len(metrics) * validation) * input_seconds > most:
             building += len(metrics) * validation * input_seconds
             judging = judged * input_seconds
@@ -275,12 +277,21 @@ class Context:
         with self.cpu_profile.charge(TRAINING):
             return self.step_seconds(model, plan, recipe, TIMED_STEPS, most), building, judging
 
-    def _input_seconds(self, model: nn.Module) -> float:
-        """Return the CPU seconds of a forward pass, for each input of a few."""
-        inputs = moved(self.spec.splits.train.example(TIMED_INPUTS), device_of(model))
-        started = time.process_time()
-        outputs(model.eval(), inputs)
-        return (time.process_time() - started) / min(TIMED_INPUTS, len(self.spec.splits.train))
+    def _input_seconds(self, model: nn.Module, enough: float) -> float:
+        """Return the CPU seconds of an input in a forward pass that takes `enough` of them, or is one of a whole batch.
+
+        In shorter passes of fewer inputs most of the time is that of calling the layers.
+        """
+        train, count = self.spec.splits.train, TIMED_INPUTS
+        model.eval()
+        while True:
+            inputs = moved(train.example(count), device_of(model))
+            started = time.process_time()
+            outputs(model, inputs)
+            seconds = time.process_time() - started
+            if seconds >= enough or count >= min(BATCH, len(train)):
+                return seconds / min(count, len(train))
+            count *= 2
 
     def step_seconds(self, model: nn.Module, plan: Plan, recipe: Recipe, count: int, most: float) -> float:
         """Return the CPU seconds of one training step of a copy of the network.
