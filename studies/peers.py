@@ -49,7 +49,7 @@ from objectives import Latency, LatencyShare
 from search.evaluation.context import Context
 from search.evaluation.reference import teacher_file
 from search.evaluation.subject import Subject
-from search.loop.schedule import range_tested
+from search.loop.rates import range_tested
 from search.proposals.defaults import resolved
 from search.study import machine
 from search.study.files import load_json, save_json

@@ -34,7 +34,7 @@ from search.evaluation.context import Context
 from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
 from search.evaluation.subject import Subject
 from search.evaluation.trial import key_of, seed_of
-from search.loop.schedule import range_tested
+from search.loop.rates import range_tested
 from search.proposals.defaults import resolved
 from search.proposals.draft_records import MIN_LOSS, draft_of
 from search.proposals.sensitivity_table import measured_table

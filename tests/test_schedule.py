@@ -20,7 +20,8 @@ from search import Budget, Recipe
 from search.evaluation.context import Context
 from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
 from search.evaluation.subject import Subject
-from search.loop.schedule import approach, prolong, promote, range_tested
+from search.loop.rates import range_tested
+from search.loop.schedule import approach, prolong, promote
 from search.proposals.defaults import resolved
 from search.results.confirm import confirm
 from search.study.attributes import numbers_of
@@ -135,7 +136,7 @@ def test_the_range_test_uses_the_smallest_trainable_network(
     losses = dict(zip((shared.plan(params) for params in starts), (1.0, 2.0, 9.0), strict=True))
     monkeypatch.setattr(shared.subject, "build_roughly", lambda plan, _: plan)
     monkeypatch.setattr("search.evaluation.proxy_loss.ProxyLoss.__call__", lambda _, plan, *__: losses.get(plan, 0.0))
-    monkeypatch.setattr("search.loop.schedule.MAX_TRAINABLE_LOSS", bound)
+    monkeypatch.setattr("search.loop.rates.MAX_TRAINABLE_LOSS", bound)
     built: list[Plan] = []
 
     def build(plan: Plan) -> nn.Module:
@@ -181,7 +182,7 @@ def test_no_plan_is_scored_for_a_range_test_that_does_not_fit(tmp_path: Path, mo
     main = open_study(resolved(made), tmp_path, None, create=True)
     shared = context(made)
     monkeypatch.setattr(Context, "step_seconds", lambda *_: 0.5)
-    monkeypatch.setattr("search.loop.schedule.proxy_loss_of", lambda *_: pytest.fail("a plan was scored"))
+    monkeypatch.setattr("search.loop.rates.proxy_loss_of", lambda *_: pytest.fail("a plan was scored"))
     rate = range_tested(main, shared, BudgetClock(Budget(trials=None, cpu_seconds=100)))
     assert rate is not None
     assert rate.steps == QUICK_LENGTH
@@ -208,7 +209,7 @@ def test_a_quick_test_leaves_a_plan_that_cannot_be_trained(
         return 0.0123
 
     monkeypatch.setattr(Context, "step_seconds", lambda *_: 0.5)
-    monkeypatch.setattr("search.loop.schedule.quick_test", quick)
+    monkeypatch.setattr("search.loop.rates.quick_test", quick)
     losses = iter([1.0, 0.2])
     monkeypatch.setattr(ProxyLoss, "__call__", lambda *_: next(losses))
     rate = range_tested(main, shared, BudgetClock(Budget(trials=None, cpu_seconds=100)))

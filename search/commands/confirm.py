@@ -10,7 +10,7 @@ from search.commands.showing import members_of, show_front
 from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import prepared
 from search.evaluation.tried_precisions import leave_out_failing
-from search.loop.schedule import range_tested
+from search.loop.rates import range_tested
 from search.results.confirm import confirm
 from search.results.export import verify_front
 from search.results.pick import pick

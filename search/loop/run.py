@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 
 from search.evaluation.profiling import fit_before_search, refit
 from search.evaluation.tried_precisions import try_precisions
-from search.loop.schedule import affordable, promote, range_tested
+from search.loop.rates import range_tested
+from search.loop.schedule import affordable, promote
 from search.loop.watch import Watch
 from search.proposals.draft_start import DraftStart
 from search.proposals.gaps import fill_widest_gap, widest_gap

@@ -1,4 +1,4 @@
-"""For how long and at which learning rate the candidates of a study are trained."""
+"""For how long the candidates of a study are trained, and which of them further."""
 
 from __future__ import annotations
 
@@ -9,27 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import TrialState
 
-from search.proposals.sensitivity_table import safe_log
-from search.proposals.table_losses import LEAST_COUNTED_INPUTS, proxy_loss_of
-from search.study.console import console, step
-from search.study.cpu_profile import BUILDING, TRAINING
+from search.loop.rates import initial_designs
+from search.study.console import console
 from search.study.durations import duration
-from search.study.errors import raise_machine_fault, reason_of
-from search.study.failed_plans import FailedPlans
+from search.study.errors import reason_of
 from search.study.front import front, trained, trained_count
-from search.study.queue import enqueue, fixed, params_of
-from search.study.records import ASKED, EPOCHS, RANGE, SECONDS
-from search.training.learning_rate import (
-    DEFAULT_RATE,
-    LEAST_TEST_STEPS,
-    MAX_TRAINABLE_LOSS,
-    QUICK_LENGTH,
-    QUICK_TEST_STEPS,
-    TEST_STEPS,
-    Rate,
-    quick_test,
-    range_test,
-)
+from search.study.queue import enqueue, params_of
+from search.study.records import ASKED, EPOCHS, SECONDS
 from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
@@ -41,11 +27,8 @@ if TYPE_CHECKING:
     from search.evaluation.context import Context
     from search.study.budget_clock import BudgetClock
     from search.study.spec import Recipe, StudySpec
-    from spaces import Plan
 
 MIN_CANDIDATES = 8  # candidates that must fit in the time left; otherwise trainings are shortened (fitted)
-RANGE_TEST_SHARE = 0.15  # of the budget's time: about the most that a range test takes (chosen)
-USUAL_RATES = 4  # learning rates that a range test tries (chosen)
 TIMING_SHARE = 0.02  # of the budget's time: about the most that timing a candidate's steps takes (chosen)
 MIN_TRAINING_STEPS = 25  # steps below which no training is shortened, unless none would end in time (chosen)
 FILE_SHARE = 1.0  # time for a file and its verification, of that for building and measuring a candidate (chosen)
@@ -53,118 +36,6 @@ FRONT_SHARE = 0.25  # last share of the time, kept for training the front furthe
 WITH_TEACHER = 4 / 3  # time of a step whose teacher outputs cannot be cached: a forward pass more than the usual three
 RECENT_TRIALS = 8  # last trained trials, whose median time tells how long the next one takes (chosen)
 MIN_LENGTHENING = 1.5  # a second training has at least this many times the epochs of the first (chosen)
-
-
-def range_tested(study: Study, context: Context, clock: BudgetClock | None = None) -> Rate | None:
-    """Return the learning rate of a range test, run once per study; None if the recipe has a learning rate.
-
-    In a budget with a time the test is shortened, or left out, so that it takes about 15% of the time at most.
-
-    The test uses the smallest network of the initial designs: almost any rate suits a network with a small loss, so a
-    test on it shows little. But a network with a very large loss may not be trainable, and the rates that seem best for
-    it ruin others. So the test uses the smallest network that is known to be trainable; if there is none, the network
-    with the smallest loss.
-    """
-    recipe = context.spec.recipe
-    if recipe.learning_rate is not None:
-        return None
-    with context.workers.turn("the range test"):
-        if RANGE not in study.user_attrs:
-            with step("testing learning rates"):
-                study.set_user_attr(RANGE, _found_rate(context, _initial_designs(study, context), clock))
-    return Rate(*study.user_attrs[RANGE])
-
-
-def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) -> Rate:
-    """Return the learning rate that a range test finds, or `_quickly_found_rate` if there is no time for it."""
-    spec, smallest = context.spec, plans[-1]
-    # a large network takes long for the losses of its plans, and usually the smallest one has the quickest steps
-    steps = _steps_in_time(context, smallest, clock)
-    if steps >= LEAST_TEST_STEPS:
-        plan = _smallest_trainable(plans, context)
-        steps = steps if plan == smallest else _steps_in_time(context, plan, clock)
-    if clock is not None and steps < LEAST_TEST_STEPS:
-        return _quickly_found_rate(context, plans, clock)
-    model = context.build(plan)
-    with context.cpu_profile.charge(TRAINING):
-        rate = range_test(model, context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed, steps)
-    shorter = f" in {steps} steps, since the time is short" if steps < TEST_STEPS else ""
-    console.print(
-        f"the range test found a learning rate of {rate:.2g}{shorter}; it is scaled to each network's loss and steps"
-    )
-    return Rate(rate, context.proxy_loss(model), steps)
-
-
-def _quickly_found_rate(context: Context, plans: list[Plan], clock: BudgetClock) -> Rate:
-    """Return the learning rate that single steps show, or the usual one if there is no time for them, or they fail."""
-    spec, tests = context.spec, f"{USUAL_RATES} trainings of {LEAST_TEST_STEPS} steps"
-    why = f"no range test, since {tests} would take over {RANGE_TEST_SHARE:.0%} of the time"
-    scaled = "it is scaled to each network's loss and steps; Recipe(learning_rate=...) names another"
-    try:
-        for plan in (plans[len(plans) // 2], plans[0]):  # the first to be trained; if it hardly can be, the largest
-            if USUAL_RATES * _steps_in_time(context, plan, clock) < QUICK_TEST_STEPS:
-                break
-            model = context.build(plan, again=True)
-            loss = context.proxy_loss(model)
-            if loss <= MAX_TRAINABLE_LOSS or plan == plans[0]:
-                given = context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed
-                with context.cpu_profile.charge(TRAINING):
-                    rate = quick_test(model, *given)
-                console.print(f"{why}: single steps find a learning rate of {rate:.2g}; {scaled}")
-                return Rate(rate, loss, QUICK_LENGTH)
-    except Exception as error:  # noqa: BLE001 - of this plan; another one may be trained
-        raise_machine_fault(error)
-        why += f", and single steps fail: {reason_of(error)}"
-    console.print(f"{why}: the learning rate is {DEFAULT_RATE.rate}; {scaled}")
-    return DEFAULT_RATE
-
-
-def _steps_in_time(context: Context, plan: Plan, clock: BudgetClock | None) -> int:
-    """Return the steps of each training of a range test with this plan; as many as usual if it cannot be timed."""
-    if clock is None or not clock.timed:
-        return TEST_STEPS
-    seconds = RANGE_TEST_SHARE * clock.total / USUAL_RATES
-    try:
-        model = context.build(plan, again=True)
-        with context.cpu_profile.charge(TRAINING):
-            return min(TEST_STEPS, int(seconds / context.step_seconds(model, plan, context.spec.recipe, 2, seconds)))
-    except Exception as error:  # noqa: BLE001 - of this plan; another one may be trained
-        raise_machine_fault(error)
-        return TEST_STEPS
-
-
-def _smallest_trainable(plans: list[Plan], context: Context) -> Plan:
-    """Return the last of ever smaller plans that is known to be trainable, or the plan with the smallest loss."""
-
-    def loss_of(plan: Plan) -> float:
-        try:
-            return proxy_loss_of(context, plan, LEAST_COUNTED_INPUTS)
-        except Exception as error:  # noqa: BLE001 - a plan may fail in any way
-            failed.note(plan.words(), error)
-            return math.inf
-
-    failed = FailedPlans("the range test")
-    losses: dict[Plan, float] = {}
-    with context.cpu_profile.charge(BUILDING):
-        for plan in reversed(plans):
-            losses[plan] = loss_of(plan)
-            if losses[plan] <= MAX_TRAINABLE_LOSS:
-                return plan
-    failed.ensure_some_work(len(plans) - failed.reasons.total())
-    return min(plans, key=losses.__getitem__)
-
-
-def _initial_designs(study: Study, context: Context) -> list[Plan]:
-    """Return the plans that were enqueued, the largest network first; a uniform plan of half strength without any.
-
-    Their size is the mean of the logarithms of the costs that a formula gives; without one they stay in their order.
-    """
-    space = context.spec.space
-    half = space.uniform(context.subject.anatomy, (0.5,) * len(space.steps))
-    enqueued = [fixed(trial) for trial in study.get_trials(deepcopy=False) if ASKED not in trial.user_attrs]
-    # a trial that ended while its plan was drawn lacks parameters
-    plans = [context.plan(params) for params in enqueued if half.keys() <= params.keys()] or [context.plan(half)]
-    return sorted(plans, key=lambda plan: -safe_log(np.array([*context.cost_model.predict(plan).exact.values()])).sum())
 
 
 def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
@@ -179,7 +50,7 @@ def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
     """Return the epochs of each training that let enough candidates be trained in the time left."""
     recipe = context.spec.recipe
     steps = recipe.steps(context.spec.splits.train)
-    designs = _initial_designs(study, context)
+    designs = initial_designs(study, context)
     plan = designs[len(designs) // 2]
     try:
         step_seconds, building, judging = context.seconds_a_candidate(recipe, plan, TIMING_SHARE * clock.total)
