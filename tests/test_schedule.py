@@ -294,7 +294,8 @@ def test_a_call_does_not_count_as_the_time_of_its_inputs(monkeypatch: pytest.Mon
         nonlocal now
         now += 0.1 + 0.001 * len(inputs)
         counts.append(len(inputs))
-        return outputs(model, inputs)
+        found: Tensor = outputs(model, inputs)
+        return found
 
     monkeypatch.setattr("search.evaluation.context.time.process_time", lambda: now)
     monkeypatch.setattr("search.evaluation.context.outputs", called)

@@ -92,6 +92,6 @@ def confirmed(options: argparse.Namespace) -> Confirmed:
     context, reference = prepared(spec, device_named(options.device), folder)
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
-    rate = range_tested(study, context) if options.seeds else None
+    rate = range_tested(study, context) if options.seeds and spec.confirmation_recipe.epochs else None
     records = confirm(trials, context, folder, options.seeds, rate, study) if options.seeds else []
     return Confirmed(study, context, folder, reference, trials, records)

@@ -223,7 +223,7 @@ class Context:
 
     def with_rate(self, recipe: Recipe, model: nn.Module, rate: Rate | None) -> Recipe:
         """Return the recipe with a learning rate for a network: the recipe's own, or `rate` scaled to the network."""
-        if recipe.learning_rate is not None or rate is None:
+        if recipe.learning_rate is not None or rate is None or not recipe.epochs:
             return recipe
         return recipe.at_rate(rate.at(self.proxy_loss(model), recipe.steps(self.spec.splits.train)))
 

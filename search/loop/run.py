@@ -88,7 +88,7 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
     _start(study, context, clock)
     if AHEAD in study.user_attrs:  # the study has measurements from its start
         fit_before_search(context, 0.0)
-    rate = range_tested(study, context, clock)
+    rate = range_tested(study, context, clock) if context.spec.recipe.epochs else None
     recipe = affordable(study, context, clock)
     with workers.turn(QUEUE):
         count = promote(study, recipe.epochs)

@@ -76,7 +76,7 @@ class Draft:
     ) -> None:
         self._context, self._table, self._cost_names = context, table, cost_names
         self._study = create_draft(study, [PROXY_LOSS, *cost_names])
-        trains = table.architectures.left_out.any() and rate_is_known(context)
+        trains = context.spec.recipe.epochs > 0 and table.architectures.left_out.any() and rate_is_known(context)
         self._choice_of = [{value: choice for choice, value in enumerate(values)} for values in table.values]
         self._choice_counts = np.array([len(values) for values in table.values])
         self._rows = np.zeros((0, len(self._choice_counts)), dtype=int)

@@ -13,7 +13,7 @@ from search.results.file_records import SHARE, SIZE, Member, file_table, file_va
 from search.results.goal import meets_all, relative_columns, standings
 from search.study.attributes import numbers_of
 from search.study.front import non_dominated
-from search.study.records import PLAN, PREDICTED, TEACHER, VALUES
+from search.study.records import EPOCHS, PLAN, PREDICTED, TEACHER, VALUES
 from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
@@ -87,10 +87,11 @@ def _file_feasible(study: Study, spec: Outline, member: Member) -> dict[str, str
 def files_note(spec: Outline, members: Sequence[Member]) -> str:
     """Describe how the files were timed, which timings were noisy, and how well the costs of files were predicted."""
     verified = [member for member in members if member.record]
+    untrained = _untrained([member for member in members if not is_confirmed(member)])
     if not verified:
         name = spec.runtime.name
         how = f"verify without training: slimfront confirm STUDY --runtime {name} --seeds 0"
-        return f"no {name} file is verified yet; {how}"
+        return "\n".join([f"no {name} file is verified yet; {how}", *untrained])
     first = verified[0].record
     latency = first["latency"]
     noisy = [str(trial.number) for trial, record in verified if record["latency"]["noisy"]]
@@ -102,8 +103,14 @@ def files_note(spec: Outline, members: Sequence[Member]) -> str:
         f"{f'; the machine was noisy while it timed {_trials(noisy)}' if noisy else ''}"
     )
     return "\n".join(
-        [timing, *_predictions(spec, verified), *_not_on_file_front(spec, verified), *_confirmed(verified)]
+        [timing, *_predictions(spec, verified), *_not_on_file_front(spec, verified), *_confirmed(verified), *untrained]
     )
+
+
+def _untrained(members: Sequence[Member]) -> list[str]:
+    """Say which members were measured as they were compressed."""
+    numbers = [str(trial.number) for trial, _ in members if trial.user_attrs.get(EPOCHS) == 0]
+    return [f"measured without training: {_trials(numbers)}; slimfront confirm STUDY trains members"] if numbers else []
 
 
 def _trials(numbers: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from search.study.attributes import numbers_of
 from search.study.errors import UserError
 from search.study.history import Trained, place, read
-from search.study.records import EXCESS, REPLAY
+from search.study.records import EPOCHS, EXCESS, REPLAY
 from search.study.unmet import no_candidate
 from spaces.network.messages import number_of
 
@@ -36,10 +36,12 @@ def trained_count(study: Study) -> int:
 
 
 def trained_words(study: Study) -> str:
-    """Say how many candidates were trained, and how many of them not to the end."""
+    """Say how many candidates were trained, how many of them not to the end, and how many were measured untrained."""
     found = read(study, Trained)
+    untrained = sum(trial.user_attrs.get(EPOCHS) == 0 for trial in found.trials)
     early = f", {found.stopped} of them stopped early" if found.stopped else ""
-    return f"{number_of(len(found.trials) + found.stopped, 'candidate')} trained{early}"
+    without = f", {untrained} measured without training" if untrained else ""
+    return f"{number_of(len(found.trials) - untrained + found.stopped, 'candidate')} trained{early}{without}"
 
 
 class Front:

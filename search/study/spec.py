@@ -52,7 +52,8 @@ class Recipe:
     Attributes
     ----------
     epochs
-        Passes over the training set; 0.5 is one pass over half of its examples.
+        Passes over the training set; 0.5 is one pass over half of its examples. With 0 nothing is trained: candidates
+        are measured as they are compressed.
     batch_size
         Examples per step; a loader as training set keeps its own batch size.
     learning_rate
@@ -80,7 +81,7 @@ class Recipe:
         check_settings(self)
         for name in ("batch_size", "learning_rate"):
             check_positive(name, getattr(self, name))
-        check_positive("epochs", self.epochs, MOST_EPOCHS)
+        check_range("epochs", self.epochs, 0, MOST_EPOCHS)
         check_range("weight_decay", self.weight_decay, 0)
 
     def longer(self, factor: float) -> Recipe:
@@ -89,7 +90,7 @@ class Recipe:
 
     def of_steps(self, count: float, train: Data) -> Recipe:
         """Return the recipe with this number of steps on a training set."""
-        return self.longer(count / self.steps(train))
+        return replace(self, epochs=count / train.steps(self.batch_size))
 
     def of_length(self, epochs: float | None) -> Recipe:
         """Return the recipe with a number of epochs, unchanged for None."""
@@ -105,7 +106,7 @@ class Recipe:
 
     def steps(self, train: Data) -> int:
         """Return the number of training steps on a training set."""
-        return max(1, round(self.epochs * train.steps(self.batch_size)))
+        return max(1, round(self.epochs * train.steps(self.batch_size))) if self.epochs else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ class StudySpec:
         check_range("calibration", self.calibration, 1)
         check_range("seed", self.seed, 0, LARGEST_SEED)
         if self.confirmation is None:
-            check_positive("epochs of a confirmation", self.recipe.epochs * CONFIRMATION_FACTOR, MOST_EPOCHS)
+            check_range("epochs of a confirmation", self.recipe.epochs * CONFIRMATION_FACTOR, 0, MOST_EPOCHS)
         if not isinstance(self.objectives, tuple) or not self.objectives:
             raise ValueError(f"objectives must be a tuple of at least one objective, but got {self.objectives!r}")
         if not isinstance(self.limits, tuple):

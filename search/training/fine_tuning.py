@@ -54,7 +54,7 @@ def fine_tune(
     recovery
         The recovery, which defines the loss.
     recipe
-        The schedule and the optimizer.
+        The schedule and the optimizer; with 0 epochs nothing is trained.
     seed
         Seed of the order of the examples, the augmentation and the dropout.
     progress
@@ -67,9 +67,11 @@ def fine_tune(
     Diverged
         If the loss is not finite.
     """
+    student.eval()
+    if not (count := recipe.steps(examples)):
+        return
     rate = recipe.learning_rate
     assert rate is not None, "a range test sets it"
-    count = recipe.steps(examples)
     losses: list[Tensor] = []
     steps_per_pass = examples.steps(recipe.batch_size)
     rates = [rate * warmed(step, count) for step in range(count)]
