@@ -20,7 +20,7 @@ from tests.small_study import study
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
 
 
-def trained_study(trials: int, correlation: float) -> optuna.Study:
+def trained_study(trials: int, correlation: float, epochs: float = 2.0) -> optuna.Study:
     """Return a study in which, at each cost, smaller losses mean smaller (1) or larger (-1) losses after training."""
     storage = optuna.storages.InMemoryStorage()
     main = optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
@@ -29,7 +29,7 @@ def trained_study(trials: int, correlation: float) -> optuna.Study:
     for at in range(trials):
         x, size = float(rng.random()), 1000.0 * (1 + at // 4)
         draft.add_trial(create_trial(params={"x": x}, distributions=SPACE, values=[x, size]))
-        attributes = {TRAINED_LOSS: 0.5 - size / 1e5 + correlation * x, EPOCHS: 2.0}
+        attributes = {TRAINED_LOSS: 0.5 - size / 1e5 + correlation * x, EPOCHS: epochs}
         params, kinds = {"x": x, "other": 0.5}, SPACE | {"other": FloatDistribution(0.0, 1.0)}
         main.add_trial(create_trial(params=params, distributions=kinds, values=[90.0, size], user_attrs=attributes))
     return main
@@ -45,6 +45,7 @@ def test_the_rank_correlation_is_computed_among_trials_of_similar_cost(correlati
 def test_the_correlation_is_unknown_without_a_draft_or_enough_trials() -> None:
     assert proxy_correlation(optuna.create_study(directions=["maximize", "minimize"]), study()) is None
     assert proxy_correlation(trained_study(3, 1.0), study()) is None
+    assert proxy_correlation(trained_study(12, 1.0, epochs=0.0), study()) is None, "measured without training"
     assert proxy_correlation_words(None) == (
         "proxy rank correlation: not known yet; it needs more plans of the draft that were trained equally long"
     )

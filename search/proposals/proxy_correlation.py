@@ -86,6 +86,8 @@ class _Trainings:
         """Keep the trial if it is such a training."""
         if trial.state != TrialState.COMPLETE or REPLAY in trial.user_attrs or TRAINED_LOSS not in trial.user_attrs:
             return
+        if trial.user_attrs.get(EPOCHS) == 0:
+            return
         drafted = self._plans.values.get(choices_in(trial, self._plans.names))
         if drafted is not None:
             bisect.insort(self._both, (drafted[0], trial), key=lambda both: both[1].number)
