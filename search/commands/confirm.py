@@ -11,11 +11,13 @@ from search.evaluation.answers import ensure_same_answers
 from search.evaluation.reference import prepared
 from search.evaluation.tried_precisions import leave_out_failing
 from search.loop.rates import range_tested
+from search.proposals.draft_records import scored_inputs
 from search.results.confirm import confirm
 from search.results.export import verify_front
 from search.results.pick import pick
 from search.results.tables import confirmed_note, confirmed_table
 from search.study.console import console, print_result
+from search.study.errors import UserError
 from search.study.files import ensure_writable, load_json
 from search.study.machine import device_named
 from search.study.printed_tables import print_table
@@ -83,8 +85,19 @@ def command(options: argparse.Namespace) -> int:
 
 
 def confirmed(options: argparse.Namespace) -> Confirmed:
-    """Train the members of the front, or one of them, for longer."""
+    """Train the members of the front, or one of them, for longer.
+
+    Raises
+    ------
+    UserError
+        If the recipe of a confirmation trains nothing.
+    """
     study, spec, folder = opened(options)
+    if options.seeds and not spec.confirmation_recipe.epochs:
+        raise UserError(
+            "nothing is trained in 0 epochs; give the study a confirmation=Recipe(epochs=...), or verify the files of "
+            "the members as they are: --seeds 0"
+        )
     ensure_writable(folder)
     front_members = members_of(study, spec, folder)
     trials = [pick(study, spec, front_members, options.pick)] if options.pick else [one.trial for one in front_members]
@@ -92,6 +105,7 @@ def confirmed(options: argparse.Namespace) -> Confirmed:
     context, reference = prepared(spec, device_named(options.device), folder)
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
-    rate = range_tested(study, context) if options.seeds and spec.confirmation_recipe.epochs else None
+    context.scored_inputs = scored_inputs(study) or context.scored_inputs
+    rate = range_tested(study, context) if options.seeds else None
     records = confirm(trials, context, folder, options.seeds, rate, study) if options.seeds else []
     return Confirmed(study, context, folder, reference, trials, records)

@@ -15,7 +15,7 @@ from optuna.trial import FixedTrial
 from objectives import Examples, Metric
 from objectives.data import BATCH
 from objectives.outputs import device_of, outputs
-from objectives.trees import moved
+from objectives.trees import at, length, moved
 from search.costs.cost_model import CostModel
 from search.evaluation.first_checks import (
     check_answers,
@@ -83,6 +83,9 @@ class Context:
         The CPU time of this process by activity.
     measuring_seconds
         CPU seconds that building and measuring the last network took; 0 before the first one.
+    scored_inputs
+        Inputs that the study's draft scored each plan on; of a large network in a short time few, so that the losses of
+        candidates are measured on few too.
     workers
         This process among the workers of the study, which `search.loop.run` lets it join; before, it works alone.
 
@@ -100,6 +103,7 @@ class Context:
         self.teacher = TeacherOutputs(subject.model, spec.splits.train)
         self.cpu_profile = CpuProfile()
         self.measuring_seconds = 0.0
+        self.scored_inputs = PROXY_INPUTS
         self.workers: Workers | Alone = Alone()
         self.store: Store | None = None
         self._measured: dict[tuple[Step, ...], dict[str, float]] = {}  # costs, by the steps of a plan
@@ -160,6 +164,16 @@ class Context:
         count = VALIDATION_INPUTS if isinstance(validation, Examples) else PROXY_INPUTS  # of a stream, few are held
         return ProxyLoss(self.subject.model, validation, recovery, self.spec.seed + 1, count)
 
+    def loss_before_training(self, model: nn.Module) -> float:
+        """Return the proxy loss of an untrained network, which tells its learning rate."""
+        return self.proxy_loss(model, self.scored_inputs)
+
+    @property
+    def _validation_inputs(self) -> int:
+        """Inputs on which the loss of a trained network is measured."""
+        most = VALIDATION_INPUTS * self.scored_inputs // PROXY_INPUTS
+        return max(1, min(most, len(self.spec.splits.validation)))
+
     @functools.cached_property
     def early_objectives(self) -> list[tuple[int, Objective]]:
         """The objectives that training changes, each with its position, for the early check of a training."""
@@ -174,7 +188,7 @@ class Context:
         """Return the proxy loss of a trained network on validation examples; None if the loss cannot take them."""
         with self.cpu_profile.charge(MEASURING):
             try:
-                loss = self._validation_loss(model)
+                loss = self._validation_loss(model, self._validation_inputs)
             except Exception:  # noqa: BLE001 - labels for the metrics may not be labels for the loss
                 return None
         return loss if math.isfinite(loss) else None
@@ -225,7 +239,7 @@ class Context:
         """Return the recipe with a learning rate for a network: the recipe's own, or `rate` scaled to the network."""
         if recipe.learning_rate is not None or rate is None or not recipe.epochs:
             return recipe
-        return recipe.at_rate(rate.at(self.proxy_loss(model), recipe.steps(self.spec.splits.train)))
+        return recipe.at_rate(rate.at(self.loss_before_training(model), recipe.steps(self.spec.splits.train)))
 
     def seconds_a_candidate(self, recipe: Recipe, plan: Plan, most: float = math.inf) -> tuple[float, float, float]:
         """Return the CPU seconds of parts of a trial, timed on one plan's network.
@@ -247,9 +261,9 @@ class Context:
         float
             All else that is measured on it: its proxy loss, the early check and its loss on validation inputs.
         """
-        for loss in (self.proxy_loss, self._validation_loss):
+        for loss, count in ((self.proxy_loss, self.scored_inputs), (self._validation_loss, self._validation_inputs)):
             with contextlib.suppress(Exception):  # labels for the metrics may not be labels for the loss
-                loss.answer()
+                loss.answer(count)
         started = time.process_time()
         model = self.build(plan, again=True)
         costs = self.measure(model, self.spec.costs)  # also where they are known, for the time
@@ -258,8 +272,8 @@ class Context:
         metrics = [objective for objective in self.spec.measured if not objective.is_cost]
         rated = recipe.learning_rate is None
         validation = len(self.spec.splits.validation)
-        judged = PROXY_INPUTS * rated + len(self.early_objectives) * min(EARLY_EXAMPLES, validation)
-        judged += min(VALIDATION_INPUTS, validation)
+        judged = self.scored_inputs * rated + len(self.early_objectives) * min(EARLY_EXAMPLES, validation)
+        judged += self._validation_inputs
         input_seconds = self._input_seconds(model, TIMED_PASS_SHARE * most)
         if (judged + len(metrics) * validation) * input_seconds > most:
             building += len(metrics) * validation * input_seconds
@@ -270,7 +284,7 @@ class Context:
             building += time.process_time() - started
             started = time.process_time()
             if rated:
-                self.proxy_loss(model)
+                self.loss_before_training(model)
             self.measure(model, [objective for _, objective in self.early_objectives])
             self.validation_loss_of(model)
             judging = time.process_time() - started
@@ -282,15 +296,15 @@ class Context:
 
         In shorter passes of fewer inputs most of the time is that of calling the layers.
         """
-        train, count = self.spec.splits.train, TIMED_INPUTS
+        count, most = TIMED_INPUTS, min(BATCH, length(self.subject.example) or 1)
         model.eval()
         while True:
-            inputs = moved(train.example(count), device_of(model))
+            inputs = moved(at(self.subject.example, slice(count)), device_of(model))
             started = time.process_time()
             outputs(model, inputs)
             seconds = time.process_time() - started
-            if seconds >= enough or count >= min(BATCH, len(train)):
-                return seconds / min(count, len(train))
+            if seconds >= enough or count >= most:
+                return seconds / min(count, most)
             count *= 2
 
     def step_seconds(self, model: nn.Module, plan: Plan, recipe: Recipe, count: int, most: float) -> float:

@@ -58,9 +58,9 @@ class ProxyLoss:
         spare_memory()
         return (loss - scale.best) / scale.unit
 
-    def answer(self) -> None:
-        """Compute the teacher's answers to all inputs, unless they are known; the first call would."""
-        self._scale(self._count)
+    def answer(self, count: int) -> None:
+        """Compute the teacher's answers to the first `count` inputs, unless they are known; the first call would."""
+        self._scale(min(count, self._count))
 
     def _scale(self, count: int) -> _Scale:
         """Return the teacher's answers to the first inputs, with their loss, and that of the mean answer above it."""

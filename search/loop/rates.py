@@ -17,6 +17,7 @@ from search.study.queue import fixed
 from search.study.records import ASKED, RANGE
 from search.training.learning_rate import (
     DEFAULT_RATE,
+    FIRST_RATE,
     LEAST_TEST_STEPS,
     MAX_TRAINABLE_LOSS,
     QUICK_LENGTH,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from spaces import Plan
 
 RANGE_TEST_SHARE = 0.15  # of the budget's time: about the most that a range test takes (chosen)
-USUAL_RATES = 4  # learning rates that a range test tries (chosen)
+USUAL_RATES = 4  # learning rates that a range test tries, or the time of as many (chosen)
 
 
 def range_tested(study: Study, context: Context, clock: BudgetClock | None = None) -> Rate | None:
@@ -68,14 +69,17 @@ def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) 
         steps = steps if plan == smallest else _steps_in_time(context, plan, clock)
     if clock is not None and steps < LEAST_TEST_STEPS:
         return _quickly_found_rate(context, plans, clock)
-    model = context.build(plan)
+    model, first = context.build(plan), FIRST_RATE
+    given = context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed
     with context.cpu_profile.charge(TRAINING):
-        rate = range_test(model, context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed, steps)
+        if steps < TEST_STEPS:  # then few rates can be tried
+            first = Rate(quick_test(model, *given), 1.0, QUICK_LENGTH).at(1.0, steps)
+        rate = range_test(model, *given, steps, first)
     shorter = f" in {steps} steps, since the time is short" if steps < TEST_STEPS else ""
     console.print(
         f"the range test found a learning rate of {rate:.2g}{shorter}; it is scaled to each network's loss and steps"
     )
-    return Rate(rate, context.proxy_loss(model), steps)
+    return Rate(rate, context.loss_before_training(model), steps)
 
 
 def _quickly_found_rate(context: Context, plans: list[Plan], clock: BudgetClock) -> Rate:
@@ -88,7 +92,7 @@ def _quickly_found_rate(context: Context, plans: list[Plan], clock: BudgetClock)
             if USUAL_RATES * _steps_in_time(context, plan, clock) < QUICK_TEST_STEPS:
                 break
             model = context.build(plan, again=True)
-            loss = context.proxy_loss(model)
+            loss = context.loss_before_training(model)
             if loss <= MAX_TRAINABLE_LOSS or plan == plans[0]:
                 given = context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed
                 with context.cpu_profile.charge(TRAINING):

@@ -15,6 +15,7 @@ from search.evaluation.tried_precisions import try_precisions
 from search.loop.rates import range_tested
 from search.loop.schedule import affordable, promote
 from search.loop.watch import Watch
+from search.proposals.draft_records import scored_inputs
 from search.proposals.draft_start import DraftStart
 from search.proposals.gaps import fill_widest_gap, widest_gap
 from search.proposals.refusals import are_due, turn_after_refusals
@@ -86,6 +87,7 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
     _rerun_abandoned(study, workers)
     try_precisions(study, context, clock)
     _start(study, context, clock)
+    context.scored_inputs = scored_inputs(study) or context.scored_inputs
     if AHEAD in study.user_attrs:  # the study has measurements from its start
         fit_before_search(context, 0.0)
     rate = range_tested(study, context, clock) if context.spec.recipe.epochs else None

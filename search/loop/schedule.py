@@ -15,8 +15,7 @@ from search.study.durations import duration
 from search.study.errors import reason_of
 from search.study.front import front, trained, trained_count
 from search.study.queue import enqueue, params_of
-from search.study.records import ASKED, EPOCHS, SECONDS, TRAINED_LOSS
-from search.training.learning_rate import MAX_TRAINABLE_LOSS
+from search.study.records import ASKED, EPOCHS, SECONDS
 from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
@@ -34,54 +33,32 @@ TIMING_SHARE = 0.02  # of the budget's time: about the most that timing a candid
 MIN_TRAINING_STEPS = 25  # steps below which no training is shortened, unless none would end in time (chosen)
 FILE_SHARE = 1.0  # time for a file and its verification, of that for building and measuring a candidate (chosen)
 FRONT_SHARE = 0.25  # last share of the time, kept for training the front further if trainings were shortened (fitted)
-UNTRAINED_SHARE = 0.5  # of the time left: the most that measuring candidates without training takes (chosen)
 WITH_TEACHER = 4 / 3  # time of a step whose teacher outputs cannot be cached: a forward pass more than the usual three
 RECENT_TRIALS = 8  # last trained trials, whose median time tells how long the next one takes (chosen)
 MIN_LENGTHENING = 1.5  # a second training has at least this many times the epochs of the first (chosen)
 
 
 def affordable(study: Study, context: Context, clock: BudgetClock) -> Recipe:
-    """Return the study's recipe, shortened if too few candidates could be trained in the time left.
-
-    It has no epochs if the time is so short that candidates are first measured untrained; see `train_promising`.
-    """
-    recipe = context.spec.recipe
-    if not clock.timed or not recipe.epochs:
-        return recipe
+    """Return the study's recipe, shortened if too few candidates could be trained in the time left."""
+    if not clock.timed or not context.spec.recipe.epochs:
+        return context.spec.recipe
     task = f"length of the trainings of {clock.run or context.workers.name}"
-    return recipe.of_length(context.workers.share([task], lambda _: _epochs(study, context, clock))[task])
-
-
-def _times(study: Study, context: Context, clock: BudgetClock) -> tuple[float, float, float] | None:
-    """Return the CPU seconds of a training step and of all else of a candidate, timed once per run.
-
-    See `Context.seconds_a_candidate`; None if timing fails.
-    """
-
-    def timed(_: int) -> list[float]:
-        designs = initial_designs(study, context)
-        plan = designs[len(designs) // 2]
-        try:
-            return list(context.seconds_a_candidate(context.spec.recipe, plan, TIMING_SHARE * clock.total))
-        except Exception as error:  # noqa: BLE001 - a trial will report any error, and the next plan may work
-            console.print(f"the time per candidate is unknown, because timing one failed: {reason_of(error)}")
-            return []
-
-    task = f"time of a candidate of {clock.run or context.workers.name}"
-    found = context.workers.share([task], timed)[task]
-    return (found[0], found[1], found[2]) if found else None
+    return context.spec.recipe.of_length(context.workers.share([task], lambda _: _epochs(study, context, clock))[task])
 
 
 def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
-    """Return the epochs of each training that let enough candidates be trained in the time left; see `affordable`."""
-    recipe, times = context.spec.recipe, _times(study, context, clock)
-    if times is None:
+    """Return the epochs of each training that let enough candidates be trained in the time left."""
+    recipe = context.spec.recipe
+    steps = recipe.steps(context.spec.splits.train)
+    designs = initial_designs(study, context)
+    plan = designs[len(designs) // 2]
+    try:
+        step_seconds, building, judging = context.seconds_a_candidate(recipe, plan, TIMING_SHARE * clock.total)
+    except Exception as error:  # noqa: BLE001 - a trial will report any error, and the next plan may work
+        console.print(f"the time per candidate is unknown, because timing one failed: {reason_of(error)}")
         return recipe.epochs
-    step_seconds, building, judging = times
-    steps, other_seconds = recipe.steps(context.spec.splits.train), building + judging
-    trials = clock.budget.trials
-    remaining = math.inf if trials is None else max(1, trials - trained_count(study))
-    together = min(MIN_CANDIDATES, remaining)
+    trials, other_seconds = clock.budget.trials, building + judging
+    together = MIN_CANDIDATES if trials is None else max(1, min(MIN_CANDIDATES, trials - trained_count(study)))
     count = math.ceil(together / clock.workers)
     if clock.left >= count * (step_seconds * steps + other_seconds):
         return recipe.epochs
@@ -89,55 +66,18 @@ def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
     alone = (clock.left - other_seconds - FILE_SHARE * building) / step_seconds  # steps of a single candidate
     short = recipe.longer(min(1.0, max(wanted, min(alone, MIN_TRAINING_STEPS), 1.0) / steps))
     short_steps, part = short.steps(context.spec.splits.train), short.epochs / recipe.epochs
-    seconds = step_seconds * short_steps + other_seconds
-    fitting = max(1, int(clock.workers * clock.left / seconds))
-    fitting_words = number_of(fitting, "candidate")
-    untrained = min(together, int(clock.workers * UNTRAINED_SHARE * clock.left / other_seconds))
-    if wanted < MIN_TRAINING_STEPS and untrained >= 2 * fitting and remaining >= 2 * MIN_CANDIDATES:
-        console.print(
-            f"the time is short: about {fitting_words} can be trained, since one takes {seconds:.0f} s with "
-            f"{short_steps} steps; so about {untrained} are measured without training first, and then the most "
-            "promising of them are trained"
-        )
-        return 0.0
     console.print(
         f"each candidate is trained for {short_steps} steps, {part:.0%} of the {recipe.epochs:g} epochs of the recipe, "
         "to finish in time"
     )
+    seconds = step_seconds * short_steps + other_seconds
     if wanted < MIN_TRAINING_STEPS:
+        fitting = number_of(max(1, int(clock.workers * clock.left / seconds)), "candidate")
         console.print(
-            f"the time is short: about {fitting_words} can be trained, since one takes {seconds:.0f} s; "
+            f"the time is short: about {fitting} can be trained, since one takes {seconds:.0f} s; "
             f"{together} of them take some {duration(count * seconds / (1 - FRONT_SHARE))}"
         )
     return short.epochs
-
-
-def train_promising(study: Study, context: Context, clock: BudgetClock) -> int:
-    """Enqueue candidates that were measured untrained for training in the time left; return their number.
-
-    These are members of the front, or, if no candidate meets the limits, the nearest ones: as many as can be trained
-    for some steps each. First come those that are farthest from the best metrics of all, among the networks that can be
-    trained: of these, training improves most.
-    """
-    times, recipe, train = _times(study, context, clock), context.spec.recipe, context.spec.splits.train
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
-    if times is None or any(ASKED in trial.user_attrs for trial in waiting):  # another worker did
-        return 0
-    step_seconds, *others = times
-    finished = trained(study)
-    gaps = {trial.number: _gap(trial, finished, context.spec) for trial in finished}
-
-    def place(trial: FrozenTrial) -> tuple[bool, float]:
-        loss = trial.user_attrs.get(TRAINED_LOSS, 0.0)
-        return (True, loss) if loss > MAX_TRAINABLE_LOSS else (False, -gaps[trial.number])
-
-    chosen = sorted(front(study), key=place) or sorted(finished, key=_largest_excess)
-    for count in range(len(chosen), 0, -1):
-        steps = (clock.left * clock.workers / count - sum(others)) / step_seconds
-        if steps >= MIN_TRAINING_STEPS or (count == 1 and steps >= 1):
-            epochs = min(recipe.epochs, recipe.of_steps(steps, train).epochs)
-            return _enqueue_all(study, _shorter(study, chosen, epochs)[:count], epochs)
-    return 0
 
 
 def prolong(study: Study, spec: StudySpec, seconds: float) -> int:
@@ -193,7 +133,7 @@ def approach(study: Study, spec: StudySpec, seconds: float) -> int:
         epoch_seconds *= WITH_TEACHER
     epochs = min(recipe.epochs, seconds / epoch_seconds)
     nearest: dict[tuple[tuple[str, Any], ...], FrozenTrial] = {}  # one trial of each plan
-    for trial in sorted(finished, key=_largest_excess):
+    for trial in sorted(finished, key=lambda trial: max(trial.constraints.values(), default=0.0)):
         nearest.setdefault(tuple(trial.params.items()), trial)
     count = max(1, int(seconds / (epochs * epoch_seconds)))
     return _enqueue_all(study, _shorter(study, list(nearest.values()), epochs)[:count], epochs)
@@ -231,10 +171,6 @@ def _epoch_seconds(finished: Sequence[FrozenTrial]) -> float:
     """Return the CPU seconds of an epoch, the mean over the trials; 0 if none was trained."""
     each = [trial.user_attrs[SECONDS] / trial.user_attrs[EPOCHS] for trial in finished if trial.user_attrs[EPOCHS]]
     return statistics.fmean(each) if each else 0.0
-
-
-def _largest_excess(trial: FrozenTrial) -> float:
-    return max(trial.constraints.values(), default=0.0)
 
 
 def _enqueue_all(study: Study, members: Sequence[FrozenTrial], epochs: float) -> int:

@@ -13,15 +13,7 @@ from optuna.trial import TrialState
 from search.evaluation.failing_kinds import FailingKinds
 from search.evaluation.trial import run_trial
 from search.loop.board import Board
-from search.loop.schedule import (
-    FRONT_SHARE,
-    MIN_CANDIDATES,
-    UNTRAINED_SHARE,
-    approach,
-    expected_seconds,
-    prolong,
-    train_promising,
-)
+from search.loop.schedule import FRONT_SHARE, approach, expected_seconds, prolong
 from search.proposals.proxy_correlation import is_misleading
 from search.study.console import console
 from search.study.errors import Diverged, MachineFault, UserError, reason_of
@@ -65,7 +57,6 @@ class Watch:
     exhausted: bool = False
     prolonged: bool = False
     fruitless: int = 0
-    began: float = 0.0
     failing: FailingKinds = field(default_factory=lambda: FailingKinds("the study"))
     exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -74,7 +65,6 @@ class Watch:
         self.board = self.exits.enter_context(Board(self.study, self.clock, quiet=self.clock.workers > 1))
         self.exits.enter_context(handled_by(self._stop))
         self.failing.read(self.study, self.context, before=True)
-        self.began = self.clock.spent
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -197,22 +187,15 @@ class Watch:
     def _prolong(self) -> None:
         """Enqueue candidates for further training in the last share of the time.
 
-        These are members of the front, if trainings were shortened, or, if none meets a limit, the nearest ones. Where
-        candidates are measured untrained, it is done after the first ones, or half of the time.
+        These are members of the front, if trainings were shortened, or, if none meets a limit, the nearest ones.
         """
-        short = self.recipe.epochs < self.context.spec.recipe.epochs
-        untrained = short and not self.recipe.epochs
-        from_share = self.began + UNTRAINED_SHARE * (1 - self.began) if untrained else 1 - FRONT_SHARE
-        due = self.clock.spent >= from_share or (untrained and self.board.done >= MIN_CANDIDATES)
-        if self.prolonged or not self.board.done or not due:
+        if self.prolonged or not self.board.done or self.clock.spent < 1 - FRONT_SHARE:
             return
         self.prolonged = True
+        short = self.recipe.epochs < self.context.spec.recipe.epochs
         seconds = self.clock.left * self.clock.workers
         with self.context.workers.turn(QUEUE):
-            if untrained:
-                if count := train_promising(self.study, self.context, self.clock):
-                    console.print(f"the remaining time is used to train {count} of the candidates")
-            elif short and (count := prolong(self.study, self.context.spec, seconds)):
+            if short and (count := prolong(self.study, self.context.spec, seconds)):
                 console.print(f"the remaining time is used to train {number_of(count, 'member')} of the front further")
             elif count := approach(self.study, self.context.spec, seconds):
                 console.print(

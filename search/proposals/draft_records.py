@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from search.study.history import read
 from search.study.notes import draft_text, note_study
 from search.study.queue import params_of
-from search.study.records import DRAFT
+from search.study.records import DRAFT, INPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,6 +32,12 @@ def draft_of(study: Study) -> Study | None:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         return None
+
+
+def scored_inputs(study: Study) -> int | None:
+    """Return on how many inputs the draft of a study scored each plan; None if it has no draft, or it scored none."""
+    draft = draft_of(study)
+    return None if draft is None else draft.user_attrs.get(INPUTS)
 
 
 def create_draft(study: Study, names: list[str]) -> Study:

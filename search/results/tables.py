@@ -110,7 +110,8 @@ def files_note(spec: Outline, members: Sequence[Member]) -> str:
 def _untrained(members: Sequence[Member]) -> list[str]:
     """Say which members were measured as they were compressed."""
     numbers = [str(trial.number) for trial, _ in members if trial.user_attrs.get(EPOCHS) == 0]
-    return [f"measured without training: {_trials(numbers)}; slimfront confirm STUDY trains members"] if numbers else []
+    how = "slimfront confirm STUDY trains members of a study with a confirmation=Recipe(epochs=...)"
+    return [f"measured without training: {_trials(numbers)}; {how}"] if numbers else []
 
 
 def _trials(numbers: Sequence[str]) -> str:

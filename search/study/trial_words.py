@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from objectives.objective import in_digits
 from search.study.attributes import numbers_of
-from search.study.records import PLAN, REASON, REPLAY, SECONDS, STOPPED, VALUES
+from search.study.records import EPOCHS, PLAN, REASON, REPLAY, SECONDS, STOPPED, VALUES
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -26,7 +26,7 @@ def ending(trial: FrozenTrial) -> str:
 def trial_words(trial: FrozenTrial) -> str:
     """Describe a finished trial: how it ended and why, its values, its CPU time and its plan."""
     attributes = trial.user_attrs
-    parts = [ending(trial)]
+    parts = ["measured without training" if attributes.get(EPOCHS) == 0 else ending(trial)]
     if REASON in attributes:
         parts[0] += f", because: {attributes[REASON]}"
     if values := numbers_of(trial, VALUES):

@@ -75,6 +75,7 @@ def range_test(
     recipe: Recipe,
     seed: int,
     steps: int = TEST_STEPS,
+    first: float = FIRST_RATE,
 ) -> float:
     """Return the learning rate with the smallest final loss of a short training.
 
@@ -90,6 +91,8 @@ def range_test(
         As in `fine_tune`; the recipe's learning rate and epochs are ignored.
     steps
         Steps of each training.
+    first
+        The rate that is tried first; the nearer it is to the best one, the fewer are tried.
 
     Raises
     ------
@@ -104,7 +107,7 @@ def range_test(
         mean = statistics.fmean(float(loss) for loss in losses[-round(SCORED_STEPS_SHARE * steps) :])
         return mean if math.isfinite(mean) else math.inf
 
-    return _lowest(final_loss, FIRST_RATE)
+    return _lowest(final_loss, first)
 
 
 def quick_test(

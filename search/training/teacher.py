@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 from search.study.console import console, track
 from search.study.definition import define_value, define_value_with_modules, fingerprint
 from search.study.files import named_by_content, save_named_by_content
+from search.study.numbers import check_positive
 from search.study.weights import restore, save_state
 from search.training.fine_tuning import TeacherOutputs, fine_tune
 from search.training.learning_rate import range_test
@@ -104,6 +105,7 @@ def trained(
     loss
         The loss of the task, a function of outputs and labels; None for the cross-entropy.
     """
+    check_positive("epochs", recipe.epochs)
     class_name = type(model).__name__
     rest: tuple[object, ...] = (fingerprint(model), train, seed, smoothing)
     if loss is not None:
