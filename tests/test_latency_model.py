@@ -246,7 +246,7 @@ def test_measuring_promising_plans_keeps_to_its_time_and_skips_failures(
     shared.measuring_seconds = 2.0
     measure_promising(main, shared, lambda _: plans, 1.0)
     assert main.user_attrs[AHEAD] == []
-    assert "no promising plan was measured: one takes 2 s, and 1 s are planned for it" in capsys.readouterr().err
+    assert "no promising plan is measured: one takes 2 s, and 1 s are planned for it" in capsys.readouterr().err
     shared.measuring_seconds = 0.0
     measure_promising(main, shared, lambda _: plans, 1e-9)
     assert len(main.user_attrs[AHEAD]) == 1

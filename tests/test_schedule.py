@@ -34,6 +34,7 @@ from search.study.weights import state_path
 from search.training.fine_tuning import TeacherOutputs, fine_tune, training_steps
 from search.training.learning_rate import (
     DEFAULT_RATE,
+    FIRST_RATE,
     MAX_FITTED_STEPS,
     MAX_RATE,
     MIN_RATE,
@@ -174,6 +175,28 @@ def test_the_range_test_fits_the_time(
     assert (rate == DEFAULT_RATE) == (steps == DEFAULT_RATE.steps)
     assert words in " ".join(capsys.readouterr().err.split())
     assert range_tested(main, shared) == rate
+
+
+@pytest.mark.parametrize(("step_seconds", "steps", "first"), [(0.3, 12, 0.00069), (0.01, 25, FIRST_RATE)])
+def test_a_shortened_range_test_starts_where_single_steps_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_seconds: float, steps: int, first: float
+) -> None:
+    made = unrated()
+    main = open_study(resolved(made), tmp_path, None, create=True)
+    shared = context(made)
+    monkeypatch.setattr(Context, "step_seconds", lambda *_: step_seconds)
+    monkeypatch.setattr("search.loop.rates.quick_test", lambda *_: 1e-3)  # suits 25 steps
+    calls = []
+
+    def tested(*arguments: Any) -> float:
+        calls.append(arguments[-2:])
+        return 0.002
+
+    monkeypatch.setattr("search.loop.rates.range_test", tested)
+    rate = range_tested(main, shared, BudgetClock(Budget(trials=None, cpu_seconds=100)))
+    assert rate is not None
+    assert rate.rate == 0.002
+    assert calls == [(steps, first)]
 
 
 def test_no_plan_is_scored_for_a_range_test_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,8 +102,19 @@ def measure_promising(
     if modelled:
         with context.workers.turn(f"measure promising plans on {machine.words()}"):
             if not any(where == machine.words() for *_, where in study.user_attrs.get(AHEAD, ())):
+                if context.measuring_seconds > seconds:
+                    console.print(
+                        f"no promising plan is measured: one takes {context.measuring_seconds:.0f} s, and "
+                        f"{seconds:.0f} s are planned for it"
+                    )
+                    best = _none
                 _measure_ahead(study, context, best, seconds, modelled)
     refit(study, context)
+
+
+def _none(_: int) -> list[dict[str, float]]:
+    """Return no plans."""
+    return []
 
 
 def _measure_ahead(
@@ -139,11 +150,6 @@ def _measure_ahead(
             context.cost_model.observe(plan, over_teacher)
             spent = (time.process_time() - started) / max(seconds, 1e-9)
             progress(max(len(found) / (PROMISING_ROUNDS * PLANS_PER_ROUND), spent))
-    if not found and context.measuring_seconds > seconds:
-        console.print(
-            f"no promising plan was measured: one takes {context.measuring_seconds:.0f} s, and {seconds:.0f} s are "
-            "planned for it"
-        )
     with context.workers.turn(AHEAD):
         study.set_user_attr(AHEAD, [*study.user_attrs.get(AHEAD, ()), *found.values()])
 
