@@ -27,9 +27,10 @@ import torch
 from optuna.trial import TrialState
 
 from search.evaluation.context import Context
+from search.evaluation.earlier_trials import same_plan, shorter_training
 from search.evaluation.profiling import refit
 from search.evaluation.subject import Subject
-from search.evaluation.trial import _same_plan, _shorter, key_of
+from search.evaluation.trial import key_of
 from search.loop.schedule import expected_seconds
 from search.loop.watch import Watch
 from search.proposals.gaps import fill_widest_gap
@@ -141,8 +142,8 @@ def _turn(
     trial = timed("ask_queued" if enqueued else "ask", asked)
     plan = context.plan(trial.params)
     timed("misleading", lambda: is_misleading(study, context.spec))
-    timed("same_plan", lambda: _same_plan(study, key_of(plan), trial.number, context.spec.recipe.epochs))
-    timed("same_plan", lambda: _shorter(study, key_of(plan), folder))
+    timed("same_plan", lambda: same_plan(study, key_of(plan), trial.number, context.spec.recipe.epochs))
+    timed("same_plan", lambda: shorter_training(study, key_of(plan), folder))
     values = {"top1": 91.0 + trial.number % 7, "size_bytes": 3000.0 + trial.number, "macs": 500.0}
     (limit,) = context.spec.limits
     attributes: dict[str, Any] = {KEY: key_of(plan), PLAN: plan.words(), EPOCHS: 4, TRAINED_LOSS: 0.4, SECONDS: 2.0}

@@ -17,6 +17,7 @@ from objectives import Examples, Limit, SizeBytes, Top1
 from objectives.outputs import outputs
 from search import Budget, Recipe
 from search.evaluation.context import Context
+from search.evaluation.input_time import input_seconds_of
 from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
 from search.evaluation.subject import Subject
 from search.loop.rates import range_tested
@@ -72,6 +73,22 @@ def test_the_rate_is_reproducible_and_does_not_depend_on_the_epochs() -> None:
     assert MIN_RATE < rate < MAX_RATE
     assert rate_found(Recipe(batch_size=32)) == rate
     assert rate_found(Recipe(epochs=9, batch_size=32)) == rate
+
+
+def test_a_rate_is_judged_by_another_loss_where_one_is_given() -> None:
+    network, judged = Net(), []
+
+    def judge(trained: nn.Module) -> float:
+        judged.append(trained)
+        moved = zip(trained.parameters(), parameters, strict=True)
+        return sum(float((new.detach() - old).abs().sum()) for new, old in moved)
+
+    parameters = [parameter.detach().clone() for parameter in network.parameters()]
+    given = TeacherOutputs(teacher(), TRAIN), TRAIN, Distill(), Recipe(batch_size=32), 0
+    rate = range_test(network, *given, 2, judge=judge)
+    assert rate < 2 * MIN_RATE, "the loss is smallest where nothing changes"
+    assert range_test(network, *given, 2) > 100 * rate
+    assert len(judged) == len({id(trained) for trained in judged})
 
 
 def test_the_rate_is_stable_on_a_quadratic() -> None:
@@ -189,14 +206,14 @@ def test_a_shortened_range_test_starts_where_single_steps_say(
     calls = []
 
     def tested(*arguments: Any) -> float:
-        calls.append(arguments[-2:])
+        calls.append((*arguments[-3:-1], arguments[-1] is not None))
         return 0.002
 
     monkeypatch.setattr("search.loop.rates.range_test", tested)
     rate = range_tested(main, shared, BudgetClock(Budget(trials=None, cpu_seconds=100)))
     assert rate is not None
     assert rate.rate == 0.002
-    assert calls == [(steps, first)]
+    assert calls == [(steps, first, steps < TEST_STEPS)], "judged in evaluation mode where it is short"
 
 
 def test_no_plan_is_scored_for_a_range_test_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,16 +313,16 @@ def test_all_that_a_candidate_takes_beside_its_steps_is_timed(monkeypatch: pytes
     monkeypatch.setattr(ProxyLoss, "answer", taking(100, ProxyLoss.answer))  # once for all candidates
     building, judging = shared.seconds_a_candidate(made.recipe, plan)[1:]
     assert building == 10 + 20 + 4
-    assert judging == 2 + 2 + 4, "losses on training and validation inputs, and the early check"
+    assert judging == 2 + 2 * 2 + 4, "losses on training and validation inputs, and the early check"
     rated = dataclasses.replace(made.recipe, learning_rate=1e-3)
     assert shared.seconds_a_candidate(rated, plan)[1:] == (building, judging - 2)
     # where that takes too long, one forward pass tells
-    monkeypatch.setattr("search.evaluation.context.outputs", taking(0.16, outputs))
+    monkeypatch.setattr("search.evaluation.input_time.outputs", taking(0.16, outputs))
     monkeypatch.setattr(Top1, "__call__", lambda *_: pytest.fail("it takes too long"))
     validation, input_seconds = len(made.splits.validation), 0.01
     building, judging = shared.seconds_a_candidate(made.recipe, plan, most=1.0)[1:]
     assert building == pytest.approx(10 + 20 + validation * input_seconds)
-    assert judging == pytest.approx((PROXY_INPUTS + 2 * validation) * input_seconds)
+    assert judging == pytest.approx((PROXY_INPUTS + 3 * validation) * input_seconds)
 
 
 def test_a_call_does_not_count_as_the_time_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,11 +337,13 @@ def test_a_call_does_not_count_as_the_time_of_its_inputs(monkeypatch: pytest.Mon
         return found
 
     monkeypatch.setattr("search.evaluation.context.time.process_time", lambda: now)
-    monkeypatch.setattr("search.evaluation.context.outputs", called)
-    assert shared._input_seconds(teacher(), enough=0.16) == pytest.approx(0.164 / 64)
+    monkeypatch.setattr("search.evaluation.input_time.outputs", called)
+    assert input_seconds_of(teacher(), shared.subject.example, enough=0.16) == pytest.approx(0.164 / 64)
     assert counts == [16, 32, 64], "until a pass takes long enough"
-    assert shared._input_seconds(teacher(), enough=0.15) == pytest.approx(0.164 / 64)
-    assert shared._input_seconds(teacher(), enough=9.0) == pytest.approx(0.164 / 64), "there are no more inputs"
+    assert input_seconds_of(teacher(), shared.subject.example, enough=0.15) == pytest.approx(0.164 / 64)
+    assert input_seconds_of(teacher(), shared.subject.example, enough=9.0) == pytest.approx(0.164 / 64), (
+        "there are no more inputs"
+    )
 
 
 def test_a_network_that_was_timed_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FixedTrial
 
 from objectives import Examples, Metric
-from objectives.data import BATCH
-from objectives.outputs import device_of, outputs
-from objectives.trees import at, length, moved
+from objectives.outputs import outputs
 from search.costs.cost_model import CostModel
 from search.evaluation.first_checks import (
     check_answers,
@@ -25,6 +23,7 @@ from search.evaluation.first_checks import (
     other_runtime_note,
     untrainable_note,
 )
+from search.evaluation.input_time import input_seconds_of
 from search.evaluation.label_checks import check_loss, check_probabilities, classes_of, few
 from search.evaluation.proxy_loss import PROXY_INPUTS, ProxyLoss
 from search.study import machine
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 VALIDATION_INPUTS = 1024  # most validation inputs on which a trained network's loss is measured (chosen)
 EARLY_EXAMPLES = 1000  # most validation examples of the early check (chosen)
 CHECKED_EXAMPLES = 5  # examples on which the loss is tried (chosen)
-TIMED_INPUTS = 16  # inputs whose forward pass is timed first (chosen)
 TIMED_PASS_SHARE = 1 / 8  # of the time for timing: a forward pass this long tells the time of an input (chosen)
 TIMED_STEPS = 10  # training steps whose time is averaged (chosen)
 
@@ -164,9 +162,14 @@ class Context:
         count = VALIDATION_INPUTS if isinstance(validation, Examples) else PROXY_INPUTS  # of a stream, few are held
         return ProxyLoss(self.subject.model, validation, recovery, self.spec.seed + 1, count)
 
-    def loss_before_training(self, model: nn.Module) -> float:
-        """Return the proxy loss of an untrained network, which tells its learning rate."""
+    def rating_loss(self, model: nn.Module) -> float:
+        """Return the proxy loss of a network, by which learning rates are found and scaled."""
         return self.proxy_loss(model, self.scored_inputs)
+
+    @property
+    def metrics(self) -> list[Objective]:
+        """The objectives that training changes, then those of limits and the reported ones."""
+        return [objective for objective in self.spec.measured if not objective.is_cost]
 
     @property
     def _validation_inputs(self) -> int:
@@ -239,7 +242,7 @@ class Context:
         """Return the recipe with a learning rate for a network: the recipe's own, or `rate` scaled to the network."""
         if recipe.learning_rate is not None or rate is None or not recipe.epochs:
             return recipe
-        return recipe.at_rate(rate.at(self.loss_before_training(model), recipe.steps(self.spec.splits.train)))
+        return recipe.at_rate(rate.at(self.rating_loss(model), recipe.steps(self.spec.splits.train)))
 
     def seconds_a_candidate(self, recipe: Recipe, plan: Plan, most: float = math.inf) -> tuple[float, float, float]:
         """Return the CPU seconds of parts of a trial, timed on one plan's network.
@@ -259,7 +262,8 @@ class Context:
         float
             Building the network and measuring it.
         float
-            All else that is measured on it: its proxy loss, the early check and its loss on validation inputs.
+            All else that is measured on it: its proxy loss, the early check, and its loss on validation inputs before
+            and after training.
         """
         for loss, count in ((self.proxy_loss, self.scored_inputs), (self._validation_loss, self._validation_inputs)):
             with contextlib.suppress(Exception):  # labels for the metrics may not be labels for the loss
@@ -269,43 +273,27 @@ class Context:
         costs = self.measure(model, self.spec.costs)  # also where they are known, for the time
         self._measured.setdefault(plan.steps, costs)
         building = time.process_time() - started
-        metrics = [objective for objective in self.spec.measured if not objective.is_cost]
         rated = recipe.learning_rate is None
         validation = len(self.spec.splits.validation)
         judged = self.scored_inputs * rated + len(self.early_objectives) * min(EARLY_EXAMPLES, validation)
-        judged += self._validation_inputs
-        input_seconds = self._input_seconds(model, TIMED_PASS_SHARE * most)
-        if (judged + len(metrics) * validation) * input_seconds > most:
-            building += len(metrics) * validation * input_seconds
+        judged += 2 * self._validation_inputs
+        input_seconds = input_seconds_of(model, self.subject.example, TIMED_PASS_SHARE * most)
+        if (judged + len(self.metrics) * validation) * input_seconds > most:
+            building += len(self.metrics) * validation * input_seconds
             judging = judged * input_seconds
         else:
             started = time.process_time()
-            self.measure(model, metrics)
+            self.measure(model, self.metrics)
             building += time.process_time() - started
             started = time.process_time()
             if rated:
-                self.loss_before_training(model)
+                self.rating_loss(model)
             self.measure(model, [objective for _, objective in self.early_objectives])
-            self.validation_loss_of(model)
+            for _ in ("before training", "after it"):
+                self.validation_loss_of(model)
             judging = time.process_time() - started
         with self.cpu_profile.charge(TRAINING):
             return self.step_seconds(model, plan, recipe, TIMED_STEPS, most), building, judging
-
-    def _input_seconds(self, model: nn.Module, enough: float) -> float:
-        """Return the CPU seconds of an input in a forward pass that takes `enough` of them, or is one of a whole batch.
-
-        In shorter passes of fewer inputs most of the time is that of calling the layers.
-        """
-        count, most = TIMED_INPUTS, min(BATCH, length(self.subject.example) or 1)
-        model.eval()
-        while True:
-            inputs = moved(at(self.subject.example, slice(count)), device_of(model))
-            started = time.process_time()
-            outputs(model, inputs)
-            seconds = time.process_time() - started
-            if seconds >= enough or count >= most:
-                return seconds / min(count, most)
-            count *= 2
 
     def step_seconds(self, model: nn.Module, plan: Plan, recipe: Recipe, count: int, most: float) -> float:
         """Return the CPU seconds of one training step of a copy of the network.

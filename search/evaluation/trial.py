@@ -6,22 +6,27 @@ import hashlib
 import math
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from optuna import TrialPruned
-from optuna.trial import TrialState
 
 from search.costs.cost_model import inexact
+from search.evaluation.before_training import BeforeTraining, metrics_after
+from search.evaluation.earlier_trials import (
+    costs_of,
+    excess_of_costs,
+    leave_to_other,
+    replay,
+    same_plan,
+    shorter_training,
+)
 from search.evaluation.early_stopping import EarlyStopping
 from search.evaluation.trial_checkpoint import TrialCheckpoint
 from search.study import machine
-from search.study.attributes import numbers_of, put_constraints, put_content, put_numbers
+from search.study.attributes import put_constraints, put_content, put_numbers
 from search.study.console import console
 from search.study.errors import Diverged
-from search.study.files import Damaged
-from search.study.history import ByPlan, read
 from search.study.records import (
-    EARLY_CHECK,
     EPOCHS,
     EXCESS,
     INEXACT,
@@ -31,22 +36,18 @@ from search.study.records import (
     RATE,
     REASON,
     RELATIVE,
-    REPLAY,
     SECONDS,
-    STOPPED,
     STORE,
-    TRAINED_LOSS,
     VALUES,
     WEIGHTS,
 )
-from search.study.weights import fetch, load_state, restore, save_state, state_path
+from search.study.weights import restore, save_state, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
+    from optuna import Trial
 
     from search.evaluation.context import Context
     from search.study.spec import Recipe, StudySpec
@@ -108,10 +109,10 @@ def run_trial(
     trial.set_user_attr(PLAN, plan.words())
     with context.workers.ticket(f"train {key} for {recipe.epochs} epochs") as ticket:
         ahead = ticket.ahead()
-        if (earlier := _same_plan(trial.study, key, trial.number, recipe.epochs)) is not None:
-            return _replay(trial, earlier)
+        if (earlier := same_plan(trial.study, key, trial.number, recipe.epochs)) is not None:
+            return replay(trial, earlier)
         if ahead:
-            _leave_to_other(trial, key)
+            leave_to_other(trial, key)
         values = _trained(trial, context, folder, recipe, progress, plan, rate=rate, strict=strict)
         trial.set_user_attr(SECONDS, time.process_time() - started)
         return values
@@ -133,8 +134,8 @@ def _trained(
     predicted = context.cost_model.predict(plan)
     put_numbers(trial, PREDICTED, predicted.modelled)
     _reject(trial, spec, predicted.exact)
-    shorter = _shorter(trial.study, key, folder)
-    known = {} if shorter is None else _excess_of_costs(shorter, spec)
+    shorter = shorter_training(trial.study, key, folder)
+    known = {} if shorter is None else excess_of_costs(shorter, spec)
     if shorter is None:
         _reject_by_prediction(trial, context, predicted.modelled)
         model = context.build(plan)
@@ -144,7 +145,7 @@ def _trained(
     else:
         model = context.build(plan)
         restore(model, state_path(folder, shorter.number), shorter.user_attrs.get(WEIGHTS))
-        values = _costs(shorter, spec)
+        values = costs_of(shorter, spec)
     if names := inexact(predicted.exact, values):
         put_content(trial, INEXACT, names)
         differences = (f"{name} is {values[name]:,.9g}, computed as {predicted.exact[name]:,.9g}" for name in names)
@@ -158,6 +159,7 @@ def _trained(
     checkpoint = TrialCheckpoint(
         trial, context.store, folder, (key, seed_of(spec, key), recipe.epochs, recipe.batch_size)
     )
+    before = BeforeTraining(context, model) if recipe.epochs else None
     try:
         context.train(model, plan, recipe, seed_of(spec, key), stopping, checkpoint.here)
     except TrialPruned:
@@ -168,31 +170,15 @@ def _trained(
     except Diverged:
         checkpoint.remove()
         raise
-    values |= context.measure(model, [objective for objective in spec.measured if not objective.is_cost])
+    values |= metrics_after(trial, context, model, before)
     _constrain(trial, spec, _record(trial, spec, values, known))
     digest = save_state(model, state_path(folder, trial.number))
     trial.set_user_attr(WEIGHTS, digest)
     if context.store is not None:
         context.store.upload(state_path(folder, trial.number), digest)
         trial.set_user_attr(STORE, context.store.url)
-    if (loss := context.validation_loss_of(model)) is not None:
-        trial.set_user_attr(TRAINED_LOSS, loss)
     checkpoint.remove()
     return tuple(values[objective.name] for objective in spec.objectives)
-
-
-def _leave_to_other(trial: Trial, key: str) -> NoReturn:
-    """End a trial whose plan another worker is training at this moment.
-
-    Raises
-    ------
-    Diverged
-        Always.
-    """
-    running = trial.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    same = [other.number for other in running if other.number != trial.number and other.user_attrs.get(KEY) == key]
-    trial.set_user_attr(REPLAY, min(same, default=trial.number))
-    raise Diverged("another worker is training the same plan")
 
 
 def _record(
@@ -261,63 +247,3 @@ def _excess(spec: StudySpec, values: dict[str, float]) -> dict[str, float]:
 def _constrain(trial: Trial, spec: StudySpec, excess: dict[str, float]) -> None:
     """Report all limits to Optuna, once per trial and in a fixed order; a limit not measured yet counts as met."""
     put_constraints(trial, (excess.get(str(limit), 0.0) for limit in spec.limits))
-
-
-def _same_plan(study: Study, key: str, number: int, epochs: float) -> FrozenTrial | None:
-    """Return an earlier trial of the plan that can be replayed: it was trained as long, or ended before training."""
-    for earlier in read(study, ByPlan).of(key):
-        has_result = earlier.state != TrialState.FAIL or REASON in earlier.user_attrs
-        long_enough = earlier.user_attrs.get(EPOCHS, epochs) >= epochs
-        if earlier.number != number and has_result and long_enough and REPLAY not in earlier.user_attrs:
-            return earlier
-    return None
-
-
-def _shorter(study: Study, key: str, folder: Path) -> FrozenTrial | None:
-    """Return an earlier, shorter training of the plan whose weights are whole, so that training continues from them."""
-    same_plan = [trial for trial in read(study, ByPlan).of(key) if trial.state == TrialState.COMPLETE]
-    return next((trial for trial in reversed(same_plan) if _has_whole_weights(trial, folder)), None)
-
-
-def _has_whole_weights(trial: FrozenTrial, folder: Path) -> bool:
-    """Return whether the weights of a trial are there and as they were written; if damaged, a line says so."""
-    try:
-        fetch(trial, state_path(folder, trial.number))
-        load_state(state_path(folder, trial.number), trial.user_attrs.get(WEIGHTS))
-    except FileNotFoundError:
-        return False
-    except Damaged as error:
-        console.print(f"{error}; its training begins anew")
-        return False
-    return True
-
-
-def _costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
-    """Return the costs that an earlier trial of the plan measured; training does not change them."""
-    values = numbers_of(earlier, VALUES)
-    return {objective.name: values[objective.name] for objective in spec.costs}
-
-
-def _excess_of_costs(earlier: FrozenTrial, spec: StudySpec) -> dict[str, float]:
-    """Return by how much an earlier trial of the plan exceeds the limits on costs, as found when it was measured.
-
-    Another process may have measured it, on another machine, where a bound relative to the teacher is another one.
-    """
-    on_costs = {str(limit) for limit in spec.limits if limit.objective.is_cost}
-    return {limit: excess for limit, excess in numbers_of(earlier, EXCESS).items() if limit in on_costs}
-
-
-def _replay(trial: Trial, earlier: FrozenTrial) -> tuple[float, ...]:
-    """Replay an earlier trial of the same plan: end as it did, without building or training."""
-    for prefix in (VALUES, EXCESS):
-        put_numbers(trial, prefix, numbers_of(earlier, prefix))
-    for name in (REASON, EPOCHS, EARLY_CHECK, STOPPED):
-        if name in earlier.user_attrs:
-            trial.set_user_attr(name, earlier.user_attrs[name])
-    trial.set_user_attr(REPLAY, earlier.user_attrs.get(REPLAY, earlier.number))
-    put_constraints(trial, earlier.constraints.values())
-    if earlier.state == TrialState.PRUNED:
-        raise TrialPruned
-    if earlier.state == TrialState.FAIL:
-        raise Diverged(earlier.user_attrs[REASON])
-    return tuple(earlier.values)

@@ -69,17 +69,18 @@ def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) 
         steps = steps if plan == smallest else _steps_in_time(context, plan, clock)
     if clock is not None and steps < LEAST_TEST_STEPS:
         return _quickly_found_rate(context, plans, clock)
-    model, first = context.build(plan), FIRST_RATE
+    model, first, judge = context.build(plan), FIRST_RATE, None
     given = context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed
     with context.cpu_profile.charge(TRAINING):
         if steps < TEST_STEPS:  # then few rates can be tried
+            judge = context.rating_loss
             first = Rate(quick_test(model, *given), 1.0, QUICK_LENGTH).at(1.0, steps)
-        rate = range_test(model, *given, steps, first)
+        rate = range_test(model, *given, steps, first, judge)
     shorter = f" in {steps} steps, since the time is short" if steps < TEST_STEPS else ""
     console.print(
         f"the range test found a learning rate of {rate:.2g}{shorter}; it is scaled to each network's loss and steps"
     )
-    return Rate(rate, context.loss_before_training(model), steps)
+    return Rate(rate, context.rating_loss(model), steps)
 
 
 def _quickly_found_rate(context: Context, plans: list[Plan], clock: BudgetClock) -> Rate:
@@ -92,7 +93,7 @@ def _quickly_found_rate(context: Context, plans: list[Plan], clock: BudgetClock)
             if USUAL_RATES * _steps_in_time(context, plan, clock) < QUICK_TEST_STEPS:
                 break
             model = context.build(plan, again=True)
-            loss = context.loss_before_training(model)
+            loss = context.rating_loss(model)
             if loss <= MAX_TRAINABLE_LOSS or plan == plans[0]:
                 given = context.teacher, spec.splits.train, plan.recovery, spec.recipe, spec.seed
                 with context.cpu_profile.charge(TRAINING):

@@ -55,6 +55,7 @@ WEIGHTS = "weights_sha256"  # SHA-256 of the file of its weights; also in record
 CONFIRMED_RUN = "confirmed:"  # prefix of trial and seed: the record of a training of `confirm`, if there is a store
 STORE = "weights_store"  # URL of the store that has a copy of its weights, under their SHA-256
 TRAINED_LOSS = "trained_loss"  # proxy loss on validation examples after the training
+UNDONE = "training_undone"  # whether it is as it was before its training, which made it worse
 SECONDS = "cpu_seconds"  # CPU seconds that it took
 
 # prefixes of attributes of a trial: one number for each name (`search.study.attributes`)

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from objectives.objective import in_digits
 from search.study.attributes import numbers_of
-from search.study.records import EPOCHS, PLAN, REASON, REPLAY, SECONDS, STOPPED, VALUES
+from search.study.records import EPOCHS, PLAN, REASON, REPLAY, SECONDS, STOPPED, UNDONE, VALUES
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -27,6 +27,8 @@ def trial_words(trial: FrozenTrial) -> str:
     """Describe a finished trial: how it ended and why, its values, its CPU time and its plan."""
     attributes = trial.user_attrs
     parts = ["measured without training" if attributes.get(EPOCHS) == 0 else ending(trial)]
+    if UNDONE in attributes:
+        parts[0] += ", which made it worse, so it is as it was before"
     if REASON in attributes:
         parts[0] += f", because: {attributes[REASON]}"
     if values := numbers_of(trial, VALUES):

@@ -76,6 +76,7 @@ def range_test(
     seed: int,
     steps: int = TEST_STEPS,
     first: float = FIRST_RATE,
+    judge: Callable[[nn.Module], float] | None = None,
 ) -> float:
     """Return the learning rate with the smallest final loss of a short training.
 
@@ -93,6 +94,9 @@ def range_test(
         Steps of each training.
     first
         The rate that is tried first; the nearer it is to the best one, the fewer are tried.
+    judge
+        Returns the loss of a trained network; by default it is the mean loss of the last steps, which a large network
+        with small batches lowers also where it gets worse, since its norms then take the statistics of each batch.
 
     Raises
     ------
@@ -102,10 +106,11 @@ def range_test(
 
     def final_loss(rate: float) -> float:
         rates = [rate * warmed(step, steps) for step in range(steps)]
-        taken = training_steps(copy.deepcopy(student), teacher, examples, recovery, recipe, seed, rates)
-        losses = [loss for _, loss in taken]
-        mean = statistics.fmean(float(loss) for loss in losses[-round(SCORED_STEPS_SHARE * steps) :])
-        return mean if math.isfinite(mean) else math.inf
+        model = copy.deepcopy(student)
+        losses = [loss for _, loss in training_steps(model, teacher, examples, recovery, recipe, seed, rates)]
+        last = losses[-round(SCORED_STEPS_SHARE * steps) :]
+        loss = statistics.fmean(map(float, last)) if judge is None else judge(model)
+        return loss if math.isfinite(loss) else math.inf
 
     return _lowest(final_loss, first)
 

@@ -1,0 +1,62 @@
+"""A training that makes a network worse is undone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+from search import Recipe
+from search.evaluation.before_training import BeforeTraining
+from search.proposals.defaults import resolved
+from search.study.front import trained
+from search.study.records import TRAINED_LOSS, UNDONE
+from search.study.trial_words import trial_words
+from search.study.weights import restore, state_path
+from tests.small_study import context, searched, study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+RUINOUS = Recipe(epochs=1, batch_size=32, learning_rate=3.0)
+
+
+def test_a_training_that_ruins_a_network_is_undone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = dataclasses.replace(study(trials=3), recipe=RUINOUS)
+    found = searched(spec, tmp_path)
+    shared = context(resolved(spec))
+    first = trained(found)[0]
+    assert first.user_attrs[UNDONE]
+    untrained = shared.build(shared.plan(first.params))
+    assert first.values[0] == spec.objectives[0](shared.subject.finish(untrained))
+    assert first.user_attrs[TRAINED_LOSS] == shared.validation_loss_of(untrained)
+    kept = shared.build(shared.plan(first.params))
+    restore(kept, state_path(tmp_path, first.number))
+    assert all(torch.equal(tensor, kept.state_dict()[name]) for name, tensor in untrained.state_dict().items())
+    assert "trial 0: training raised its loss from" in capsys.readouterr().err
+    assert "trained, which made it worse, so it is as it was before" in trial_words(first)
+
+
+def test_a_training_that_improves_a_network_is_kept(tmp_path: Path) -> None:
+    found = searched(study(trials=3, epochs=3), tmp_path)
+    assert not any(UNDONE in trial.user_attrs for trial in trained(found))
+
+
+def test_a_larger_loss_with_a_better_metric_is_kept() -> None:
+    shared = context(study())
+    plan = shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (0.9,) * len(shared.spec.space.steps)))
+    model = shared.build(plan)
+    before = BeforeTraining(shared, model)
+    (metric,) = shared.metrics
+    value = metric(shared.subject.finish(model))
+    for parameter in model.parameters():
+        parameter.data.add_(0.1)
+    changed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert before.restored(model, before.loss + 1, {metric.name: value + 1}) == {}
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in model.state_dict().items())
+    assert before.restored(model, before.loss, {metric.name: 0.0}) == {}, "the loss is no larger"
+    assert before.restored(model, None, {metric.name: 0.0}) == {}, "the loss is not known"
+    assert before.restored(model, before.loss + 1, {metric.name: value}) == {metric.name: value}
