@@ -9,8 +9,11 @@ import torch
 
 from search import Recipe
 from search.evaluation.before_training import BeforeTraining
+from search.evaluation.context import Context
+from search.evaluation.early_stopping import _Comparable
 from search.proposals.defaults import resolved
-from search.study.front import trained
+from search.results.confirm import confirm
+from search.study.front import front, trained
 from search.study.records import TRAINED_LOSS, UNDONE
 from search.study.trial_words import trial_words
 from search.study.weights import restore, state_path
@@ -55,8 +58,50 @@ def test_a_larger_loss_with_a_better_metric_is_kept() -> None:
     for parameter in model.parameters():
         parameter.data.add_(0.1)
     changed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert before.restored(model, before.loss + 1, {metric.name: value + 1}) == {}
+    assert before.restored(model, before.loss + 1, {metric.name: value + 1}) is None
     assert all(torch.equal(tensor, changed[name]) for name, tensor in model.state_dict().items())
-    assert before.restored(model, before.loss, {metric.name: 0.0}) == {}, "the loss is no larger"
-    assert before.restored(model, None, {metric.name: 0.0}) == {}, "the loss is not known"
+    assert before.restored(model, before.loss, {metric.name: 0.0}) is None, "the loss is no larger"
     assert before.restored(model, before.loss + 1, {metric.name: value}) == {metric.name: value}
+
+
+def test_a_network_that_is_no_longer_finite_is_restored() -> None:
+    shared = context(study())
+    plan = shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (0.5,) * len(shared.spec.space.steps)))
+    model = shared.build(plan)
+    before = BeforeTraining(shared, model)
+    (metric,) = shared.metrics
+    value = metric(shared.subject.finish(model))
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+    assert shared.validation_loss_of(model) is None
+    assert "to one that is not finite and improved no metric" in before.words(None)
+    assert before.restored(model, None, {metric.name: float("nan")}) == {metric.name: value}
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_a_study_of_costs_alone_undoes_by_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = context(study())
+    monkeypatch.setattr(Context, "metrics", ())
+    model = shared.build(shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (0.5,) * 3)))
+    before = BeforeTraining(shared, model)
+    assert before.restored(model, before.loss + 1) == {}
+    assert before.restored(model, before.loss) is None
+
+
+def test_a_confirmation_that_ruins_a_member_is_undone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = dataclasses.replace(study(trials=3), recipe=RUINOUS)
+    found = searched(spec, tmp_path)
+    (member, *_) = front(found)
+    (record,) = confirm([member], context(resolved(spec)), tmp_path, seeds=1)
+    assert record["validation_top1"]["mean"] == member.values[0]
+    assert f"trial {member.number}, seed 0: training raised its loss from" in capsys.readouterr().err
+
+
+def test_undone_trainings_are_no_example_of_what_training_gives(tmp_path: Path) -> None:
+    found = searched(dataclasses.replace(study(trials=3), recipe=RUINOUS), tmp_path)
+    undone = [trial for trial in trained(found) if UNDONE in trial.user_attrs]
+    assert undone
+    comparable = _Comparable(1)
+    for trial in trained(found):
+        comparable.add(trial)
+    assert not {trial.number for trial in undone} & set(comparable.numbers)

@@ -19,7 +19,7 @@ from search.results.confirm import confirm
 from search.results.file_records import with_records
 from search.results.tables import files_note
 from search.study.front import front, trained, trained_words
-from search.study.records import RATE, REPLAY
+from search.study.records import PLAN, RATE, REPLAY
 from search.study.storage import open_study
 from search.study.trial_words import trial_words
 from tests import small_study
@@ -59,6 +59,8 @@ def test_a_confirmation_trains_what_the_search_did_not(tmp_path: Path, monkeypat
     trainings = watched(monkeypatch)
     confirm(front(found)[:1], context(resolved(spec)), tmp_path, seeds=1)
     assert [epochs for epochs, _ in trainings] == [2]
+    (member, *_) = front(found)
+    assert context(resolved(spec)).plan(member.params).words() == member.user_attrs[PLAN], "the recovery that is told"
 
 
 def test_a_confirmation_without_epochs_is_refused(

@@ -174,7 +174,7 @@ class Context:
     @property
     def _validation_inputs(self) -> int:
         """Inputs on which the loss of a trained network is measured."""
-        most = VALIDATION_INPUTS * self.scored_inputs // PROXY_INPUTS
+        most = VALIDATION_INPUTS * self.scored_inputs // min(PROXY_INPUTS, len(self.spec.splits.train))
         return max(1, min(most, len(self.spec.splits.validation)))
 
     @functools.cached_property
@@ -199,7 +199,11 @@ class Context:
     def plan(self, params: Mapping[str, Any]) -> Plan:
         """Return the plan of a study's parameters, with the default recovery if they contain none."""
         space = self.spec.space
-        return space.suggest(FixedTrial({**space.recovery.usual(), **params}), self.subject.anatomy)
+        return self.recovering(space.suggest(FixedTrial({**space.recovery.usual(), **params}), self.subject.anatomy))
+
+    def recovering(self, plan: Plan) -> Plan:
+        """Return the plan, with the default recovery if the search trains nothing: then plans do not differ by it."""
+        return plan if self.spec.recipe.epochs else replace(plan, recovery=self.usual_recovery)
 
     def build(self, plan: Plan, *, again: bool = False) -> nn.Module:
         """Return the untrained network of a plan; if it will be built `again` next, a copy saves doing it twice."""

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from search.study.attributes import content_of, put_content
 from search.study.cpu_profile import MEASURING
 from search.study.history import read
-from search.study.records import EARLY_CHECK, LIMIT, REASON, STOPPED, TRIAL
+from search.study.records import EARLY_CHECK, LIMIT, REASON, STOPPED, TRIAL, UNDONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +141,8 @@ class _Comparable:
     def add(self, trial: FrozenTrial) -> None:
         """Keep what is compared."""
         check = content_of(trial, EARLY_CHECK) or {}
-        if trial.state == TrialState.COMPLETE and check.get("epochs") == self._epochs:
+        comparable = trial.state == TrialState.COMPLETE and UNDONE not in trial.user_attrs
+        if comparable and check.get("epochs") == self._epochs:
             at = bisect.bisect(self.numbers, trial.number)
             self.numbers.insert(at, trial.number)
             self.values.insert(at, trial.values)

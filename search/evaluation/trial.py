@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from optuna import TrialPruned
@@ -101,9 +100,7 @@ def run_trial(
     """
     spec = context.spec
     started = time.process_time()
-    plan = spec.space.suggest(trial, context.subject.anatomy)
-    if not spec.recipe.epochs:  # then plans do not differ by how they recover
-        plan = replace(plan, recovery=context.usual_recovery)
+    plan = context.recovering(spec.space.suggest(trial, context.subject.anatomy))
     key = key_of(plan)
     trial.set_user_attr(KEY, key)
     trial.set_user_attr(PLAN, plan.words())

@@ -74,7 +74,10 @@ def _found_rate(context: Context, plans: list[Plan], clock: BudgetClock | None) 
     with context.cpu_profile.charge(TRAINING):
         if steps < TEST_STEPS:  # then few rates can be tried
             judge = context.rating_loss
-            first = Rate(quick_test(model, *given), 1.0, QUICK_LENGTH).at(1.0, steps)
+            try:
+                first = Rate(quick_test(model, *given), 1.0, QUICK_LENGTH).at(1.0, steps)
+            except Exception as error:  # noqa: BLE001 - of an unusual optimizer; other rates may be tried
+                raise_machine_fault(error)
         rate = range_test(model, *given, steps, first, judge)
     shorter = f" in {steps} steps, since the time is short" if steps < TEST_STEPS else ""
     console.print(

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from search.proposals.draft_records import Drafted, choices_in, draft_of, table_ranks_words
 from search.study.attributes import numbers_of
 from search.study.history import read
-from search.study.records import EPOCHS, PREDICTED, REPLAY, TABLE_RANKS, TRAINED_LOSS, VALUES
+from search.study.records import EPOCHS, PREDICTED, REPLAY, TABLE_RANKS, TRAINED_LOSS, UNDONE, VALUES
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -86,7 +86,7 @@ class _Trainings:
         """Keep the trial if it is such a training."""
         if trial.state != TrialState.COMPLETE or REPLAY in trial.user_attrs or TRAINED_LOSS not in trial.user_attrs:
             return
-        if trial.user_attrs.get(EPOCHS) == 0:
+        if trial.user_attrs.get(EPOCHS) == 0 or UNDONE in trial.user_attrs:
             return
         drafted = self._plans.values.get(choices_in(trial, self._plans.names))
         if drafted is not None:

@@ -73,9 +73,10 @@ class Allowance:
 
     @staticmethod
     def of(context: Context, clock: BudgetClock, share: float = TABLE_SHARE) -> Allowance:
-        """Return this share of a budget; a budget of trials is the work of its trainings."""
+        """Return this share of a budget; one of trials is the work of their trainings, or of an epoch each."""
         recipe, train = context.spec.recipe, context.spec.splits.train
-        training = (1 + BACKWARD_PASSES) * recipe.steps(train) * recipe.batch(train)
+        steps = recipe.steps(train) or train.steps(recipe.batch_size)
+        training = (1 + BACKWARD_PASSES) * steps * recipe.batch(train)
         passes = math.inf if clock.timed else share * training * (clock.budget.trials or 1)
         return Allowance(clock, clock.spent + share, passes)
 

@@ -7,6 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from objectives import Metric
+from search.evaluation.before_training import BeforeTraining
 from search.evaluation.first_checks import check_split
 from search.evaluation.trial import key_of, seed_of
 from search.results.confirmed_elsewhere import share
@@ -154,7 +155,10 @@ def _confirmation_run(
     checkpoint = Checkpoint(folder / CHECKPOINTS / path.with_suffix(".safetensors").name, f"{seed} {recipe_definition}")
     try:
         model = context.build(plan)
+        before = BeforeTraining(context, model)
         context.train(model, plan, context.with_rate(recipe, model, rate), seed, progress, checkpoint)
+        if before.restored(model, loss := context.validation_loss_of(model)) is not None:
+            console.print(f"trial {trial.number}, seed {seed_number}: {before.words(loss)}")
         values = metrics(context.spec, context.subject.finish(model))
         saved = {WEIGHTS: save_state(model, weights)}
     except Exception as error:  # noqa: BLE001 - a training may diverge, and a plan may fail in any way

@@ -19,7 +19,7 @@ from search.study.attributes import numbers_of
 from search.study.cpu_profile import SHOWN_NAMES
 from search.study.front import trained
 from search.study.history import read
-from search.study.records import EPOCHS, PREDICTED, SECONDS, SPENT, TRAINED_LOSS, VALUES
+from search.study.records import EPOCHS, PREDICTED, SECONDS, SPENT, TRAINED_LOSS, UNDONE, VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,11 +129,14 @@ def _proxies(study: Study) -> list[tuple[int, float, float]]:
     if draft is None:
         return []
     plans = read(draft, Drafted)
-    both = ((trial, plans.values.get(choices_in(trial, plans.names))) for trial in trained(study))
+    changed = [
+        trial for trial in trained(study) if trial.user_attrs.get(EPOCHS) != 0 and UNDONE not in trial.user_attrs
+    ]
+    both = ((trial, plans.values.get(choices_in(trial, plans.names))) for trial in changed)
     return [
         (trial.number, before[0], trial.user_attrs[TRAINED_LOSS])
         for trial, before in both
-        if before is not None and TRAINED_LOSS in trial.user_attrs and trial.user_attrs.get(EPOCHS) != 0
+        if before is not None and TRAINED_LOSS in trial.user_attrs
     ]
 
 
