@@ -20,9 +20,9 @@ from search.loop.schedule import affordable
 from search.proposals.defaults import resolved
 from search.proposals.draft_records import MIN_LOSS, draft_of
 from search.proposals.proxy_correlation import prediction_report
-from search.proposals.seeds import DOUBTFUL_LOSS
+from search.proposals.seeds import DOUBTFUL_LOSS, _saving_most
 from search.proposals.short_training import FIRST_TRAINED, SHORT_STEPS, ShortTraining
-from search.proposals.table_losses import passes_of, proxy_loss_of
+from search.proposals.table_losses import middles, passes_of, proxy_loss_of
 from search.proposals.uniform_start import uniform_designs
 from search.study.budget_clock import BudgetClock, cpu_seconds
 from search.study.front import trained
@@ -330,3 +330,13 @@ def test_a_clock_reports_the_spent_share_of_a_timed_budget(bounds: dict[str, flo
     clock = BudgetClock(Budget(trials=None if bounds else 4, **bounds))
     assert (clock.spent > 1) == timed == clock.timed
     assert (clock.left == 0) == timed
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_the_first_training_is_of_the_plan_that_saves_most_for_its_loss(unit: float) -> None:
+    logs_NC = np.log(unit) + np.array([[0.0, 0.0], [-1.0, 0.0], [-1.5, -1.5], [-4.0, -3.0]])
+    losses = np.array([0.0, 0.001, 0.05, 0.45])
+    assert _saving_most(logs_NC, losses, logs_NC.max(0)) == 2
+    assert _saving_most(logs_NC, losses / 10, logs_NC.max(0)) == 3
+    assert middles(-1, 5, 3) == [3, 1, 0, 2, 4]
+    assert middles(-1, 5) == [2, 1, 4, 0, 3]

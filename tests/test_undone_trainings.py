@@ -79,6 +79,14 @@ def test_a_network_that_is_no_longer_finite_is_restored() -> None:
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
+def test_a_metric_that_was_not_a_number_before_does_not_undo(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = context(study())
+    model = shared.build(shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (0.5,) * 3)))
+    before = BeforeTraining(shared, model)
+    monkeypatch.setattr(Context, "measure", lambda *_: {"top1": float("nan")})
+    assert before.restored(model, before.loss + 1, {"top1": 5.0}) is None
+
+
 def test_a_study_of_costs_alone_undoes_by_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = context(study())
     monkeypatch.setattr(Context, "metrics", ())

@@ -68,8 +68,7 @@ class BeforeTraining:
         model.load_state_dict(self._state)
         before = self._context.measure(model, metrics)
         signs = {metric.name: 1 if metric.direction == "maximize" else -1 for metric in metrics}
-        # a metric that is not a number after the training is no better than one that is
-        if not any(sign * values[name] > sign * before[name] for name, sign in signs.items()):
+        if all(math.isnan(values[name]) or sign * before[name] >= sign * values[name] for name, sign in signs.items()):
             return before
         model.load_state_dict(trained)
         return None

@@ -139,9 +139,10 @@ def first_trainings(
 
     Plans whose answers are farther from the teacher's than from one answer for all inputs can be trainable, or not; so
     that they do not take most of a short study, they come last and are a quarter at most, if there are others. There
-    may be time for only a few plans, so the first ones span the range: the middle one comes first, then always the
-    middle of a widest gap. If a limit is on what training gives, such as "lose at most 1 point", the
-    largest one comes before: it is the most likely to meet the limit.
+    may be time for only a few plans: the first one saves most for its loss, or is the middle one of doubtful plans, and
+    then always comes the middle of a widest gap, so that the first ones span the range. If a limit is on what training
+    gives, such as "lose at most 1 point", the largest one comes before, as the most likely to meet the limit, and then
+    the middle one.
 
     Parameters
     ----------
@@ -162,9 +163,18 @@ def first_trainings(
         if len(members) and number:
             picked = members[_representatives(logs_NC[members], losses[members], number)]
             ends = [0] if on_training and not designs else []
-            order = [*ends, *middles(len(ends) - 1, len(picked))]
+            first = None
+            if not ends and losses[picked[0]] <= DOUBTFUL_LOSS:
+                first = _saving_most(logs_NC[picked], losses[picked], logs_NC[members].max(0))
+            order = [*ends, *middles(len(ends) - 1, len(picked), first)]
             designs += [_params(context, table, chosen[picked[at]]) for at in order]
     return designs
+
+
+def _saving_most(logs_NC: np.ndarray, losses: np.ndarray, largest_C: np.ndarray) -> int:
+    """Return the plan whose rectangle below the largest costs and a doubtful loss is largest, summed over the costs."""
+    saved_N = (largest_C - logs_NC).sum(1)
+    return int((saved_N * (DOUBTFUL_LOSS - losses)).argmax())
 
 
 def _log_costs(context: Context, table: SensitivityTable, cost_names: list[str], chosen: np.ndarray) -> np.ndarray:

@@ -247,10 +247,10 @@ def _bisection(count: int) -> list[int]:
     return [count, *middles(0, count)] if count else []
 
 
-def middles(low: int, high: int) -> list[int]:
-    """Return the numbers between two numbers, in an order in which each is the middle of a widest gap."""
-    known = [low, high]
-    order: list[int] = []
+def middles(low: int, high: int, first: int | None = None) -> list[int]:
+    """Return the numbers between two numbers, the first one first, then always the middle of a widest gap."""
+    order: list[int] = [] if first is None else [first]
+    known = sorted([low, *order, high])
     while len(order) < high - low - 1:
         below, above = max(itertools.pairwise(known), key=lambda gap: gap[1] - gap[0])
         order.append((below + above + 1) // 2)
