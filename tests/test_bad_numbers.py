@@ -60,7 +60,7 @@ def with_recovery(recovery: Any) -> StudySpec:
 
 # What takes a number, and numbers that it does not take.
 SETTINGS: dict[str, tuple[Callable[[Any], object], tuple[Any, ...]]] = {
-    "epochs": (lambda x: Recipe(epochs=x), (NAN, INF, -1, 0, 1e300, True, "3", None)),
+    "epochs": (lambda x: Recipe(epochs=x), (NAN, INF, -1, 1e300, True, "3", None)),
     "batch_size": (lambda x: Recipe(batch_size=x), (NAN, 2.5, 0, -8, True, "8", 10**30)),
     "learning_rate": (lambda x: Recipe(learning_rate=x), (NAN, INF, -INF, 0, -1e-3, True, "1e-3", 1e300)),
     "weight_decay": (lambda x: Recipe(weight_decay=x), (NAN, INF, -1e-4, True, "0", None)),
