@@ -92,7 +92,7 @@ def _quickly_found_rate(context: Context, plans: list[Plan], clock: BudgetClock)
     why = f"no range test, since {tests} would take over {RANGE_TEST_SHARE:.0%} of the time"
     scaled = "it is scaled to each network's loss and steps; Recipe(learning_rate=...) names another"
     try:
-        for plan in (plans[len(plans) // 2], plans[0]):  # the first to be trained; if it hardly can be, the largest
+        for plan in (plans[len(plans) // 2], plans[0]):  # if the middle one hardly can be trained, the largest
             if USUAL_RATES * _steps_in_time(context, plan, clock) < QUICK_TEST_STEPS:
                 break
             model = context.build(plan, again=True)
