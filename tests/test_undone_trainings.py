@@ -23,8 +23,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+    from torch import nn
 
 RUINOUS = Recipe(epochs=1, batch_size=32, learning_rate=3.0)
+
+
+def untrained(strength: float = 0.5) -> tuple[Context, nn.Module, BeforeTraining]:
+    """Return a context, a network that is compressed equally by all axes, and the network as it is before training."""
+    shared = context(study())
+    space = shared.spec.space
+    model = shared.build(shared.plan(space.uniform(shared.subject.anatomy, (strength,) * len(space.steps))))
+    return shared, model, BeforeTraining(shared, model)
 
 
 def test_a_training_that_ruins_a_network_is_undone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,12 +42,12 @@ def test_a_training_that_ruins_a_network_is_undone(tmp_path: Path, capsys: pytes
     shared = context(resolved(spec))
     first = trained(found)[0]
     assert first.user_attrs[UNDONE]
-    untrained = shared.build(shared.plan(first.params))
-    assert first.values[0] == spec.objectives[0](shared.subject.finish(untrained))
-    assert first.user_attrs[TRAINED_LOSS] == shared.validation_loss_of(untrained)
+    as_compressed = shared.build(shared.plan(first.params))
+    assert first.values[0] == spec.objectives[0](shared.subject.finish(as_compressed))
+    assert first.user_attrs[TRAINED_LOSS] == shared.validation_loss_of(as_compressed)
     kept = shared.build(shared.plan(first.params))
     restore(kept, state_path(tmp_path, first.number))
-    assert all(torch.equal(tensor, kept.state_dict()[name]) for name, tensor in untrained.state_dict().items())
+    assert all(torch.equal(tensor, kept.state_dict()[name]) for name, tensor in as_compressed.state_dict().items())
     assert "trial 0: training raised its loss from" in capsys.readouterr().err
     assert "trained, which made it worse, so it is as it was before" in trial_words(first)
 
@@ -49,10 +58,7 @@ def test_a_training_that_improves_a_network_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_larger_loss_with_a_better_metric_is_kept() -> None:
-    shared = context(study())
-    plan = shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (0.9,) * len(shared.spec.space.steps)))
-    model = shared.build(plan)
-    before = BeforeTraining(shared, model)
+    shared, model, before = untrained(0.9)
     (metric,) = shared.metrics
     value = metric(shared.subject.finish(model))
     for parameter in model.parameters():
@@ -65,10 +71,7 @@ def test_a_larger_loss_with_a_better_metric_is_kept() -> None:
 
 
 def test_a_network_that_is_no_longer_finite_is_restored() -> None:
-    shared = context(study())
-    plan = shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (0.5,) * len(shared.spec.space.steps)))
-    model = shared.build(plan)
-    before = BeforeTraining(shared, model)
+    shared, model, before = untrained()
     (metric,) = shared.metrics
     value = metric(shared.subject.finish(model))
     for parameter in model.parameters():
@@ -80,18 +83,14 @@ def test_a_network_that_is_no_longer_finite_is_restored() -> None:
 
 
 def test_a_metric_that_was_not_a_number_before_does_not_undo(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = context(study())
-    model = shared.build(shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (0.5,) * 3)))
-    before = BeforeTraining(shared, model)
+    _, model, before = untrained()
     monkeypatch.setattr(Context, "measure", lambda *_: {"top1": float("nan")})
     assert before.restored(model, before.loss + 1, {"top1": 5.0}) is None
 
 
 def test_a_study_of_costs_alone_undoes_by_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = context(study())
     monkeypatch.setattr(Context, "metrics", ())
-    model = shared.build(shared.plan(shared.spec.space.uniform(shared.subject.anatomy, (0.5,) * 3)))
-    before = BeforeTraining(shared, model)
+    _, model, before = untrained()
     assert before.restored(model, before.loss + 1) == {}
     assert before.restored(model, before.loss) is None
 
