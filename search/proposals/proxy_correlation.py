@@ -66,6 +66,11 @@ def proxy_correlation(study: Study, spec: StudySpec) -> ProxyCorrelation | None:
     return read(study, _Trainings, plans, len(plans.trials)).correlation(costs[0])
 
 
+def changed_by_training(trial: FrozenTrial) -> bool:
+    """Whether a trained trial has other weights than its plan gives: it was trained, and that was not undone."""
+    return trial.user_attrs.get(EPOCHS) != 0 and UNDONE not in trial.user_attrs
+
+
 class _Trainings:
     """The trainings of plans of a draft that are compared with the draft, by number.
 
@@ -86,7 +91,7 @@ class _Trainings:
         """Keep the trial if it is such a training."""
         if trial.state != TrialState.COMPLETE or REPLAY in trial.user_attrs or TRAINED_LOSS not in trial.user_attrs:
             return
-        if trial.user_attrs.get(EPOCHS) == 0 or UNDONE in trial.user_attrs:
+        if not changed_by_training(trial):
             return
         drafted = self._plans.values.get(choices_in(trial, self._plans.names))
         if drafted is not None:

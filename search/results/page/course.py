@@ -14,12 +14,13 @@ from optuna._hypervolume import compute_hypervolume
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from search.proposals.draft_records import Drafted, choices_in, draft_of
+from search.proposals.proxy_correlation import changed_by_training
 from search.results.page.columns import file_values
 from search.study.attributes import numbers_of
 from search.study.cpu_profile import SHOWN_NAMES
 from search.study.front import trained
 from search.study.history import read
-from search.study.records import EPOCHS, PREDICTED, SECONDS, SPENT, TRAINED_LOSS, UNDONE, VALUES
+from search.study.records import PREDICTED, SECONDS, SPENT, TRAINED_LOSS, VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,9 +130,7 @@ def _proxies(study: Study) -> list[tuple[int, float, float]]:
     if draft is None:
         return []
     plans = read(draft, Drafted)
-    changed = [
-        trial for trial in trained(study) if trial.user_attrs.get(EPOCHS) != 0 and UNDONE not in trial.user_attrs
-    ]
+    changed = filter(changed_by_training, trained(study))
     both = ((trial, plans.values.get(choices_in(trial, plans.names))) for trial in changed)
     return [
         (trial.number, before[0], trial.user_attrs[TRAINED_LOSS])
