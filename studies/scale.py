@@ -36,12 +36,12 @@ from search.loop.watch import Watch
 from search.proposals.gaps import fill_widest_gap
 from search.proposals.proxy_correlation import is_misleading
 from search.proposals.refusals import turn_after_refusals
-from search.study.attributes import put_constraints, put_numbers
+from search.study.attributes import keyed, put, put_constraints
 from search.study.budget_clock import BudgetClock
 from search.study.front import front, trained_count
 from search.study.notes import note_trial
 from search.study.queue import QUEUE, ask, enqueue, rerun_abandoned
-from search.study.records import EPOCHS, EXCESS, KEY, PLAN, SECONDS, TRAINED_LOSS, VALUES
+from search.study.records import EPOCHS, EXCESS, KEY, PLAN, RATE, SECONDS, TRAINED_LOSS, VALUES
 from search.study.storage import open_study
 from search.study.workers import Workers
 from studies.synthetic_trials import filled, spec_of
@@ -146,13 +146,11 @@ def _turn(
     timed("same_plan", lambda: shorter_training(study, key_of(plan), folder))
     values = {"top1": 91.0 + trial.number % 7, "size_bytes": 3000.0 + trial.number, "macs": 500.0}
     (limit,) = context.spec.limits
-    attributes: dict[str, Any] = {KEY: key_of(plan), PLAN: plan.words(), EPOCHS: 4, TRAINED_LOSS: 0.4, SECONDS: 2.0}
 
     def record() -> None:
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
-        put_numbers(trial, VALUES, values)
-        put_numbers(trial, EXCESS, {str(limit): -0.5})
+        put(trial, {KEY: key_of(plan), PLAN: plan.words()})
+        put(trial, {EPOCHS: 4, RATE: 0.1})
+        put(trial, {TRAINED_LOSS: 0.4, SECONDS: 2.0} | keyed(VALUES, values) | keyed(EXCESS, {str(limit): -0.5}))
         put_constraints(trial, [-0.5])
 
     timed("record", record)

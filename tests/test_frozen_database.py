@@ -97,7 +97,7 @@ def test_a_server_that_stays_frozen_ends_with_one_line(
 def test_a_run_goes_on_when_its_server_wakes(study: str) -> None:
     if postgresql_server.programs() is None:
         pytest.skip(postgresql_server.MISSING)
-    run = ["run", study, "--trials", "4", "--unverified"]
+    run = ["run", study, "--trials", "12", "--unverified"]
     with postgresql_server.Server(settings={}) as server:
         undisturbed = server.database()
         assert _ended(120, *run, "--storage", undisturbed, "--folder", "undisturbed") == 0

@@ -39,7 +39,7 @@ PLANS = [
 ]
 
 
-def drafted(trained: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> Study:
+def drafted(trained: dict[int, float]) -> Study:
     """Return a study with a draft of `PLANS`, some of which were trained: by how much each exceeds the limit."""
     main = optuna.create_study(study_name="main", storage=optuna.storages.InMemoryStorage())
     draft = create_draft(main, ["loss", "cost"])
@@ -54,7 +54,6 @@ def drafted(trained: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> Study
             main.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             main.tell(trial, 0.5)
-    monkeypatch.setattr("search.proposals.gaps.excess_of", lambda _, plans, __: np.zeros(len(plans)))
     return main
 
 
@@ -82,14 +81,17 @@ def waiting(main: Study) -> list[int]:
 def test_the_widest_gap_is_filled_where_limits_can_be_met(
     monkeypatch: pytest.MonkeyPatch, trained: dict[int, float], expected: list[int]
 ) -> None:
-    main, shared = drafted(trained, monkeypatch), context(study())
+    monkeypatch.setattr("search.proposals.gaps.any_excess", lambda _: False)
+    main, shared = drafted(trained), context(study())
     for _ in range(2):
         fill_widest_gap(main, shared)
         assert waiting(main) == expected, "and nothing more, as long as a trial waits"
 
 
 def test_plans_that_the_cost_models_refuse_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    main, shared = drafted({0: 0.0}, monkeypatch), context(study())
+    main, shared = drafted({0: 0.0}), context(study())
+    monkeypatch.setattr("search.proposals.gaps.any_excess", lambda _: True)
+    monkeypatch.setattr(shared, "plan", lambda params: params)
     refused = {3: 0.2, 2: 0.1}  # at every margin
     monkeypatch.setattr(
         "search.proposals.gaps.excess_of",
@@ -97,7 +99,7 @@ def test_plans_that_the_cost_models_refuse_are_skipped(monkeypatch: pytest.Monke
     )
     fill_widest_gap(main, shared)
     assert waiting(main) == [1]
-    main = drafted({0: 0.0}, monkeypatch)
+    main = drafted({0: 0.0})
     monkeypatch.setattr("search.proposals.gaps.excess_of", lambda _, plans, margin: np.full(len(plans), margin + 0.5))
     fill_widest_gap(main, shared)
     assert waiting(main) == [3], "allowed by the last margin alone"

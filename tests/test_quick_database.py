@@ -15,6 +15,7 @@ from optuna.storages import get_storage
 from optuna.trial import TrialState
 
 from search.study import database_naming, quick_database
+from search.study.attributes import put
 from search.study.database import database_storage, database_url
 from tests.test_quick_journal import act, said
 
@@ -43,6 +44,12 @@ def by_optuna(url: str) -> Iterator[Callable[[], Any]]:
     yield opened_by_optuna
     for storage in storages:
         storage._backend.engine.dispose()
+
+
+@pytest.fixture(autouse=True)
+def _looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each worker look at the database whenever it asks: those of a test do so within a moment."""
+    monkeypatch.setattr(quick_database, "KNOWN_SECONDS", -1.0)
 
 
 def opened(url: str, seed: int = 0) -> optuna.Study:
@@ -107,6 +114,78 @@ def test_a_finished_trial_is_read_once(url: str, statements: list[str]) -> None:
     assert len(second.get_trials(deepcopy=False)) == 5
     assert not any("trial_params" in one for one in statements)
     assert len(statements) <= 3
+
+
+def test_what_was_read_a_moment_ago_is_not_read_again(
+    url: str, statements: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick_database, "KNOWN_SECONDS", math.inf)
+    first, second = opened(url), opened(url)
+    assert not second.get_trials(deepcopy=False)
+    first.optimize(lambda trial: trial.suggest_float("x", 0, 1), 2)
+    statements.clear()
+    assert not second.get_trials(deepcopy=False)
+    assert not statements
+    second.ask()
+    assert [trial.state.name for trial in second.get_trials(deepcopy=False)] == ["COMPLETE", "COMPLETE", "RUNNING"]
+
+
+def pair_of_studies(url: str) -> list[optuna.Study]:
+    """Return two studies of one storage, as a worker has them."""
+    storage = database_storage(url, create=True)
+    return [optuna.create_study(storage=storage, study_name=name, load_if_exists=True) for name in "st"]
+
+
+@pytest.mark.parametrize("told", ["a trial of another study", "an attribute of a study"])
+def test_who_hears_of_another_worker_sees_what_it_did_before(
+    url: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (pair_of_studies(url) for _ in range(2))
+    ticket = first[1].ask()
+    assert second[1].get_trials(deepcopy=False)[0].state.name == "RUNNING"
+    assert not second[0].get_trials(deepcopy=False)
+    monkeypatch.setattr(quick_database, "KNOWN_SECONDS", math.inf)
+    first[0].enqueue_trial({"x": 1})
+    if told == "an attribute of a study":
+        first[0].set_user_attr("started", value=True)
+        assert second[0].user_attrs == {"started": True}
+    else:
+        first[1].tell(ticket, state=TrialState.FAIL)
+        second[1]._storage._looked.pop(second[1]._study_id)  # type: ignore[attr-defined] # it is long ago
+        assert second[1].get_trials(deepcopy=False)[0].state.name == "FAIL"
+    assert [trial.state.name for trial in second[0].get_trials(deepcopy=False)] == ["WAITING"]
+
+
+def test_attributes_are_written_together(url: str, by_optuna: Callable[[], Any], statements: list[str]) -> None:
+    study = opened(url)
+    trial = study.ask()
+    trial.set_user_attr("a", 1)
+    statements.clear()
+    put(trial, {"a": 1, "b": 2.5, "c": "three"})
+    assert sum(one.startswith("INSERT") for one in statements) == 1
+    assert len(statements) == 2, "one looks whether the trial may be changed"
+    expected = {"a": 1, "b": 2.5, "c": "three"}
+    assert trial.user_attrs == study.get_trials()[0].user_attrs == by_optuna().get_trial(trial._trial_id).user_attrs
+    assert trial.user_attrs == expected
+    statements.clear()
+    put(trial, expected)
+    assert not statements
+
+
+def test_what_this_process_wrote_to_a_running_trial_is_not_read(url: str, statements: list[str]) -> None:
+    study = opened(url)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), 1)
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("a", (1, 2))
+    trial.set_constraint("limit", 1.0)
+    statements.clear()
+    seen = study._storage.get_trial(trial._trial_id)
+    assert not any("trial_params" in one or "attributes" in one for one in statements)
+    again, read = study.get_trials()[-1], opened(url).get_trials()[-1]
+    assert seen == again == read
+    seen.user_attrs["a"] = 2
+    assert study._storage.get_trial(trial._trial_id).user_attrs == {"a": [1, 2]}, "what is given is a copy"
 
 
 def test_a_running_trial_of_another_worker_is_seen_to_end_at_once(url: str) -> None:

@@ -20,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from search.study import quick_journal
+from search.study.attributes import put
 from search.study.errors import UserError
 from search.study.journal import journal_storage
 
@@ -158,6 +159,28 @@ def test_the_parameters_of_a_trial_are_one_write(journal: Path, monkeypatch: pyt
     trial.set_user_attr("plan_key", "k")
     assert writes == [1, 31]
     assert len(by_optuna(journal).get_trial(trial._trial_id).params) == 30
+
+
+def test_the_attributes_of_a_trial_are_one_write(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, writes = optuna.create_study(storage=journal_storage(journal)), []
+    append = quick_journal._Lines.append_logs
+
+    def counted(lines: quick_journal._Lines, logs: list[dict[str, Any]]) -> None:
+        writes.append(len(logs))
+        append(lines, logs)
+
+    trial, other = study.ask(), study.ask()
+    monkeypatch.setattr(quick_journal._Lines, "append_logs", counted)
+    attributes = {"a": 1, "b": 2.5, "c": "three"}
+    put(trial, attributes)
+    assert writes == [3]
+    assert trial.user_attrs == study.get_trials()[0].user_attrs == attributes
+    assert by_optuna(journal).get_trial(trial._trial_id).user_attrs == attributes
+    study.tell(trial, 1.0)
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        put(trial, {"d": 4, "e": 5, "f": 6})
+    study.tell(other, 2.0)  # no record is left to be refused
+    assert study.get_trials()[0].user_attrs == attributes
 
 
 def test_a_trial_that_was_handed_out_does_not_change(journal: Path) -> None:

@@ -78,8 +78,8 @@ def test_a_plan_that_the_models_clearly_allow_is_enqueued_once(
     turn_after_refusals(study, shared)
     turn_after_refusals(study, shared)
     (params,) = waiting(study)
-    assert excess_of(shared, [params], 1.0)[0] <= 0
-    assert excess_of(shared, [params], 1.0)[0] > -0.3, "it compresses little more than is needed"
+    assert excess_of(shared, [shared.plan(params)], 1.0)[0] <= 0
+    assert excess_of(shared, [shared.plan(params)], 1.0)[0] > -0.3, "it compresses little more than is needed"
     assert "3 plans in a row exceeded a limit" in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -106,9 +106,9 @@ def test_without_an_allowed_plan_in_the_draft_the_table_is_searched_again(
     turn_after_refusals(study, shared)
     (params,) = waiting(study)
     assert "the plan with the best sum of the sensitivity table" in capsys.readouterr().err.replace("\n", " ")
-    assert excess_of(shared, [params], 1.0)[0] <= 0
+    assert excess_of(shared, [shared.plan(params)], 1.0)[0] <= 0
     own = table.sums(row_of(table, params))[0]
-    mixed = [one for one in _mixtures(shared, seed=REFUSALS) if excess_of(shared, [one], 1.0)[0] <= 0]
+    mixed = [one for one in _mixtures(shared, seed=REFUSALS) if excess_of(shared, [shared.plan(one)], 1.0)[0] <= 0]
     rows = [row_of(table, one) for one in mixed]
     assert mixed
     assert own <= min(table.sums(row)[0] for row in rows)

@@ -22,7 +22,7 @@ from search.evaluation.earlier_trials import (
 from search.evaluation.early_stopping import EarlyStopping
 from search.evaluation.trial_checkpoint import TrialCheckpoint
 from search.study import machine
-from search.study.attributes import put_constraints, put_content, put_numbers
+from search.study.attributes import keyed, put, put_constraints, put_content, put_numbers
 from search.study.console import console
 from search.study.errors import Diverged
 from search.study.records import (
@@ -102,8 +102,7 @@ def run_trial(
     started = time.process_time()
     plan = context.recovering(spec.space.suggest(trial, context.subject.anatomy))
     key = key_of(plan)
-    trial.set_user_attr(KEY, key)
-    trial.set_user_attr(PLAN, plan.words())
+    put(trial, {KEY: key, PLAN: plan.words()})
     with context.workers.ticket(f"train {key} for {recipe.epochs} epochs") as ticket:
         ahead = ticket.ahead()
         if (earlier := same_plan(trial.study, key, trial.number, recipe.epochs)) is not None:
@@ -149,9 +148,8 @@ def _trained(
         console.print(f"trial {trial.number} ({plan.words()}): {'; '.join(differences)}")
     _reject(trial, spec, values, known)
     _record(trial, spec, values, known)
-    trial.set_user_attr(EPOCHS, recipe.epochs)
     recipe = context.with_rate(recipe, model, rate)
-    trial.set_user_attr(RATE, recipe.learning_rate)
+    put(trial, {EPOCHS: recipe.epochs, RATE: recipe.learning_rate})
     stopping = EarlyStopping(trial, context, model, values, recipe.epochs, progress, strict=strict)
     checkpoint = TrialCheckpoint(
         trial, context.store, folder, (key, seed_of(spec, key), recipe.epochs, recipe.batch_size)
@@ -191,9 +189,8 @@ def _record(
     for name, value in values.items():
         if not math.isfinite(value):
             raise Diverged(f"the objective {name} is {value}")
-    put_numbers(trial, VALUES, values)
     excess = _excess(spec, values) | (known or {})
-    put_numbers(trial, EXCESS, excess)
+    put(trial, keyed(VALUES, values) | keyed(EXCESS, excess))
     return excess
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from search.proposals.draft_records import MIN_LOSS, Drafted, draft_of, tried
-from search.proposals.refusals import excess_of
+from search.proposals.refusals import any_excess, excess_of
 from search.proposals.seeds import DOUBTFUL_LOSS, DOUBTFUL_SHARE
 from search.proposals.sensitivity_table import safe_log
 from search.study.front import undominated
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from search.evaluation.context import Context
+    from spaces import Plan
 
 MARGINS = 1.0, 0.0, -1.0  # by how many times their error predictions are raised; beyond the last a trial is refused
 
@@ -47,7 +48,8 @@ def widest_gap(study: Study, context: Context) -> dict[str, float] | None:
         return None
     drafted, trials = plans.trials, tried(study, plans.names)
     results = [trials.get(choices) for choices in plans.choices]
-    losses, logs_NC, front, failed = read(draft, _Arrays).of(drafted)
+    derived = read(draft, _Derived)
+    losses, logs_NC, front, failed = derived.arrays(drafted)
     done = np.array([trial is not None for trial in results]) | failed
     met, missed = _losses_of_trained(losses, results)
     if not done.any():
@@ -59,24 +61,31 @@ def widest_gap(study: Study, context: Context) -> dict[str, float] | None:
         scores = (np.abs(logs_NC[:, None] - logs_NC[None, done]) / ranges_C).max(2).min(1)
         largest = min((loss for loss in missed if loss > max(met, default=0.0)), default=np.inf)
         considered = front & (scores > 0) & (losses < largest)
-    allowed = _allowed(context, drafted, np.flatnonzero(considered))
+    allowed = _allowed(context, drafted, np.flatnonzero(considered), derived.plans)
     trusted = allowed[losses[allowed] <= DOUBTFUL_LOSS]
     doubtful = 1 + int((losses[done] > DOUBTFUL_LOSS).sum())
     chosen = trusted if len(trusted) and doubtful * DOUBTFUL_SHARE > 1 + int(done.sum()) else allowed
     return dict(drafted[chosen[scores[chosen].argmax()]].params) if len(chosen) else None
 
 
-class _Arrays:
-    """Arrays of a draft's plans, made again only if there are more plans."""
+class _Derived:
+    """What is derived from a draft's plans: again only if there are more plans.
+
+    Attributes
+    ----------
+    plans
+        Plans by their positions, as far as they were considered.
+    """
 
     def __init__(self) -> None:
         self._kept: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
+        self.plans: dict[int, Plan] = {}
 
-    def add(self, trial: FrozenTrial) -> None:  # noqa: ARG002 - any trial makes them outdated
-        """Forget the arrays."""
-        self._kept = None
+    def add(self, trial: FrozenTrial) -> None:  # noqa: ARG002 - any trial may move others
+        """Forget all."""
+        self._kept, self.plans = None, {}
 
-    def of(self, drafted: list[FrozenTrial]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def arrays(self, drafted: list[FrozenTrial]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the proxy losses, the logarithms of the costs, which plans are on the front, and which failed."""
         if self._kept is None:
             values = np.array([[max(MIN_LOSS, trial.values[0]), *trial.values[1:]] for trial in drafted])
@@ -85,10 +94,17 @@ class _Arrays:
         return self._kept
 
 
-def _allowed(context: Context, drafted: list[FrozenTrial], considered: np.ndarray) -> np.ndarray:
+def _allowed(
+    context: Context, drafted: list[FrozenTrial], considered: np.ndarray, plans: dict[int, Plan]
+) -> np.ndarray:
     """Return the plans that the cost models allow clearly, or else probably, or else possibly."""
-    for margin in MARGINS if len(considered) else ():
-        excess = excess_of(context, [drafted[at].params for at in considered], margin)
+    if not len(considered) or not any_excess(context):
+        return considered
+    for at in considered:
+        if at not in plans:
+            plans[at] = context.plan(drafted[at].params)
+    for margin in MARGINS:
+        excess = excess_of(context, [plans[at] for at in considered], margin)
         if (excess <= 0).any():
             return considered[excess <= 0]
     return considered[:0]

@@ -19,11 +19,12 @@ from search.study.records import REASON
 from spaces.plan import architectures_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from optuna import Study
 
     from search.evaluation.context import Context
+    from spaces import Plan
 
 REFUSALS = 3  # plans refused in a row, after which another one is enqueued (chosen)
 MIXED = 200  # mixtures of uniform plans that are considered beside the draft (chosen)
@@ -49,7 +50,12 @@ def are_due(study: Study, context: Context) -> bool:
     return bool(count) and not count % REFUSALS
 
 
-def excess_of(context: Context, plans: Sequence[Mapping[str, float]], margins: float) -> np.ndarray:
+def any_excess(context: Context) -> bool:
+    """Whether there is a limit on a cost that is predicted."""
+    return any(limit.objective.name in context.cost_model.formulas for limit in limits_before_training(context))
+
+
+def excess_of(context: Context, plans: Sequence[Plan], margins: float) -> np.ndarray:
     """Return by how much the worst limit on a cost is exceeded, shape (plans,), zero or less where all are met.
 
     Parameters
@@ -57,13 +63,13 @@ def excess_of(context: Context, plans: Sequence[Mapping[str, float]], margins: f
     context
         The study.
     plans
-        The parameters of plans.
+        The plans.
     margins
         By how many times the error of a cost's model its prediction is raised.
     """
-    if not any(limit.objective.name in context.cost_model.formulas for limit in limits_before_training(context)):
+    if not any_excess(context):
         return np.full(len(plans), -np.inf)
-    architectures = architectures_of(context.cost_model.frame, [context.plan(params) for params in plans])
+    architectures = architectures_of(context.cost_model.frame, plans)
     return excess_over_limits(context, context.cost_model.of(architectures), margins)
 
 
@@ -83,7 +89,7 @@ def turn_after_refusals(study: Study, context: Context) -> None:
     plans = read(draft, Drafted) if draft is not None else Drafted()
     names, known = plans.names, tried(study, plans.names)
     fresh = [trial for trial, choices in zip(plans.trials, plans.choices, strict=True) if choices not in known]
-    excess = excess_of(context, [trial.params for trial in fresh], margins) if fresh else np.zeros(0)
+    excess = excess_of(context, [context.plan(trial.params) for trial in fresh], margins) if fresh else np.zeros(0)
     allowed = np.flatnonzero(excess <= 0)
     if len(allowed):
         chosen = dict(fresh[min(allowed, key=lambda at: fresh[at].values[0])].params)
@@ -93,7 +99,7 @@ def turn_after_refusals(study: Study, context: Context) -> None:
     else:
         mixed = _mixtures(context, seed=count)
         mixtures = [params for params in mixed if tuple(map(params.get, names)) not in known] or mixed
-        excess = excess_of(context, mixtures, margins)
+        excess = excess_of(context, list(map(context.plan, mixtures)), margins)
         inside = np.flatnonzero(excess <= 0)
         chosen = mixtures[inside[excess[inside].argmax()] if len(inside) else excess.argmin()]
         source = "a mixture of uniform plans"

@@ -8,7 +8,7 @@ dicts; these are read, too.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from search.study.records import EARLY_CHECK, EXCESS, PREDICTED, SHORT_TRAINING, VALUES
 
@@ -28,17 +28,34 @@ EARLIER_NAMES = {
 CONSTRAINTS = "constraints"  # the system attribute that Optuna's samplers and dashboard read
 
 
+@runtime_checkable
+class TogetherStorage(Protocol):
+    """A storage of Optuna that writes several attributes of a trial at once."""
+
+    def set_trial_user_attrs(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of a trial."""
+
+
 def keyed(prefix: str, numbers: Mapping[str, float]) -> dict[str, float]:
     """Return the attributes that hold numbers: one for each, its name behind the prefix."""
     return {f"{prefix}{name}": number for name, number in numbers.items()}
 
 
+def put(trial: Trial, attributes: Mapping[str, Any]) -> None:
+    """Record attributes of a trial, in one write where the storage can; those that it has already are not written."""
+    known, storage = trial.user_attrs, trial.storage
+    new = {key: value for key, value in attributes.items() if key not in known or known[key] != value}
+    if new and isinstance(storage, TogetherStorage):
+        storage.set_trial_user_attrs(trial._trial_id, new)  # noqa: SLF001 - as Optuna does
+        trial._cached_frozen_trial.user_attrs |= new  # noqa: SLF001 - the same
+        return
+    for key, value in new.items():
+        trial.set_user_attr(key, value)
+
+
 def put_numbers(trial: Trial, prefix: str, numbers: Mapping[str, float]) -> None:
-    """Record numbers in a trial, each as an attribute; those that are recorded already are not written again."""
-    known = trial.user_attrs
-    for key, number in keyed(prefix, numbers).items():
-        if key not in known or known[key] != number:
-            trial.set_user_attr(key, number)
+    """Record numbers in a trial, each as an attribute."""
+    put(trial, keyed(prefix, numbers))
 
 
 def numbers_of(trial: Trial | FrozenTrial, prefix: str) -> dict[str, float]:

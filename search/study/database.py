@@ -12,10 +12,11 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
+from search.study.database_rows import QuickRDB
 from search.study.errors import UserError, causes
 from search.study.passwords import is_ambiguous, shown
 from search.study.patience import LONGEST_OUTAGE_AT_START, Patient, Wait, failed, unavailable
-from search.study.quick_database import QuickCache, QuickRDB
+from search.study.quick_database import QuickCache
 from spaces.network.messages import first_line
 
 if TYPE_CHECKING:

@@ -114,10 +114,10 @@ def set_state(connection: Connection, trial_id: int, state: TrialState, values: 
     return True
 
 
-def set_attribute(connection: Connection, model: Any, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401
-    """Set an attribute of a trial."""
+def set_attributes(connection: Connection, model: Any, trial_id: int, attributes: Mapping[str, Any]) -> None:  # noqa: ANN401
+    """Set attributes of a trial."""
     require_unfinished(connection, trial_id)
-    _put(connection, model.__table__, "key", _rows(trial_id, {key: value}))
+    _put(connection, model.__table__, "key", _rows(trial_id, attributes))
 
 
 def add_params(connection: Connection, trial_id: int, params: list[tuple[str, float, str]]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
-    from search.study.quick_database import QuickRDB
+    from search.study.database_rows import QuickRDB
 
 T = TypeVar("T")
 

@@ -1,115 +1,38 @@
-"""Optuna's storage in a database, and its cache, for long studies and many workers.
+"""Optuna's cache of a database, for long studies and many workers.
 
-The tables are Optuna's. What differs is how often and how much of them is read: of a trial only what is new, of the
-trials that run only whether they still do, and their attributes every few seconds; and that the parameters of a trial
-are written together.
+What differs is how often and how much is read: of a trial only what is new, of the trials that run only whether they
+still do, and their attributes every few seconds, nothing of what this process has written itself; and that the
+parameters of a trial are written together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
+import json
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import check_distribution_compatibility, distribution_to_json
-from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
 from search.study.database_naming import reads_between
-from search.study.database_reading import created_with, read_trials, require_study, states_after
-from search.study.database_writing import INSERTS, add_params, create, is_plain, set_attribute, set_state
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping
 
     from optuna.distributions import BaseDistribution
-    from sqlalchemy import URL
+
+    from search.study.database_rows import QuickRDB
 
 # seconds after which the attributes of other workers' running trials are read again: at least, and at most, which is
 # the time between two pulses of a worker; for each of many trials a little longer (chosen)
 ATTRIBUTES_EVERY, LONGEST_OLD, LONGER_FOR_EACH = 2.0, 15.0, 0.02
-
-
-class QuickRDB(RDBStorage):
-    """Optuna's storage in a database, which reads many trials, and writes the parameters of one, at once."""
-
-    @classmethod
-    def of(cls, url: URL, options: dict[str, Any]) -> QuickRDB:
-        """Return the storage of a database, which also writes what else there is if we know how to write to its kind.
-
-        Parameters
-        ----------
-        url
-            The database.
-        options
-            Further options of SQLAlchemy's engine.
-        """
-        kind = WritingRDB if url.get_backend_name() in INSERTS else cls
-        written = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna: a template
-        return kind(written, engine_kwargs=options)
-
-    def _set_trial_params(self, trial_id: int, params: list[tuple[str, float, str]]) -> None:
-        """Add parameters to a trial: names, internal values and distributions; those that are there already stay."""
-        with self.engine.begin() as connection:
-            add_params(connection, trial_id, params)
-
-    def _states_after(
-        self, study_id: int, known: set[int], waiting: set[int], last: int
-    ) -> list[tuple[int, TrialState]]:
-        """Return the new states of known trials, and those of all with an id above the last one, by id."""
-        with self.engine.begin() as connection:
-            return states_after(connection, study_id, known, waiting, last)
-
-    def _load_trials(self, wanted: set[int], known: Mapping[int, FrozenTrial]) -> list[FrozenTrial]:
-        """Return trials by their ids; some of them are known as they were before."""
-        with self.engine.begin() as connection:
-            return read_trials(connection, wanted, vars(self).setdefault("_distributions", {}), known)
-
-    def _created_with(self, study_id: int, key: str, value: Any) -> FrozenTrial | None:  # noqa: ANN401 - JSON
-        """Return the trial of a study that was created with an attribute that Optuna reads, None if there is none."""
-        with self.engine.begin() as connection:
-            found = created_with(connection, study_id, key, value)
-        return None if found is None else self.get_trial(found)
-
-    def delete_study(self, study_id: int) -> None:
-        """Delete a study, unless a transaction that is ending does so; that one is waited for."""
-        with self.engine.begin() as connection:
-            require_study(connection, study_id, lock=True)
-        super().delete_study(study_id)
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Return a trial."""
-        for trial in self._load_trials({trial_id}, {}):
-            return trial
-        raise KeyError(models.NOT_FOUND_MSG)
-
-
-class WritingRDB(QuickRDB):
-    """The same, in which states and attributes take few statements, too."""
-
-    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        if template_trial is None or not is_plain(template_trial):
-            return super()._create_new_trial(study_id, template_trial)
-        with self.engine.begin() as connection:
-            return create(connection, study_id, template_trial)
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Set the state of a trial, and the values of a complete one; return False if another process has taken it."""
-        with self.engine.begin() as connection:
-            return set_state(connection, trial_id, state, values)
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
-        """Set an attribute of a trial."""
-        with self.engine.begin() as connection:
-            set_attribute(connection, models.TrialUserAttributeModel, trial_id, key, value)
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
-        """Set an attribute of a trial that Optuna reads."""
-        with self.engine.begin() as connection:
-            set_attribute(connection, models.TrialSystemAttributeModel, trial_id, key, value)
+KNOWN_SECONDS = 0.1  # what was read of a study's trials is not read again, unless there are news of any kind (chosen)
 
 
 class QuickCache(_CachedStorage):
@@ -129,8 +52,26 @@ class QuickCache(_CachedStorage):
         self._refreshed: dict[int, float] = {}  # since when the attributes of each study's running trials are known
         # finished trials that nobody has asked for yet, by study and id: those of other workers, and all tickets
         self._unread: dict[int, dict[int, TrialState]] = {}
-        self._written: set[int] = set()  # trials that this process has written to
+        self._written: set[int] = set()  # trials to which this process has written what is not read yet
         self._drawn = threading.local()  # parameters of a trial that this thread has not written yet
+        self._shared: dict[tuple[tuple[str, str], ...], dict[str, BaseDistribution]] = {}  # of trials of this process
+        # the latest news of any study, and for each study when its trials were read, and after which news: who knows
+        # what another worker did last, in whichever study, must not see what was before that
+        self._numbers = itertools.count(1)
+        self._news, self._looked = 0, dict[int, tuple[float, int]]()
+        self._own: set[int] = set()  # trials of which the latest state is news to other processes alone
+        self._mine: set[int] = set()  # trials that this process runs, to which no other one writes
+
+    def _tell_news(self) -> None:
+        self._news = next(self._numbers)  # each once, whichever threads tell news
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Create a trial; return its id."""
+        created = super().create_new_trial(study_id, template_trial)
+        self._tell_news()
+        if template_trial is None or template_trial.state == TrialState.RUNNING:
+            self._mine.add(created)
+        return created
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
@@ -149,18 +90,51 @@ class QuickCache(_CachedStorage):
         if drawn and drawn[0][0] != trial_id:
             self._write_drawn()
             drawn = vars(self._drawn).setdefault("params", [])
-        drawn.append((trial_id, param_name, param_value_internal, distribution_to_json(distribution)))
+        drawn.append((trial_id, param_name, param_value_internal, distribution))
 
     def _write_drawn(self) -> None:
         drawn = vars(self._drawn).pop("params", [])
-        if drawn:
-            self._written.add(drawn[0][0])
-            self._backend._set_trial_params(drawn[0][0], [param for _, *param in drawn])  # type: ignore[attr-defined]  # noqa: SLF001
+        if not drawn:
+            return
+        trial_id, *_ = drawn[0]
+        texts = [(name, value, distribution_to_json(distribution)) for _, name, value, distribution in drawn]
+        key = tuple((name, text) for name, _, text in texts)
+
+        def add(trial: FrozenTrial) -> None:
+            new = {name: distribution.to_external_repr(value) for _, name, value, distribution in drawn}
+            trial.params = new | trial.params
+            shared = self._shared.setdefault(key, {name: distribution for _, name, _, distribution in drawn})
+            trial._distributions = shared | trial._distributions if trial._distributions else shared  # noqa: SLF001
+
+        with self._writing(trial_id, add):
+            self._backend._set_trial_params(trial_id, texts)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    @contextlib.contextmanager
+    def _writing(self, trial_id: int, change: Callable[[FrozenTrial], None]) -> Iterator[None]:
+        """Write a change of a trial, which is kept, too, if nothing else of the trial is still to be read."""
+        whole = trial_id not in self._written
+        self._written.add(trial_id)  # now: what fails may have been written
+        yield
+        with self._lock:
+            known = self._known(trial_id)
+            if whole and known is not None:
+                changed = copy.copy(known)  # readers may have the known one
+                change(changed)
+                study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
+                self._add_trials_to_cache(study_id, [changed])
+                self._written.discard(trial_id)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:  # noqa: ANN401 - Optuna's
         """Set the state of a trial, and the values of a complete one."""
         self._write_drawn()
-        return super().set_trial_state_values(trial_id, state, values)
+        try:
+            done = super().set_trial_state_values(trial_id, state, values)
+        finally:
+            self._tell_news()
+        self._own.add(trial_id)
+        if done and state == TrialState.RUNNING:
+            self._mine.add(trial_id)
+        return done
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         """Set a value of a trial under way."""
@@ -170,20 +144,46 @@ class QuickCache(_CachedStorage):
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
         """Set an attribute of a trial."""
+        self.set_trial_user_attrs(trial_id, {key: value})
+
+    def set_trial_user_attrs(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of a trial."""
         self._write_drawn()
-        self._written.add(trial_id)
-        super().set_trial_user_attr(trial_id, key, value)
+        stored = json.loads(json.dumps(dict(attributes)))
+
+        def add(trial: FrozenTrial) -> None:
+            trial.user_attrs = trial.user_attrs | stored
+
+        with self._writing(trial_id, add):
+            self._backend._set_trial_user_attrs(trial_id, attributes)  # type: ignore[attr-defined]  # noqa: SLF001
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:  # noqa: ANN401 - JSON
         """Set an attribute of a trial that Optuna reads."""
         self._write_drawn()
-        self._written.add(trial_id)
-        super().set_trial_system_attr(trial_id, key, value)
+        stored = json.loads(json.dumps(value))
+
+        def add(trial: FrozenTrial) -> None:
+            trial.system_attrs = trial.system_attrs | {key: stored}
+
+        with self._writing(trial_id, add):
+            super().set_trial_system_attr(trial_id, key, value)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial."""
         self._write_drawn()
+        if trial_id in self._mine:
+            study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
+            self._read_trials_from_remote_storage(study_id)
+            with self._lock:
+                known = self._known(trial_id)
+                if known is not None and trial_id not in self._written:
+                    return known if known.state.is_finished() else copy.deepcopy(known)
         return super().get_trial(trial_id)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Return the attributes of a study, which may tell what another worker did before it set them."""
+        self._tell_news()
+        return super().get_study_user_attrs(study_id)
 
     def remove_session(self) -> None:
         """Write what is not written yet."""
@@ -194,7 +194,7 @@ class QuickCache(_CachedStorage):
         """Delete a study."""
         super().delete_study(study_id)
         with self._lock:
-            for kept in (self._lists, self._open, self._waiting, self._refreshed, self._unread):
+            for kept in (self._lists, self._open, self._waiting, self._refreshed, self._unread, self._looked):
                 kept.pop(study_id, None)
 
     def get_all_trials(
@@ -222,8 +222,15 @@ class QuickCache(_CachedStorage):
             unread = self._unread.setdefault(study_id, {})
             unfinished = study.unfinished_trial_ids
             waiting = self._waiting.setdefault(study_id, set())
-            rows = self._backend._states_after(study_id, unfinished, waiting, study.last_finished_trial_id)  # type: ignore[attr-defined]  # noqa: SLF001
             now = time.monotonic()
+            rows: list[tuple[int, TrialState]] = []
+            looked, news = self._looked.get(study_id, (-math.inf, 0))
+            if now - looked > KNOWN_SECONDS or news != self._news:
+                self._looked[study_id] = now, self._news  # before: another thread may write meanwhile
+                rows = self._backend._states_after(study_id, unfinished, waiting, study.last_finished_trial_id)  # type: ignore[attr-defined]  # noqa: SLF001
+                if any(self._is_news(*row) and row[0] not in self._own for row in rows):
+                    self._tell_news()
+                self._own -= {trial_id for trial_id, _ in rows}
             old = min(ATTRIBUTES_EVERY + LONGER_FOR_EACH * len(unfinished), LONGEST_OLD)
             news = {trial_id: state for trial_id, state in rows if self._is_news(trial_id, state)}
             live = unfinished | {trial_id for trial_id, state in rows if not state.is_finished()}
@@ -233,6 +240,7 @@ class QuickCache(_CachedStorage):
                 again = live
             finished = {trial_id: state for trial_id, state in news.items() if state.is_finished()}
             self._forget(study_id, finished)
+            self._mine -= finished.keys()
             unread |= finished
             wanted = {trial_id for trial_id, state in unread.items() if states is None or state in states}
             if reads_between(self._backend.engine.dialect, len(wanted)):

@@ -14,6 +14,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import distribution_to_json
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.storages.journal._storage import JournalOperation
@@ -24,7 +25,7 @@ from search.study.journal_replay import Replay
 from search.study.journal_snapshot import Snapshot, load, save
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from optuna.distributions import BaseDistribution
@@ -82,6 +83,28 @@ class QuickJournal(JournalStorage):
             }
             self._replay.foresee(record)
             self._unwritten.append(record)
+
+    def set_trial_user_attrs(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of a trial; their records are written together."""
+        with self._thread_lock:
+            self._unwritten += [
+                {
+                    "op_code": int(JournalOperation.SET_TRIAL_USER_ATTR),
+                    "worker_id": self._replay.worker_id,
+                    "trial_id": trial_id,
+                    "user_attr": {key: value},
+                }
+                for key, value in attributes.items()
+            ]
+            self._write_waiting()
+            refusal = None
+            for _ in attributes:  # of a trial that has finished, each record is refused when it is read
+                try:
+                    self._sync_with_backend()
+                except UpdateFinishedTrialError as error:
+                    refusal = error
+            if refusal is not None:
+                raise refusal
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set the state of a trial, and the values of a complete one."""
