@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from spaces import KMeans, PowersOfTwo, Uniform
-from spaces.axes.quantized_layers import PackedLayer, QuantizedLayer, _rounded_inputs
+from spaces.axes.quantized_layers import ROUNDED_TOGETHER, PackedLayer, QuantizedLayer, _rounded_inputs
 from spaces.network.layers import FLOAT_BITS
 from spaces.network.statistics import subsample
 
@@ -105,6 +105,32 @@ def test_gradients_of_inputs_pass_in_the_range_and_are_zero_outside() -> None:
     assert inputs.grad is not None
     assert inputs.grad.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
     torch.testing.assert_close(output, torch.tensor([-0.5, -0.5, -0.5, 0.0, 0.3, 1.0, 1.0, 1.0]))
+
+
+def test_gradients_of_the_limits_themselves_pass() -> None:
+    scale, zero = torch.tensor(0.02), torch.tensor(3)
+    inputs = torch.stack([-3 * scale, 252 * scale]).requires_grad_()
+    _rounded_inputs(inputs, scale, zero, 255).sum().backward()
+    assert inputs.grad is not None
+    assert inputs.grad.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_are_rounded_the_same_in_parts_and_in_every_layout(dtype: torch.dtype) -> None:
+    scale, zero = torch.tensor(0.02), torch.tensor(100)
+    inputs = torch.randn(3, 40, 21, 27, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert inputs.numel() > 2 * ROUNDED_TOGETHER
+    expected = (inputs.clamp(-100 * scale, 155 * scale) / scale).round() * scale
+    passing = (inputs >= -100 * scale) & (inputs <= 155 * scale)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaf = inputs.clone(memory_format=layout).requires_grad_()
+        found = _rounded_inputs(leaf, scale, zero, 255)
+        found.sum().backward()
+        assert found.dtype == dtype
+        assert torch.equal(found, expected)
+        assert torch.equal(found, _rounded_inputs(leaf.detach(), scale, zero, 255)), "also without gradients"
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad, passing.to(dtype))
 
 
 @given(

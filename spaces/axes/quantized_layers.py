@@ -8,6 +8,8 @@ Legend: `O` output channels, `S` scales that are tried.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from spaces.network.stand_ins import StandIn
 from spaces.network.statistics import subsample
 
 SMALLEST_GAIN = 1e-12  # replaces a gain of zero, since a scale must not be zero
+ROUNDED_TOGETHER = 1 << 15  # inputs that are clipped and rounded before the next ones: they fit in the cache (chosen)
 CALIBRATION_CHUNK = 4096  # inputs that are rounded at all tried scales in one operation: they fit in the cache
 
 
@@ -178,10 +181,43 @@ class PackedLayer(StandIn):
 
 def _rounded_inputs(inputs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
     """Return the inputs clipped and rounded to the codes 0 to `top`; gradients pass where nothing is clipped."""
-    clipped = inputs.clamp(-zero * scale, (top - zero) * scale)
-    with torch.no_grad():
-        shift = (clipped / scale).round_().mul_(scale).sub_(clipped)
-    return clipped + shift
+    low, high = _limits(scale, zero, top)
+    if torch.is_grad_enabled() and inputs.requires_grad:
+        passed: Tensor = _PassedThrough.apply(inputs, scale, low, high)  # type: ignore[no-untyped-call]
+        return passed
+    return _clipped_and_rounded(inputs, scale, low, high)
+
+
+class _PassedThrough(torch.autograd.Function):
+    """Rounding with the gradient of clipping; each direction is one pass over memory, which is most of its time."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:  # noqa: ANN401 - torch's
+        ctx.save_for_backward(inputs, low, high)
+        return _clipped_and_rounded(inputs, scale, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401 - torch's
+        inputs, low, high = ctx.saved_tensors
+        if inputs.is_cpu:  # a fused operation, whose limits are outside of what passes
+            limits = float(low.nextafter(low - 1)), float(high.nextafter(high + 1))
+            return torch.ops.aten.hardtanh_backward(gradient, inputs, *limits), None, None, None
+        return gradient * ((inputs >= low) & (inputs <= high)), None, None, None
+
+
+def _clipped_and_rounded(inputs: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the inputs clipped and rounded to multiples of the scale, on a CPU in parts that stay in its cache."""
+    if not (inputs.is_cpu and inputs.is_contiguous()):
+        return inputs.clamp(low, high).div_(scale).round_().mul_(scale)
+    found, limits = torch.empty_like(inputs), (float(low), float(high))  # numbers are compared faster than tensors
+    for part, result in zip(*(each.view(-1).split(ROUNDED_TOGETHER) for each in (inputs, found)), strict=True):
+        torch.clamp(part, *limits, out=result).div_(scale).round_().mul_(scale)
+    return found
+
+
+def _limits(scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest value that has a code."""
+    return -zero * scale, (top - zero) * scale
 
 
 def _best_scale_and_zero(values: Tensor, top: int) -> tuple[Tensor, Tensor]:
@@ -191,8 +227,9 @@ def _best_scale_and_zero(values: Tensor, top: int) -> tuple[Tensor, Tensor]:
     share_S1 = torch.linspace(0.3, 1.0, 29, device=values.device)[:, None]  # of the range of the values
     scale_S1 = ((high - low) * share_S1 / top).clamp_min(1e-8)
     zero_S1 = (-low * share_S1 / scale_S1).round().clamp(0, top)
+    limits_S1 = _limits(scale_S1, zero_S1, top)
     errors = [
-        (_rounded_inputs(part, scale_S1, zero_S1, top) - part).square_().sum(1)
+        part.clamp(*limits_S1).div_(scale_S1).round_().mul_(scale_S1).sub_(part).square_().sum(1)
         for part in values.split(CALIBRATION_CHUNK)
     ]
     best = int(torch.stack(errors).sum(0).argmin())
