@@ -149,7 +149,8 @@ def _turn(
 
     def record() -> None:
         put(trial, {KEY: key_of(plan), PLAN: plan.words()})
-        put(trial, {EPOCHS: 4, RATE: 0.1})
+        trial.set_user_attr(EPOCHS, 4)
+        trial.set_user_attr(RATE, 0.1)
         put(trial, {TRAINED_LOSS: 0.4, SECONDS: 2.0} | keyed(VALUES, values) | keyed(EXCESS, {str(limit): -0.5}))
         put_constraints(trial, [-0.5])
 

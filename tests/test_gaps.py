@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -13,8 +13,8 @@ from optuna.trial import create_trial
 from objectives import Limit, Macs, Top1
 from search import DraftStart
 from search.proposals.defaults import resolved
-from search.proposals.draft_records import create_draft
-from search.proposals.gaps import fill_widest_gap
+from search.proposals.draft_records import create_draft, draft_of, tried
+from search.proposals.gaps import fill_widest_gap, widest_gap
 from search.study.queue import fixed
 from search.study.records import LIMIT, STOPPED
 from tests.small_study import context, searched, splits, study
@@ -86,6 +86,23 @@ def test_the_widest_gap_is_filled_where_limits_can_be_met(
     for _ in range(2):
         fill_widest_gap(main, shared)
         assert waiting(main) == expected, "and nothing more, as long as a trial waits"
+
+
+def test_a_plan_that_another_worker_adds_meanwhile_is_considered_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    main, shared = drafted({0: 0.0}), context(study())
+    monkeypatch.setattr("search.proposals.gaps.any_excess", lambda _: False)
+    draft = draft_of(main)
+    assert draft is not None
+    coming = [create_trial(params={"x": 9}, distributions={"x": DISTRIBUTION}, values=[0.2, 4.0])]
+
+    def tried_meanwhile(*arguments: Any) -> Any:
+        if coming:
+            draft.add_trial(coming.pop())
+        return tried(*arguments)
+
+    monkeypatch.setattr("search.proposals.gaps.tried", tried_meanwhile)
+    assert widest_gap(main, shared) == {"x": 3}
+    assert widest_gap(main, shared) == {"x": 9}
 
 
 def test_plans_that_the_cost_models_refuse_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,9 +176,11 @@ def test_the_attributes_of_a_trial_are_one_write(journal: Path, monkeypatch: pyt
     assert writes == [3]
     assert trial.user_attrs == study.get_trials()[0].user_attrs == attributes
     assert by_optuna(journal).get_trial(trial._trial_id).user_attrs == attributes
-    study.tell(trial, 1.0)
+    for name in "xyz":
+        trial.suggest_float(name, 0, 1)  # written with what comes next
+    by_optuna(journal).set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
-        put(trial, {"d": 4, "e": 5, "f": 6})
+        put(trial, {"d": 4, "e": 5})
     study.tell(other, 2.0)  # no record is left to be refused
     assert study.get_trials()[0].user_attrs == attributes
 

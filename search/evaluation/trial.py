@@ -148,8 +148,9 @@ def _trained(
         console.print(f"trial {trial.number} ({plan.words()}): {'; '.join(differences)}")
     _reject(trial, spec, values, known)
     _record(trial, spec, values, known)
+    trial.set_user_attr(EPOCHS, recipe.epochs)
     recipe = context.with_rate(recipe, model, rate)
-    put(trial, {EPOCHS: recipe.epochs, RATE: recipe.learning_rate})
+    trial.set_user_attr(RATE, recipe.learning_rate)
     stopping = EarlyStopping(trial, context, model, values, recipe.epochs, progress, strict=strict)
     checkpoint = TrialCheckpoint(
         trial, context.store, folder, (key, seed_of(spec, key), recipe.epochs, recipe.batch_size)

@@ -118,7 +118,8 @@ class Watch:
             reason, of_plan = reason_of(error), f" ({trial.user_attrs.get(PLAN, 'its plan could not be drawn')})"
         else:
             return values, TrialState.COMPLETE
-        trial.set_user_attr(REASON, reason)
+        with contextlib.suppress(UpdateFinishedTrialError):  # `run_one` says why
+            trial.set_user_attr(REASON, reason)
         console.print(f"trial {trial.number} failed: {reason}{of_plan}")
         return None, TrialState.FAIL
 

@@ -48,7 +48,7 @@ def widest_gap(study: Study, context: Context) -> dict[str, float] | None:
         return None
     drafted, trials = plans.trials, tried(study, plans.names)
     results = [trials.get(choices) for choices in plans.choices]
-    derived = read(draft, _Derived)
+    derived = read(draft, _Derived, len(drafted))  # other workers may have added more by now
     losses, logs_NC, front, failed = derived.arrays(drafted)
     done = np.array([trial is not None for trial in results]) | failed
     met, missed = _losses_of_trained(losses, results)
@@ -69,7 +69,12 @@ def widest_gap(study: Study, context: Context) -> dict[str, float] | None:
 
 
 class _Derived:
-    """What is derived from a draft's plans: again only if there are more plans.
+    """What is derived from the plans of a draft, once for each number of them.
+
+    Parameters
+    ----------
+    count
+        The number of plans.
 
     Attributes
     ----------
@@ -77,13 +82,12 @@ class _Derived:
         Plans by their positions, as far as they were considered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:  # noqa: ARG002 - a reader is kept as long as its arguments are the same
         self._kept: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
         self.plans: dict[int, Plan] = {}
 
-    def add(self, trial: FrozenTrial) -> None:  # noqa: ARG002 - any trial may move others
-        """Forget all."""
-        self._kept, self.plans = None, {}
+    def add(self, trial: FrozenTrial) -> None:
+        """Do nothing: all plans are handled together."""
 
     def arrays(self, drafted: list[FrozenTrial]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the proxy losses, the logarithms of the costs, which plans are on the front, and which failed."""

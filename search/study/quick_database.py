@@ -12,6 +12,7 @@ import copy
 import itertools
 import json
 import math
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -97,14 +98,18 @@ class QuickCache(_CachedStorage):
         if not drawn:
             return
         trial_id, *_ = drawn[0]
-        texts = [(name, value, distribution_to_json(distribution)) for _, name, value, distribution in drawn]
+        texts = [
+            (sys.intern(name), value, distribution_to_json(distribution)) for _, name, value, distribution in drawn
+        ]
         key = tuple((name, text) for name, _, text in texts)
 
         def add(trial: FrozenTrial) -> None:
-            new = {name: distribution.to_external_repr(value) for _, name, value, distribution in drawn}
-            trial.params = new | trial.params
-            shared = self._shared.setdefault(key, {name: distribution for _, name, _, distribution in drawn})
-            trial._distributions = shared | trial._distributions if trial._distributions else shared  # noqa: SLF001
+            distributions = {name: one for (name, _), (*_, one) in zip(key, drawn, strict=True)}
+            new = {name: distributions[name].to_external_repr(value) for name, value, _ in texts}
+            trial.params = trial.params | new | trial.params  # the first value of a parameter stays
+            shared = self._shared.setdefault(key, distributions)
+            before = trial.distributions
+            trial._distributions = before | shared | before if before else shared  # noqa: SLF001
 
         with self._writing(trial_id, add):
             self._backend._set_trial_params(trial_id, texts)  # type: ignore[attr-defined]  # noqa: SLF001
@@ -117,21 +122,25 @@ class QuickCache(_CachedStorage):
         yield
         with self._lock:
             known = self._known(trial_id)
-            if whole and known is not None:
+            study_id, _ = self._trial_id_to_study_id_and_number.get(trial_id, (-1, -1))
+            ended = trial_id in self._unread.get(study_id, {})  # by another process, in the meantime
+            if whole and known is not None and not ended:
                 changed = copy.copy(known)  # readers may have the known one
                 change(changed)
-                study_id, _ = self._trial_id_to_study_id_and_number[trial_id]
                 self._add_trials_to_cache(study_id, [changed])
                 self._written.discard(trial_id)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:  # noqa: ANN401 - Optuna's
         """Set the state of a trial, and the values of a complete one."""
         self._write_drawn()
+        self._own.add(trial_id)  # now: another thread may look as soon as it is written
+        done = False
         try:
             done = super().set_trial_state_values(trial_id, state, values)
         finally:
+            if not done:
+                self._own.discard(trial_id)
             self._tell_news()
-        self._own.add(trial_id)
         if done and state == TrialState.RUNNING:
             self._mine.add(trial_id)
         return done
@@ -182,8 +191,9 @@ class QuickCache(_CachedStorage):
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Return the attributes of a study, which may tell what another worker did before it set them."""
+        found = super().get_study_user_attrs(study_id)
         self._tell_news()
-        return super().get_study_user_attrs(study_id)
+        return found
 
     def remove_session(self) -> None:
         """Write what is not written yet."""
@@ -194,6 +204,9 @@ class QuickCache(_CachedStorage):
         """Delete a study."""
         super().delete_study(study_id)
         with self._lock:
+            ids = {trial._trial_id for trial in self._lists.get(study_id, ()) if trial is not None}  # noqa: SLF001
+            for several in (self._mine, self._own, self._written):  # SQLite gives an id again
+                several.difference_update(ids)
             for kept in (self._lists, self._open, self._waiting, self._refreshed, self._unread, self._looked):
                 kept.pop(study_id, None)
 
@@ -222,11 +235,11 @@ class QuickCache(_CachedStorage):
             unread = self._unread.setdefault(study_id, {})
             unfinished = study.unfinished_trial_ids
             waiting = self._waiting.setdefault(study_id, set())
-            now = time.monotonic()
+            now, news_now = time.monotonic(), self._news  # another thread may write meanwhile
             rows: list[tuple[int, TrialState]] = []
             looked, news = self._looked.get(study_id, (-math.inf, 0))
-            if now - looked > KNOWN_SECONDS or news != self._news:
-                self._looked[study_id] = now, self._news  # before: another thread may write meanwhile
+            looks = now - looked > KNOWN_SECONDS or news != news_now
+            if looks:
                 rows = self._backend._states_after(study_id, unfinished, waiting, study.last_finished_trial_id)  # type: ignore[attr-defined]  # noqa: SLF001
                 if any(self._is_news(*row) and row[0] not in self._own for row in rows):
                     self._tell_news()
@@ -240,7 +253,7 @@ class QuickCache(_CachedStorage):
                 again = live
             finished = {trial_id: state for trial_id, state in news.items() if state.is_finished()}
             self._forget(study_id, finished)
-            self._mine -= finished.keys()
+            self._mine.difference_update(finished)
             unread |= finished
             wanted = {trial_id for trial_id, state in unread.items() if states is None or state in states}
             if reads_between(self._backend.engine.dialect, len(wanted)):
@@ -256,6 +269,8 @@ class QuickCache(_CachedStorage):
                 (unfinished.discard if state.is_finished() else unfinished.add)(trial_id)
                 # trials of a study appear in the order of their ids; the unfinished ones are asked for by their ids
                 study.last_finished_trial_id = max(study.last_finished_trial_id, trial_id)
+            if looks:
+                self._looked[study_id] = now, news_now  # only now: what fails did not look
 
     def _forget(self, study_id: int, finished: Container[int]) -> None:
         """Take trials that have finished from those of which it was known that they had not."""

@@ -97,14 +97,7 @@ class QuickJournal(JournalStorage):
                 for key, value in attributes.items()
             ]
             self._write_waiting()
-            refusal = None
-            for _ in attributes:  # of a trial that has finished, each record is refused when it is read
-                try:
-                    self._sync_with_backend()
-                except UpdateFinishedTrialError as error:
-                    refusal = error
-            if refusal is not None:
-                raise refusal
+            self._sync_with_backend()
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set the state of a trial, and the values of a complete one."""
@@ -118,6 +111,21 @@ class QuickJournal(JournalStorage):
         """Write what is not written yet."""
         with self._thread_lock:
             self._write_waiting()
+
+    def _sync_with_backend(self) -> None:
+        """Read what is new; of several records that are refused, such as those of a trial that has finished, say one.
+
+        Each is refused when it is read. One that was left would be refused in whatever is done next.
+        """
+        refusal = None
+        while True:
+            try:
+                super()._sync_with_backend()
+                break
+            except (UpdateFinishedTrialError, KeyError) as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
 
     def _write_log(self, op_code: int, extra_fields: dict[str, Any]) -> None:
         self._unwritten.append({"op_code": op_code, "worker_id": self._replay.worker_id, **extra_fields})
