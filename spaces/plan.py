@@ -136,6 +136,15 @@ class Surveying(Protocol):
         ...
 
 
+@runtime_checkable
+class Converting(Protocol):
+    """An axis of which a runtime's own converter makes one choice for all layers, without a search."""
+
+    def converted(self, anatomy: Anatomy) -> dict[str, float]:
+        """Return the parameters of that choice."""
+        ...
+
+
 class RecoveryAxis(Protocol):
     """Which recoveries may be chosen."""
 
@@ -245,6 +254,14 @@ class Space:
         for axis, strength in zip(self.steps, strengths, strict=True):
             params |= axis.uniform(anatomy, strength)
         return params | self.recovery.usual()
+
+    def converted(self, anatomy: Anatomy) -> dict[str, float]:
+        """Return the parameters of the plan that a runtime's own converter makes; of the whole network without any."""
+        params = self.uniform(anatomy, (0.0,) * len(self.steps))
+        for axis in self.steps:
+            if isinstance(axis, Converting):
+                params |= axis.converted(anatomy)
+        return params
 
 
 def _without_layers(anatomy: Anatomy) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from search.evaluation.profiling import measure_promising
+from search.proposals.converter import converters_plan
 from search.proposals.draft import Draft
 from search.proposals.seeds import best_sums, first_by_table, reachable_and_known
 from search.proposals.sensitivity_table import measured_table
@@ -44,7 +45,8 @@ class DraftStart:
     Parameters
     ----------
     plans
-        Number of plans to train first, spread over the costs.
+        Number of plans to train first: what a runtime's own converter makes, 8 bits everywhere, and others that are
+        spread over the costs.
     scored
         Number of plans in the draft; by default 12 for each trial of the budget, from 100 to 1000.
     share
@@ -77,6 +79,8 @@ class DraftStart:
         seconds = PROMISING_SHARE * clock.total
         measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), seconds)
         target = self.scored or self._target(clock)
+        first = converters_plan(context, cost_names, table)[: self.plans]
+        others = self.plans - len(first)
         until = max(self.share, clock.spent + MIN_DRAFT_SHARE)
         allowance = Allowance.of(context, clock, until - clock.spent)
         scored_at_least = min(target, MIN_SCORED) if clock.timed else target
@@ -88,14 +92,15 @@ class DraftStart:
             words = (
                 f"there was time to score {len(draft)} plans; the initial designs are the best by the sensitivity table"
             )
-            best = first_by_table(context, table, cost_names, draft.seeds, self.plans)
+            best = first_by_table(context, table, cost_names, draft.seeds, others)
         else:
-            words, best = draft.words(), draft.best(self.plans)
+            words, best = draft.words(), draft.best(others)
         draft.failed.ensure_some_work(len(draft) - draft.failed.reasons.total())
-        if not best:
+        if not first + best:
             return _without_draft("no plan of the sensitivity table meets the limits", context, reachable)
         console.print(DRAFT_SAYS + words)
-        return best
+        known = {context.plan(params).steps for params in first}
+        return first + [params for params in best if context.plan(params).steps not in known]
 
     def _target(self, clock: BudgetClock) -> int:
         """Return the number of plans that the draft is to reach."""

@@ -33,6 +33,7 @@ INPUT_BITS = Setting("activation_bits_NL", FLOAT_BITS)  # bits of an input
 FLOAT = (FLOAT_BITS, FLOAT_BITS)  # a layer that is not quantized
 RUNTIME_MEMBERS = "precisions", "integers_only"  # of `HasPrecisions`
 CODEBOOK_LEVELS = Setting("levels_NL", 0)  # entries of the codebook; 0 where the codes are integers
+CONVERTERS_BITS = 8  # of weights and inputs, which the converters of runtimes make without a search
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,22 @@ class BitWidths:
             value = offered[::-1][round(strength * (len(offered) - 1))]
             params |= {f"{kind}/{layer.name}": value for layer in layers}
         return params
+
+    def converted(self, anatomy: Anatomy) -> dict[str, float]:
+        """Return 8 bits for the weights and the inputs of every layer, as far as they are offered."""
+        layers = self._layers(anatomy)
+        if self.runtime is None:
+            offered = dict(self._offered_widths())
+            widths = {
+                kind: CONVERTERS_BITS if CONVERTERS_BITS in several else FLOAT_BITS for kind, several in offered.items()
+            }
+            return {f"{kind}/{layer.name}": bits for kind, bits in widths.items() for layer in layers}
+        pairs = {layer.name: self._pairs(layer) for layer in layers if len(self._pairs(layer)) > 1}
+        usual = {(CONVERTERS_BITS, CONVERTERS_BITS): 0, (CONVERTERS_BITS, FLOAT_BITS): 1}  # by preference
+        return {
+            f"precision/{name}": min(range(len(several)), key=lambda at: usual.get(several[at], len(usual)))
+            for name, several in pairs.items()
+        }
 
     def acts_on(self, anatomy: Anatomy) -> Mapping[str, str]:
         """Return which widths each layer may have, or the reason why it is not quantized."""
