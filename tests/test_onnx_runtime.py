@@ -294,12 +294,60 @@ def test_the_outputs_of_other_layers_agree(
     assert exported(model, input_shape, tmp_path)[1] > (INTEGER if quantized else EXACT)
 
 
-def test_the_outputs_of_a_channel_with_a_tiny_scale_agree(tmp_path: Path) -> None:
-    """Its bias, in units of that scale, would exceed 32 bits."""
-    model = chain(8, 8)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_layer_with_a_channel_of_a_tiny_scale_runs_in_integer_kernels(bits: int, tmp_path: Path) -> None:
+    """The bias of a dead channel, in units of that scale, would exceed 32 bits."""
+    model = chain(bits, 8)
     with torch.no_grad():
         model[1].get_buffer("scale")[0] = torch.finfo(torch.float32).tiny
-    assert exported(model, (4, 16, 16), tmp_path)[1] > INTEGER
+        model[4].get_buffer("scale")[:3] = 1e-11
+    path, agreement = exported(model, (4, 16, 16), tmp_path)
+    assert agreement > INTEGER
+    assert executed(path, tmp_path, "1")["QLinearConv"] == 3
+
+
+@pytest.mark.parametrize(("scale", "integer"), [(0.05, True), (1.5, False)])
+def test_a_bias_is_rounded_by_a_small_part_of_a_step_of_the_output(
+    scale: float,
+    integer: bool,  # noqa: FBT001 - a test parameter
+    tmp_path: Path,
+) -> None:
+    layer = Codes(8, F.conv2d, (16, 16, 3, 3))
+    with torch.no_grad():
+        layer.get_buffer("scale")[0] = scale
+    model = nn.Sequential(Levels(8, 4.0, 128), layer, nn.ReLU6(), Levels(8, 6.0))
+    path, agreement = exported(model, (16, 8, 8), tmp_path)
+    assert agreement > (INTEGER if integer else 60)
+    assert executed(path, tmp_path, "1")["QLinearConv"] == integer
+
+
+@pytest.mark.parametrize(
+    ("padding", "value", "merged"),
+    [((0, 1, 0, 1), 0.0, True), ((1, 2, 1, 2), 0.0, True), ((0, 1, 0, 1), 1.0, False), ((0, -1, 1, 1), 0.0, False)],
+)
+@pytest.mark.parametrize("own", [0, 1])
+def test_zeros_before_a_quantizer_become_the_padding_of_the_convolution(
+    padding: tuple[int, ...],
+    value: float,
+    merged: bool,  # noqa: FBT001 - a test parameter
+    own: int,
+    tmp_path: Path,
+) -> None:
+    """So the convolution before them is fused with the quantizer; networks of TensorFlow pad in this way."""
+    model = nn.Sequential(
+        Levels(8, 4.0, 128),
+        Codes(8, F.conv2d, (16, 4, 3, 3)),
+        nn.ReLU6(),
+        nn.ConstantPad2d(padding, value),
+        Levels(8, 5.9),
+        Codes(8, F.conv2d, (16, 1, 3, 3), groups=16, stride=2, padding=own),
+        Levels(8, 4.0, 128),
+    )
+    path, agreement = exported(model, (4, 16, 16), tmp_path)
+    assert agreement > INTEGER
+    assert ("Pad" in {node.op_type for node in onnx.load(path).graph.node}) != merged
+    if merged:
+        assert executed(path, tmp_path, "1")["QLinearConv"] == 2
 
 
 def test_export_is_silent_and_changes_nothing(

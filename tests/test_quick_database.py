@@ -49,7 +49,7 @@ def by_optuna(url: str) -> Iterator[Callable[[], Any]]:
 @pytest.fixture(autouse=True)
 def _looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each worker look at the database whenever it asks: those of a test do so within a moment."""
-    monkeypatch.setattr(quick_database, "KNOWN_SECONDS", -1.0)
+    monkeypatch.setattr(quick_database, "LOOKED_SECONDS", -1.0)
 
 
 def opened(url: str, seed: int = 0) -> optuna.Study:
@@ -119,7 +119,7 @@ def test_a_finished_trial_is_read_once(url: str, statements: list[str]) -> None:
 def test_what_was_read_a_moment_ago_is_not_read_again(
     url: str, statements: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quick_database, "KNOWN_SECONDS", math.inf)
+    monkeypatch.setattr(quick_database, "LOOKED_SECONDS", math.inf)
     first, second = opened(url), opened(url)
     assert not second.get_trials(deepcopy=False)
     first.optimize(lambda trial: trial.suggest_float("x", 0, 1), 2)
@@ -144,7 +144,7 @@ def test_who_hears_of_another_worker_sees_what_it_did_before(
     ticket = first[1].ask()
     assert second[1].get_trials(deepcopy=False)[0].state.name == "RUNNING"
     assert not second[0].get_trials(deepcopy=False)
-    monkeypatch.setattr(quick_database, "KNOWN_SECONDS", math.inf)
+    monkeypatch.setattr(quick_database, "LOOKED_SECONDS", math.inf)
     first[0].enqueue_trial({"x": 1})
     if told == "an attribute of a study":
         first[0].set_user_attr("started", value=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from objectives.objective import Partwise
 
 MEASUREMENTS_VARIABLE = "SLIMFRONT_MEASURED"  # the environment variable that names the folder of measurements
+FORM = 2  # of files, to be raised when an export writes other files of the same network: what was measured is outdated
 MOST_PARTS = 2000  # the latest parts of a file that are read (chosen)
 
 
@@ -40,7 +41,7 @@ class PartsFile:
     @classmethod
     def of(cls, objective: Partwise) -> PartsFile:
         """Return the file for an objective, which may not exist yet."""
-        key = repr((machine.identity(), objective.conditions))
+        key = repr((machine.identity(), FORM, objective.conditions))
         return cls(measurements_folder() / f"parts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl")
 
     def add(self, parts: Parts, ends: Ends, milliseconds: float) -> None:

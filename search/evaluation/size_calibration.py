@@ -15,7 +15,7 @@ from objectives import SizeBytes
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from objectives.trees import moved
-from search.evaluation.measured_parts import measurements_folder
+from search.evaluation.measured_parts import FORM, measurements_folder
 from search.study import machine
 from search.study.console import console
 from search.study.definition import define_value
@@ -70,7 +70,7 @@ def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
 def _once(size: SizeBytes, space: Space, subject: Subject, whole: Path | None) -> SizeBytes:
     """Return the size with the layout that is kept for this machine; measure and keep it where there is none."""
     layout, study = size.runtime.layout, (subject.fingerprint, define_value(size), define_value(space))
-    key = repr((machine.identity(), layout, study))
+    key = repr((machine.identity(), FORM, layout, study))
     path = measurements_folder() / f"sizes-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     kept = load_or_nothing(path, {LAYOUT: dict}, "sizes are calibrated anew").get(LAYOUT)
     if kept is None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # seconds after which the attributes of other workers' running trials are read again: at least, and at most, which is
 # the time between two pulses of a worker; for each of many trials a little longer (chosen)
 ATTRIBUTES_EVERY, LONGEST_OLD, LONGER_FOR_EACH = 2.0, 15.0, 0.02
-KNOWN_SECONDS = 0.1  # what was read of a study's trials is not read again, unless there are news of any kind (chosen)
+LOOKED_SECONDS = 0.1  # what was read of a study's trials is not read again, unless there are news of any kind (chosen)
 
 
 class QuickCache(_CachedStorage):
@@ -238,7 +238,7 @@ class QuickCache(_CachedStorage):
             now, news_now = time.monotonic(), self._news  # another thread may write meanwhile
             rows: list[tuple[int, TrialState]] = []
             looked, news = self._looked.get(study_id, (-math.inf, 0))
-            looks = now - looked > KNOWN_SECONDS or news != news_now
+            looks = now - looked > LOOKED_SECONDS or news != news_now
             if looks:
                 rows = self._backend._states_after(study_id, unfinished, waiting, study.last_finished_trial_id)  # type: ignore[attr-defined]  # noqa: SLF001
                 if any(self._is_news(*row) and row[0] not in self._own for row in rows):

@@ -17,9 +17,12 @@ from objectives.runtimes.onnx.graph import Graph, store, strip
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 
-# Largest change of a bias by rounding it to integers, as a share of the output range (chosen); above it, a layer stays
-# in floating point.
-_BIAS_TOLERANCE = 2**-15
+# Largest change of a bias by rounding it to integers, as a share of the output range and for each level of the output:
+# a sixteenth of a step of 8 bits, less of fewer bits, since an output that moves to the neighbouring level then changes
+# more (chosen); above it, a layer stays in floating point.
+_BIAS_TOLERANCE = 2**-20
+# Largest bias in units of an integer accumulator: half of the range, so that sums fit too.
+_MOST_BIAS = 2.0**30
 # Largest code for which the sum of two products with uint8 fits 16 bits, so that x86 without VNNI cannot saturate.
 _SAFE_CODE = 64
 # Operators across which ONNX Runtime moves quantizers, since they change no value.
@@ -51,13 +54,7 @@ def pack(exported: ModelProto, least_bits: int) -> ModelProto:
     model = ModelProto()
     model.CopyFrom(exported)
     graph = Graph(model.graph)
-    for node in model.graph.node:
-        if node.op_type == "GatherND":
-            _simplify_gather(graph, node)
-        elif node.op_type == "QuantizeLinear":
-            _drop_covered_clamp(graph, node)
-            _drop_repeated(graph, node)
-    graph.drop_unused()
+    _simplify(graph)
     for node in list(model.graph.node):
         codes = graph.constants.get(node.input[0]) if node.input else None
         if codes is None or codes.dtype not in (np.int8, np.uint8) or len(graph.readers(node.input[0])) > 1:
@@ -71,6 +68,21 @@ def pack(exported: ModelProto, least_bits: int) -> ModelProto:
             _guard_float_weight(graph, node)
     strip(model)
     return model
+
+
+def _simplify(graph: Graph) -> None:
+    """Remove what keeps layers and quantizers apart, and changes no output."""
+    for node in graph.proto.node:
+        if node.op_type == "Pad":
+            _merge_padding(graph, node)
+    graph.drop_unused()
+    for node in graph.proto.node:
+        if node.op_type == "GatherND":
+            _simplify_gather(graph, node)
+        elif node.op_type == "QuantizeLinear":
+            _drop_covered_clamp(graph, node)
+            _drop_repeated(graph, node)
+    graph.drop_unused()
 
 
 def needs_two_bits(codes: Codes) -> bool:
@@ -99,6 +111,39 @@ def _simplify_gather(graph: Graph, node: NodeProto) -> None:
     table, index = graph.constants.get(node.input[0]), graph.producer(node.input[1])
     if table is not None and table.ndim == 1 and index is not None and index.op_type == "Unsqueeze":
         node.CopyFrom(helper.make_node("Gather", [node.input[0], index.input[0]], list(node.output)))
+
+
+def _merge_padding(graph: Graph, pad: NodeProto) -> None:
+    """Let a convolution pad its quantized input itself, since the same zeros before the quantizer keep kernels apart.
+
+    ONNX Runtime fuses a convolution with a quantizer that follows it, but not across a Pad.
+    """
+    readers: list[NodeProto] = []
+    for _ in range(3):
+        reader = graph.only_reader(readers[-1].output[0] if readers else pad.output[0])
+        if reader is None:
+            return
+        readers.append(reader)
+    conv = readers[2]
+    if [node.op_type for node in readers] != ["QuantizeLinear", "DequantizeLinear", "Conv"] or conv.input[0] not in (
+        readers[1].output
+    ):
+        return
+    values = {item.name: helper.get_attribute_value(item) for item in (*pad.attribute, *conv.attribute)}
+    amounts = graph.constants.get(pad.input[1])
+    zero = len(pad.input) < 3 or not pad.input[2] or graph.constants.get(pad.input[2], np.ones(1)).item() == 0  # noqa: PLR2004
+    axes = len(pad.input) > 3 and pad.input[3]  # noqa: PLR2004
+    plain = values.get("mode", b"constant") == b"constant" and values.get("auto_pad", b"NOTSET") == b"NOTSET"
+    if amounts is None or not zero or axes or not plain:
+        return
+    before, after = np.split(amounts, 2)
+    if before[:2].any() or after[:2].any() or amounts.min() < 0:  # of the batch or the channels, or cropping
+        return
+    merged = np.concatenate([before[2:], after[2:]]) + values.get("pads", 0)
+    kept = [item for item in conv.attribute if item.name != "pads"]
+    del conv.attribute[:]
+    conv.attribute.extend([*kept, helper.make_attribute("pads", list(map(int, merged)))])
+    graph.replace(pad.output[0], pad.input[0])
 
 
 def _quantizer(graph: Graph, quantize: NodeProto) -> tuple[float, float, float]:
@@ -162,16 +207,17 @@ def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes, least_bits:
     axis = next((item.i for item in dequantize.attribute if item.name == "axis"), 1)
     if any(graph.constants[zero_point].any() for zero_point in dequantize.input[2:]):
         return  # an asymmetric weight is kept as it was exported
-    factor = _integer_factor(graph, dequantize, codes)
     outputs = list(dequantize.output)
-    if factor is None:
+    kernel = _integer_form(graph, dequantize, codes, axis)
+    if kernel is None:
         _store_codes(graph, name, codes, least_bits)
         shape = [-1 if dimension == axis else 1 for dimension in range(codes.ndim)]
         scale_name = graph.add_constant(scale_O.reshape(shape if scale_O.ndim else ()))
         floating = graph.insert_before(dequantize, "Cast", [name], to=TensorProto.FLOAT)
         dequantize.CopyFrom(helper.make_node("Mul", [floating, scale_name], outputs))
         return
-    if factor > 1:
+    codes, scale_O, factor = kernel
+    if factor > 1 or scale_O is not graph.constants[scale_name]:
         scale_name = graph.add_constant(scale_O / np.float32(factor))
     if _narrowest(codes, least_bits)[1] == 8:  # noqa: PLR2004 - codes of a byte can be multiplied by the factor here
         _store_codes(graph, name, codes * np.int8(factor), least_bits)
@@ -184,12 +230,15 @@ def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes, least_bits:
     dequantize.CopyFrom(helper.make_node("DequantizeLinear", [name, scale_name], outputs, axis=axis))
 
 
-def _integer_factor(graph: Graph, dequantize: NodeProto, codes: Codes) -> int | None:
-    """Return the factor by which to multiply ``codes`` for an integer kernel, or None if floating point is better.
+def _integer_form(
+    graph: Graph, dequantize: NodeProto, codes: Codes, axis: int
+) -> tuple[Codes, NDArray[np.float32], int] | None:
+    """Return codes, scales and a factor of the codes for an integer kernel, or None if floating point is better.
 
     ONNX Runtime rounds the bias of an integer kernel to multiples of (input scale) x (weight scale). With few bits,
     this unit is coarse, and the file would not compute what was trained. Codes multiplied by a power of two, with
-    scales divided by it, are the same weights with a finer unit.
+    scales divided by it, are the same weights with a finer unit. In a channel whose weights are almost zero it is too
+    fine, so that the bias would not fit into 32 bits: the channel gets a larger scale.
     """
     layer = graph.only_reader(dequantize.output[0])
     if layer is None or layer.op_type != "Conv":
@@ -198,13 +247,28 @@ def _integer_factor(graph: Graph, dequantize: NodeProto, codes: Codes) -> int | 
     if before is None or before.op_type != "DequantizeLinear" or after is None or after.op_type != "QuantizeLinear":
         return None
     input_scale, (output_scale, _, levels) = graph.scalar(before.input[1]), _quantizer(graph, after)
-    bias = graph.constants.get(layer.input[2]) if len(layer.input) > 2 else np.zeros(1)  # noqa: PLR2004
+    bias = graph.constants.get(layer.input[2]) if len(layer.input) > 2 else np.zeros(1, np.float32)  # noqa: PLR2004
+    if bias is None:
+        return None
     largest = max(int(np.abs(codes.astype(np.int16)).max()), 1)
     for factor in (1, 2 ** max(int(np.log2(_SAFE_CODE / largest)), 0)):
-        unit_O = input_scale * graph.constants[dequantize.input[1]].astype(np.float64) / factor
-        if bias is not None and np.all(_rounding_error(bias, unit_O) <= _BIAS_TOLERANCE * output_scale * levels):
-            return factor
+        least_O = factor * np.abs(bias) / (input_scale * _MOST_BIAS)
+        wider, scale_O = _widened(codes, graph.constants[dequantize.input[1]], axis, least_O)
+        unit_O = input_scale * scale_O.astype(np.float64) / factor
+        if np.all(_rounding_error(bias, unit_O) <= _BIAS_TOLERANCE * levels * output_scale * levels):
+            return wider, scale_O, factor
     return None
+
+
+def _widened(
+    codes: Codes, scale_O: NDArray[np.float32], axis: int, least_O: NDArray[Any]
+) -> tuple[Codes, NDArray[np.float32]]:
+    """Return codes for scales that are raised to the least ones."""
+    if not scale_O.ndim or not np.any(scale_O < least_O):
+        return codes, scale_O
+    wider_O = np.maximum(scale_O, least_O).astype(np.float32)
+    shape = [-1 if dimension == axis else 1 for dimension in range(codes.ndim)]
+    return np.rint(codes * (scale_O / wider_O).reshape(shape)).astype(codes.dtype), wider_O
 
 
 def _rounding_error(bias: NDArray[Any], unit_O: NDArray[np.float64]) -> NDArray[np.float64]:
