@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
@@ -15,15 +15,18 @@ from search import Budget, DraftStart
 from search.proposals.converter import converters_plan
 from search.proposals.sensitivity_table import stored_table
 from search.study.budget_clock import BudgetClock
+from search.study.records import EPOCHS
 from spaces import BitWidths, PruneRatios, Space, Temperatures
-from tests.small_study import context, splits, study, teacher
+from tests.small_study import context, searched, splits, study, teacher
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from search import StudySpec
     from search.evaluation.context import Context
 
 
-def unlimited(**changes: object) -> StudySpec:
+def unlimited(**changes: Any) -> StudySpec:
     return dataclasses.replace(study(), limits=(), **changes)
 
 
@@ -81,3 +84,20 @@ def test_a_study_starts_with_it() -> None:
     assert 2 <= len(plans) <= 4
     drawn = [shared.spec.space.suggest(FixedTrial(params), shared.subject.anatomy) for params in plans]
     assert len(set(drawn)) == len(plans)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_in_a_short_time_it_is_measured_without_a_training(
+    short: bool,  # noqa: FBT001 - a test parameter
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = unlimited(start=DraftStart(plans=3, scored=20), budget=Budget(2))
+    whole = spec.recipe
+    monkeypatch.setattr("search.loop.run.affordable", lambda *_: whole.of_length(0.5) if short else whole)
+    first, second = searched(spec, tmp_path / "s").get_trials()[:2]
+    assert [first.state.name, second.state.name] == ["COMPLETE", "COMPLETE"]
+    assert [first.user_attrs[EPOCHS], second.user_attrs[EPOCHS]] == ([0, 0.5] if short else [1, 1])
+    said = "measured without a training" in " ".join(capsys.readouterr().err.split())
+    assert said == short

@@ -294,16 +294,28 @@ def test_the_outputs_of_other_layers_agree(
     assert exported(model, input_shape, tmp_path)[1] > (INTEGER if quantized else EXACT)
 
 
+@pytest.mark.parametrize("dead", [1, 16])  # of 16 channels
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_a_layer_with_a_channel_of_a_tiny_scale_runs_in_integer_kernels(bits: int, tmp_path: Path) -> None:
+def test_a_layer_with_a_channel_of_a_tiny_scale_runs_in_integer_kernels(bits: int, dead: int, tmp_path: Path) -> None:
     """The bias of a dead channel, in units of that scale, would exceed 32 bits."""
     model = chain(bits, 8)
     with torch.no_grad():
         model[1].get_buffer("scale")[0] = torch.finfo(torch.float32).tiny
         model[4].get_buffer("scale")[:3] = 1e-11
+        model[7].get_buffer("scale")[:dead] = 1e-11
     path, agreement = exported(model, (4, 16, 16), tmp_path)
     assert agreement > INTEGER
     assert executed(path, tmp_path, "1")["QLinearConv"] == 3
+
+
+def test_a_channel_is_not_rounded_more_coarsely_than_its_output(tmp_path: Path) -> None:
+    """With a larger scale, the many weights of this channel, all alike, would move its output by some steps."""
+    layer = Codes(2, F.conv2d, (4, 512, 3, 3))
+    with torch.no_grad():
+        layer.codes[0], layer.bias[0] = 1, 0.2
+        layer.get_buffer("scale")[0] = 0.49 * 64 * 0.2 / (4 / 255 * 2**30)
+    model = nn.Sequential(nn.ReLU(), Levels(8, 4.0), layer, Levels(8, 0.3))
+    assert exported(model, (512, 6, 6), tmp_path)[1] > INTEGER
 
 
 @pytest.mark.parametrize(("scale", "integer"), [(0.05, True), (1.5, False)])
@@ -327,7 +339,7 @@ def test_a_bias_is_rounded_by_a_small_part_of_a_step_of_the_output(
 )
 @pytest.mark.parametrize("own", [0, 1])
 def test_zeros_before_a_quantizer_become_the_padding_of_the_convolution(
-    padding: tuple[int, ...],
+    padding: tuple[int, int, int, int],
     value: float,
     merged: bool,  # noqa: FBT001 - a test parameter
     own: int,

@@ -115,6 +115,15 @@ def test_gradients_of_the_limits_themselves_pass() -> None:
     assert inputs.grad.tolist() == [1, 1]
 
 
+def test_torch_func_takes_the_gradient_of_rounded_inputs() -> None:
+    scale, zero, inputs = torch.tensor(0.1), torch.tensor(5), torch.tensor([[-3.0, 0.2], [0.33, 7.0]])
+
+    def total(row: torch.Tensor) -> torch.Tensor:
+        return _rounded_inputs(row, scale, zero, 15).sum()
+
+    assert torch.func.grad(total)(inputs).tolist() == [[0, 1], [1, 0]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inputs_are_rounded_the_same_in_parts_and_in_every_layout(dtype: torch.dtype) -> None:
     scale, zero = torch.tensor(0.02), torch.tensor(100)

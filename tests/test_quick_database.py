@@ -47,7 +47,7 @@ def by_optuna(url: str) -> Iterator[Callable[[], Any]]:
 
 
 @pytest.fixture(autouse=True)
-def _looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each worker look at the database whenever it asks: those of a test do so within a moment."""
     monkeypatch.setattr(quick_database, "LOOKED_SECONDS", -1.0)
 

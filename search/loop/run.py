@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from search.evaluation.profiling import fit_before_search, refit
 from search.evaluation.tried_precisions import try_precisions
 from search.loop.rates import range_tested
-from search.loop.schedule import affordable, promote
+from search.loop.schedule import affordable, measure_first, promote
 from search.loop.watch import Watch
 from search.proposals.draft_records import scored_inputs
 from search.proposals.draft_start import DraftStart
@@ -92,6 +92,8 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
         fit_before_search(context, 0.0)
     rate = range_tested(study, context, clock) if context.spec.recipe.epochs else None
     recipe = affordable(study, context, clock)
+    if recipe.epochs < context.spec.recipe.epochs:
+        measure_first(study, context)
     with workers.turn(QUEUE):
         count = promote(study, recipe.epochs)
     if count:

@@ -14,7 +14,7 @@ from search.study.console import console
 from search.study.durations import duration
 from search.study.errors import reason_of
 from search.study.front import front, trained, trained_count
-from search.study.queue import enqueue, params_of
+from search.study.queue import enqueue, fixed, params_of
 from search.study.records import ASKED, EPOCHS, SECONDS
 from spaces.network.messages import number_of
 
@@ -78,6 +78,23 @@ def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
             f"{together} of them take some {duration(count * seconds / (1 - FRONT_SHARE))}"
         )
     return short.epochs
+
+
+def measure_first(study: Study, context: Context) -> None:
+    """Let the plan of a runtime's own converter be measured as it is, without a training, as long as it waits.
+
+    In a short time a training of it would take the place of another candidate, and it hardly needs one.
+    """
+    space, anatomy = context.spec.space, context.subject.anatomy
+    steps = context.plan(space.converted(anatomy)).steps
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        params = fixed(trial)
+        waits = params.keys() >= space.converted(anatomy).keys() and ASKED not in trial.user_attrs
+        if waits and context.plan(params).steps == steps:
+            study._storage.set_trial_user_attr(trial._trial_id, ASKED, 0.0)  # noqa: SLF001 - Optuna has no other way
+            console.print(
+                "the time is short, so the plan with 8 bits everywhere is measured without a training at first"
+            )
 
 
 def prolong(study: Study, spec: StudySpec, seconds: float) -> int:

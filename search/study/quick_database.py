@@ -237,8 +237,8 @@ class QuickCache(_CachedStorage):
             waiting = self._waiting.setdefault(study_id, set())
             now, news_now = time.monotonic(), self._news  # another thread may write meanwhile
             rows: list[tuple[int, TrialState]] = []
-            looked, news = self._looked.get(study_id, (-math.inf, 0))
-            looks = now - looked > LOOKED_SECONDS or news != news_now
+            looked, heard = self._looked.get(study_id, (-math.inf, 0))
+            looks = now - looked > LOOKED_SECONDS or heard != news_now
             if looks:
                 rows = self._backend._states_after(study_id, unfinished, waiting, study.last_finished_trial_id)  # type: ignore[attr-defined]  # noqa: SLF001
                 if any(self._is_news(*row) and row[0] not in self._own for row in rows):

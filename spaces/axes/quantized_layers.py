@@ -8,6 +8,7 @@ Legend: `O` output channels, `S` scales that are tried.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -183,7 +184,7 @@ def _rounded_inputs(inputs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Te
     """Return the inputs clipped and rounded to the codes 0 to `top`; gradients pass where nothing is clipped."""
     low, high = _limits(scale, zero, top)
     if torch.is_grad_enabled() and inputs.requires_grad:
-        passed: Tensor = _PassedThrough.apply(inputs, scale, low, high)  # type: ignore[no-untyped-call]
+        passed: Tensor = _PassedThrough.apply(inputs, scale, low, high)
         return passed
     return _clipped_and_rounded(inputs, scale, low, high)
 
@@ -191,18 +192,25 @@ def _rounded_inputs(inputs: Tensor, scale: Tensor, zero: Tensor, top: int) -> Te
 class _PassedThrough(torch.autograd.Function):
     """Rounding with the gradient of clipping; each direction is one pass over memory, which is most of its time."""
 
+    generate_vmap_rule = True  # with `setup_context`, so that a network may use torch.func
+
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:  # noqa: ANN401 - torch's
-        ctx.save_for_backward(inputs, low, high)
+    def forward(inputs: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
         return _clipped_and_rounded(inputs, scale, low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ANN401, ARG004 - torch's
+        taken, _, low, high = inputs
+        ctx.save_for_backward(taken, low, high)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401 - torch's
         inputs, low, high = ctx.saved_tensors
         if inputs.is_cpu:  # a fused operation, whose limits are outside of what passes
-            limits = float(low.nextafter(low - 1)), float(high.nextafter(high + 1))
+            infinity = torch.full_like(low, math.inf)
+            limits = float(low.nextafter(-infinity)), float(high.nextafter(infinity))
             return torch.ops.aten.hardtanh_backward(gradient, inputs, *limits), None, None, None
-        return gradient * ((inputs >= low) & (inputs <= high)), None, None, None
+        return torch.where((inputs >= low) & (inputs <= high), gradient, 0), None, None, None
 
 
 def _clipped_and_rounded(inputs: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -210,8 +218,9 @@ def _clipped_and_rounded(inputs: Tensor, scale: Tensor, low: Tensor, high: Tenso
     if not (inputs.is_cpu and inputs.is_contiguous()):
         return inputs.clamp(low, high).div_(scale).round_().mul_(scale)
     found, limits = torch.empty_like(inputs), (float(low), float(high))  # numbers are compared faster than tensors
-    for part, result in zip(*(each.view(-1).split(ROUNDED_TOGETHER) for each in (inputs, found)), strict=True):
-        torch.clamp(part, *limits, out=result).div_(scale).round_().mul_(scale)
+    together = ROUNDED_TOGETHER * torch.get_num_threads()  # the smallest part of a thread
+    for part, result in zip(*(each.view(-1).split(together) for each in (inputs, found)), strict=True):
+        result.copy_(part).clamp_(*limits).div_(scale).round_().mul_(scale)
     return found
 
 

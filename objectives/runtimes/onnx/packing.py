@@ -23,6 +23,8 @@ Codes = NDArray[np.int8] | NDArray[np.uint8]
 _BIAS_TOLERANCE = 2**-20
 # Largest bias in units of an integer accumulator: half of the range, so that sums fit too.
 _MOST_BIAS = 2.0**30
+_MOST_CODE = 255  # of an input
+TWO_BITS_OPSET = 25  # first ONNX opset with 2-bit integers
 # Largest code for which the sum of two products with uint8 fits 16 bits, so that x86 without VNNI cannot saturate.
 _SAFE_CODE = 64
 # Operators across which ONNX Runtime moves quantizers, since they change no value.
@@ -55,6 +57,8 @@ def pack(exported: ModelProto, least_bits: int) -> ModelProto:
     model.CopyFrom(exported)
     graph = Graph(model.graph)
     _simplify(graph)
+    if model.opset_import[0].version < TWO_BITS_OPSET:  # codes may shrink while they are packed
+        least_bits = max(least_bits, 4)
     for node in list(model.graph.node):
         codes = graph.constants.get(node.input[0]) if node.input else None
         if codes is None or codes.dtype not in (np.int8, np.uint8) or len(graph.readers(node.input[0])) > 1:
@@ -255,7 +259,11 @@ def _integer_form(
         least_O = factor * np.abs(bias) / (input_scale * _MOST_BIAS)
         wider, scale_O = _widened(codes, graph.constants[dequantize.input[1]], axis, least_O)
         unit_O = input_scale * scale_O.astype(np.float64) / factor
-        if np.all(_rounding_error(bias, unit_O) <= _BIAS_TOLERANCE * levels * output_scale * levels):
+        error_O = _rounding_error(bias, unit_O)
+        if wider is not codes:
+            before_O = graph.constants[dequantize.input[1]]
+            error_O += input_scale * _MOST_CODE * _weight_change(codes, before_O, wider, scale_O, axis)
+        if np.all(error_O <= _BIAS_TOLERANCE * levels * output_scale * levels):
             return wider, scale_O, factor
     return None
 
@@ -269,6 +277,18 @@ def _widened(
     wider_O = np.maximum(scale_O, least_O).astype(np.float32)
     shape = [-1 if dimension == axis else 1 for dimension in range(codes.ndim)]
     return np.rint(codes * (scale_O / wider_O).reshape(shape)).astype(codes.dtype), wider_O
+
+
+def _weight_change(
+    codes: Codes, scale_O: NDArray[np.float32], others: Codes, other_O: NDArray[np.float32], axis: int
+) -> NDArray[np.float64]:
+    """Return the sum of the absolute differences of two weights in each output channel."""
+    values, compared = (
+        np.moveaxis(one, axis, 0).reshape(len(scale), -1) * scale[:, None].astype(np.float64)
+        for one, scale in ((codes, scale_O), (others, other_O))
+    )
+    change_O: NDArray[np.float64] = np.abs(values - compared).sum(1)
+    return change_O
 
 
 def _rounding_error(bias: NDArray[Any], unit_O: NDArray[np.float64]) -> NDArray[np.float64]:

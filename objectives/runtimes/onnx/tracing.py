@@ -15,14 +15,13 @@ from objectives.flat import by_argument, flat
 from objectives.layers import Repeating
 from objectives.runtimes.ends import free_dimensions, network_of
 from objectives.runtimes.exporting import exporting
-from objectives.runtimes.onnx.packing import needs_two_bits
+from objectives.runtimes.onnx.packing import TWO_BITS_OPSET, needs_two_bits
 from objectives.runtimes.onnx.translations import TRANSLATIONS, translations_read_once
 from objectives.runtimes.passes.zero_branches import remove_zero_branches
 from objectives.runtimes.runtime import export_error
 from objectives.trees import Tree
 
 _OPSET = 21  # first ONNX opset with 4-bit integers
-_OPSET_TWO_BITS = 25  # first ONNX opset with 2-bit integers
 _FOLDED_SIZE = 2**20  # elements of a constant that is folded, such as the zero points of a layer with many outputs
 
 
@@ -49,7 +48,7 @@ def trace(model: nn.Module, example: Tree, least_bits: int, *, loops: bool) -> M
         tensor.cpu().numpy() for tensor in model.state_dict().values() if tensor.dtype in (torch.int8, torch.uint8)
     ]
     two_bits = least_bits == 2 and any(map(needs_two_bits, weights))  # noqa: PLR2004 - two bits
-    opset = _OPSET_TWO_BITS if two_bits else _OPSET
+    opset = TWO_BITS_OPSET if two_bits else _OPSET
     network = flat(model, example)
     # torch.export treats a dimension of size 1 as a constant
     two = tuple(tensor[:1].repeat_interleave(2, dim=0) for tensor in network.example)
