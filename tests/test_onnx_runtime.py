@@ -308,6 +308,20 @@ def test_a_layer_with_a_channel_of_a_tiny_scale_runs_in_integer_kernels(bits: in
     assert executed(path, tmp_path, "1")["QLinearConv"] == 3
 
 
+@pytest.mark.parametrize(("groups", "integer"), [(1, True), (2, True), (4, False), (16, False), (32, True)])
+def test_layers_of_small_groups_run_in_floating_point(
+    groups: int,
+    integer: bool,  # noqa: FBT001 - a test parameter
+    tmp_path: Path,
+) -> None:
+    """Their integer kernels are up to ten times as slow; those of one channel in each group are not."""
+    layer = Codes(8, F.conv2d, (32, 32 // groups, 3, 3), groups=groups)
+    model = nn.Sequential(Levels(8, 4.0, 128), layer, nn.ReLU(), Levels(8, 4.0))
+    path, agreement = exported(model, (32, 8, 8), tmp_path)
+    assert agreement > INTEGER
+    assert executed(path, tmp_path, "1")["QLinearConv"] == integer
+
+
 def test_a_channel_is_not_rounded_more_coarsely_than_its_output(tmp_path: Path) -> None:
     """With a larger scale, the many weights of this channel, all alike, would move its output by some steps."""
     layer = Codes(2, F.conv2d, (4, 512, 3, 3))
