@@ -85,11 +85,13 @@ def measure_first(study: Study, context: Context) -> None:
 
     In a short time a training of it would take the place of another candidate, and it hardly needs one.
     """
-    space, anatomy = context.spec.space, context.subject.anatomy
-    steps = context.plan(space.converted(anatomy)).steps
+    converted = context.spec.space.converted(context.subject.anatomy)
+    steps = context.plan(converted).steps
+    if not any(step.words() for step in steps):
+        return  # no axis of the space is one of converters
     for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         params = fixed(trial)
-        waits = params.keys() >= space.converted(anatomy).keys() and ASKED not in trial.user_attrs
+        waits = params.keys() >= converted.keys() and ASKED not in trial.user_attrs
         if waits and context.plan(params).steps == steps:
             study._storage.set_trial_user_attr(trial._trial_id, ASKED, 0.0)  # noqa: SLF001 - Optuna has no other way
             console.print(
