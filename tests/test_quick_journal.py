@@ -144,8 +144,9 @@ def test_optunas_storage_and_ours_share_a_file(journal: Path) -> None:
     assert len(ours.trials) == 10
 
 
-def test_the_parameters_of_a_trial_are_one_write(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, writes = optuna.create_study(storage=journal_storage(journal)), []
+def counted_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the numbers of records that are written together from now on, as they come."""
+    writes: list[int] = []
     append = quick_journal._Lines.append_logs
 
     def counted(lines: quick_journal._Lines, logs: list[dict[str, Any]]) -> None:
@@ -153,6 +154,12 @@ def test_the_parameters_of_a_trial_are_one_write(journal: Path, monkeypatch: pyt
         append(lines, logs)
 
     monkeypatch.setattr(quick_journal._Lines, "append_logs", counted)
+    return writes
+
+
+def test_the_parameters_of_a_trial_are_one_write(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study(storage=journal_storage(journal))
+    writes = counted_writes(monkeypatch)
     trial = study.ask()
     for number in range(30):
         trial.suggest_float(f"p{number}", 0, 1)
@@ -162,15 +169,9 @@ def test_the_parameters_of_a_trial_are_one_write(journal: Path, monkeypatch: pyt
 
 
 def test_the_attributes_of_a_trial_are_one_write(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, writes = optuna.create_study(storage=journal_storage(journal)), []
-    append = quick_journal._Lines.append_logs
-
-    def counted(lines: quick_journal._Lines, logs: list[dict[str, Any]]) -> None:
-        writes.append(len(logs))
-        append(lines, logs)
-
+    study = optuna.create_study(storage=journal_storage(journal))
     trial, other = study.ask(), study.ask()
-    monkeypatch.setattr(quick_journal._Lines, "append_logs", counted)
+    writes = counted_writes(monkeypatch)
     attributes = {"a": 1, "b": 2.5, "c": "three"}
     put(trial, attributes)
     assert writes == [3]

@@ -32,6 +32,20 @@ def measurements_folder() -> Path:
     return Path(os.environ.get(MEASUREMENTS_VARIABLE, "runs/measured"))
 
 
+def measurements_file(name: str, *of: object) -> Path:
+    """Return the file with what was measured on this machine, on files of the form that exports write.
+
+    Parameters
+    ----------
+    name
+        Its name, with ``{}`` for the digest.
+    of
+        What else the measurements depend on, each with a text of its own.
+    """
+    key = repr((machine.identity(), FORM, *of))
+    return measurements_folder() / name.format(hashlib.sha256(key.encode()).hexdigest()[:16])
+
+
 @dataclass(frozen=True, slots=True)
 class PartsFile:
     """The file with the measured parts for one objective's conditions on this machine."""
@@ -41,8 +55,7 @@ class PartsFile:
     @classmethod
     def of(cls, objective: Partwise) -> PartsFile:
         """Return the file for an objective, which may not exist yet."""
-        key = repr((machine.identity(), FORM, objective.conditions))
-        return cls(measurements_folder() / f"parts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl")
+        return cls(measurements_file("parts-{}.jsonl", objective.conditions))
 
     def add(self, parts: Parts, ends: Ends, milliseconds: float) -> None:
         """Add a measured part."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import time
@@ -13,7 +12,7 @@ import numpy as np
 from objectives.objective import Partwise
 from search.costs.coarse_work import coarse_work
 from search.costs.latency_model import MOST_NETWORKS, LatencyModel, MeasuredParts, at_best_clock
-from search.evaluation.measured_parts import FORM, measurements_folder
+from search.evaluation.measured_parts import measurements_file
 from search.evaluation.profiled_parts import ProfiledParts
 from search.evaluation.profiled_plans import PROFILED_NETWORKS, profiled_params
 from search.study import machine
@@ -270,6 +269,5 @@ def _positive(cost: float) -> float:
 
 def _path(context: Context, objective: Objective) -> Path:
     definition = sorted(define_value(context.spec.space).items())
-    key = repr((machine.identity(), FORM, objective, context.subject.anatomy, definition))
     plans = "joint-" if isinstance(objective, Partwise) else ""
-    return measurements_folder() / f"{plans}{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return measurements_file(plans + "{}.json", objective, context.subject.anatomy, definition)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,8 +14,7 @@ from objectives import SizeBytes
 from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from objectives.trees import moved
-from search.evaluation.measured_parts import FORM, measurements_folder
-from search.study import machine
+from search.evaluation.measured_parts import measurements_file
 from search.study.console import console
 from search.study.definition import define_value
 from search.study.errors import raise_machine_fault
@@ -70,8 +68,7 @@ def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
 def _once(size: SizeBytes, space: Space, subject: Subject, whole: Path | None) -> SizeBytes:
     """Return the size with the layout that is kept for this machine; measure and keep it where there is none."""
     layout, study = size.runtime.layout, (subject.fingerprint, define_value(size), define_value(space))
-    key = repr((machine.identity(), FORM, layout, study))
-    path = measurements_folder() / f"sizes-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    path = measurements_file("sizes-{}.json", layout, study)
     kept = load_or_nothing(path, {LAYOUT: dict}, "sizes are calibrated anew").get(LAYOUT)
     if kept is None:
         found = size.calibrated(*_files(size.runtime, space, subject, whole))

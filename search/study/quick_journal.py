@@ -73,14 +73,13 @@ class QuickJournal(JournalStorage):
     ) -> None:
         """Set a parameter; it is written with the next record of another kind, with all others of its trial."""
         with self._thread_lock:
-            record = {
-                "op_code": int(JournalOperation.SET_TRIAL_PARAM),
-                "worker_id": self._replay.worker_id,
+            fields = {
                 "trial_id": trial_id,
                 "param_name": param_name,
                 "param_value_internal": param_value_internal,
                 "distribution": distribution_to_json(distribution),
             }
+            record = self._record(JournalOperation.SET_TRIAL_PARAM, fields)
             self._replay.foresee(record)
             self._unwritten.append(record)
 
@@ -88,12 +87,7 @@ class QuickJournal(JournalStorage):
         """Set attributes of a trial; their records are written together."""
         with self._thread_lock:
             self._unwritten += [
-                {
-                    "op_code": int(JournalOperation.SET_TRIAL_USER_ATTR),
-                    "worker_id": self._replay.worker_id,
-                    "trial_id": trial_id,
-                    "user_attr": {key: value},
-                }
+                self._record(JournalOperation.SET_TRIAL_USER_ATTR, {"trial_id": trial_id, "user_attr": {key: value}})
                 for key, value in attributes.items()
             ]
             self._write_waiting()
@@ -127,8 +121,11 @@ class QuickJournal(JournalStorage):
         if refusal is not None:
             raise refusal
 
+    def _record(self, op_code: int, fields: dict[str, Any]) -> dict[str, Any]:
+        return {"op_code": int(op_code), "worker_id": self._replay.worker_id, **fields}
+
     def _write_log(self, op_code: int, extra_fields: dict[str, Any]) -> None:
-        self._unwritten.append({"op_code": op_code, "worker_id": self._replay.worker_id, **extra_fields})
+        self._unwritten.append(self._record(op_code, extra_fields))
         self._write_waiting()
 
     def _write_waiting(self) -> None:

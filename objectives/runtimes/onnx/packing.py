@@ -156,15 +156,15 @@ def _integer_form(
     bias = graph.constants.get(layer.input[2]) if len(layer.input) > 2 else np.zeros(1, np.float32)  # noqa: PLR2004
     if bias is None:
         return None
+    exported_O = graph.constants[dequantize.input[1]]
     largest = max(int(np.abs(codes.astype(np.int16)).max()), 1)
     for factor in (1, 2 ** max(int(np.log2(_SAFE_CODE / largest)), 0)):
         least_O = factor * np.abs(bias) / (input_scale * _MOST_BIAS)
-        wider, scale_O = _widened(codes, graph.constants[dequantize.input[1]], axis, least_O)
+        wider, scale_O = _widened(codes, exported_O, axis, least_O)
         unit_O = input_scale * scale_O.astype(np.float64) / factor
         error_O = _rounding_error(bias, unit_O)
         if wider is not codes:
-            before_O = graph.constants[dequantize.input[1]]
-            error_O += input_scale * _MOST_CODE * _weight_change(codes, before_O, wider, scale_O, axis)
+            error_O += input_scale * _MOST_CODE * _weight_change(codes, exported_O, wider, scale_O, axis)
         if np.all(error_O <= _BIAS_TOLERANCE * levels * output_scale * levels):
             return wider, scale_O, factor
     return None
