@@ -88,7 +88,7 @@ def test_a_file_says_the_oldest_version_that_takes_it(
 
 def test_only_what_an_older_version_takes_is_offered() -> None:
     assert OnnxRuntime(version="1.20").precisions("Conv2d", 1) == ((8, 32), (8, 8))
-    assert OnnxRuntime(version="1.23").precisions("Linear", 1) == ((4, 32), (8, 32))
+    assert OnnxRuntime(version="1.23").precisions("Linear", 1) == ((4, 32), (8, 32), (4, 8), (8, 8))
     assert (2, 32) not in LiteRt(version="2.0.3").precisions("Linear", 1)
     assert (4, 8) in LiteRt(version="2.0.3").precisions("Linear", 1)
     assert OnnxRuntime().precisions("Conv2d", 1) == OnnxRuntime(version="1.32").precisions("Conv2d", 1)

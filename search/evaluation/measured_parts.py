@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from objectives.objective import Partwise
 
 MEASUREMENTS_VARIABLE = "SLIMFRONT_MEASURED"  # the environment variable that names the folder of measurements
-FORM = 2  # of files, to be raised when an export writes other files of the same network: what was measured is outdated
+FORM = 3  # of files, to be raised when an export writes other files of the same network: what was measured is outdated
 MOST_PARTS = 2000  # the latest parts of a file that are read (chosen)
 
 

@@ -250,6 +250,8 @@ class BitWidths:
         supported = {*self.runtime.precisions(layer.kind, layer.groups)}
         if not supported or not self.runtime.integers_only:
             supported.add(FLOAT)
+        if layer.recurrent and getattr(self.runtime, "recurrent_operators", False):  # steps one by one are slower
+            supported = {pair for pair in supported if pair[1] == FLOAT_BITS}
         found = tuple(pair for pair in offered if pair in supported)
         if layer.failing:  # what was not offered before it was tried fails for another reason
             return tuple(pair for pair in found if pair not in layer.failing) or (FLOAT,)

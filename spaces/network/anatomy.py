@@ -53,6 +53,8 @@ class Layer:
         The calls in one forward pass, one or more.
     tied
         Whether another module of the network holds the same weight too.
+    recurrent
+        Whether it is part of a recurrent layer.
     stays
         Why the layer cannot be replaced by a factorized or quantized one; empty where it can.
     failing
@@ -68,6 +70,7 @@ class Layer:
     groups: int
     runs: tuple[Run, ...]
     tied: bool
+    recurrent: bool = False
     stays: str = ""
     failing: tuple[tuple[int, int], ...] = field(default=(), repr=False)
 

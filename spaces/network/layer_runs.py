@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from spaces.network.anatomy import Layer, Run
 from spaces.network.layers import CONVOLUTIONS, LAYER_TYPES, TRANSPOSED, count_holders
 from spaces.network.messages import first_line
+from spaces.network.recurrent import Recurrent
 from spaces.network.statistics import forward_in_eval
 from spaces.network.tensors import shapes_of
 
@@ -56,10 +58,12 @@ def layers_of(model: nn.Module, example: Inputs) -> tuple[Layer, ...]:
         name = min(by_keyword)
         raise ValueError(f"layer {name!r} gets its input as a keyword; call it as self.{name}(x)")
     holders = count_holders(model)
-    return tuple(
+    repeated = {part for module in model.modules() if isinstance(module, Recurrent) for part in module.modules()}
+    found = [
         describe(name, modules[name], tuple(calls), tied=holders[id(modules[name].weight)] > 1)
         for name, calls in runs.items()
-    )
+    ]
+    return tuple(replace(layer, recurrent=modules[layer.name] in repeated) for layer in found)
 
 
 def _run(module: nn.Module, inputs: Tensor, output: Tensor) -> Run:

@@ -108,7 +108,7 @@ def strip(model: ModelProto) -> None:
         kept = [item for item in node.attribute if not _is_default(node, item, model.opset_import[0].version)]
         del node.attribute[:]
         node.attribute.extend(kept)
-        for field in ("name", "doc_string", "metadata_props", "overload", "domain"):
+        for field in ("name", "doc_string", "metadata_props", "overload"):
             node.ClearField(field)
     graph.drop_unused()
     for field in ("producer_name", "producer_version", "doc_string", "metadata_props", "functions"):

@@ -20,7 +20,7 @@ class OpenVino(OnnxRuntime):
     """OpenVINO on the CPU.
 
     It reads .onnx files. The format of its own, OpenVINO IR, is two files, one for the graph and one for the weights.
-    Weights of 2 to 4 bits are stored as 4-bit integers.
+    Weights of 2 to 4 bits are stored as 4-bit integers. Linear layers keep floating-point inputs.
 
     Parameters
     ----------
@@ -31,6 +31,8 @@ class OpenVino(OnnxRuntime):
     # OpenVINO 2026.4 does not read 2 bits: "Unsupported data type INT2"; 2025.2 fails with rounded inputs
     oldest: ClassVar[Mapping[int, str]] = {4: "2025.4", 8: "2025.4"}
     loops: ClassVar[bool] = False  # nor a Scan whose body reads values outside: "num_scan_outputs can't be negative"
+    own_operators: ClassVar[bool] = False
+    integer_kinds: ClassVar[frozenset[str]] = frozenset({"Conv1d", "Conv2d", "Conv3d"})
 
     @property
     def name(self) -> str:

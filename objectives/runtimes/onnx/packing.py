@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.onnx.between import CLAMP_OPS, TRANSPARENT_OPS, quantizer, simplify
 from objectives.runtimes.onnx.graph import Graph, store, strip
+from objectives.runtimes.onnx.integer_linear import integer_reader, multiply_integers, name_domain
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
 
@@ -38,7 +39,7 @@ _UNSIGNED_TYPES = ((TensorProto.UINT2, 2), (TensorProto.UINT4, 4))
 _SIGNED_TYPES = ((TensorProto.INT2, 2), (TensorProto.INT4, 4))
 
 
-def pack(exported: ModelProto, least_bits: int) -> ModelProto:
+def pack(exported: ModelProto, least_bits: int, *, own_operators: bool = True) -> ModelProto:
     """Return ``exported`` with packed weights and without all that execution does not need.
 
     Parameters
@@ -47,6 +48,8 @@ def pack(exported: ModelProto, least_bits: int) -> ModelProto:
         A graph with one input and one output whose integer weights are INT8 or UINT8 initializers.
     least_bits
         Bits of the narrowest integer type that the runtime reads: 2, 4 or 8.
+    own_operators
+        Whether the runtime has the operators of ONNX Runtime.
 
     Returns
     -------
@@ -64,13 +67,18 @@ def pack(exported: ModelProto, least_bits: int) -> ModelProto:
         if codes is None or codes.dtype not in (np.int8, np.uint8) or len(graph.readers(node.input[0])) > 1:
             continue
         if node.op_type == "DequantizeLinear":
-            _pack_uniform(graph, node, codes, least_bits)
+            linear = integer_reader(graph, node) if own_operators else None
+            if linear is not None:
+                _pack_product(graph, linear, node, codes, least_bits)
+            else:
+                _pack_uniform(graph, node, codes, least_bits)
         elif node.op_type == "Cast":
             _store_codes(graph, node.input[0], codes, least_bits)
     for node in list(model.graph.node):
         if node.op_type == "QuantizeLinear":
             _guard_float_weight(graph, node)
     strip(model)
+    name_domain(model)
     return model
 
 
@@ -132,6 +140,20 @@ def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes, least_bits:
     dequantize.CopyFrom(helper.make_node("DequantizeLinear", [name, scale_name], outputs, axis=axis))
 
 
+def _pack_product(graph: Graph, linear: NodeProto, dequantize: NodeProto, codes: Codes, least_bits: int) -> None:
+    """Pack the weight of a linear layer that multiplies integers, shape (O, I), as unsigned codes of shape (I, O).
+
+    ONNX Runtime unpacks them once, when it loads the file. They are unsigned since x86 processors without VNNI saturate
+    sums of products of uint8 and int8.
+    """
+    name, bits = dequantize.input[0], _narrowest(codes, least_bits)[1]
+    middle = 2 ** (bits - 1)
+    _store_codes(graph, name, np.ascontiguousarray(codes.T + np.int16(middle)).astype(np.uint8), bits)
+    if bits < 8:  # noqa: PLR2004 - bits of a byte
+        name = graph.insert_before(dequantize, "Cast", [name], to=TensorProto.UINT8)
+    multiply_integers(graph, linear, name, dequantize.input[1], middle)
+
+
 def _integer_form(
     graph: Graph, dequantize: NodeProto, codes: Codes, axis: int
 ) -> tuple[Codes, NDArray[np.float32], int] | None:
@@ -144,7 +166,7 @@ def _integer_form(
     """
     layer = graph.only_reader(dequantize.output[0])
     if layer is None or layer.op_type != "Conv":
-        return None  # ONNX Runtime 1.32 has integer kernels for Gemm, but does not choose them
+        return None
     groups = next((item.i for item in layer.attribute if item.name == "group"), 1)
     channels = codes.shape[1], len(codes) // groups  # of a group: taken and returned
     if groups > 1 and max(channels) > 1 and min(channels) < _LEAST_IN_GROUP:

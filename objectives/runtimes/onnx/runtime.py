@@ -27,8 +27,8 @@ class OnnxRuntime:
 
     The file holds the trained scales, zero points and codes unchanged. Weights of 3 and 4 bits are stored as 4-bit
     integers, of 2 bits as 2-bit integers, of 5 to 8 bits as bytes; the indices of a codebook take 2, 4 or 8 bits.
-    Convolutions between quantized activations run in integer kernels. Other layers run in floating point; their
-    weights are unpacked when the file is loaded.
+    Convolutions between quantized activations, and linear layers with quantized inputs, run in integer kernels. Other
+    layers run in floating point; their weights are unpacked when the file is loaded.
 
     Parameters
     ----------
@@ -43,6 +43,9 @@ class OnnxRuntime:
     version: str = field(default="", repr=False, metadata={"added": True})
     oldest: ClassVar[Mapping[int, str]] = {2: "1.24", 4: "1.23", 8: "1.19"}  # that takes integers of these bits
     loops: ClassVar[bool] = True  # whether it executes a Scan that reads weights outside of its body
+    own_operators: ClassVar[bool] = True  # whether it executes the operators of ONNX Runtime that ONNX does not have
+    recurrent_operators: ClassVar[bool] = True  # whether a recurrent layer whose inputs are not rounded is one operator
+    integer_kinds: ClassVar[frozenset[str]] = frozenset({"Conv1d", "Conv2d", "Conv3d", "Linear"})  # of integer kernels
 
     def __post_init__(self) -> None:
         """Check the number of threads and the version."""
@@ -107,15 +110,11 @@ class OnnxRuntime:
         )
 
     def precisions(self, kind: str, groups: int) -> tuple[Precision, ...]:
-        """Return the precisions of convolutions and linear layers; linear layers keep floating-point inputs.
-
-        ONNX Runtime 1.32 has integer kernels for linear layers, but does not choose them where the output is floating
-        point. See `Runtime`.
-        """
+        """Return the precisions of convolutions and linear layers; see `Runtime`."""
         del groups
         weights_only = tuple(Precision(bits, FLOAT_BITS) for bits in self.bits)
         integer = tuple(Precision(bits, 8) for bits in self.bits)
-        return (*weights_only, *integer) if kind in {"Conv1d", "Conv2d", "Conv3d"} else weights_only
+        return (*weights_only, *integer) if kind in self.integer_kinds else weights_only
 
     def export(self, model: nn.Module, example: Tree, path: Path) -> None:
         """Write ``model`` to one .onnx file with input ``x``, output ``y`` and any batch size.
@@ -144,7 +143,8 @@ class OnnxRuntime:
         require_one_entry(model, "an .onnx file takes images of any size with --dynamic-size")
         tracing = import_extra(self.name, "objectives.runtimes.onnx.tracing")
         graph = tracing.trace(model, example, min(self.bits), loops=self.loops)
-        packed = import_extra(self.name, "objectives.runtimes.onnx.packing").pack(graph, min(self.bits))
+        packing = import_extra(self.name, "objectives.runtimes.onnx.packing")
+        packed = packing.pack(graph, min(self.bits), own_operators=self.own_operators)
         onnx.checker.check_model(packed)
         path.write_bytes(packed.SerializeToString(deterministic=True))
 
