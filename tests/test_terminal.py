@@ -89,11 +89,11 @@ def test_a_run_shows_its_stage_its_budget_and_its_front(searched: Shown) -> None
     assert searched.code == 0, searched.text
     assert is_whole(searched.lines)
     assert "─ study small ─" in searched.text
-    for stage in (r"verifying \d onnx files? of", "6 of 6 trained", "trial"):
+    for stage in (r"verifying \d onnx files? of", "6 of 6 candidates", "trial"):
         assert re.search(f"│ {stage}", searched.text)
     assert re.search(r"│ training trial \d", searched.text), "of some: a training may be over before it is drawn"
-    assert re.search(r"│ [3-5] of 6 trained, \d+ s left", searched.text)
-    assert not re.search(r"│ [0-2] of 6 trained, \d+ s left", searched.text), "too early to know"
+    assert re.search(r"│ [3-5] of 6 candidates, \d+ s left", searched.text)
+    assert not re.search(r"│ [0-2] of 6 candidates, \d+ s left", searched.text), "too early to know"
     assert re.search(r"│ \s*\d+ .*│.*●", searched.text), "a row of the table, and a member in the plot beside it"
     assert searched.raw.rstrip().count("\x1b[?25l") == searched.raw.count("\x1b[?25h"), "the cursor is shown again"
 

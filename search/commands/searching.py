@@ -12,6 +12,7 @@ from search.evaluation.tried_precisions import leave_out_failing
 from search.loop.run import run
 from search.results.export import VerificationTime
 from search.study.budget_clock import BudgetClock
+from search.study.cpu_profile import STARTING
 from search.study.files import ensure_writable
 from search.study.front import front
 from search.study.goal import with_stored_goal
@@ -82,13 +83,14 @@ def opened_search(options: argparse.Namespace, workers: int = 1, run_name: str =
     _keep_settings(study, options)
     remember(folder, spec.name, options.study if isinstance(options.study, str) else "", options.set)
     spec = on_runtime(options, with_stored_goal(study, spec))
-    context, reference = prepared(spec, device_named(options.device), folder)
+    wall, cpu = options.start
+    clock = BudgetClock(spec.budget, wall, cpu, workers=workers, run=run_name)
+    context, reference = prepared(spec, device_named(options.device), folder, clock)
+    context.cpu_profile.charge_since(cpu, STARTING)
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
     context = bounded(study, context)
     note_study(study, study_text(study, spec, study.user_attrs[TEACHER], study_arguments(options)))
-    wall, cpu = options.start
-    clock = BudgetClock(context.spec.budget, wall, cpu, workers=workers, run=run_name)
     return Search(study, spec, context, folder, reference, clock)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
+from spaces.network.messages import number_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -157,11 +159,11 @@ class LatencyModel:
         count = len(self.values_N) - 1
         latest = "the latest " if count == MOST_NETWORKS else ""
         parts = f" and {len(self.parts.values_S)} parts" if len(self.parts.values_S) else ""
-        measured = f"{latest}{count} networks{parts}"
+        measured = f"{latest}{number_of(count, 'network')}{parts}"
         if not count:
             return f"{self.name} is predicted from the teacher"
         median = np.median(np.abs(self.held_out_errors))
-        if median >= UNKNOWN:
+        if median >= UNKNOWN or count == 1:
             return f"{self.name} is predicted from {measured}, too few to tell how well"
         ranked = count >= LEAST_FOR_CORRELATION
         rank = f", rank correlation {spearmanr(self.held_out, self.values_N[1:])[0]:.2f}" if ranked else ""

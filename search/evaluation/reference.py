@@ -17,6 +17,7 @@ from search.evaluation.first_checks import check_split
 from search.evaluation.label_checks import check_all_labels
 from search.evaluation.size_calibration import calibrated
 from search.evaluation.subject import Subject
+from search.study.budget_clock import cpu_seconds
 from search.study.console import step
 from search.study.cpu_profile import MEASURING
 from search.study.errors import UserError
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
     from objectives import Data, Limit, Objective
     from objectives.runtimes import Runtime
     from objectives.trees import Tree
+    from search.study.budget_clock import BudgetClock
     from search.study.spec import StudySpec
 
 EXACT_DB = 60.0  # signal-to-noise ratio of rounding to 32-bit floats, at least; more is never asked for (chosen)
 
 
-def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Context, Path]:
+def prepared(
+    spec: StudySpec, device: torch.device, folder: Path, clock: BudgetClock | None = None
+) -> tuple[Context, Path]:
     """Return the context of a study and the path of the teacher's file, after all that can be checked without training.
 
     The predicted sizes are calibrated on that file and those of a few plans, so it is written first.
@@ -51,6 +55,8 @@ def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Conte
         Device on which networks are trained and measured.
     folder
         Folder of the study's files; the teacher's file is exported there once.
+    clock
+        The clock of the run, if it has one: in a short time the sizes are calibrated on the teacher's file alone.
 
     Raises
     ------
@@ -62,9 +68,11 @@ def prepared(spec: StudySpec, device: torch.device, folder: Path) -> tuple[Conte
     with step("reading the network"):
         subject = Subject(spec, device)
     with step(f"exporting the teacher to {spec.runtime.name}"):
+        started = cpu_seconds()
         path = teacher_file(subject, spec.runtime, folder)
+        export_seconds = cpu_seconds() - started
     with step("calibrating the predicted sizes"):
-        spec = calibrated(spec, subject, path)
+        spec = calibrated(spec, subject, path, clock, export_seconds)
     with step("checking the data and a training step"):
         context = Context(spec, subject)
         classes, ignored = context.classes, context.ignored_label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from objectives.layers import inputs_of_file
 from objectives.runtimes import ExportError
 from objectives.trees import moved
 from search.evaluation.measured_parts import measurements_file
+from search.study.budget_clock import cpu_seconds
 from search.study.console import console
 from search.study.definition import define_value
 from search.study.errors import raise_machine_fault
@@ -24,21 +26,25 @@ from spaces.network.messages import first_line
 from spaces.plan import Removing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import nn
 
     from objectives.runtimes import Runtime
     from search.evaluation.subject import Subject
+    from search.study.budget_clock import BudgetClock
     from search.study.spec import StudySpec
     from spaces import Anatomy, Plan, Space
     from spaces.plan import Axis
 
+    WithBytes = tuple[nn.Module, float]  # a finished network, and the bytes of its file
+
 PLAN_SEED = 1_000_003  # of the random plan, the same one in every process, which no study draws (chosen)
 LAYOUT = "layout"  # key of the stored parts
+TIME_SHARE = 0.1  # of a time budget that the files of the plans may take (chosen)
 
 
-def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
+def calibrated(
+    spec: StudySpec, subject: Subject, path: Path, clock: BudgetClock | None = None, export_seconds: float = 0.0
+) -> StudySpec:
     """Return the study with its sizes calibrated on the files of the teacher and of a few plans.
 
     What is read off them is kept with the measurements of the machine, so that its runs and workers predict the same.
@@ -50,13 +56,18 @@ def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
     path
         The teacher's file for the study's runtime. A size for another runtime is calibrated on a temporary file of
         that runtime; if its export fails, the size is not calibrated, and a message says so.
+    clock
+        The clock of the run. In a short time the teacher's file alone is used, and a message says so.
+    export_seconds
+        CPU seconds of the export of the teacher's file; 0 if it was there already.
     """
+    seconds = math.inf if clock is None or not clock.timed else clock.allowed(TIME_SHARE)
     found = {}
     for objective in spec.measured:
         if isinstance(objective, SizeBytes):
             whole = path if objective.runtime == spec.runtime else None
             try:
-                found[objective.name] = _once(objective, spec.space, subject, whole)
+                found[objective.name] = _once(objective, spec.space, subject, whole, seconds, export_seconds)
             except (ExportError, ImportError) as error:
                 console.print(
                     f"{objective.name} is not calibrated on the teacher's file, which cannot be exported: "
@@ -65,33 +76,54 @@ def calibrated(spec: StudySpec, subject: Subject, path: Path) -> StudySpec:
     return spec.with_objectives(found)
 
 
-def _once(size: SizeBytes, space: Space, subject: Subject, whole: Path | None) -> SizeBytes:
+def _once(
+    size: SizeBytes, space: Space, subject: Subject, whole: Path | None, seconds: float, export_seconds: float
+) -> SizeBytes:
     """Return the size with the layout that is kept for this machine; measure and keep it where there is none."""
     layout, study = size.runtime.layout, (subject.fingerprint, define_value(size), define_value(space))
     path = measurements_file("sizes-{}.json", layout, study)
     kept = load_or_nothing(path, {LAYOUT: dict}, "sizes are calibrated anew").get(LAYOUT)
     if kept is None:
-        found = size.calibrated(*_files(size.runtime, space, subject, whole))
+        teacher, plans = _files(size.runtime, space, subject, whole, seconds, export_seconds)
+        if plans is None:
+            console.print(
+                f"{size.name} is calibrated on the teacher's file alone, since the files of a few plans would take too "
+                "much of the time"
+            )
+            return size.calibrated(teacher)  # not kept, as a longer run measures more
+        found = size.calibrated(teacher, *plans)
         kept = {name: value for name, value in asdict(found.layout).items() if value != getattr(layout, name)}
         save_json(path, {LAYOUT: kept})
     return replace(size, read_off=replace(layout, **kept) if kept else None)
 
 
-def _files(runtime: Runtime, space: Space, subject: Subject, whole: Path | None) -> Iterator[tuple[nn.Module, float]]:
-    """Yield the finished teacher, and those of the plans that can be exported, each with the bytes of its file."""
+def _files(
+    runtime: Runtime, space: Space, subject: Subject, whole: Path | None, seconds: float, export_seconds: float
+) -> tuple[WithBytes, list[WithBytes] | None]:
+    """Return the finished teacher and those of the plans that can be exported, each with the bytes of its file.
+
+    The plans are None if their files would take more CPU seconds than they may, by the last file's time.
+    """
+    files = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model.{runtime.suffix}"
         if whole is None:
             subject.export(runtime, path)
-        yield subject.finished, float((whole or path).stat().st_size)
-        for plan in sample_plans(space, subject.anatomy):
+        teacher = subject.finished, float((whole or path).stat().st_size)
+        plans, until = sample_plans(space, subject.anatomy), cpu_seconds() + seconds
+        for number, plan in enumerate(plans):
+            started = cpu_seconds()
+            if started + (len(plans) - number) * export_seconds > until:
+                return teacher, None
             try:
                 finished = subject.finish(subject.build_roughly(plan).eval()).cpu()
                 runtime.export(finished, inputs_of_file(finished, moved(subject.example, "cpu")), path)
             except Exception as error:  # noqa: BLE001 - of an axis or a runtime; later tries and trials say what fails
                 raise_machine_fault(error)
                 continue
-            yield finished, float(path.stat().st_size)
+            files.append((finished, float(path.stat().st_size)))
+            export_seconds = cpu_seconds() - started
+    return teacher, files
 
 
 def sample_plans(space: Space, anatomy: Anatomy) -> tuple[Plan, ...]:

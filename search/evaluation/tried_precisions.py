@@ -96,7 +96,7 @@ class _Tries:
         self._failed: dict[str, list[Pair]] = {}
         self._tries, self._started = 0, time.monotonic()
         timed = clock is not None and clock.timed
-        self._most_seconds = TIME_SHARE * clock.total if clock is not None and timed else MOST_SECONDS
+        self._most_seconds = clock.allowed(TIME_SHARE) if clock is not None and timed else MOST_SECONDS
 
     def failing(self) -> dict[str, list[Pair]]:
         """Return for each layer the pairs that fail; say what is left out and why."""

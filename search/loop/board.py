@@ -79,7 +79,8 @@ class Board:
     def state(self) -> str:
         """Describe what of the budget is spent, and what is left of it as soon as that is known."""
         trials = self._clock.budget.trials
-        parts = [f"{self.done} trained" if trials is None else f"{self.done} of {trials} trained", *self._clock.words()]
+        done = str(self.done) if trials is None else f"{self.done} of {trials}"
+        parts = [f"{done} candidates", *self._clock.words()]
         if (left := self._left(time.monotonic())) is not None:
             parts.append(f"{duration(left)} left")
         return ", ".join(parts)
@@ -97,7 +98,8 @@ class Board:
             return
         self._printed, self._shown = now, self.done
         left, new = self._left(now), self.done - self._at_start
-        of_total = f"{self.done}/{total:.0f} trained" if new >= TRIALS_BEFORE_TIME else f"{self.done} trained"
+        done = f"{self.done}/{total:.0f}" if new >= TRIALS_BEFORE_TIME else str(self.done)
+        of_total = f"{done} candidates"
         of_total += "" if left is None else f", {duration(left)} left"
         console.print(f"{of_total}, {best_points(self._study, self._outline)}")
 

@@ -54,6 +54,9 @@ def range_tested(study: Study, context: Context, clock: BudgetClock | None = Non
         return None
     with context.workers.turn("the range test"):
         if RANGE not in study.user_attrs:
+            if clock is not None and not clock.left:
+                console.print(f"no range test, since no time is left: the learning rate is {DEFAULT_RATE.rate}")
+                return DEFAULT_RATE  # not stored, so that a run that goes on tests
             with step("testing learning rates"):
                 study.set_user_attr(RANGE, _found_rate(context, initial_designs(study, context), clock))
     return Rate(*study.user_attrs[RANGE])
@@ -114,7 +117,7 @@ def _steps_in_time(context: Context, plan: Plan, clock: BudgetClock | None) -> i
     """Return the steps of each training of a range test with this plan; as many as usual if it cannot be timed."""
     if clock is None or not clock.timed:
         return TEST_STEPS
-    seconds = RANGE_TEST_SHARE * clock.total / USUAL_RATES
+    seconds = clock.allowed(RANGE_TEST_SHARE) / USUAL_RATES
     try:
         model = context.build(plan, again=True)
         with context.cpu_profile.charge(TRAINING):

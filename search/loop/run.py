@@ -28,7 +28,7 @@ from search.study.queue import QUEUE, ask, enqueue, rerun_abandoned
 from search.study.records import AHEAD, DESIGNS, RANGES, SPENT, STARTED
 from search.study.weights import store_of
 from search.study.workers import Alone, Workers
-from spaces.network.messages import number_of, unknown_name
+from spaces.network.messages import listed, number_of, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from optuna import Study
 
     from search.evaluation.context import Context
+
+LATE_START = 0.5  # share of the time that is gone before a search, from which a message says so (chosen)
 
 
 def run(
@@ -85,6 +87,9 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
     trials, workers = context.spec.budget.trials, context.workers
     assert isinstance(workers, Workers)
     _rerun_abandoned(study, workers)
+    if clock.spent > LATE_START:
+        passed = " and ".join(clock.words())
+        console.print(f"{passed} have passed before the search, so little can be searched; give it more time")
     try_precisions(study, context, clock)
     _start(study, context, clock)
     context.scored_inputs = scored_inputs(study) or context.scored_inputs
@@ -123,6 +128,7 @@ def _run(study: Study, context: Context, folder: Path, clock: BudgetClock, reser
 def _start(study: Study, context: Context, clock: BudgetClock) -> None:
     """Enqueue the initial designs, once per study; a mark is set after its act, since a worker may die at any time."""
     if STARTED in study.user_attrs:
+        _ensure_same_choices(study, context)
         return
     workers = context.workers
     study.set_user_attr(RANGES, _ranges(context))
@@ -185,6 +191,23 @@ def _propose(study: Study, context: Context) -> None:
         turn_after_refusals(study, context)
         if further:
             fill_widest_gap(study, context)
+
+
+def _ensure_same_choices(study: Study, context: Context) -> None:
+    """Check that the parameters of the study's trials mean what they did, since they are places in lists of choices.
+
+    Raises
+    ------
+    UserError
+        If a parameter has other choices now, as after an update that lets a runtime execute more precisions.
+    """
+    now = _ranges(context)
+    stored = study.user_attrs.get(RANGES, now)
+    if changed := [name for name, ends in now.items() if stored.get(name, ends) != ends]:
+        raise UserError(
+            "the study began with another version of slimfront or of its runtime, which offered other choices for "
+            f"{listed(changed)}; continue it with that version, or begin another study with --folder"
+        )
 
 
 def _ranges(context: Context) -> dict[str, list[float]]:

@@ -53,7 +53,7 @@ def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
     designs = initial_designs(study, context)
     plan = designs[len(designs) // 2]
     try:
-        step_seconds, building, judging = context.seconds_a_candidate(recipe, plan, TIMING_SHARE * clock.total)
+        step_seconds, building, judging = context.seconds_a_candidate(recipe, plan, clock.allowed(TIMING_SHARE))
     except Exception as error:  # noqa: BLE001 - a trial will report any error, and the next plan may work
         console.print(f"the time per candidate is unknown, because timing one failed: {reason_of(error)}")
         return recipe.epochs

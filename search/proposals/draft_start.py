@@ -76,7 +76,7 @@ class DraftStart:
         if not cost_names:
             return _without_draft("no objective is known before training", context, reachable)
         table = measured_table(context, study, clock)
-        seconds = PROMISING_SHARE * clock.total
+        seconds = clock.allowed(PROMISING_SHARE)
         measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), seconds)
         target = self.scored or self._target(clock)
         first = converters_plan(context, cost_names, table)[: self.plans]

@@ -37,7 +37,7 @@ def reachable_and_known(
     Limits that need no model are checked first, so that an error comes before anything is measured.
     """
     reachable = None if limits_need_models(context) else check_reachable(context)
-    fit_before_search(context, TABLE_SHARE * clock.total)
+    fit_before_search(context, clock.allowed(TABLE_SHARE))
     return check_reachable(context) if reachable is None else reachable, known_costs(context)
 
 
@@ -55,7 +55,7 @@ def seeds_within_limits(context: Context, table: SensitivityTable, cost_names: l
     """Return `seeds_by_margin` with a margin of 1; if no plan meets the limits by it, it is left out."""
     found = seeds_by_margin(context, table, cost_names, 1.0)
     if not len(found) and context.cost_model.models:
-        console.print("no plan meets the limits by the margin of the predictions; seeds meet them without it")
+        console.print("no plan meets the limits if predictions are as wrong as usual; the first plans meet them if not")
         found = seeds_by_margin(context, table, cost_names, 0.0)
     return found
 

@@ -44,7 +44,7 @@ class TableStart:
         if not cost_names:
             return uniform_designs(context, reachable)
         table = measured_table(context, study, clock)
-        seconds = TABLE_SHARE * clock.total
+        seconds = clock.allowed(TABLE_SHARE)
         measure_promising(study, context, lambda count: best_sums(context, table, cost_names, count), seconds)
         seeds = seeds_within_limits(context, table, cost_names)
         return first_by_table(context, table, cost_names, seeds, self.plans) or uniform_designs(context, reachable)

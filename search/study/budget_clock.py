@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Wall and CPU time at the start of this process, before the first import: at least its CPU time ago
 PROCESS_START = time.monotonic() - time.process_time(), 0.0
 MAX_RESERVED_SHARE = 0.5  # share of a time bound that can be reserved, at most (chosen)
+MAX_STAGE_SHARE = 0.25  # share of the time left that a stage before the trainings may take, at most (chosen)
 
 
 def now() -> tuple[float, float]:
@@ -83,6 +84,10 @@ class BudgetClock:
     def left(self) -> float:
         """The remaining seconds, at least 0; infinity without a time bound."""
         return max(0.0, min((bound - passed for passed, bound in self._bounds()), default=float("inf")))
+
+    def allowed(self, share: float) -> float:
+        """Return the seconds of a stage before the trainings: a share of the time, or less if little is left."""
+        return min(share * self.total, MAX_STAGE_SHARE * self.left)
 
     def words(self) -> list[str]:
         """Return what has passed of each time bound, in words."""

@@ -3,7 +3,7 @@
 function startText() {
   element("name").textContent = facts.name;
   const counts = {};
-  for (const one of facts.candidates) counts[kindOf(one)] = (counts[kindOf(one)] || 0) + 1;
+  for (const one of facts.candidates) if (!one.on_front) counts[kindOf(one)] = (counts[kindOf(one)] || 0) + 1;
   const told = Object.entries(counts).map(([name, count]) => `${count} ${STATES[name].title}`).join(", ");
   element("summary").textContent = `${members.length} member${members.length === 1 ? "" : "s"} of the front; ${told}. Files for ${facts.runtime}; seed ${facts.seed}.${facts.goal ? ` Goal: ${facts.goal}.` : ""}${facts.refresh ? " The search goes on; this page renews itself." : ""}`;
   element("limits").innerHTML = facts.limits.map(limit => `<li>limit: ${escaped(column(limit.key) ? `${column(limit.key).title} ${limit.upper ? "at most" : "at least"} ${shown(limit.bound, limit.key)} (${limit.words})` : limit.words)}</li>`).join("");
