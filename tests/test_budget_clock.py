@@ -57,6 +57,16 @@ def test_laps_fit_as_long_as_their_mean_does() -> None:
     assert watch.laps == 1
 
 
+def test_a_stage_may_take_its_share_of_the_time_unless_little_is_left() -> None:
+    early = BudgetClock(Budget(None, minutes=10), wall=time.monotonic())
+    assert early.allowed(0.1) == pytest.approx(60)
+    late = BudgetClock(Budget(None, minutes=10), wall=time.monotonic() - 500)
+    assert late.allowed(0.1) == pytest.approx(25, abs=1)
+    over = BudgetClock(Budget(None, minutes=10), wall=time.monotonic() - 700)
+    assert over.allowed(0.1) == 0
+    assert BudgetClock(Budget(10)).allowed(0.1) == math.inf
+
+
 def test_a_budget_that_is_exceeded_leaves_nothing() -> None:
     clock = BudgetClock(Budget(None, minutes=1), wall=time.monotonic() - 90)
     assert clock.left == 0

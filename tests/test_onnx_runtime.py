@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.traceback import NodeSource
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
-from objectives.runtimes import ExportError, OnnxRuntime
+from objectives.runtimes import ExportError, OnnxRuntime, OpenVino
 from objectives.runtimes.exporting import exporting
 from objectives.runtimes.onnx import translations
 
@@ -225,6 +225,35 @@ def test_a_chain_of_quantized_layers_runs_in_integer_kernels(weight_bits: int, p
     assert operators["QLinearConv"] == 3
     assert operators["weight"] == 0
     assert not {"Relu", "Clip"} & {node.op_type for node in onnx.load(path).graph.node}
+
+
+@pytest.mark.parametrize("shape", [(40,), (5, 40)], ids=["rows", "tokens"])
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(2, 8), (4, 4), (8, 8)])
+@pytest.mark.parametrize("precision", ["0", "1"])
+def test_linear_layers_with_rounded_inputs_multiply_integers(
+    precision: str, weight_bits: int, activation_bits: int, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Their sums are exact, also on processors that saturate, and their weights are packed."""
+    without_bias = Codes(weight_bits, F.linear, (10, 24))
+    without_bias.bias = None  # type: ignore[assignment]
+    rounding = (Levels(activation_bits, 4.0, 2 ** (activation_bits - 1)), Levels(activation_bits, 4.0))
+    net = nn.Sequential(rounding[0], Codes(weight_bits, F.linear, (24, 40)), nn.ReLU(), rounding[1], without_bias)
+    path, agreement = exported(net, shape, tmp_path)
+    assert agreement > EXACT
+    found = executed(path, tmp_path, precision)
+    assert (found["MatMulIntegerToFloat"], found["weight"]) == (2, 0)
+    assert not {"Gemm", "MatMul", "Add", "DequantizeLinear"} & found.keys()
+    packed = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}[weight_bits]
+    assert kinds(path) == {packed: 2}
+
+
+def test_openvino_gets_no_operators_of_onnx_runtime(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    net = nn.Sequential(Levels(8, 4.0, 128), Codes(8, F.linear, (24, 40))).eval()
+    OpenVino().export(net, torch.randn(2, 40), path)
+    model = onnx.load(path)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert [known.domain for known in model.opset_import] == [""]
 
 
 @pytest.mark.parametrize("activation_bits", [4, 6])

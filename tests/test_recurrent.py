@@ -101,6 +101,17 @@ def everything(anatomy: Anatomy, bits: tuple[int, int] = (8, 32)) -> Plan:
     return Plan(steps, RECOVERY)
 
 
+def test_recurrent_layers_keep_their_inputs_where_they_are_one_operator() -> None:
+    """With rounded inputs an .onnx file would have their steps one by one; other linear layers may have them."""
+    anatomy = trace(with_plain_layers(reader("LSTM bidirectional"), X), X)
+    offered = BitWidths(runtime=OnnxRuntime()).offered(anatomy)
+    rounded = {name for name, pairs in offered.items() if any(inputs == 8 for _, inputs in pairs)}
+    assert rounded == {"front", "head"}
+    assert offered.keys() - rounded == {*recurrent_layers(anatomy)}
+    on_litert = BitWidths(runtime=LiteRt()).offered(anatomy)
+    assert all((8, 8) in pairs for pairs in on_litert.values())
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_linear_layers_compute_what_the_recurrent_layer_does(name: str) -> None:
     network = reader(name)

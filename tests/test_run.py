@@ -29,7 +29,7 @@ from search.study.budget_clock import BudgetClock
 from search.study.errors import Diverged, UserError
 from search.study.front import front, need_front, trained
 from search.study.machine import device_named
-from search.study.records import EXCESS, KEY, PLAN, REASON, REPLAY, RERUN
+from search.study.records import EXCESS, KEY, PLAN, RANGE, RANGES, REASON, REPLAY, RERUN
 from search.study.storage import open_study
 from spaces import Distill, PruneRatios, Space, Temperatures
 from tests.small_study import context, searched, splits, study, watched
@@ -233,6 +233,33 @@ def test_a_study_resumed_several_times_equals_one_run_at_once(tmp_path: Path, tr
         pieces = searched(dataclasses.replace(whole, budget=Budget(trials)), tmp_path / "pieces")
     assert outcomes(pieces) == once
     assert trainings[12:] == trainings[:12]
+
+
+def test_a_study_whose_parameters_have_other_choices_now_is_not_continued(tmp_path: Path) -> None:
+    """Parameters are places in lists of choices, so trials would mean other plans."""
+    spec = without_limits(2)
+    found = searched(spec, tmp_path)
+    ends = dict(found.user_attrs[RANGES])
+    changed = next(iter(ends))
+    found.set_user_attr(RANGES, ends | {changed: [ends[changed][0], ends[changed][1] + 3]})
+    with pytest.raises(UserError, match=f"other choices for {re.escape(changed)}; continue it with that version"):
+        searched(dataclasses.replace(spec, budget=Budget(3)), tmp_path)
+    assert len(trained(found)) == 2
+
+
+def test_a_late_run_says_so_and_tests_no_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(BudgetClock, "_whole", lambda clock: [(120.0, clock.budget.cpu_seconds)])
+    monkeypatch.setattr("search.loop.rates.range_test", lambda *_, **__: pytest.fail("rates were tested"))
+    monkeypatch.setattr("search.loop.rates.quick_test", lambda *_, **__: pytest.fail("rates were tested"))
+    unknown_rate = dataclasses.replace(study(5).recipe, learning_rate=None)
+    found = searched(without_limits(5, budget=Budget(5, cpu_seconds=100), recipe=unknown_rate), tmp_path)
+    assert len(trained(found)) == 1
+    printed = capsys.readouterr().err
+    assert "have passed before the search, so little can be searched" in printed
+    assert "no range test, since no time is left" in printed
+    assert RANGE not in found.user_attrs
 
 
 def test_an_interrupted_trial_is_run_again_without_other_changes(

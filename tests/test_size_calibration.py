@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from objectives import Examples, SizeBytes
 from objectives.runtimes import ExportError, OnnxRuntime
-from search import Splits, StudySpec
+from search import Budget, Splits, StudySpec
 from search.evaluation.measured_parts import MEASUREMENTS_VARIABLE
 from search.evaluation.reference import prepared
 from search.evaluation.size_calibration import sample_plans
+from search.study.budget_clock import BudgetClock
 from spaces import BitWidths, Depth, PruneRatios, Ranks, Space, Temperatures
 from spaces.plan import Removing
 from studies.file_sizes import uncalibrated
@@ -114,6 +115,19 @@ def test_what_was_read_off_is_kept_beside_the_file_of_the_teacher(tmp_path: Path
     again, _ = prepared(study(Written()), torch.device("cpu"), tmp_path)
     assert len(Written.files) == written
     assert again.spec.objectives == first.spec.objectives
+
+
+@pytest.mark.parametrize(("minutes", "files"), [(1e-6, 1), (10, 4), (None, 4)])
+def test_in_a_short_time_the_file_of_the_teacher_alone_is_used(
+    minutes: float | None, files: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = BudgetClock(Budget(1, minutes=minutes))
+    context, path = prepared(study(Written()), torch.device("cpu"), tmp_path, clock)
+    assert context.spec.objectives[0](context.subject.finished) == pytest.approx(path.stat().st_size)
+    assert len(Written.files) == files
+    assert ("calibrated on the teacher's file alone" in capsys.readouterr().err) == (files == 1)
+    prepared(study(Written()), torch.device("cpu"), tmp_path)
+    assert len(Written.files) == 4, "what was left out is made up for"
 
 
 def test_a_plan_whose_export_fails_calibrates_nothing(tmp_path: Path) -> None:
