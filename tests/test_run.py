@@ -418,7 +418,7 @@ def test_the_time_left_is_estimated_from_trainings_and_not_from_the_draft(
     monkeypatch.setattr("search.loop.board.EVERY_SECONDS", 0)
     found = searched(without_limits(50, budget=Budget(trials=50, cpu_seconds=1000)), tmp_path)
     assert len(trained(found)) == 5
-    printed = re.findall(r"^([\d/]+) candidates, ", capsys.readouterr().err, re.MULTILINE)
+    printed = re.findall(r"^([\d/]+) candidates?, ", capsys.readouterr().err, re.MULTILINE)
     assert printed == ["1", "2", "3/5", "4/5", "5/5"]  # no time is known before three trainings
 
 

@@ -13,6 +13,7 @@ from search.study.front import front, trained_count
 from search.study.front_view import front_view, spread
 from search.study.outline import stored_outline
 from search.study.printed_tables import short
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,8 +80,9 @@ class Board:
     def state(self) -> str:
         """Describe what of the budget is spent, and what is left of it as soon as that is known."""
         trials = self._clock.budget.trials
-        done = str(self.done) if trials is None else f"{self.done} of {trials}"
-        parts = [f"{done} candidates", *self._clock.words()]
+        parts = [number_of(self.done, "candidate"), *self._clock.words()]
+        if trials is not None:
+            parts[0] = f"{self.done} of {number_of(trials, 'candidate')}"
         if (left := self._left(time.monotonic())) is not None:
             parts.append(f"{duration(left)} left")
         return ", ".join(parts)
@@ -98,8 +100,9 @@ class Board:
             return
         self._printed, self._shown = now, self.done
         left, new = self._left(now), self.done - self._at_start
-        done = f"{self.done}/{total:.0f}" if new >= TRIALS_BEFORE_TIME else str(self.done)
-        of_total = f"{done} candidates"
+        of_total = number_of(self.done, "candidate")
+        if new >= TRIALS_BEFORE_TIME:
+            of_total = f"{self.done}/{number_of(round(total), 'candidate')}"
         of_total += "" if left is None else f", {duration(left)} left"
         console.print(f"{of_total}, {best_points(self._study, self._outline)}")
 
