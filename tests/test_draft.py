@@ -257,12 +257,13 @@ def test_without_time_for_the_draft_the_table_decides(capsys: pytest.CaptureFixt
     assert sizes.min() < sizes[0] < sizes.max()
 
 
-def test_a_recipe_that_fits_the_time_is_unchanged() -> None:
+def test_a_recipe_that_fits_the_time_is_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     recipe, new = shared().spec.recipe, optuna.create_study()
     assert affordable(new, shared(), BudgetClock(Budget())) == recipe
     assert affordable(new, shared(), BudgetClock(Budget(None, minutes=1000))) == recipe
     long = context(dataclasses.replace(spec(), recipe=recipe.of_length(1000)))
     assert affordable(new, long, BudgetClock(Budget(None, cpu_seconds=1e-3))).steps(long.spec.splits.train) == 1
+    assert "each candidate is trained for 1 step, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_one_measured_network_is_enough_for_a_model_which_says_how_good_it_is(
     shared = context(spec())
     fit_before_search(shared, TOO_LITTLE)
     assert fitted_networks(shared) == 2
-    message = "energy_nj is predicted from 1 networks, too few to tell how well"
+    message = "energy_nj is predicted from 1 network, too few to tell how well"
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert shared.cost_model.models["energy_nj"].error == 1
 

@@ -158,7 +158,7 @@ class LatencyModel:
         """Describe what was measured, and how well it predicts networks that it was not fitted on."""
         count = len(self.values_N) - 1
         latest = "the latest " if count == MOST_NETWORKS else ""
-        parts = f" and {len(self.parts.values_S)} parts" if len(self.parts.values_S) else ""
+        parts = f" and {number_of(len(self.parts.values_S), 'part')}" if len(self.parts.values_S) else ""
         measured = f"{latest}{number_of(count, 'network')}{parts}"
         if not count:
             return f"{self.name} is predicted from the teacher"

@@ -18,7 +18,7 @@ from search.study.console import console
 from search.study.errors import UserError, raise_machine_fault
 from search.training.fine_tuning import loss_of
 from spaces import BitWidths
-from spaces.network.messages import first_line, listed
+from spaces.network.messages import first_line, listed, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,8 +214,9 @@ def untrainable_note(model: nn.Module, examples: Held, recovery: Recovery, devic
         except Exception as error:
             raise_machine_fault(error)
             raise UserError(
-                f"candidates are trained, but the teacher fails in training mode on {len(tried)} examples: "
-                f"{type(error).__name__}: {first_line(error)}; its forward must also run after model.train()"
+                "candidates are trained, but the teacher fails in training mode on "
+                f"{number_of(len(tried), 'example')}: {type(error).__name__}: {first_line(error)}; "
+                "its forward must also run after model.train()"
             ) from error
         missed = [name for name, weight in student.named_parameters() if weight.grad is None]
         if not missed:

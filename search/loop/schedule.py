@@ -67,8 +67,8 @@ def _epochs(study: Study, context: Context, clock: BudgetClock) -> float:
     short = recipe.longer(min(1.0, max(wanted, min(alone, MIN_TRAINING_STEPS), 1.0) / steps))
     short_steps, part = short.steps(context.spec.splits.train), short.epochs / recipe.epochs
     console.print(
-        f"each candidate is trained for {short_steps} steps, {part:.0%} of the {recipe.epochs:g} epochs of the recipe, "
-        "to finish in time"
+        f"each candidate is trained for {number_of(short_steps, 'step')}, {part:.0%} of the {recipe.epochs:g} epochs "
+        "of the recipe, to finish in time"
     )
     seconds = step_seconds * short_steps + other_seconds
     if wanted < MIN_TRAINING_STEPS:

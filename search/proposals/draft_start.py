@@ -14,6 +14,7 @@ from search.proposals.table_losses import Allowance
 from search.proposals.uniform_start import uniform_designs
 from search.study.console import console, track
 from search.study.numbers import check_positive, check_settings
+from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -90,7 +91,8 @@ class DraftStart:
                 progress(max(len(draft) / target, clock.spent / until))
         if len(draft) < self.plans and clock.spent >= until:  # too few to choose from
             words = (
-                f"there was time to score {len(draft)} plans; the initial designs are the best by the sensitivity table"
+                f"there was time to score {number_of(len(draft), 'plan')}; the initial designs are the best by "
+                "the sensitivity table"
             )
             best = first_by_table(context, table, cost_names, draft.seeds, others)
         else:
