@@ -109,6 +109,16 @@ def test_what_is_lost_is_the_metric_of_the_study() -> None:
     assert limits("lose at most 1 point", objectives=(SizeBytes(),)) == ["top1 >= the teacher's - 1"]
 
 
+def test_a_share_of_the_metric_is_one_of_the_teachers() -> None:
+    loss = (Loss(DATA), SizeBytes())
+    assert limits("at least 95% of the teacher's accuracy") == ["top1 >= 0.95 of the teacher's"]
+    assert limits("keep 99% of the accuracy") == ["top1 >= 0.99 of the teacher's"]
+    assert limits("lose at most 2% of the accuracy") == ["top1 >= 0.98 of the teacher's"]
+    assert limits("at most 110% of the loss_nats", objectives=loss) == ["loss_nats <= 1.1 of the teacher's"]
+    assert limits("within 1% of the teacher's accuracy") == limits("lose at most 1 point")
+    assert limits("within 1% of the teacher", objectives=loss) == ["loss_nats <= 1.01 of the teacher's"]
+
+
 @pytest.mark.parametrize(
     ("goal", "changes", "message"),
     [
@@ -116,6 +126,11 @@ def test_what_is_lost_is_the_metric_of_the_study() -> None:
         ("lose at most 1 point", {"objectives": (Loss(DATA),)}, "loss_nats is not in percent, so name the number in"),
         ("top1<=3", {}, "'top1<=3' does not fit this study: top1 is to be maximized, so say top1>=VALUE"),
         ("energy_mj>=3", {"reported": (Energy(),)}, "energy_mj is to be minimized, so say energy_mj<=VALUE"),
+        ("at most 90% of the accuracy", {}, "top1 is to be maximized, so say top1>=VALUE"),
+        ("lose at most 150% of the accuracy", {}, "of top1 less than all can be lost"),
+        ("size within 10%", {}, "say 'at most 10% of the size_bytes' or 'at most 110% of the size_bytes'"),
+        ("within 2 points", {"objectives": (Loss(DATA),)}, "name the number in its own unit, such as 'lose"),
+        ("top1>=92", {"objectives": (Loss(DATA),)}, "needs an objective top1, but what the study measures is loss"),
         ("banana", {}, "'banana' cannot be read as a goal; a goal consists of phrases such as '4x smaller', "),
     ],
 )  # fmt: skip

@@ -84,6 +84,21 @@ SAID: dict[str, tuple[str, str, float]] = {
     "accuracy of at least 92%": ("metric", "at_least", 92),
     "keep over 92 percent accuracy": ("metric", "at_least", 92),
     "at least 92%": ("metric", "at_least", 92),
+    # a share of what the teacher's metric is, or a distance from it
+    "keep 99% of the accuracy": ("metric", "of_teacher", 0.99),
+    "at least 95% of the teacher's accuracy": ("metric", "at_least", 0.95),
+    "at least 95% of the original": ("metric", "at_least", 0.95),
+    "at least 0.95 of the accuracy": ("metric", "at_least", 0.95),
+    "at least half the accuracy": ("metric", "at_least", 0.5),
+    "lose at most 2% of the accuracy": ("metric", "lose_at_most", 0.02),
+    "at most 110% of the teacher's loss_nats": ("loss_nats", "at_most", 1.1),
+    "keep accuracy within 1%": ("metric", "lose_at_most", 1),
+    "within 1% of the teacher's accuracy": ("metric", "lose_at_most", 1),
+    "accuracy loss within 1 percent": ("metric", "lose_at_most", 1),
+    "within 2 points of the teacher": ("metric", "lose_at_most", 2),
+    "at most 110% of the size": ("size", "of_teacher", 1.1),
+    "fits within 20 kB": ("size", "at_most", 20_000),
+    "top-1 accuracy of at least 92%": ("top1", "at_least", 92),
     # names of the study's objectives
     "top1>=92": ("top1", "at_least", 92),
     "top-5 at least 99": ("top5", "at_least", 99),
@@ -94,7 +109,7 @@ SAID: dict[str, tuple[str, str, float]] = {
 NOT_UNDERSTOOD = [
     "banana", "4x", "smaller", "20", "at most 5", "2x as big", "120% smaller", "0x smaller", "4x smaller 2x faster",
     "at most 10 flops", "latency under 20 kB", "size at most 20", "lose at least 1 point", "at most 1%", "1 point",
-    "2x", "accuracy", "lose 4x", "0 kB",
+    "2x", "accuracy", "lose 4x", "0 kB", "loss<=0.5", "at most 0.5 loss", "drop < 2", "accuracy within 2",
 ]  # fmt: skip
 
 
@@ -115,6 +130,20 @@ def test_other_phrases_are_an_error_that_lists_what_can_be_said(phrase: str) -> 
     assert all(f"'{example}'" in message for example in EXAMPLES)
     assert message.endswith("with a name among top1, size_bytes, top5, loss_nats, energy_mj")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("phrase", "words"),
+    [
+        ("0.5x smaller", "a factor must be 1 or more, but '0.5x smaller' allows more than the teacher has; did you "),
+        ("0.25x fewer parameters", "did you mean 4x?"),
+        ("the teacher's accuracy at least 95%", "can mean a share of the teacher's or a value of its own; say '95% of"),
+    ],
+)
+def test_what_probably_means_something_else_is_refused(phrase: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        wishes(phrase, OBJECTIVES)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -109,7 +109,7 @@ def _objective(wish: Wish, spec: StudySpec, earlier: list[Objective], *, in_mill
     """Return the objective that a wish is about, of the study or of an earlier phrase; a new one if there is none."""
     known = [*spec.measured, *earlier]
     validation = spec.splits.validation
-    if wish.quantity == "metric":
+    if wish.quantity == "metric" or (wish.quantity == "top1" and all(one.name != "top1" for one in known)):
         return _metric(wish, spec, known)
     if wish.quantity == "latency":
         latency = next((one for one in known if isinstance(one, Latency)), None)
@@ -152,6 +152,9 @@ def _metric(wish: Wish, spec: StudySpec, known: list[Objective]) -> Objective:
     metrics = [objective for objective in known if not objective.is_cost]
     if wish.relation == "at_least":
         metrics.sort(key=lambda objective: objective.direction != "maximize")  # stable: the first that is maximized
+    if metrics and wish.quantity == "top1":
+        names = ", ".join(metric.name for metric in metrics)
+        raise UserError(f"{wish.phrase!r} needs an objective top1, but what the study measures is {names}; name that")
     if metrics:
         return metrics[0]
     if not spec.splits.validation.classified:
@@ -174,15 +177,23 @@ def _limit(wish: Wish, objective: Objective) -> Limit:
     if relation in {"at_most", "at_least"} and relation != better:
         side = "<=" if better == "at_most" else ">="
         raise UserError(f"{name} is to be {objective.direction}d, so say {name}{side}VALUE")
+    if wish.unit == "distance" and objective.is_cost:
+        first, second = (f"'at most {percent:g}% of the {name}'" for percent in (number, 100 + number))
+        raise UserError(f"'within {number:g}%' of a cost can be read in two ways; say {first} or {second}")
+    worse = 1 if objective.direction == "minimize" else -1
+    if wish.unit == "share" and not objective.is_cost:
+        share = 1 + worse * number if relation == "lose_at_most" else number
+        if share <= 0:
+            raise UserError(f"of {name} less than all can be lost, but {wish.phrase!r} asks for more")
+        return Limit(objective, of_teacher=share)
     if _in_percent(objective) and relation == "at_least" and wish.unit != "percent" and 0 < number <= 1:
         raise UserError(f"{name} is in percent, and {wish.phrase!r} is almost nothing; say {100 * number:g}%")
     if wish.quantity == "latency" and relation == "of_teacher" and isinstance(objective, LatencyShare):
         return Limit(objective, at_most=number)
-    if objective.is_cost or _in_percent(objective) or wish.unit not in {"percent", "points"}:
+    if objective.is_cost or _in_percent(objective) or wish.unit not in {"percent", "points", "distance"}:
         return Limit(objective, **{relation: number})
-    if wish.unit == "percent" and relation == "lose_at_most" and 0 < number < 100:  # noqa: PLR2004
-        sign = 1 if objective.direction == "minimize" else -1
-        return Limit(objective, of_teacher=1 + sign * number / 100)
+    if wish.unit in {"percent", "distance"} and relation == "lose_at_most" and 0 < number < 100:  # noqa: PLR2004
+        return Limit(objective, of_teacher=1 + worse * number / 100)
     raise UserError(f"{name} is not in percent, so name the number in its own unit, such as 'lose at most 0.1 {name}'")
 
 

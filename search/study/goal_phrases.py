@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "4x smaller", "half the size", "at most 20 kB", "at most 64 kB RAM", "2x faster", "under 5 ms", "at least 30 fps",
     "5x fewer multiply-adds", "2x fewer parameters",
-    "lose at most 1 point", "1% accuracy drop", "at least 92% accuracy",
+    "lose at most 1 point", "1% accuracy drop", "at least 92% accuracy", "keep 95% of the accuracy",
 )  # fmt: skip
 
 NUMBER_WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "eight": 8, "ten": 10, "hundred": 100}
@@ -31,22 +31,27 @@ SPELLINGS = str.maketrans({"×": "x", "µ": "u", "μ": "u", "≤": "<=", "≥": 
 # What stands between phrases; the comma in 20,000 does not.
 SEPARATOR = re.compile(r"\s*(?:(?<!\d),|,(?!\d{3}(?!\d))|;|\n|\band\b|\bbut\b)\s*", re.IGNORECASE)
 
+# "loss<=0.5" is about an objective that the study may lack, and no loss of accuracy, as in "accuracy loss".
+LOSS = re.compile(r"\bloss\b|[<>≤≥]", re.IGNORECASE)
+
 NUMBERS = {
+    "distance": rf"within {NUMBER} ?(?:%|percent(?!\w))",
+    "share": rf"(\d+/\d+|{'|'.join(SHARES)})(?!\w)|{NUMBER} ?(?:%|percent)(?= of(?!\w))|(\d?\.\d+)(?= of(?!\w))",
     "points": rf"{NUMBER} ?(?:percentage points?|%-points?|points?|pp)(?!\w)",
     "percent": rf"{NUMBER} ?(?:%|percent(?!\w))",
     "factor": rf"(?:{NUMBER}[ -]?(?:x|times|fold)|twice|double)(?!\w)",
-    "share": rf"(\d+/\d+|{'|'.join(SHARES)})(?!\w)",
     "bytes": rf"{NUMBER} ?({'|'.join(BYTES)})(?!\w)",
     "milliseconds": rf"{NUMBER} ?({'|'.join(MILLISECONDS)})(?!\w)",
     "count": rf"{NUMBER}(?: ?(thousand|million|billion|[kmg](?=\W|$|macs|bops|params)))?",
 }
 # Kinds of words; those of a quantity are listed below.
 WORDS = {
-    "at_most": r"<=|<|(?:at most|(?:no|not) (?:more|larger|bigger|slower|longer|higher) than|up to|within|max(?:imum)?|"
+    "at_most": r"<=|<|(?:at most|(?:no|not) (?:more|larger|bigger|slower|longer|higher) than|up to|max(?:imum)?|"
     r"fits?(?: in(?:to)?)?|or (?:less|fewer|smaller|faster))(?!\w)|"
     r"(?:under|below|(?:less|fewer|smaller|faster) than)(?= *[\d.])",
     "at_least": r">=|>|(?:at least|(?:no|not) (?:less|lower|worse) than|min(?:imum)?|or (?:more|better|higher))(?!\w)|"
     r"(?:over|above|more than)(?= *[\d.])",
+    "within": r"within(?!\w)",
     "smaller": r"(?:smaller|small|lighter|compression|compressed)(?!\w)",
     "faster": r"(?:faster|fast|quicker|speed[- ]?up|speed)(?!\w)",
     "large": r"(?:big|large|heavy)(?!\w)",
@@ -54,8 +59,9 @@ WORDS = {
     "lose": r"(?:los(?:e|es|ing|t|s)|drop(?:s|ped)?|worse|below|degradation|decrease)(?!\w)",
     "nothing": r"(?:nothing|no|zero|without|any)(?!\w)",
     "same": r"(?:same|unchanged)(?!\w)",
+    "teacher": r"(?:teacher's|teacher|original)(?!\w)",
     "": r"(?:the|its|a|an|be|is|must|should|make|with|i|want|it|get|of|in|as|by|many|much|network|model|student|only|"
-    r"than|teacher's|teacher|original|has|have|keep|number)(?!\w)|[.:!]",
+    r"than|has|have|keep|number)(?!\w)|[.:!]",
 }
 QUANTITIES = {
     "size": r"(?:(?:file|model) sizes?|sizes?|files?|memory|storage|disk|flash)(?!\w)",
@@ -66,7 +72,8 @@ QUANTITIES = {
     "macs": r"(?:mult(?:iply|i)?[- ]?add(?:s|itions)?|macs?)(?!\w)",
     "flops": r"(?:flops|operations)(?!\w)",
     "parameters": r"(?:parameters?|params?|weights)(?!\w)",
-    "metric": r"(?:accuracy|top[- ]?1|quality|score)(?!\w)",
+    "top1": r"top[- ]?1(?!\w)",
+    "metric": r"(?:accuracy|quality|score)(?!\w)",
 }
 IMPLIED = {"smaller": "size", "large": "size", "bytes": "size", "faster": "latency", "milliseconds": "latency"}
 IN_BYTES = "size", "arena"
@@ -85,7 +92,8 @@ class Wish(NamedTuple):
     relation, number
         The bound: a parameter of `Limit`, and its value.
     unit
-        How the number was given: a key of `NUMBERS`, empty without a number.
+        How the number was given: a key of `NUMBERS`, empty without a number. A share is always one of the
+        teacher's value.
     """
 
     phrase: str
@@ -109,9 +117,11 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    Rule("points percent count", "lose", "metric at_most", "lose_at_most"),
-    Rule("points percent count", "fewer metric", "at_most", "lose_at_most"),
+    Rule("points percent count share", "lose", "metric at_most within", "lose_at_most"),
+    Rule("points percent count", "fewer metric", "at_most within", "lose_at_most"),
     Rule("points", "at_most", "metric", "lose_at_most"),
+    Rule("points", "within", "metric", "lose_at_most"),
+    Rule("distance", "", "metric cost lose", "lose_at_most"),
     Rule("", "nothing lose", "metric", "lose_at_most"),
     Rule("", "same metric", "", "lose_at_most"),
     Rule("factor", "smaller", "cost at_least", "of_teacher", lambda times: 1 / times),
@@ -125,11 +135,13 @@ RULES = (
     Rule("share", "fewer cost", "at_least", "of_teacher", lambda share: 1 - share),
     Rule("share", "large", "cost at_most", "of_teacher"),
     Rule("share", "cost", "at_most", "of_teacher"),
-    Rule("bytes milliseconds count", "cost", "at_most", "at_most"),
-    Rule("bytes milliseconds", "", "at_most", "at_most"),
+    Rule("bytes milliseconds count", "cost", "at_most within", "at_most"),
+    Rule("bytes milliseconds", "", "at_most within", "at_most"),
     Rule("count", "cost at_least", "", "at_least"),
     Rule("count", "frames", "at_least", "at_most", lambda rate: 1000 / rate),  # milliseconds a frame
-    Rule("percent count", "metric at_most", "", "at_most"),
+    Rule("share", "metric", "", "of_teacher"),
+    Rule("percent count share", "metric at_most", "", "at_most"),
+    Rule("share", "at_least", "metric", "at_least"),
     Rule("percent count", "metric", "at_least", "at_least"),
     Rule("percent", "at_least", "", "at_least"),
 )
@@ -179,10 +191,16 @@ def _wish(phrase: str, objectives: Sequence[Objective]) -> Wish | None:
     tokens = [token for token in _tokens(phrase, objectives) if token is None or token.kind]
     numbers = [token for token in tokens if token is not None and token.kind in NUMBERS]
     words = {token.kind for token in tokens if token is not None} - {number.kind for number in numbers}
+    of_teacher = "teacher" in words
+    words.discard("teacher")
     quantities = {token.quantity for token in tokens if token is not None and token.quantity}
+    if len(quantities) > 1 and "cost" not in words:
+        quantities.discard("metric")  # as in "top-1 accuracy"
     if None in tokens or len(numbers) > 1 or len(quantities) > 1:
         return None
     number = numbers[0] if numbers else _Token("")
+    if number.kind == "count" and "lose" in words and not quantities and LOSS.search(phrase):
+        return None
     implied = [IMPLIED[kind] for kind in (*words, number.kind) if kind in IMPLIED]
     quantity = next(iter([*quantities, *implied]), "metric")
     for rule in RULES:
@@ -193,8 +211,29 @@ def _wish(phrase: str, objectives: Sequence[Objective]) -> Wish | None:
             positive = not numbers or number.number > 0 or rule.relation == "lose_at_most"
             value = rule.value(number.number) if positive else 0.0
             said = Wish(phrase, quantity, rule.relation, value, number.kind)
+            _refuse_misleading(said, number.number, is_metric="metric" in {*words, quantity}, of_teacher=of_teacher)
             return said if known and fitting and (value > 0 or rule.relation == "lose_at_most") else None
     return None
+
+
+def _refuse_misleading(wish: Wish, number: float, *, is_metric: bool, of_teacher: bool) -> None:
+    """Refuse a phrase that probably means something else than what it says.
+
+    Raises
+    ------
+    UserError
+        If a factor is below 1, or it is open whether a number is the metric or a share of the teacher's.
+    """
+    if wish.unit == "factor" and 0 < number < 1:
+        raise UserError(
+            f"a factor must be 1 or more, but {wish.phrase!r} allows more than the teacher has; did you mean "
+            f"{1 / number:.3g}x?"
+        )
+    if is_metric and of_teacher and wish.unit in {"percent", "count"} and wish.relation in {"at_least", "at_most"}:
+        raise UserError(
+            f"{wish.phrase!r} can mean a share of the teacher's or a value of its own; say '{number:g}% of the "
+            "teacher's accuracy', or leave the teacher out"
+        )
 
 
 def _measured_in(unit: str) -> tuple[str, ...]:
@@ -236,13 +275,27 @@ def _names(objectives: Sequence[Objective]) -> Iterator[tuple[str, Objective]]:
 def _token(kind: str, match: re.Match[str]) -> _Token:
     """Return the token of a match: a number in its unit, a word, or a quantity."""
     if kind in QUANTITIES:
-        return _Token(kind if kind in {"metric", "frames"} else "cost", kind)
+        return _Token({"metric": "metric", "top1": "metric", "frames": "frames"}.get(kind, "cost"), kind)
     if kind not in NUMBERS:
         return _Token(kind)
-    text, *unit = match.groups()
     if kind == "share":
-        upper, _, lower = text.partition("/")
-        return _Token(kind, number=SHARES[text] if text in SHARES else int(upper) / (int(lower) or math.inf))
-    number = 2.0 if text is None else float(NUMBER_WORDS.get(text) or text.replace(",", ""))  # twice, double
+        return _Token(kind, number=_share(*match.groups()))
+    text, *unit = match.groups()
+    number = 2.0 if text is None else _number(text)  # twice, double
     scales = {"bytes": BYTES, "milliseconds": MILLISECONDS, "count": THOUSANDS}.get(kind, {})
     return _Token(kind, number=number * scales.get(unit[0], 1.0) if unit and unit[0] else number)
+
+
+def _share(fraction: str | None, percent: str | None, decimal: str | None) -> float:
+    """Return the number that one of these texts says."""
+    if percent is not None:
+        return _number(percent) / 100
+    if fraction is None:
+        return float(decimal or "nan")
+    upper, _, lower = fraction.partition("/")
+    return SHARES[fraction] if fraction in SHARES else int(upper) / (int(lower) or math.inf)
+
+
+def _number(text: str) -> float:
+    """Return the number that digits or a word say."""
+    return float(NUMBER_WORDS.get(text) or text.replace(",", ""))
