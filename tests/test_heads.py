@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from spaces import Distill, Magnitude, Plan, Prune, PruneRatios, trace
+from spaces.dependency.attention_scale import FixedScale
 from spaces.network.cutting import cut
 from tests.random_plans import groups_that_can_be_cut, refused
 
@@ -330,10 +331,51 @@ def test_every_pair_of_neighbouring_groups_is_cut_apart() -> None:
     assert all(len({cuts[name] for cuts in trials if name in cuts}) > 2 for name in trials[-1])
 
 
+def scored(scores: Tensor, v: Tensor) -> Tensor:
+    mixed: Tensor = scores.softmax(-1) @ v
+    return mixed
+
+
+def turned(k: Tensor) -> Tensor:
+    return k.transpose(-1, -2)
+
+
+def root(q: Tensor) -> float:
+    return math.sqrt(q.shape[-1])
+
+
+def root_tensor(q: Tensor) -> Tensor:
+    return torch.sqrt(torch.tensor(q.size(-1) * 1.0)).to(dtype=q.dtype)
+
+
+def in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q = q.clone()
+    q *= q.shape[-1] ** -0.5
+    return scored(torch.einsum("bhqd,bhkd->bhqk", q, k), v)
+
+
+def added(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (y.flatten(0, 1) for y in (q, k, v))
+    scores: Tensor = torch.baddbmm(q.new_zeros(1), q, turned(k), beta=0, alpha=1 / root(q))
+    mixed: Tensor = scored(scores, v).unflatten(0, (-1, HEADS))
+    return mixed
+
+
 SCALES: dict[str, Mix] = {
     "of the operation": F.scaled_dot_product_attention,
+    "stated": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1 / root(q)),
     "multiplied": lambda q, k, v: ((q @ k.transpose(-1, -2)) * (1.0 / math.sqrt(k.size(-1)))).softmax(-1) @ v,
     "divided": lambda q, k, v: torch.einsum("bhqd,bhkd->bhqk", q, k).div(q.shape[-1] ** 0.5).softmax(-1) @ v,
+    "of queries": lambda q, k, v: scored((q / root(q)) @ turned(k), v),
+    "of queries, in place": in_place,
+    "of queries of the operation": lambda q, k, v: F.scaled_dot_product_attention(q / root(q), k, v, scale=1.0),
+    "of keys": lambda q, k, v: scored(q @ turned(root(k) ** -1 * k), v),
+    "of both": lambda q, k, v: scored(q * root(q) ** -0.5 @ turned(k / root(k) ** 0.5), v),
+    "a tensor": lambda q, k, v: scored(q @ turned(k) / root_tensor(q), v),
+    "a tensor, of keys": lambda q, k, v: scored(q @ (turned(k) / root_tensor(q)), v),
+    "an integer": lambda q, k, v: scored(q @ turned(k) / q.shape[-1], v),
+    "of a sum": lambda q, k, v: scored((q @ turned(k) + torch.eye(q.shape[-2])) / root(q), v),
+    "of an addition": added,
 }
 
 
@@ -351,6 +393,31 @@ def test_a_scale_that_depends_on_the_channels_of_a_head_does_not_keep_them(scale
             return self.head((x + self.out(mixed)).mean(1))  # type: ignore[no-any-return]
 
     assert groups_that_can_be_cut(Divided().eval(), tokens(8)) == {"embed": SIZE}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_in_trials_the_scale_of_one_channel_is_that_of_all(scale: str) -> None:
+    q, k = torch.randn(2, 2, HEADS, 5, 8)
+    q[..., 1:] = 0
+    with FixedScale():
+        whole, one = (
+            SCALES[scale](q[..., :size], k[..., :size], tokens(8)[:, None].expand(-1, HEADS, -1, -1)) for size in (8, 1)
+        )
+    torch.testing.assert_close(one, whole)
+
+
+def test_a_number_that_multiplies_a_weight_keeps_the_channels() -> None:
+    class Equalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.last = nn.Linear(8, 12), nn.Linear(6, 3)
+            self.weight = nn.Parameter(torch.randn(6, 12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            return self.last(x @ (self.weight * x.shape[-1] ** -0.5).T)  # type: ignore[no-any-return]
+
+    assert "stem" not in groups_that_can_be_cut(Equalized().eval(), tokens(8))
 
 
 def test_another_number_that_depends_on_the_channels_keeps_them() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
 
 from spaces import trace
-from spaces.dependency.norm_rules import FixedScale, WithoutStatistics
+from spaces.dependency.attention_scale import FixedScale
+from spaces.dependency.norm_rules import WithoutStatistics
 from spaces.network.anatomy import Member
 from spaces.network.cutting import cut
 from spaces.network.tensors import tensors

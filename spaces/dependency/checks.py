@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from spaces.dependency.attention_scale import FixedScale
 from spaces.dependency.comparing import difference, light_copy, shape_difference
-from spaces.dependency.norm_rules import FixedScale, WithoutStatistics
+from spaces.dependency.norm_rules import WithoutStatistics
 from spaces.dependency.propagation import KERNEL_LAYERS, channel_dimension
 from spaces.dependency.redrawn import redrawn
 from spaces.network.anatomy import Refusal

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that everyone knows
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from spaces.dependency.combining import CONSTANT_OR_INPUT, pointwise
 from spaces.dependency.label_sets import varies
@@ -19,15 +14,12 @@ from spaces.network.tensors import tensors
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from torch import Tensor
+
     from spaces.dependency.combining import Rule
     from spaces.dependency.label_sets import LabelSets
 
 STATISTICS = frozenset({"mean", "sum", "var", "std", "var_mean", "linalg_vector_norm"})  # operations of norms, in ATen
-PRODUCTS = frozenset({torch.Tensor.__matmul__, torch.Tensor.matmul, torch.matmul, torch.bmm, torch.einsum})
-SCALING = frozenset(
-    {torch.Tensor.__mul__, torch.Tensor.mul, torch.mul, torch.Tensor.__truediv__, torch.Tensor.div, torch.div}
-)
-SCALE = 0.3  # of attention in trials; any number
 EQUAL_GROUPS = "the groups of the norm must keep equal sizes"
 POSITIONS = "its norm reads them as positions of one channel"
 
@@ -89,33 +81,6 @@ NORM_RULES: dict[str, Rule] = {  # by name in ATen
     "native_layer_norm": layer_norm,
     **dict.fromkeys(("native_group_norm", "native_batch_norm", "_native_batch_norm_legit_no_training"), channel_norm),
 }  # fmt: skip
-
-
-class FixedScale(TorchFunctionMode):
-    """Let products of queries and keys have a scale that does not depend on the number of channels.
-
-    It changes only how sharp attention is. Products of two tensors that are computed count as those, and a number by
-    which they are multiplied or divided directly as their scale.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._products: Any = WeakIdKeyDictionary()
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Call the function, with the fixed scale if it has one."""
-        given = kwargs or {}
-        if function is F.scaled_dot_product_attention and given.get("scale") is None:
-            return function(*args, **given | {"scale": SCALE})
-        if function in SCALING and len(args) > 1 and isinstance(args[1], float) and self._is_product(args[0]):
-            return function(args[0], SCALE)
-        output = function(*args, **given)
-        if function in PRODUCTS and not any(isinstance(one, nn.Parameter) for one in tensors(args)):
-            self._products[output] = True
-        return output
-
-    def _is_product(self, value: object) -> bool:
-        return isinstance(value, Tensor) and value in self._products
 
 
 class WithoutStatistics(TorchDispatchMode):
