@@ -16,9 +16,11 @@ from search.study.console import console
 from search.study.definition import fingerprint
 from search.study.errors import UserError
 from spaces import deployed, with_plain_layers
+from spaces.network.messages import listed
 from spaces.network.normalizing import normalized
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import nn
@@ -76,6 +78,8 @@ class Subject:
                 console.print(note)
             self.model: nn.Module = with_plain_layers(self.normal, self.example)
             self.anatomy: Anatomy = spec.space.trace(self.model, self.example)
+            if self.anatomy.unread:
+                console.print(unread_note(self.anatomy.unread))
             spec.space.uniform(self.anatomy, (0.0,) * len(spec.space.steps))
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -118,6 +122,15 @@ class Subject:
             If the runtime does not support the teacher.
         """
         runtime.export(copy.deepcopy(self.finished).cpu(), moved(self.example, "cpu"), path)
+
+
+def unread_note(names: Sequence[str]) -> str:
+    """Say what is done with layers that run although no output depends on them."""
+    runs, it, are, they = ("runs", "it", "is", "it") if len(names) == 1 else ("run", "them", "are", "they")
+    return (
+        f"{listed(names)} {runs}, but no output depends on {it}: {they} {are} left as {they} {are}, and not counted; "
+        f"exported files do not have {it}, weights keep {it}"
+    )
 
 
 def _substituted(value: Any, found: dict[int, Any]) -> Any:  # noqa: ANN401 - an objective, or a part of one

@@ -14,10 +14,14 @@ from spaces.network.copying import compressible_copy
 from spaces.network.layer_runs import layers_of
 from spaces.network.tensors import moved, shapes_of, some
 from spaces.network.unfolded_recurrence import kept_recurrence
+from spaces.network.unread_layers import calls_read, unread
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
+    from spaces.network.anatomy import Extent, Group, Layer
     from spaces.network.tensors import Inputs
 
 
@@ -51,10 +55,14 @@ def _key(example: Inputs) -> tuple[str, tuple[tuple[int, ...], ...]]:
 def _anatomy(model: nn.Module, example: Inputs) -> Anatomy:
     # the anatomy is the same on every device
     traced, example = compressible_copy(model).eval().cpu(), moved(example, "cpu")
-    layers = layers_of(traced, example)
+    every = layers_of(traced, example)
+    read = calls_read(traced, example)
+    idle = frozenset(unread(read))
+    layers = tuple(layer for layer in every if layer.name not in idle)
     reasons = irreplaceable_layers(traced, example, [layer.name for layer in layers if not layer.tied])
     layers = tuple(replace(layer, stays=reasons.get(layer.name, "")) for layer in layers)
-    groups, refusals, products = channel_groups(traced, example, tuple(layer.name for layer in layers))
+    # layers that nothing reads lose channels with those around them, or the network would not run
+    groups, refusals, products = _without(idle, *channel_groups(traced, example, tuple(layer.name for layer in every)))
     layer_names = {layer.name for layer in layers}
     others = tuple(
         (name, type(module).__name__)
@@ -63,4 +71,26 @@ def _anatomy(model: nn.Module, example: Inputs) -> Anatomy:
     )
     kept = tuple(Refusal(name, reason) for name, reason in kept_recurrence(traced, example).items())
     branches = removable_branches(traced, example, branches_of(traced, example, layers, groups))
-    return Anatomy(layers, groups, refusals + kept, others, products, branches)
+    branches = tuple(branch for branch in branches if idle.isdisjoint(branch.others))
+    layers = tuple(_with_runs_read(layer, read.get(layer.name, ())) for layer in layers)
+    names = tuple(layer.name for layer in every if layer.name in idle)
+    return Anatomy(layers, groups, refusals + kept, others, products, branches, unread=names)
+
+
+def _without(
+    idle: frozenset[str], groups: Iterable[Group], refusals: Iterable[Refusal], products: Iterable[Extent]
+) -> tuple[tuple[Group, ...], tuple[Refusal, ...], tuple[Extent, ...]]:
+    """Return the groups that layers read by an output produce, and what is said of layers that none reads."""
+    kept = tuple(group for group in groups if not idle.issuperset(group.producers))
+    names = {group.name for group in kept}
+    shrinking = (replace(one, cuts=tuple(cut for cut in one.cuts if cut[1] in names)) for one in products)
+    said = tuple(one for one in refusals if one.layer not in idle)
+    said += tuple(Refusal(name, "no output depends on it, so it is left as it is") for name in sorted(idle))
+    return kept, said, tuple(one for one in shrinking if one.cuts)
+
+
+def _with_runs_read(layer: Layer, read: tuple[bool, ...]) -> Layer:
+    """Return a layer with those of its calls on which an output depends; with all where that is not known."""
+    if len(read) != len(layer.runs):
+        return layer
+    return replace(layer, runs=tuple(run for run, is_read in zip(layer.runs, read, strict=True) if is_read))

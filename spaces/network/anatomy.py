@@ -50,7 +50,7 @@ class Layer:
     groups
         Number of groups of a convolution; 1 for a linear layer.
     runs
-        The calls in one forward pass, one or more.
+        The calls in one forward pass on which an output depends, one or more.
     tied
         Whether another module of the network holds the same weight too.
     recurrent
@@ -254,6 +254,9 @@ class Anatomy:
     sizes
         The sizes of the input at which the network was tried, the size of the example first; empty where no axis asked
         for it (`spaces.plan.Surveying`).
+    unread
+        Layers that run although no output depends on them, such as heads that only training returns. They are not among
+        `layers`, and deployed networks do not have them.
     """
 
     layers: tuple[Layer, ...]
@@ -263,6 +266,7 @@ class Anatomy:
     products: tuple[Extent, ...]
     branches: tuple[Branch, ...] = ()
     sizes: tuple[InputSize, ...] = field(default=(), repr=False)
+    unread: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         """Return a table of the layers, for notebooks."""

@@ -1,4 +1,4 @@
-"""Turn a trained network into its deployed form: BatchNorms folded, integers packed.
+"""Turn a trained network into its deployed form: BatchNorms folded, integers packed, nothing that no output needs.
 
 Folding does not change per-channel symmetric integers: a BatchNorm multiplies every output channel by one number, and
 so does the scale. Networks are measured, exported and verified in this form.
@@ -17,6 +17,7 @@ from spaces.network.layers import BATCH_NORMS, LAYER_TYPES, is_plain_norm, repla
 from spaces.network.stand_ins import WithoutNorm
 from spaces.network.statistics import forward_in_eval
 from spaces.network.tensors import run, some
+from spaces.network.unread_layers import without_unread_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,9 @@ class TrainingForm(Protocol):
 def deployed(model: nn.Module, example: Inputs) -> nn.Module:
     """Return the deployed network in evaluation mode; `model` is not changed.
 
+    Layers and norms that no output depends on, such as heads that only training returns, are replaced by zeros, as
+    exported files do not have them.
+
     Parameters
     ----------
     model
@@ -59,7 +63,7 @@ def deployed(model: nn.Module, example: Inputs) -> nn.Module:
         convolution, and to check that folding does not change the outputs.
     """
     inputs = some(example, slice(2))
-    finished = copy.deepcopy(model).eval()
+    finished = without_unread_layers(copy.deepcopy(model).eval(), inputs)
     finished = _fold_where_outputs_agree(finished, _foldable_pairs(finished, inputs), inputs)
     for name, module in list(finished.named_modules()):
         if isinstance(module, TrainingForm):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spaces.network.layers import CONVOLUTIONS, SHAPE_PRESERVING, replace_module
+from spaces.network.layers import CONVOLUTIONS, SHAPE_PRESERVING, TRANSPOSED, replace_module
 from spaces.network.stand_ins import WithoutNorm
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class ZeroOutput(nn.Module):
-    """Replaces a module of a branch that is left out, and returns zeros of the shape of its output.
+    """Replaces a module of a branch that is left out, or that nothing reads, by zeros of the shape of its output.
 
     Parameters
     ----------
     module
-        A linear layer, a convolution, or a module that keeps the shape of its input, such as a norm.
+        A linear layer, a convolution, transposed or not, or a module that keeps the shape of its input, as a norm.
     sums_left_out
         Number of sums that are left out with the module; costs read it (`objectives.layers.LeftOut`).
 
@@ -34,7 +34,7 @@ class ZeroOutput(nn.Module):
         super().__init__()
         self.sums_left_out = sums_left_out
         self.channels = 0
-        self.windows: tuple[tuple[int, int], ...] = ()  # of each spatial dimension: added size, stride
+        self.windows: tuple[tuple[int, int, int], ...] = ()  # of each spatial dimension: factor, added size, stride
         if isinstance(module, nn.Linear):
             self.channels = module.out_features
         elif isinstance(module, CONVOLUTIONS):
@@ -42,8 +42,19 @@ class ZeroOutput(nn.Module):
             padding = module._reversed_padding_repeated_twice[::-1]  # noqa: SLF001 - handles padding="same"
             sizes = zip(module.kernel_size, module.dilation, module.stride, strict=True)
             self.windows = tuple(
-                (sum(padding[2 * at : 2 * at + 2]) - dilation * (size - 1) - 1, stride)
+                (1, sum(padding[2 * at : 2 * at + 2]) - dilation * (size - 1) - 1, stride)
                 for at, (size, dilation, stride) in enumerate(sizes)
+            )
+        elif isinstance(module, TRANSPOSED):
+            self.channels = module.out_channels
+            assert not isinstance(module.padding, str)
+            sides = zip(module.stride, module.padding, module.output_padding, strict=True)
+            extents = [
+                dilation * (size - 1) for size, dilation in zip(module.kernel_size, module.dilation, strict=True)
+            ]
+            self.windows = tuple(
+                (stride, extent + more - stride - 2 * padding, 1)
+                for extent, (stride, padding, more) in zip(extents, sides, strict=True)
             )
         elif not isinstance(module, SHAPE_PRESERVING):
             raise _wrong_order_error(module)
@@ -53,9 +64,9 @@ class ZeroOutput(nn.Module):
         shape = list(x.shape)
         if self.channels:
             shape[-1 - len(self.windows)] = self.channels
-        for at, (added, stride) in enumerate(self.windows):
+        for at, (factor, added, stride) in enumerate(self.windows):
             dimension = at - len(self.windows)
-            shape[dimension] = (shape[dimension] + added) // stride + 1
+            shape[dimension] = (shape[dimension] * factor + added) // stride + 1
         return x.new_zeros(shape)
 
 

@@ -153,6 +153,11 @@ def _outputs_agree(model: nn.Module, example: Inputs, expected: Sequence[Tensor]
         got = outputs_in_eval(model, example)
     except Exception:  # noqa: BLE001 - for example, code that reads the weights by their old names
         return False
+    return agree(got, expected)
+
+
+def agree(got: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether outputs are the same but for their rounding."""
     return [y.shape for y in got] == [y.shape for y in expected] and all(
         float((ours.float() - theirs.float()).abs().max()) <= REWRITING_TOLERANCE * float(theirs.float().abs().max())
         for ours, theirs in zip(got, expected, strict=True)
