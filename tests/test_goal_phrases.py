@@ -45,6 +45,12 @@ SAID: dict[str, tuple[str, str, float]] = {
     "cut the size by 75%": ("size", "of_teacher", 1 / 4),
     "at most 20 kB": ("size", "at_most", 20_000),
     "20 KB or less": ("size", "at_most", 20_000),
+    "at most 20 kilobytes": ("size", "at_most", 20_000),
+    "at most one megabyte": ("size", "at_most", 1e6),
+    "at most 20 kibibytes": ("size", "at_most", 20_480),
+    "seven times smaller": ("size", "of_teacher", 1 / 7),
+    "nine times smaller": ("size", "of_teacher", 1 / 9),
+    "under 1 millisecond": ("latency", "at_most", 1),
     "a file of at most 20,000 bytes": ("size", "at_most", 20_000),
     "fits in 32 KiB": ("size", "at_most", 32_768),
     "fits 256 kB RAM": ("arena", "at_most", 256_000),
@@ -163,6 +169,14 @@ def test_every_example_can_be_said(example: str) -> None:
 )
 def test_phrases_are_separated_by_commas_and_words(goal: str, phrases: list[str]) -> None:
     assert [wish.phrase for wish in wishes(goal, OBJECTIVES)] == phrases
+
+
+@pytest.mark.parametrize(
+    "goal", ["lose at most 0,500 points", "at most 1,5 points", "1,500% faster", "20,0000 bytes", "4x smaller, 0,5 ms"]
+)
+def test_a_decimal_comma_is_refused(goal: str) -> None:
+    with pytest.raises(UserError, match=r"a comma between digits separates thousands, as in 20,000, but the goal has "):
+        wishes(goal, OBJECTIVES)
 
 
 @pytest.mark.parametrize("goal", [" ", ",", " , and "])

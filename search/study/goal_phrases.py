@@ -21,18 +21,26 @@ EXAMPLES = (
     "lose at most 1 point", "1% accuracy drop", "at least 92% accuracy", "keep 95% of the accuracy",
 )  # fmt: skip
 
-NUMBER_WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "eight": 8, "ten": 10, "hundred": 100}
+NUMBER_WORDS = {
+    "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+    "eleven": 11, "twelve": 12, "twenty": 20, "fifty": 50, "hundred": 100,
+}  # fmt: skip
 NUMBER = rf"((?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?|\.\d+|{'|'.join(NUMBER_WORDS)})"
 SHARES = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4, "fifth": 1 / 5, "tenth": 1 / 10}
 THOUSANDS = {"k": 1e3, "m": 1e6, "g": 1e9, "thousand": 1e3, "million": 1e6, "billion": 1e9}
-BYTES = {"b": 1.0, "byte": 1.0, "bytes": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-MILLISECONDS = {"us": 1e-3, "microseconds": 1e-3, "ms": 1.0, "milliseconds": 1.0, "s": 1e3, "seconds": 1e3}
+BYTES = {
+    "b": 1.0, "byte": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+    "kilobyte": 1e3, "megabyte": 1e6, "gigabyte": 1e9, "kibibyte": 2**10, "mebibyte": 2**20, "gibibyte": 2**30,
+}  # fmt: skip
+MILLISECONDS = {"us": 1e-3, "microsecond": 1e-3, "ms": 1.0, "millisecond": 1.0, "s": 1e3, "second": 1e3}
 SPELLINGS = str.maketrans({"×": "x", "µ": "u", "μ": "u", "≤": "<=", "≥": ">=", "’": "'"})
+WITH_COMMA = re.compile(r"(\d[\d.,]*,\d+)( ?(?:%|percent|point|pp))?", re.IGNORECASE)
+THOUSANDS_APART = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+")
 # What stands between phrases; the comma in 20,000 does not.
-SEPARATOR = re.compile(r"\s*(?:(?<!\d),|,(?!\d{3}(?!\d))|;|\n|\band\b|\bbut\b)\s*", re.IGNORECASE)
+SEPARATOR = re.compile(r"\s*(?:(?<!\d),|,(?!\d)|;|\n|\band\b|\bbut\b)\s*", re.IGNORECASE)
 
 # "loss<=0.5" is about an objective that the study may lack, and no loss of accuracy, as in "accuracy loss".
-LOSS = re.compile(r"\bloss\b|[<>≤≥]", re.IGNORECASE)
+LOSS_AS_NAME = re.compile(r"\bloss\b|[<>≤≥]", re.IGNORECASE)
 
 NUMBERS = {
     "distance": rf"within {NUMBER} ?(?:%|percent(?!\w))",
@@ -40,8 +48,8 @@ NUMBERS = {
     "points": rf"{NUMBER} ?(?:percentage points?|%-points?|points?|pp)(?!\w)",
     "percent": rf"{NUMBER} ?(?:%|percent(?!\w))",
     "factor": rf"(?:{NUMBER}[ -]?(?:x|times|fold)|twice|double)(?!\w)",
-    "bytes": rf"{NUMBER} ?({'|'.join(BYTES)})(?!\w)",
-    "milliseconds": rf"{NUMBER} ?({'|'.join(MILLISECONDS)})(?!\w)",
+    "bytes": rf"{NUMBER} ?({'|'.join(BYTES)})s?(?!\w)",
+    "milliseconds": rf"{NUMBER} ?({'|'.join(MILLISECONDS)})s?(?!\w)",
     "count": rf"{NUMBER}(?: ?(thousand|million|billion|[kmg](?=\W|$|macs|bops|params)))?",
 }
 # Kinds of words; those of a quantity are listed below.
@@ -168,6 +176,12 @@ def wishes(goal: str, objectives: Sequence[Objective]) -> list[Wish]:
     UserError
         If a phrase cannot be read; the message lists what can be said.
     """
+    for number, unit in WITH_COMMA.findall(goal):
+        if unit or not THOUSANDS_APART.fullmatch(number):  # thousands of points are no goal, so that is a decimal comma
+            raise UserError(
+                f"a comma between digits separates thousands, as in 20,000, but the goal has {(number + unit)!r}; "
+                "write a decimal with a point, as 0.5, and a space between two phrases"
+            )
     found = []
     for phrase in filter(None, SEPARATOR.split(goal.strip())):
         wish = _wish(phrase, objectives)
@@ -199,7 +213,7 @@ def _wish(phrase: str, objectives: Sequence[Objective]) -> Wish | None:
     if None in tokens or len(numbers) > 1 or len(quantities) > 1:
         return None
     number = numbers[0] if numbers else _Token("")
-    if number.kind == "count" and "lose" in words and not quantities and LOSS.search(phrase):
+    if number.kind == "count" and "lose" in words and not quantities and LOSS_AS_NAME.search(phrase):
         return None
     implied = [IMPLIED[kind] for kind in (*words, number.kind) if kind in IMPLIED]
     quantity = next(iter([*quantities, *implied]), "metric")
