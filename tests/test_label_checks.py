@@ -100,6 +100,21 @@ def test_labels_of_places_without_a_class_must_be_named() -> None:
     check_labels("training", maps, 3, 255)
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes", "remedy"),
+    [
+        ([0, 1, 1], 1, "Imitations(loss=torch.nn.functional.binary_cross_entropy_with_logits), and a Score"),
+        ([1, 2, 3], 3, "labels from 1 to 3; they are counted from 1, so subtract 1 from all"),
+        ([0, 1, 4], 3, "labels from 0 to 4; renumber them, or use a teacher with more outputs"),
+        ([-1, 0, 2], 3, "Temperatures(ignore_index=-1)"),
+    ],
+)
+def test_the_remedy_fits_the_labels(labels: list[int], classes: int, remedy: str) -> None:
+    with pytest.raises(UserError, match=re.escape(remedy)) as error:
+        check_labels("training", Examples(torch.zeros(3, 2), torch.tensor(labels)), classes)
+    assert ("ignore_index" in str(error.value)) == ("ignore_index" in remedy)
+
+
 def test_several_tags_are_no_probabilities() -> None:
     check_probabilities(FIVE, torch.full((5, 3), 1 / 3))
     with pytest.raises(UserError, match=r"sum to 3 to 3; for several tags an example use recovery=Imitations\(loss="):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spaces import Recovery
 
 CHECKED = 64  # labels of a stream that are looked at; those in memory are all looked at (chosen)
+USUAL_NO_CLASS = 255, 65_535  # labels that often stand for no class, as negative ones do: the largest of 8 and 16 bits
 OPERANDS = 2  # tensors of an operation that may broadcast
 SUM_TOLERANCE = 1e-3  # by which the sum of probabilities may differ from 1
 WAYS_OUT = {
@@ -110,11 +111,26 @@ def check_labels(name: str, examples: Data, classes: int, ignored: int | None = 
         return
     low, high = int(counted.min()), int(counted.max())
     if low < 0 or high >= classes:
+        outside = counted[(counted < 0) | (counted >= classes)].unique()
         raise UserError(
-            f"labels must be in [0, {classes}), the teacher's {classes} outputs, but the {name} split has labels from "
-            f"{low} to {high}; renumber them, use a teacher with more outputs, or name the label of places without a "
-            f"class: Temperatures(ignore_index={high if high >= classes else low})"
+            f"labels must be in [0, {classes}), for the outputs of the teacher, but the {name} split has labels from "
+            f"{low} to {high}; {_remedy(classes, low, high, outside.tolist())}"
         )
+
+
+def _remedy(classes: int, low: int, high: int, outside: list[int]) -> str:
+    """Return what to do about class labels from `low` to `high`, of which those `outside` are out of range."""
+    named = [label for label in outside if label < 0 or label in USUAL_NO_CLASS]
+    no_class = f"name the label of places without a class: Temperatures(ignore_index={outside[0]})"
+    if classes == 1 and named != outside:
+        return (
+            "one output tells two classes apart by its sign: give the labels as floats of the shape of the output, use "
+            "recovery=Imitations(loss=torch.nn.functional.binary_cross_entropy_with_logits), and a Score as the metric"
+        )
+    if low == 1 and high == classes:
+        return "they are counted from 1, so subtract 1 from all"
+    ways = "renumber them, or use a teacher with more outputs"
+    return f"{ways}, or {no_class}" if named == outside and len(outside) == 1 else ways
 
 
 def check_probabilities(output: Tree, labels: Tree) -> None:
