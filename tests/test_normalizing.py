@@ -375,8 +375,11 @@ def broken(what: str) -> Splits[Examples]:
     ("what", "words"),
     [
         ("nan", "1 of .* test inputs contain nan or infinity, the first at index 5"),
-        ("shape", "all splits must have inputs of one shape and type, but one of the test split is"),
-        ("type", "all splits must have inputs of one shape and type"),
+        (
+            "shape",
+            "all splits must have inputs of one shape and type, but one of the test split is .*; all examples need",
+        ),
+        ("type", r"all splits must have inputs of one shape and type, but one .* float32 \(1, [\d, ]*\)$"),
         ("labels", "the test split has labels from 0 to 9"),
     ],
 )

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 TRIED_EXAMPLES = 4  # examples of the training step that is tried (chosen)
 TRIED_RATE = 1e-3  # learning rate with which an optimizer is tried, if the recipe has none (chosen)
+ONE_SHAPE = (
+    "; all examples need one shape: pad sequences to one length, the same in every batch, with a mask or the lengths "
+    "as a second input, and bring pictures to one size"
+)
 TRIED_SEEDS = 3  # random seeds after which a weight without a gradient counts as out of reach (chosen)
 
 
@@ -72,6 +76,7 @@ def check_split(
             raise UserError(
                 f"all splits must have {what} of one shape and type, but one of the {name} split is "
                 f"{shape_words(own)}, of the training split {shape_words(wanted)}"
+                + (ONE_SHAPE if what == "inputs" and _differ_in_lengths(own, wanted) else "")
             )
     check_finite(name, examples, accepts)
     if not examples.repeatable and name != "training":
@@ -79,6 +84,12 @@ def check_split(
             f"the transforms of the {name} split draw random numbers, so every measurement is another one; leave them "
             "to the training split"
         )
+
+
+def _differ_in_lengths(one: Tree, other: Tree) -> bool:
+    """Whether two trees of tensors are alike but for the lengths of their dimensions."""
+    kinds, others = ([(tensor.dtype, tensor.dim()) for tensor in leaves(tree)] for tree in (one, other))
+    return kinds == others
 
 
 def check_weights(model: nn.Module) -> None:
