@@ -25,7 +25,7 @@ from search.study.attributes import keyed, numbers_of
 from search.study.definition import define
 from search.study.errors import UserError
 from search.study.front import front, trained
-from search.study.goal import limits_of_goal, measured_for_goal, with_goal, with_stored_goal
+from search.study.goal import beyond_teacher, limits_of_goal, measured_for_goal, with_goal, with_stored_goal
 from search.study.records import EXCESS, GOAL, TEACHER, VALUES
 from search.study.storage import open_study
 from tests import small_study
@@ -117,6 +117,12 @@ def test_a_share_of_the_metric_is_one_of_the_teachers() -> None:
     assert limits("at most 110% of the loss_nats", objectives=loss) == ["loss_nats <= 1.1 of the teacher's"]
     assert limits("within 1% of the teacher's accuracy") == limits("lose at most 1 point")
     assert limits("within 1% of the teacher", objectives=loss) == ["loss_nats <= 1.01 of the teacher's"]
+
+
+def test_a_limit_on_the_metric_beyond_the_teacher_is_said() -> None:
+    asked = [limit.against(58) for _, limit in limits_of_goal(asking("at least 95% accuracy, top1>=50, lose nothing"))]
+    (line,) = beyond_teacher(asked, {"top1": 58.0})
+    assert line.startswith("the teacher itself does not meet top1 >= 95: its top1 is 58, so a candidate must become")
 
 
 @pytest.mark.parametrize(
@@ -329,7 +335,9 @@ def test_a_goal_that_no_candidate_reached_is_reported_after_the_search(
     shutil.copy(small_study.__file__, tmp_path / "my_study.py")
     monkeypatch.chdir(tmp_path)
     assert main(["run", STUDY, "--trials", "2", "--goal", "2x smaller, top1>=101"]) == 2
-    searched_lines = capsys.readouterr().err.splitlines()[-4:]
+    printed = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("the teacher itself does not meet top1 >= 101: its top1 is ") for line in printed)
+    searched_lines = printed[-4:]
     assert [line.split(":")[0] for line in searched_lines] == [
         "limit macs <= 8371.2", "limit size_bytes <= 0.5 of the teacher's (1,818)", "limit top1 >= 101", "slimfront"
     ]  # fmt: skip

@@ -29,7 +29,7 @@ from search.study.cpu_profile import FILES
 from search.study.durations import MINUTE
 from search.study.errors import UserError
 from search.study.front import front, need_front
-from search.study.goal import limits_of_goal, measured_for_goal
+from search.study.goal import beyond_teacher, limits_of_goal, measured_for_goal
 from spaces.network.messages import number_of
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ def _introduce(search: Search) -> None:
     for left_out in counted(context.subject.model, context.subject.example)[1]:
         console.print(left_out)
     _print_limits(context.spec)
+    for line in beyond_teacher(context.spec.limits, teacher):
+        console.print(line)
 
 
 def _together(options: argparse.Namespace) -> bool:

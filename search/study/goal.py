@@ -19,6 +19,7 @@ from objectives import (
     TopK,
 )
 from objectives.arena import HasArena
+from objectives.objective import in_digits
 from objectives.runtimes import named
 from objectives.runtimes.names import name_of
 from search.study.errors import UserError
@@ -26,7 +27,7 @@ from search.study.goal_phrases import wishes
 from search.study.records import GOAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from optuna import Study
 
@@ -91,6 +92,24 @@ def measured_for_goal(spec: StudySpec) -> list[str]:
     own = [limit.objective for limit in spec.limits if str(limit) not in of_goal]
     names = {objective.name for objective in (*spec.objectives, *own, *spec.reported)}
     return [objective.name for objective in spec.measured if objective.name not in names]
+
+
+def beyond_teacher(limits: Sequence[Limit], teacher: Mapping[str, float]) -> list[str]:
+    """Return a line for each limit on a metric that the teacher itself does not meet, by its values.
+
+    Parameters
+    ----------
+    limits
+        The limits, with their bounds.
+    teacher
+        The teacher's value of each objective.
+    """
+    return [
+        f"the teacher itself does not meet {limit.words}: its {limit.objective.name} is "
+        f"{in_digits(teacher[limit.objective.name])}, so a candidate must become better than it by its training"
+        for limit in limits
+        if not limit.objective.is_cost and limit.excess(teacher[limit.objective.name]) > 0
+    ]
 
 
 def with_stored_goal(study: Study, spec: StudySpec) -> StudySpec:
