@@ -126,7 +126,7 @@ def test_a_layer_that_fails_at_all_precisions_is_not_quantized() -> None:
     pairs = shared.spec.space.steps[1].offered(shared.subject.anatomy)["head"]  # type: ignore[attr-defined]
     anatomy = shared.subject.anatomy.without({"head": pairs[1:]})
     words = shared.spec.space.steps[1].acts_on(anatomy)["head"]
-    assert words == "no: OnnxRuntime failed here with 8/32, 4/32, 2/32 (bits of weights/inputs)"
+    assert words == "no: OnnxRuntime failed here with 8/32, 8/8, 4/32, 4/8, 2/32, 2/8 (bits of weights/inputs)"
     assert "precision/head" not in shared.spec.space.uniform(anatomy, (1.0, 1.0))
 
 
