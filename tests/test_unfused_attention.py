@@ -26,10 +26,12 @@ from spaces import (
     deployed,
     trace,
     unfuse_attention,
+    with_plain_layers,
 )
 from spaces.network.unfused_attention import Attention, WindowAttention
 from spaces.testing.networks import N, scrambled
 from tests.test_groups import Custom
+from tests.test_propagation import followed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -270,6 +272,26 @@ def test_a_decoder_with_cross_attention_is_unfused_completely() -> None:
         with torch.no_grad():
             close(ours(x), theirs(x))
     assert not any(kind == "MultiheadAttention" for _, kind in trace(new, x).others)
+
+
+def test_an_encoder_and_a_decoder_are_cut_with_the_streams_that_they_read() -> None:
+    def way(net: Custom, x: Tensor) -> object:
+        return net.last(net.body(net.first(x), net.second(x[:, :3])))
+
+    torch.manual_seed(0)
+    ends = {"first": nn.Linear(4, WIDTH), "second": nn.Linear(4, WIDTH), "last": nn.Linear(WIDTH, 3)}
+    torch_net = biased(Custom(way, body=nn.Transformer(WIDTH, HEADS, 1, 1, 24, dropout=0.0, batch_first=True), **ends))
+    x = torch.randn(2, TOKENS, 4)
+    plain: Any = with_plain_layers(torch_net, x)
+    with torch.no_grad():
+        close(plain(x), torch_net(x))
+    assert isinstance(plain.body, nn.Transformer)
+    anatomy = followed(way, (TOKENS, 4), body=plain.body, **ends)  # compares networks whose groups are cut
+    assert {group.name: group.units for group in anatomy.groups if group.units == WIDTH} == {
+        "first": WIDTH,
+        "second": WIDTH,
+    }
+    assert {layer.name for layer in anatomy.layers} - {name for g in anatomy.groups for name in g.producers} == {"last"}
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
