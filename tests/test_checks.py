@@ -80,6 +80,21 @@ def test_a_layer_whose_weight_is_read_from_outside_is_irreplaceable() -> None:
     assert found == {"mid": f"{TRIED}the forward reads its weight"}
 
 
+def test_refusals_name_the_weight_that_the_forward_reads() -> None:
+    def way(net: Custom, x: Tensor) -> object:
+        z = F.relu(net.second(F.relu(net.first(x))))
+        back = F.relu(F.conv_transpose2d(z, net.second.weight, padding=1))
+        return F.conv_transpose2d(back, net.first.weight, padding=1), net.last(z.mean((2, 3)))
+
+    net = Custom(way, first=conv(3, 8), second=conv(8, 12), last=nn.Linear(12, 5)).eval()
+    reasons = {refusal.layer: refusal.reason for refusal in trace(net, torch.randn(2, 3, 6, 6)).refusals}
+    assert reasons["first"].startswith("cutting it was tried, but the output is wrong by ")
+    assert reasons["first"].endswith(": the forward reads 'first.weight' outside of its layer")
+    mixing = "its channels stay: the operation convolution mixes them with the parameter 'second.weight'"
+    assert reasons["second"] == mixing
+    assert reasons["last"] == "its channels stay: they are outputs of the network"
+
+
 def test_a_layer_whose_output_is_changed_by_a_hook_is_irreplaceable() -> None:
     net, x = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)).eval(), torch.randn(1, 6)
     net[0].register_forward_hook(lambda _, __, output: 2 * output)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spaces.dependency.label_sets import LabelSets, varies
+from spaces.dependency.label_sets import LabelSets, drop_repeats, varies
 from spaces.dependency.operator_calls import Call
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ Rule = Callable[[LabelSets, Call], list[Tensor]]
 
 def fix(sets: LabelSets, call: Call) -> list[Tensor]:
     """Fix the channels of all arguments."""
-    parameters = (sets.parameter_of(own) for x, own in zip(call.tensors, call.labels, strict=True) if x.numel())
+    parameters = (
+        sets.parameter_of(own) or sets.read_outside.get(int(drop_repeats(own).max()))
+        for x, own in zip(call.tensors, call.labels, strict=True)
+        if x.numel()
+    )
     parameter = next(filter(None, parameters), None)
     for labels in call.labels:
         sets.fix(labels, f"{call.reason} with the parameter {parameter!r}" if parameter else call.reason)

@@ -67,7 +67,7 @@ def channel_groups(
             errors = {group.name: RANDOM_OUTPUTS for group in groups}
             break
         trial = Trial.of(model, example, followed.classes.statistics)
-        errors = trial.check(groups, alone)
+        errors = _with_weights_read(trial.check(groups, alone), groups, followed.sets)
         before, guess = guess, guess.after(groups, errors, followed, trial, last=number >= MOST_GUESSES)
         if guess == before or number > MOST_GUESSES:
             break
@@ -79,6 +79,18 @@ def channel_groups(
         for refusal in refuse(group.producers, order, errors[group.name])
     )
     return valid, refusals, _extents(followed.products, followed.sets.places, followed.classes.classes, valid)
+
+
+def _with_weights_read(errors: dict[str, str], groups: Sequence[Group], sets: LabelSets) -> dict[str, str]:
+    """Add to what is wrong with a group that the network reads the weight of one of its layers outside of it."""
+    read = {name.rpartition(".")[0]: name for name in sets.read_outside.values()}
+    found = {group.name: next((read[m.layer] for m in group.members if m.layer in read), None) for group in groups}
+    return {
+        name: f"{reason}: the forward reads {parameter!r} outside of its layer"
+        if (parameter := found[name])
+        else reason
+        for name, reason in errors.items()
+    }
 
 
 def _follow(model: nn.Module, example: Inputs, guess: Guess) -> Followed:

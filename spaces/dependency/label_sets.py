@@ -90,11 +90,14 @@ class LabelSets:
         The labels of each side of each module, and of each bare parameter or buffer.
     divisions
         The divisions of channels into parts.
+    read_outside
+        Names of the parameters of layers that the network reads outside of these, by their label.
     """
 
     units: Mapping[ReshapeKey, int] = field(default_factory=dict)
     places: dict[Place, Tensor] = field(default_factory=dict)
     divisions: list[Division] = field(default_factory=list)
+    read_outside: dict[int, str] = field(default_factory=dict)
     _count: int = 1
     _pairs: list[np.ndarray] = field(default_factory=list)
     _fixed: list[tuple[np.ndarray, str]] = field(default_factory=list)

@@ -112,6 +112,7 @@ class LabelPropagation(TorchDispatchMode):
             return self.sets.of_place((name, ""), tensor.shape)
         label = self.sets.fresh((1,))
         self.sets.fix(label, f"they are combined with the parameter {name!r} outside of its layer")
+        self.sets.read_outside[int(label)] = name
         self._labels[tensor] = label.expand(tensor.shape)
         return self._labels[tensor]  # type: ignore[no-any-return]
 
