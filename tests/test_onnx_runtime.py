@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that everyone know
 from objectives.runtimes import ExportError, OnnxRuntime, OpenVino
 from objectives.runtimes.exporting import exporting
 from objectives.runtimes.onnx import translations
+from objectives.runtimes.runtime import export_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -423,6 +424,33 @@ def test_an_operator_without_onnx_form_is_named(tmp_path: Path) -> None:
     """The error message is one line."""
     with pytest.raises(ExportError, match=r"^every operator .* but Bessel fails: .*bessel_j0[^\n]*$"):
         RUNTIME.export(Bessel().eval(), torch.randn(1, 3), tmp_path / "model.onnx")
+
+
+class Mixture(nn.Module):
+    """A network whose einsum of three tensors torch.export traces with a batch of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(6, 4), nn.Parameter(torch.ones(4, 6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("btef,efd,bte->btd", x, self.experts, self.gate(x.mean(2)).softmax(-1))
+
+
+def test_a_batch_that_tracing_fixes_is_named_in_one_line(tmp_path: Path) -> None:
+    """The message says which dimension is fixed, and how to free it."""
+    reason = (
+        r"^a file must take batches of any size, but Mixture fails: tracing inferred a static shape of 2 for dimension "
+        r"0 of input 0; an operator of the forward pass fixes it, [^\n]*$"
+    )
+    with pytest.raises(ExportError, match=reason):
+        RUNTIME.export(Mixture().eval(), torch.randn(2, 3, 4, 6), tmp_path / "model.onnx")
+
+
+def test_a_cause_that_follows_a_colon_is_part_of_the_message() -> None:
+    """Messages of torch begin with a line that ends with a colon."""
+    error = export_error(nn.Linear(1, 1), "an ONNX", RuntimeError("It failed:\n- the cause\n- more"))
+    assert str(error).endswith("but Linear fails: It failed: - the cause")
 
 
 def test_a_model_in_training_mode_is_an_error(tmp_path: Path) -> None:

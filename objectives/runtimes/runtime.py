@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 
 PLACE_IN_CODE = re.compile(r"\S+\.py:\d+:\d+: error: ")  # of a library, which a user cannot act on
+# what torch.export says of a dimension that it was told to leave free
+FIXED_SIZE = re.compile(r"inferred a static shape of (\d+) for dimension \w+\[(\d+)\]\.shape\[(\d+)\]")
 MOST_THREADS = 1024  # of one inference (chosen); more is a slip, and may end the process
 
 
@@ -188,12 +190,22 @@ def export_error(model: nn.Module, form: str, error: BaseException) -> ExportErr
     """Return an error of one line with the text of the first cause of ``error``, which names the operator."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).strip().partition("\n")[0].split())
-    text = PLACE_IN_CODE.sub("", text)
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":"):  # the cause follows
+        first = f"{first} {next(iter(rest.strip().splitlines()), '')}"
+    text = PLACE_IN_CODE.sub("", " ".join(first.split()))
     if "data-dependent" in text:
         text = (
             "its forward pass decides on values that depend on its inputs, as in `if x.any()`, but a file computes "
             "the same for all inputs; use torch.where, or leave such checks out in evaluation mode"
+        )
+    if fixed := FIXED_SIZE.search(str(error)):
+        size, number, dimension = fixed.groups()
+        what = "batches of any size" if dimension == "0" else f"inputs of any size in dimension {dimension}"
+        return ExportError(
+            f"a file must take {what}, but {type(model).__name__} fails: tracing inferred a static shape of {size} for "
+            f"dimension {dimension} of input {number}; an operator of the forward pass fixes it, such as a reshape to "
+            "a stated number or an einsum of three tensors, which two products can replace"
         )
     return ExportError(
         f"every operator of an exported model must have {form} form, but {type(model).__name__} fails: {text}"
