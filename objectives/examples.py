@@ -70,7 +70,7 @@ class Examples:
         ----------
         source
             A map-style dataset, an iterable dataset, a loader, or anything else that can be iterated over several times
-            and gives batches.
+            and gives batches. A list holds samples; of a list of batches pass `DataLoader(list, batch_size=None)`.
         inputs, labels
             Which parts of a sample are the inputs and the labels, if a sample is not (input, label) or the input alone:
             a key or an index, several of them for several inputs, or a function of the collated batch.
