@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from objectives.trees import Tree
 
 WIDTH, PLANS = 32, 6
-SPACE = Space((PruneRatios(), Depth(), Ranks(), BitWidths(runtime=OnnxRuntime())), Temperatures())
+# rounded inputs would be another kind of rounded layer, of which three plans tell less
+SPACE = Space((PruneRatios(), Depth(), Ranks(), BitWidths(activations=(32,), runtime=OnnxRuntime())), Temperatures())
 # a rounded layer and a factor between operators that need conversions, and norms of which files hold half
 ELSEWHERE = replace(OnnxRuntime().layout, graph=300, floating=160, linear_factor=-110, tensor=90, outside=3.6)
 
