@@ -74,7 +74,7 @@ CASES = (  # searched in the names of tests
     r"TestOnnxRuntime::test_layers_are_packed\w+\[(?!Linear|Conv2d-1\b)",
     r"TestOnnxRuntime::test_files_of_two_axes\w+\[.*-(?:Mlp|Plain)\]",
     r"test_signatures\.py::test_an_exported_file_is_verified_at_every_size\[executorch",
-    r"test_signatures\.py::test_entry_points_share_weights\w+\[(?!executorch-8-\]|litert-4)",
+    r"test_signatures\.py::test_entry_points_share_weights\w+\[(?!litert-4)",
     r"test_ends\.py::test_what_cannot_be_is_one_line\[words[12]",
     r"test_ends\.py::test_a_preprocessing_that_cannot_be_a_part\w+\[(?!InPlace)",
     r"test_full_disk\.py::test_with_space_the_same_command_goes_on\[sqlite",

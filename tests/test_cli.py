@@ -214,7 +214,10 @@ ERRORS_BEFORE_RUN: dict[str, tuple[list[str], str]] = {
         ["run", str(ROOT / "studies" / "fashion_mnist.py") + ":residual", "--set", "data=/nowhere"],
         "no train-images-idx3-ubyte(.gz) in /nowhere; name the folder of the four IDX files",
     ),
-    "labels": (["run", "variants.py:labels"], "labels must be in [0, 4), the teacher's 4 outputs, but the train"),
+    "labels": (
+        ["run", "variants.py:labels"],
+        "labels must be in [0, 4), for the outputs of the teacher, but the train",
+    ),
     "a forward that fails": (
         ["run", "variants.py:shape"],
         "the network must accept the example, but its forward failed",

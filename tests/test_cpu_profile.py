@@ -9,7 +9,7 @@ import time
 import pytest
 
 from search.study.budget_clock import cpu_seconds
-from search.study.cpu_profile import ELSE, STARTING, TRAINING, CpuProfile
+from search.study.cpu_profile import ELSE, PREPARING, TRAINING, CpuProfile
 
 
 def work(seconds: float) -> None:
@@ -39,8 +39,8 @@ def test_time_before_the_profile_and_in_child_processes_counts() -> None:
     profile = CpuProfile()
     with profile.charge("measuring"):
         subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.2: pass"], check=True)
-    profile.charge_since(start, STARTING)
-    assert profile.seconds[STARTING] == pytest.approx(0.05, abs=0.02)
+    profile.charge_since(start, PREPARING)
+    assert profile.seconds[PREPARING] == pytest.approx(0.05, abs=0.02)
     assert profile.seconds["measuring"] > 0.2
     assert "imports, loading the study, and the teacher's file" in profile.words()
 

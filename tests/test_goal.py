@@ -371,6 +371,7 @@ def test_every_command_uses_the_stored_goal(
     assert "met by trial" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_pick_the_member_that_meets_the_goal_best_is_exported(
     reached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -200,6 +200,7 @@ class Unlucky(OnnxRuntime):
         super().export(model, example, path)
 
 
+@pytest.mark.slow
 def test_a_fault_that_does_not_come_again_is_not_blamed_on_precisions() -> None:
     _, study = tried(Unlucky())
     assert study.user_attrs[FAILING] == {}
@@ -223,6 +224,7 @@ class Whole(OnnxRuntime):
         super().export(model, example, path)
 
 
+@pytest.mark.slow
 def test_a_runtime_of_integers_alone_is_not_tried_with_floats_between_them() -> None:
     shared, study = tried(Whole())
     assert study.user_attrs[FAILING] == {}

@@ -12,7 +12,7 @@ from search.evaluation.tried_precisions import leave_out_failing
 from search.loop.run import run
 from search.results.export import VerificationTime
 from search.study.budget_clock import BudgetClock
-from search.study.cpu_profile import STARTING
+from search.study.cpu_profile import PREPARING
 from search.study.files import ensure_writable
 from search.study.front import front
 from search.study.goal import with_stored_goal
@@ -86,7 +86,7 @@ def opened_search(options: argparse.Namespace, workers: int = 1, run_name: str =
     wall, cpu = options.start
     clock = BudgetClock(spec.budget, wall, cpu, workers=workers, run=run_name)
     context, reference = prepared(spec, device_named(options.device), folder, clock)
-    context.cpu_profile.charge_since(cpu, STARTING)
+    context.cpu_profile.charge_since(cpu, PREPARING)
     ensure_same_answers(study, context.subject)
     leave_out_failing(study, context.subject)
     context = bounded(study, context)

@@ -217,8 +217,8 @@ def _measured(
 ) -> Iterator[float | None]:
     """Measure networks, and parts of each before, until the time is up; yield each network's cost over the teacher's.
 
-    At least one network is measured, unless it would take too long, as the teacher did; then parts of one are, if the
-    cost can be measured on parts. Of a network that fails, None is yielded.
+    At least one network is measured, or parts of one if the network would take too long. Of a network that fails, None
+    is yielded.
 
     Raises
     ------
@@ -227,9 +227,6 @@ def _measured(
     """
     subject = context.subject
     seconds = timing.teacher  # CPU time of the last network, without its parts
-    if of_parts is None and timing.began + seconds > timing.until:
-        console.print(f"no network is measured to predict {objective.name}: one takes about {seconds:.0f} s")
-        return
     failed, worked = FailedPlans(f"measuring networks to predict {objective.name}"), 0
     with track(f"measuring networks to predict {objective.name}") as progress:
         for number, params in enumerate(

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 TABLE, SCORING = "changes alone", "one-shot scores"
 BUILDING, TRAINING, MEASURING, FILES = "building", "training", "measuring", "files"
 ELSE = "all else"  # Optuna, the storage, bookkeeping
-STARTING = "starting"
+PREPARING = "preparing"
 # What users read where it differs from the name in the benchmark's columns.
 SHOWN_NAMES = {
     TABLE: "sensitivity table", SCORING: "proxy losses", FILES: "exporting and verifying files",
-    STARTING: "imports, loading the study, and the teacher's file",
+    PREPARING: "imports, loading the study, and the teacher's file",
 }  # fmt: skip
 LEAST_SHARE_SHOWN = 0.005  # share of the CPU time; smaller activities are left out of the summary
 
