@@ -98,6 +98,11 @@ class Graph:
                 del self.constants[tensor.name]
 
 
+def whole_number(node: NodeProto, name: str, default: int) -> int:
+    """Return an attribute of a node that is a whole number, ``default`` where the node does not have it."""
+    return next((item.i for item in node.attribute if item.name == name), default)
+
+
 def strip(model: ModelProto) -> None:
     """Remove, in place, all that execution does not need: texts, inferred shapes, default attributes, long names."""
     graph = Graph(model.graph)

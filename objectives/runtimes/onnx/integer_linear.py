@@ -13,17 +13,20 @@ Legend: ``I`` inputs, ``O`` outputs.
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from objectives.runtimes.onnx.graph import Graph
+from objectives.runtimes.onnx.graph import Graph, whole_number
 
 DOMAIN = "com.microsoft"  # of the operators that only ONNX Runtime has
 _PLAIN_GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
 
 
 def integer_reader(graph: Graph, dequantize: NodeProto) -> NodeProto | None:
-    """Return the linear layer that reads a dequantized weight of shape (O, I), if its inputs are integers too."""
+    """Return the linear layer that reads a dequantized weight of shape (O, I), if its inputs are integers too.
+
+    The weight is one of signed codes, without a zero point.
+    """
     weight, scale = (graph.constants[name] for name in dequantize.input[:2])
-    axis = next((item.i for item in dequantize.attribute if item.name == "axis"), 1)
-    if weight.ndim != 2 or (scale.ndim and axis != 0):  # noqa: PLR2004 - outputs, inputs
+    by_output = not scale.ndim or whole_number(dequantize, "axis", 1) == 0
+    if weight.dtype != np.int8 or weight.ndim != 2 or not by_output:  # noqa: PLR2004 - outputs, inputs
         return None
     value, layer = dequantize.output[0], graph.only_reader(dequantize.output[0])
     transposed = layer is not None and layer.op_type == "Transpose"

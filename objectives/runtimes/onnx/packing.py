@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from objectives.runtimes.file_layout import pack_bits
 from objectives.runtimes.onnx.between import CLAMP_OPS, TRANSPARENT_OPS, quantizer, simplify
-from objectives.runtimes.onnx.graph import Graph, store, strip
+from objectives.runtimes.onnx.graph import Graph, store, strip, whole_number
 from objectives.runtimes.onnx.integer_linear import integer_reader, multiply_integers, name_domain
 
 Codes = NDArray[np.int8] | NDArray[np.uint8]
@@ -67,6 +67,8 @@ def pack(exported: ModelProto, least_bits: int, *, own_operators: bool = True) -
         if codes is None or codes.dtype not in (np.int8, np.uint8) or len(graph.readers(node.input[0])) > 1:
             continue
         if node.op_type == "DequantizeLinear":
+            if any(graph.constants[zero_point].any() for zero_point in node.input[2:]):
+                continue  # an asymmetric weight is kept as it was exported
             linear = integer_reader(graph, node) if own_operators else None
             if linear is not None:
                 _pack_product(graph, linear, node, codes, least_bits)
@@ -114,9 +116,7 @@ def _pack_uniform(graph: Graph, dequantize: NodeProto, codes: Codes, least_bits:
     """
     name, scale_name = dequantize.input[:2]
     scale_O = graph.constants[scale_name]
-    axis = next((item.i for item in dequantize.attribute if item.name == "axis"), 1)
-    if any(graph.constants[zero_point].any() for zero_point in dequantize.input[2:]):
-        return  # an asymmetric weight is kept as it was exported
+    axis = whole_number(dequantize, "axis", 1)
     outputs = list(dequantize.output)
     kernel = _integer_form(graph, dequantize, codes, axis)
     if kernel is None:
@@ -167,7 +167,7 @@ def _integer_form(
     layer = graph.only_reader(dequantize.output[0])
     if layer is None or layer.op_type != "Conv":
         return None
-    groups = next((item.i for item in layer.attribute if item.name == "group"), 1)
+    groups = whole_number(layer, "group", 1)
     channels = codes.shape[1], len(codes) // groups  # of a group: taken and returned
     if groups > 1 and max(channels) > 1 and min(channels) < _LEAST_IN_GROUP:
         return None
